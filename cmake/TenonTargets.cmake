@@ -1,0 +1,33 @@
+# The functions by which folders declare what they hold: tenon_folder, tenon_program.
+
+# tenon_folder(<name> [HEADERS <public header>...] [SOURCES <file>...] [LIBRARIES <target>...])
+# Declares the calling folder's object library tenon_<name>, puts it into libtenon, and installs its
+# public headers. Internal headers are not listed.
+function(tenon_folder name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;SOURCES;LIBRARIES")
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "tenon_folder(${name}): unexpected ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  if(arg_SOURCES)
+    add_library(tenon_${name} OBJECT ${arg_SOURCES})
+    target_include_directories(tenon_${name} PRIVATE "${PROJECT_SOURCE_DIR}"
+                                                     "${PROJECT_BINARY_DIR}/generated")
+    target_link_libraries(tenon_${name} PRIVATE tenon_flags ${arg_LIBRARIES})
+    target_link_libraries(tenon PRIVATE tenon_${name})
+  endif()
+  foreach(header IN LISTS arg_HEADERS)
+    get_filename_component(folder "${name}/${header}" DIRECTORY)
+    install(FILES "${header}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/tenon/${folder}")
+  endforeach()
+  # In the tree as in the package, a folder's name stands for the one library that holds it.
+  add_library(tenon::${name} ALIAS tenon)
+endfunction()
+
+# tenon_program(<name> <source>... [LIBRARIES <target>...])
+# Builds and installs bin/<name>, linked to tenon and CLI11.
+function(tenon_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LIBRARIES")
+  add_executable(${name} ${arg_SOURCES} ${arg_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE tenon::tenon tenon_flags CLI11::CLI11 ${arg_LIBRARIES})
+  install(TARGETS ${name} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+endfunction()

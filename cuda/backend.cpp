@@ -1,0 +1,149 @@
+#include "cuda/backend.h"
+
+#include <vector>
+
+#include "cuda/check.h"
+#include "cuda/context.h"
+#include "cuda/handle.h"
+#include "cuda/kernels/register.h"
+#include "tensor/detail/check.h"
+#include "tensor/device_backend.h"
+
+namespace tenon::cuda {
+namespace {
+
+std::int64_t count_kernel_nodes(cudaGraph_t graph) {
+  std::size_t count = 0;
+  TENON_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &count));
+  std::vector<cudaGraphNode_t> nodes(count);
+  if (count > 0) TENON_CUDA_CHECK(cudaGraphGetNodes(graph, nodes.data(), &count));
+  std::int64_t kernels = 0;
+  for (cudaGraphNode_t node : nodes) {
+    cudaGraphNodeType type{};
+    TENON_CUDA_CHECK(cudaGraphNodeGetType(node, &type));
+    if (type == cudaGraphNodeTypeKernel) ++kernels;
+    if (type == cudaGraphNodeTypeGraph) {
+      cudaGraph_t child = nullptr;
+      TENON_CUDA_CHECK(cudaGraphChildGraphNodeGetGraph(node, &child));
+      kernels += count_kernel_nodes(child);
+    }
+  }
+  return kernels;
+}
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  TENON_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+/// Pinned memory is read by the device itself, after the call; pageable memory is staged within it.
+bool is_pinned(const void* data) {
+  cudaPointerAttributes attributes{};
+  TENON_CUDA_CHECK(cudaPointerGetAttributes(&attributes, data));
+  return attributes.type == cudaMemoryTypeHost;
+}
+
+class CudaBackend final : public DeviceBackend {
+ public:
+  int device_count() const override { return probe_devices().count; }
+
+  std::string unavailable_reason() const override { return probe_devices().reason; }
+
+  std::string device_name(int index) const override {
+    static_cast<void>(device_context(index));
+    cudaDeviceProp properties{};
+    TENON_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+    return properties.name;
+  }
+
+  void* allocate(std::size_t bytes, int index) override {
+    return device_context(index).allocator().allocate(bytes);
+  }
+
+  void free(void* data, std::size_t, int index) noexcept override {
+    if (DeviceContext* context = existing_context(index)) context->allocator().free(data);
+  }
+
+  void copy(void* target, Device target_device, const void* source, Device source_device,
+            std::size_t bytes) override {
+    if (bytes == 0) return;
+    if (target_device.is_cuda() && source_device.is_cuda() &&
+        target_device.index != source_device.index) {
+      copy_between_devices(target, target_device.index, source, source_device.index, bytes);
+      return;
+    }
+    const int index = target_device.is_cuda() ? target_device.index : source_device.index;
+    cudaStream_t stream = device_context(index).stream().handle;
+    if (target_device.is_cpu() || source_device.is_cpu()) {
+      TENON_CHECK(!is_capturing(stream), DeviceError,
+                  "a copy between host and device while kernels are being counted or captured; "
+                  "needed work that stays on the device");
+    }
+    TENON_CUDA_CHECK(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, stream));
+    if (target_device.is_cpu() || (source_device.is_cpu() && is_pinned(source))) {
+      TENON_CUDA_CHECK(cudaStreamSynchronize(stream));
+    }
+  }
+
+  void synchronize(int index) override {
+    TENON_CUDA_CHECK(cudaStreamSynchronize(device_context(index).stream().handle));
+  }
+
+  void* stream(int index) override { return device_context(index).stream().handle; }
+
+  std::int64_t count_kernels(int index, const std::function<void()>& work) override {
+    cudaStream_t stream = device_context(index).stream().handle;
+    TENON_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    try {
+      work();
+    } catch (...) {
+      cudaGraph_t graph = nullptr;
+      note_quietly(cudaStreamEndCapture(stream, &graph));
+      const GraphHandle discarded(graph);
+      throw;
+    }
+    cudaGraph_t captured = nullptr;
+    TENON_CUDA_CHECK(cudaStreamEndCapture(stream, &captured));
+    const GraphHandle graph(captured);
+    return count_kernel_nodes(graph.get());
+  }
+
+  double time_ms(int index, const std::function<void()>& work) override {
+    cudaStream_t stream = device_context(index).stream().handle;
+    const EventHandle start = make_event(true);
+    const EventHandle stop = make_event(true);
+    TENON_CUDA_CHECK(cudaEventRecord(start.get(), stream));
+    work();
+    TENON_CUDA_CHECK(cudaEventRecord(stop.get(), stream));
+    TENON_CUDA_CHECK(cudaEventSynchronize(stop.get()));
+    float milliseconds = 0;
+    TENON_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, start.get(), stop.get()));
+    return milliseconds;
+  }
+
+  MemoryStats memory_stats(int index) const override {
+    DeviceContext* context = existing_context(index);
+    return context != nullptr ? context->allocator().stats() : MemoryStats{};
+  }
+
+ private:
+  /// Both streams are waited for: there is no order between streams of different devices.
+  void copy_between_devices(void* target, int target_index, const void* source, int source_index,
+                            std::size_t bytes) {
+    synchronize(source_index);
+    cudaStream_t stream = device_context(target_index).stream().handle;
+    TENON_CUDA_CHECK(
+        cudaMemcpyPeerAsync(target, target_index, source, source_index, bytes, stream));
+    TENON_CUDA_CHECK(cudaStreamSynchronize(stream));
+  }
+};
+
+}  // namespace
+
+void register_backend() {
+  register_device_backend(DeviceType::cuda, std::make_unique<CudaBackend>());
+  register_all_kernels();
+}
+
+}  // namespace tenon::cuda

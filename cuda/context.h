@@ -1,0 +1,63 @@
+// What Tenon holds of one GPU: its stream, its allocator and the workspace of matrix products. A
+// context is made at the first use of its device and lives until the process ends.
+#pragma once
+
+#include <string>
+
+#include "cuda/allocator.h"
+#include "cuda/handle.h"
+#include "cuda/launch.h"
+
+namespace tenon::cuda {
+
+/// cuBLASLt's recommendation for Hopper.
+inline constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+class DeviceContext {
+ public:
+  explicit DeviceContext(int index);
+  Stream stream() const { return {stream_.get(), index_}; }
+  CachingAllocator& allocator() { return allocator_; }
+  /// kWorkspaceBytes of memory for the kernels of this device's stream, made at the first call.
+  void* workspace();
+
+ private:
+  int index_;
+  StreamHandle stream_;
+  CachingAllocator allocator_;
+  std::once_flag workspace_made_;
+  void* workspace_ = nullptr;
+};
+
+/// What the driver says about this machine; asked once.
+struct DeviceProbe {
+  int count = 0;
+  std::string reason;  // why count is 0
+};
+const DeviceProbe& probe_devices();
+
+/// The context of device `index`, made if need be; it also becomes the calling thread's device.
+/// DeviceError when there is no such device, DeviceLost after a sticky error.
+DeviceContext& device_context(int index);
+/// The context if it was made already, else null; touches no driver.
+DeviceContext* existing_context(int index) noexcept;
+
+/// Memory of a device for the duration of a scope, in stream order.
+class ScratchMemory {
+ public:
+  ScratchMemory(int device, std::size_t bytes)
+      : device_(device),
+        data_(bytes > 0 ? device_context(device).allocator().allocate(bytes) : nullptr) {}
+  ~ScratchMemory() {
+    if (data_ != nullptr) existing_context(device_)->allocator().free(data_);
+  }
+  ScratchMemory(const ScratchMemory&) = delete;
+  ScratchMemory& operator=(const ScratchMemory&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  int device_;
+  void* data_;
+};
+
+}  // namespace tenon::cuda

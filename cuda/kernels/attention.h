@@ -1,0 +1,94 @@
+// Scaled dot-product attention on CUDA: what its kernels are given, which tiles they use, and their
+// launchers. The op is defined in tensor/ops/scaled_dot_product_attention.cpp.
+//
+// Both kernels work like FlashAttention-2 (T. Dao, "FlashAttention-2: Faster Attention with Better
+// Parallelism and Work Partitioning", 2023): a block of threads holds a tile of query rows, walks
+// over tiles of keys with an online softmax, and never writes a score to device memory.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/launch.h"
+#include "tensor/dtype.h"
+#include "tensor/philox.h"
+#include "tensor/tensor_view.h"
+
+namespace tenon::cuda {
+
+inline constexpr int kMaxAttentionBatchAxes = kMaxRank - 2;
+
+enum class AttentionMask : std::uint8_t { none, boolean, additive };
+
+/// One operand: strides in elements; the last axis of query, key and value has stride 1.
+struct AttentionOperand {
+  std::int64_t batch[kMaxAttentionBatchAxes];
+  std::int64_t row;
+  std::int64_t column;
+};
+
+/// A launch. Sizes are (batches…, length, head), (…, keys, head), (…, keys, head_v).
+struct AttentionParams {
+  const void* query;
+  const void* key;
+  const void* value;
+  const void* mask;
+  void* output;
+  AttentionOperand query_strides;
+  AttentionOperand key_strides;
+  AttentionOperand value_strides;
+  AttentionOperand mask_strides;
+  AttentionOperand output_strides;
+
+  int batch_axes;
+  std::int64_t batch_sizes[kMaxAttentionBatchAxes];
+  std::int64_t batches;
+  std::int64_t length;
+  std::int64_t keys;
+  std::int64_t head;
+  std::int64_t head_v;
+
+  double scale_log2;  // scale · log2(e): probabilities are powers of two
+  bool is_causal;
+  AttentionMask mask_kind;
+  bool has_dropout;
+  DropoutKey dropout_key;
+  std::uint32_t dropout_threshold;
+  double keep_scale;  // 1/(1-p); 0 when everything is dropped
+
+  std::int64_t row_blocks;  // tiles of query rows; set by the launchers
+};
+
+/// Which of a kernel's compiled forms runs.
+enum class AttentionVariant : std::uint8_t {
+  plain,    ///< no mask, no dropout, scale > 0
+  dropout,  ///< plain with dropout
+  general,  ///< any mask, any scale, with or without dropout
+};
+
+/// The tiles of one launch.
+struct AttentionTiling {
+  AttentionVariant variant = AttentionVariant::general;
+  int rows = 0;  // query rows of a block
+  int keys = 0;  // keys of one step
+  int head = 0;  // head sizes, zero-padded up to this
+  int threads = 0;
+  std::int64_t shared_bytes = 0;
+};
+
+/// Whether flash_mma can take these sizes: 16-bit floats, head sizes multiples of 8 up to 256.
+bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
+/// Tiles of flash_mma: 128 rows, or 64 where 128 would leave multiprocessors idle, for masks, and
+/// for heads above 128.
+AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multiprocessors);
+/// Tiles of flash_simt; `head` is the slice of the value's head that one block computes.
+AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v);
+
+/// Tensor cores: 16-bit floats that flash_mma_takes, rows aligned to 16 bytes. All sizes are > 0, and
+/// `tiling` comes from choose_flash_mma_tiling.
+void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
+                      Stream stream);
+/// Multiply-adds: any floating dtype. Sizes are > 0, the query's head may be 0.
+void launch_flash_simt(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
+                       Stream stream);
+
+}  // namespace tenon::cuda

@@ -1,0 +1,85 @@
+// What the attention kernels share: which tile a block computes, and the mask.
+#pragma once
+
+#include <cmath>
+
+#include "cuda/device/convert.cuh"
+#include "cuda/kernels/attention.h"
+
+namespace tenon::cuda {
+
+/// The part of the problem that one block computes, with pointers to its batch.
+template <class T>
+struct AttentionBlock {
+  std::int64_t batch;      // row-major index over the batch axes
+  std::int64_t row_block;  // which tile of query rows
+  const T* query;
+  const T* key;
+  const T* value;
+  const char* mask;  // bool or T, by mask_kind
+  T* output;
+};
+
+__device__ __forceinline__ std::int64_t divide(std::int64_t a, std::int64_t b) {
+  // 64-bit division is several times slower, and almost never needed.
+  if (((a | b) >> 32) == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
+  return a / b;
+}
+
+/// Finds batch and row tile of a block. Causal blocks start with the longest rows.
+template <class T>
+__device__ __forceinline__ AttentionBlock<T> locate_block(const AttentionParams& params,
+                                                          std::int64_t block) {
+  AttentionBlock<T> result;
+  const std::int64_t batch = divide(block, params.row_blocks);
+  result.row_block = block - batch * params.row_blocks;
+  if (params.is_causal) result.row_block = params.row_blocks - 1 - result.row_block;
+  result.batch = batch;
+
+  std::int64_t query = 0, key = 0, value = 0, mask = 0, output = 0;
+  std::int64_t rest = result.batch;
+  for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
+    const std::int64_t quotient = divide(rest, params.batch_sizes[axis]);
+    const std::int64_t index = rest - quotient * params.batch_sizes[axis];
+    rest = quotient;
+    query += index * params.query_strides.batch[axis];
+    key += index * params.key_strides.batch[axis];
+    value += index * params.value_strides.batch[axis];
+    mask += index * params.mask_strides.batch[axis];
+    output += index * params.output_strides.batch[axis];
+  }
+  result.query = static_cast<const T*>(params.query) + query;
+  result.key = static_cast<const T*>(params.key) + key;
+  result.value = static_cast<const T*>(params.value) + value;
+  const std::int64_t mask_element = params.mask_kind == AttentionMask::additive ? sizeof(T) : 1;
+  result.mask = static_cast<const char*>(params.mask) + mask * mask_element;
+  result.output = static_cast<T*>(params.output) + output;
+  return result;
+}
+
+/// Keys that a tile of query rows ending before `row_end` can see.
+__device__ __forceinline__ std::int64_t visible_keys(const AttentionParams& params,
+                                                     std::int64_t row_end) {
+  return params.is_causal && row_end < params.keys ? row_end : params.keys;
+}
+
+/// How many of the `present` keys from `key0` on the query `row` sees.
+__device__ __forceinline__ int seen_keys(const AttentionParams& params, std::int64_t row,
+                                         std::int64_t key0, int present) {
+  if (!params.is_causal || row - key0 >= present) return present;
+  return row < key0 ? 0 : static_cast<int>(row - key0) + 1;
+}
+
+/// A masked score: `score` is in units of log2; the mask's (row, column) must exist.
+template <class T, class C>
+__device__ __forceinline__ C apply_mask(const AttentionParams& params, const char* mask,
+                                        std::int64_t row, std::int64_t column, C score) {
+  const std::int64_t index = row * params.mask_strides.row + column * params.mask_strides.column;
+  if (params.mask_kind == AttentionMask::boolean) {
+    return mask[index] != 0 ? score : -static_cast<C>(INFINITY);
+  }
+  constexpr C kLog2E = static_cast<C>(1.4426950408889634074);
+  return score + static_cast<C>(widen(reinterpret_cast<const T*>(mask)[index])) * kLog2E;
+}
+
+}  // namespace tenon::cuda

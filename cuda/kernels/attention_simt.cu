@@ -1,0 +1,332 @@
+// FlashAttention-2 with ordinary multiply-adds: softmax(Q·Kᵀ·scale + mask)·V for every floating
+// dtype, any head sizes and strides. 16-bit floats compute in float32, float64 in float64.
+//
+// A block of 128 threads owns 64 query rows and a slice of at most kSlice columns of the value; it
+// walks over tiles of kKeys keys. Thread (y, x) = (tid / 16, tid % 16) holds rows y + 8·i and keys
+// x + 16·j of the scores. All shared memory reads are 16 bytes a thread: rows of query and key are
+// read along the head, rows padded by 16 bytes so that neighbouring rows start in different banks.
+// A head longer than kDepth is multiplied in steps; a value longer than kSlice takes several blocks.
+#include "cuda/device/memory.cuh"
+#include "cuda/kernels/attention_common.cuh"
+
+namespace tenon::cuda {
+namespace {
+
+constexpr int kSimtThreads = 128;
+constexpr int kSimtRows = 64;
+constexpr int kThreadRows = 8;
+constexpr int kAcross = 16;  // threads along the keys
+constexpr unsigned kFullWarp = 0xffffffffU;
+
+/// Compile-time facts of one kernel.
+template <class T_, int kSlice_, int kKeys_, int kDepth_>
+struct SimtTile {
+  using T = T_;
+  using C = compute_type<T>;
+  static constexpr int kSlice = kSlice_;
+  static constexpr int kKeys = kKeys_;
+  static constexpr int kDepth = kDepth_;
+  static constexpr int kLength = 16 / static_cast<int>(sizeof(C));  // elements of a 16-byte read
+  static constexpr int kThreadKeys = kKeys / kAcross;
+  static constexpr int kColumnSets =
+      kSlice / (kAcross * kLength);  // 16-byte pieces of a row a thread
+  static constexpr int kHeadStride = kDepth + kLength;
+  static constexpr int kProbabilityStride = kKeys + kLength;
+  struct Shared {
+    alignas(16) C query[kSimtRows * kHeadStride];
+    alignas(16) C key[kKeys * kHeadStride];
+    alignas(16) C value[kKeys * kSlice];
+    alignas(16) C probability[kSimtRows * kProbabilityStride];
+  };
+};
+
+/// The registers of one thread; index i is row y + 8·i of the block.
+template <class Tile>
+struct SimtState {
+  typename Tile::C output[kThreadRows][Tile::kColumnSets][Tile::kLength];
+  typename Tile::C top[kThreadRows];  // running maximum, in units of log2
+  typename Tile::C sum[kThreadRows];  // of the columns that this thread holds
+};
+
+/// Copies kRows x kColumns elements, widened; what lies outside rows x columns is 0.
+template <int kRows, int kColumns, int kStride, class C, class T>
+__device__ __forceinline__ void stage_tile(C* shared, const T* global, std::int64_t stride,
+                                           std::int64_t rows, std::int64_t columns) {
+  constexpr int kStep = kSimtThreads / kColumns;
+  static_assert(kSimtThreads % kColumns == 0 && kRows % kStep == 0);
+  const int column = static_cast<int>(threadIdx.x) % kColumns;
+  const int first = static_cast<int>(threadIdx.x) / kColumns;
+  const T* source = global + first * stride + column;
+#pragma unroll 8
+  for (int i = 0; i < kRows / kStep; ++i) {
+    const int row = first + i * kStep;
+    shared[row * kStride + column] =
+        row < rows && column < columns ? static_cast<C>(widen(*source)) : C(0);
+    source += kStep * stride;
+  }
+}
+
+/// score += Q·Kᵀ over the first `depth` staged columns of the head.
+template <class Tile>
+__device__ __forceinline__ void add_key_products(
+    const typename Tile::Shared& shared, typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys],
+    int depth, int y, int x) {
+  using C = typename Tile::C;
+#pragma unroll 2
+  for (int k = 0; k < depth; k += Tile::kLength) {
+    Pack<C, Tile::kLength> query[kThreadRows];
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) {
+      query[i] = load_pack<C, Tile::kLength>(&shared.query[(y + 8 * i) * Tile::kHeadStride + k]);
+    }
+#pragma unroll
+    for (int j = 0; j < Tile::kThreadKeys; ++j) {
+      const auto key =
+          load_pack<C, Tile::kLength>(&shared.key[(x + kAcross * j) * Tile::kHeadStride + k]);
+#pragma unroll
+      for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+        for (int e = 0; e < Tile::kLength; ++e) score[i][j] += query[i].item[e] * key.item[e];
+      }
+    }
+  }
+}
+
+/// output += P·V over the first `keys` staged keys.
+template <class Tile>
+__device__ __forceinline__ void add_value_products(const typename Tile::Shared& shared,
+                                                   SimtState<Tile>& state, int keys, int y, int x) {
+  using C = typename Tile::C;
+#pragma unroll 1
+  for (int k = 0; k < keys; k += Tile::kLength) {
+    Pack<C, Tile::kLength> p[kThreadRows];
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) {
+      p[i] = load_pack<C, Tile::kLength>(
+          &shared.probability[(y + 8 * i) * Tile::kProbabilityStride + k]);
+    }
+#pragma unroll
+    for (int e = 0; e < Tile::kLength; ++e) {
+#pragma unroll
+      for (int set = 0; set < Tile::kColumnSets; ++set) {
+        const auto value = load_pack<C, Tile::kLength>(
+            &shared.value[(k + e) * Tile::kSlice + (set * kAcross + x) * Tile::kLength]);
+#pragma unroll
+        for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+          for (int c = 0; c < Tile::kLength; ++c) {
+            state.output[i][set][c] += p[i].item[e] * value.item[c];
+          }
+        }
+      }
+    }
+  }
+}
+
+/// Scales the scores, applies the mask, and hides keys past the end or after the query.
+template <class Tile>
+__device__ __forceinline__ void finish_scores(
+    const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
+    typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys], std::int64_t row0, std::int64_t key0,
+    int x) {
+  using C = typename Tile::C;
+  const C scale = static_cast<C>(params.scale_log2);
+  const bool masked = params.mask_kind != AttentionMask::none;
+  // Keys of this tile that exist; a row sees those before `seen`.
+  const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kKeys}));
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) {
+    const int seen = seen_keys(params, row0 + 8 * i, key0, present);
+#pragma unroll
+    for (int j = 0; j < Tile::kThreadKeys; ++j) {
+      const int column = x + kAcross * j;
+      C& s = score[i][j];
+      s *= scale;
+      if (masked && column < seen && row0 + 8 * i < params.length) {
+        s = apply_mask<typename Tile::T>(params, block.mask, row0 + 8 * i, key0 + column, s);
+      }
+      if (column >= seen) s = -static_cast<C>(INFINITY);
+    }
+  }
+}
+
+/// Reduces over the 16 threads that share rows.
+template <class C, class Combine>
+__device__ __forceinline__ C reduce_across(C value, Combine combine) {
+#pragma unroll
+  for (int distance = kAcross / 2; distance > 0; distance /= 2) {
+    value = combine(value, __shfl_xor_sync(kFullWarp, value, distance));
+  }
+  return value;
+}
+
+/// Keep decisions of the thread's scores, one Philox call per 8 columns and none twice: of the 8
+/// threads that share columns 8·a …, thread u draws row i = u; byte j of its word are keys 16·j + 8·a.
+template <class Tile>
+__device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& params,
+                                                      std::int64_t first_row, std::int64_t key0,
+                                                      int x) {
+  const std::int64_t row = first_row + 8 * (x % 8);
+  std::uint32_t bits = 0;
+#pragma unroll
+  for (int j = 0; j < Tile::kThreadKeys; ++j) {
+    const std::int64_t group = (key0 + kAcross * j + (x & 8)) / 8;
+    bits |= dropout_bits8(params.dropout_key, row, group, params.dropout_threshold) << (8 * j);
+  }
+  return bits;
+}
+
+/// Online softmax: scores become probabilities relative to state.top, in shared memory.
+template <class Tile>
+__device__ __forceinline__ void update_softmax(
+    const AttentionParams& params, typename Tile::Shared& shared, SimtState<Tile>& state,
+    const typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys], std::int64_t dropout_row,
+    std::int64_t key0, int y, int x) {
+  using C = typename Tile::C;
+  const std::uint32_t drawn =
+      params.has_dropout ? draw_dropout<Tile>(params, dropout_row, key0, x) : 0;
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) {
+    C top = state.top[i];
+#pragma unroll
+    for (int j = 0; j < Tile::kThreadKeys; ++j) top = max(top, score[i][j]);
+    top = reduce_across(top, [](C a, C b) { return max(a, b); });
+    // A row without visible keys so far: any finite offset gives probabilities of 0.
+    const C offset = top == -static_cast<C>(INFINITY) ? C(0) : top;
+    const C factor = exp2(state.top[i] - offset);
+    state.top[i] = top;
+    state.sum[i] *= factor;
+#pragma unroll
+    for (int set = 0; set < Tile::kColumnSets; ++set) {
+#pragma unroll
+      for (int c = 0; c < Tile::kLength; ++c) state.output[i][set][c] *= factor;
+    }
+    const std::uint32_t keep =
+        params.has_dropout ? __shfl_sync(kFullWarp, drawn, i, 8) >> (x % 8) : 0xffffffffU;
+#pragma unroll
+    for (int j = 0; j < Tile::kThreadKeys; ++j) {
+      const C p = exp2(score[i][j] - offset);
+      state.sum[i] += p;
+      shared.probability[(y + 8 * i) * Tile::kProbabilityStride + x + kAcross * j] =
+          (keep >> (8 * j)) & 1U ? p : C(0);
+    }
+  }
+}
+
+/// Stages query and key step by step along the head and multiplies them.
+template <class Tile>
+__device__ __forceinline__ void score_keys(
+    const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
+    typename Tile::Shared& shared, typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys],
+    std::int64_t key0, int y, int x) {
+  using C = typename Tile::C;
+  const std::int64_t block_row = block.row_block * kSimtRows;
+  // An empty head still needs the barriers around the staged values.
+  for (std::int64_t depth0 = 0; depth0 == 0 || depth0 < params.head; depth0 += Tile::kDepth) {
+    if (depth0 > 0) __syncthreads();
+    if (key0 == 0 || params.head > Tile::kDepth) {
+      stage_tile<kSimtRows, Tile::kDepth, Tile::kHeadStride, C>(
+          shared.query, block.query + block_row * params.query_strides.row + depth0,
+          params.query_strides.row, params.length - block_row, params.head - depth0);
+    }
+    stage_tile<Tile::kKeys, Tile::kDepth, Tile::kHeadStride, C>(
+        shared.key, block.key + key0 * params.key_strides.row + depth0, params.key_strides.row,
+        params.keys - key0, params.head - depth0);
+    __syncthreads();
+    const auto depth =
+        static_cast<int>(min(params.head - depth0, static_cast<std::int64_t>(Tile::kDepth)));
+    add_key_products<Tile>(shared, score, depth, y, x);
+  }
+}
+
+template <class Tile>
+__device__ __forceinline__ void write_output(const AttentionParams& params,
+                                             typename Tile::T* output, SimtState<Tile>& state,
+                                             std::int64_t row0, std::int64_t column0, int x) {
+  using C = typename Tile::C;
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) {
+    const C sum = reduce_across(state.sum[i], [](C a, C b) { return a + b; });
+    const C factor = static_cast<C>(params.keep_scale) / sum;
+    const std::int64_t row = row0 + 8 * i;
+    if (row >= params.length) continue;
+#pragma unroll
+    for (int set = 0; set < Tile::kColumnSets; ++set) {
+#pragma unroll
+      for (int c = 0; c < Tile::kLength; ++c) {
+        const std::int64_t column = column0 + (set * kAcross + x) * Tile::kLength + c;
+        if (column < params.head_v) {
+          output[row * params.output_strides.row + column * params.output_strides.column] =
+              convert<typename Tile::T>(state.output[i][set][c] * factor);
+        }
+      }
+    }
+  }
+}
+
+template <class Tile>
+__global__ __launch_bounds__(kSimtThreads) void flash_simt_kernel(
+    const __grid_constant__ AttentionParams params, std::int64_t slices) {
+  using C = typename Tile::C;
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<typename Tile::Shared*>(shared_bytes);
+  if (block_index() >= params.batches * params.row_blocks * slices) return;
+  const std::int64_t tile_index = divide(block_index(), slices);
+  const std::int64_t column0 = (block_index() - tile_index * slices) * Tile::kSlice;
+  __shared__ AttentionBlock<typename Tile::T> block;
+  if (threadIdx.x == 0) block = locate_block<typename Tile::T>(params, tile_index);
+  __syncthreads();
+  const int y = static_cast<int>(threadIdx.x) / kAcross;
+  const int x = static_cast<int>(threadIdx.x) % kAcross;
+  const std::int64_t row0 = block.row_block * kSimtRows + y;
+
+  SimtState<Tile> state{};
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) state.top[i] = -static_cast<C>(INFINITY);
+
+  const std::int64_t key_end = visible_keys(params, (block.row_block + 1) * kSimtRows);
+  for (std::int64_t key0 = 0; key0 < key_end; key0 += Tile::kKeys) {
+    if (key0 > 0) __syncthreads();
+    const std::int64_t present = params.keys - key0;
+    stage_tile<Tile::kKeys, Tile::kSlice, Tile::kSlice, C>(
+        shared.value, block.value + key0 * params.value_strides.row + column0,
+        params.value_strides.row, present, params.head_v - column0);
+    C score[kThreadRows][Tile::kThreadKeys] = {};
+    score_keys<Tile>(params, block, shared, score, key0, y, x);
+    finish_scores<Tile>(params, block, score, row0, key0, x);
+    update_softmax<Tile>(params, shared, state, score, block.batch * params.length + row0, key0, y,
+                         x);
+    __syncwarp();  // the 16 threads of a row are in one warp
+    add_value_products<Tile>(shared, state,
+                             static_cast<int>(min(present, static_cast<std::int64_t>(Tile::kKeys))),
+                             y, x);
+  }
+  write_output<Tile>(params, block.output, state, row0, column0, x);
+}
+
+template <class Tile>
+void launch_tile(const AttentionParams& params, Stream stream) {
+  AttentionParams launched = params;
+  launched.row_blocks = ceil_div(params.length, kSimtRows);
+  const std::int64_t slices = ceil_div(params.head_v, Tile::kSlice);
+  launch(stream, "flash_simt", flash_simt_kernel<Tile>,
+         params.batches * launched.row_blocks * slices, kSimtThreads, sizeof(typename Tile::Shared),
+         launched, slices);
+}
+
+}  // namespace
+
+void launch_flash_simt(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
+                       Stream stream) {
+  dispatch_float(dtype, [&]<class T>() {
+    if constexpr (std::is_same_v<T, double>) {
+      launch_tile<SimtTile<double, 64, 32, 32>>(params, stream);
+    } else if (tiling.head == 64) {
+      launch_tile<SimtTile<T, 64, 64, 64>>(params, stream);
+    } else {
+      launch_tile<SimtTile<T, 128, 64, 64>>(params, stream);
+    }
+  });
+}
+
+}  // namespace tenon::cuda

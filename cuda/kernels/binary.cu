@@ -1,0 +1,92 @@
+// Elementwise ops of two operands, the second of which may be a number: floats in float32 (float64
+// for float64), integers wrapping around, bool as logic. Any strides; see device/pointwise.cuh.
+#include "cuda/device/math.cuh"
+#include "cuda/device/pointwise.cuh"
+#include "cuda/kernels/register.h"
+#include "tensor/ops/attributes.h"
+
+namespace tenon::cuda {
+namespace {
+
+enum class BinaryOp { add, sub, mul, div, maximum, minimum };
+
+template <class C>
+__device__ __forceinline__ std::uint64_t bits_of(C x) {
+  return static_cast<std::uint64_t>(x);
+}
+
+/// All binary ops are one kernel a dtype; the op is chosen once for all elements of a thread.
+struct BinaryFunction {
+  BinaryOp op;
+
+  template <class C, int kCount>
+  __device__ void apply(C (&x)[kCount], C (&y)[kCount]) const {
+    const auto each = [&](auto f) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] = f(x[i], y[i]);
+    };
+    switch (op) {
+      case BinaryOp::maximum: return each([](C a, C b) { return nan_max(a, b); });
+      case BinaryOp::minimum: return each([](C a, C b) { return nan_min(a, b); });
+      default: break;
+    }
+    if constexpr (std::is_same_v<C, bool>) {
+      if (op == BinaryOp::add) return each([](C a, C b) { return a || b; });
+      each([](C a, C b) { return a && b; });
+    } else if constexpr (std::is_integral_v<C>) {
+      switch (op) {
+        case BinaryOp::add: return each([](C a, C b) { return C(bits_of(a) + bits_of(b)); });
+        case BinaryOp::sub: return each([](C a, C b) { return C(bits_of(a) - bits_of(b)); });
+        default: return each([](C a, C b) { return C(bits_of(a) * bits_of(b)); });
+      }
+    } else {
+      switch (op) {
+        case BinaryOp::add: return each([](C a, C b) { return a + b; });
+        case BinaryOp::sub: return each([](C a, C b) { return a - b; });
+        case BinaryOp::mul: return each([](C a, C b) { return a * b; });
+        default: return each([](C a, C b) { return a / b; });
+      }
+    }
+  }
+};
+
+template <class T>
+void run_typed(const KernelArgs& args, BinaryOp op) {
+  std::array<TensorView, 2> inputs{args.inputs[0]};
+  std::array<std::int64_t, 2> numbers{};
+  if (args.inputs.size() > 1 && args.inputs[1].present) {
+    inputs[1] = args.inputs[1];
+  } else {
+    numbers[1] = encode_number<T>(args.attributes<BinaryAttrs>().other.value());
+  }
+  run_pointwise<T, T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], inputs,
+                         BinaryFunction{op}, numbers);
+}
+
+template <BinaryOp kOp>
+void run_on_floats(const KernelArgs& args) {
+  dispatch_float(args.outputs[0].dtype, [&]<typename T>() { run_typed<T>(args, kOp); });
+}
+
+template <BinaryOp kOp>
+void run_on_all(const KernelArgs& args) {
+  dispatch_all(args.outputs[0].dtype, [&]<typename T>() { run_typed<T>(args, kOp); });
+}
+
+void register_binary(std::string_view op, std::string_view name, void (*run)(const KernelArgs&)) {
+  register_kernel(op, DeviceType::cuda,
+                  {.name = name, .run = run, .accepts = any_layout, .strided_output = true});
+}
+
+}  // namespace
+
+void register_binary_kernels() {
+  register_binary("add", "cuda.add", run_on_all<BinaryOp::add>);
+  register_binary("sub", "cuda.sub", run_on_all<BinaryOp::sub>);
+  register_binary("mul", "cuda.mul", run_on_all<BinaryOp::mul>);
+  register_binary("div", "cuda.div", run_on_floats<BinaryOp::div>);
+  register_binary("maximum", "cuda.maximum", run_on_all<BinaryOp::maximum>);
+  register_binary("minimum", "cuda.minimum", run_on_all<BinaryOp::minimum>);
+}
+
+}  // namespace tenon::cuda

@@ -1,0 +1,74 @@
+#include "cuda/kernels/reduce_plan.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "cuda/launch.h"
+#include "tensor/detail/check.h"
+
+namespace tenon::cuda {
+namespace {
+
+/// Enough threads to fill any current GPU.
+constexpr std::int64_t kWantedThreads = std::int64_t{1} << 18;
+constexpr std::int64_t kMaxSplits = 1024;
+/// Fewer inputs than this a thread are not worth a second pass.
+constexpr std::int64_t kInputsPerThread = 32;
+/// Splits start at multiples of this, so that 16-byte accesses stay aligned.
+constexpr std::int64_t kSplitAlignment = 16;
+/// With fewer neighbouring outputs, threads across outputs would mostly idle.
+constexpr std::int64_t kFewestColumns = 8;
+
+void plan_splits(ReducePlan& plan) {
+  const std::int64_t threads_of_output =
+      plan.by_columns ? kReduceThreads / kReduceColumns : plan.lanes;
+  const std::int64_t threads = std::max<std::int64_t>(1, plan.outputs) * threads_of_output;
+  const std::int64_t most =
+      std::min(kMaxSplits, plan.count / (threads_of_output * kInputsPerThread));
+  std::int64_t splits = std::clamp<std::int64_t>(kWantedThreads / threads, 1, std::max<std::int64_t>(1, most));
+  plan.split_size = plan.count;
+  if (splits > 1) {
+    plan.split_size = ceil_div(ceil_div(plan.count, splits), kSplitAlignment) * kSplitAlignment;
+    splits = ceil_div(plan.count, plan.split_size);
+  }
+  plan.splits = splits;
+}
+
+}  // namespace
+
+void require_elements(const KernelArgs& args) {
+  TENON_CHECK(args.outputs[0].numel() == 0 || args.inputs[0].numel() > 0, ShapeError,
+              "[{}] an empty axis is reduced; needed at least one element", args.op->name);
+}
+
+ReducePlan plan_reduction(const TensorView& input, const std::vector<std::int64_t>& axes) {
+  Extents kept_sizes, reduced_sizes;
+  Extents kept_strides[1], reduced_strides[1];
+  for (int axis = 0; axis < input.rank(); ++axis) {
+    const bool is_reduced = axes.empty() || std::ranges::find(axes, axis) != axes.end();
+    (is_reduced ? reduced_sizes : kept_sizes).push_back(input.sizes[axis]);
+    (is_reduced ? reduced_strides : kept_strides)[0].push_back(input.strides[axis]);
+  }
+  ReducePlan plan;
+  plan.outputs = kept_sizes.product();
+  plan.count = reduced_sizes.product();
+  plan.kept = collapse_axes(kept_sizes, kept_strides, /*sort=*/false);
+  // The order of summation is free to choose: along memory.
+  plan.reduced = collapse_axes(reduced_sizes, reduced_strides, /*sort=*/true);
+  const std::int64_t kept_inner = plan.kept.strides[0].back();
+  const std::int64_t reduced_inner = plan.reduced.strides[0].back();
+  plan.by_columns = kept_inner == 1 && plan.kept.sizes.back() >= kFewestColumns && reduced_inner != 1;
+  if (!plan.by_columns) {
+    const auto wanted = static_cast<std::uint64_t>(std::max<std::int64_t>(1, plan.count / 8));
+    plan.lanes = wanted > 32 * 8 ? kReduceThreads
+                                 : static_cast<int>(std::bit_ceil(std::min<std::uint64_t>(wanted, 32)));
+  }
+  plan_splits(plan);
+  const std::int64_t outputs_of_block =
+      plan.by_columns ? kReduceColumns : kReduceThreads / plan.lanes;
+  plan.blocks = plan.by_columns ? ceil_div(plan.outputs, outputs_of_block) * plan.splits
+                                : ceil_div(plan.outputs * plan.splits, outputs_of_block);
+  return plan;
+}
+
+}  // namespace tenon::cuda

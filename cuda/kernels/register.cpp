@@ -1,0 +1,21 @@
+#include "cuda/kernels/register.h"
+
+namespace tenon::cuda {
+
+void register_all_kernels() {
+  register_unary_kernels();
+  register_binary_kernels();
+  register_select_kernels();
+  register_cast_kernels();
+  register_copy_kernels();
+  register_cat_kernels();
+  register_reduce_kernels();
+  register_softmax_kernels();
+  register_layer_norm_kernels();
+  register_dropout_kernels();
+  register_embedding_kernels();
+  register_matmul_kernels();
+  register_attention_kernels();
+}
+
+}  // namespace tenon::cuda

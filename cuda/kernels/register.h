@@ -1,0 +1,29 @@
+// The explicit list of CUDA kernels: each file of this folder has one function that registers what
+// it implements with the ops of tensor/ops.
+#pragma once
+
+#include "tensor/op.h"
+
+namespace tenon::cuda {
+
+void register_unary_kernels();
+void register_binary_kernels();
+void register_select_kernels();
+void register_cast_kernels();
+void register_copy_kernels();
+void register_cat_kernels();
+void register_reduce_kernels();
+void register_softmax_kernels();
+void register_layer_norm_kernels();
+void register_dropout_kernels();
+void register_embedding_kernels();
+void register_matmul_kernels();
+void register_attention_kernels();
+
+/// Calls all of the above; once, at start-up.
+void register_all_kernels();
+
+/// For Kernel::accepts: any strides.
+inline bool any_layout(int, const TensorView&) { return true; }
+
+}  // namespace tenon::cuda

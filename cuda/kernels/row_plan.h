@@ -1,0 +1,28 @@
+// How kernels that need a whole row at once (softmax, layer_norm) lay rows over threads. A group of
+// lanes owns a row and holds it in registers, kRowGroup neighbouring columns at a time; rows that do
+// not fit are read again in each pass. A pure function of sizes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tenon::cuda {
+
+inline constexpr int kRowGroup = 8;  // columns: what one Philox call serves
+inline constexpr int kMaxRowThreads = 512;
+
+/// Groups of columns that a thread holds: 32 values in the compute type, 16 of float64.
+template <class T>
+inline constexpr int row_chunks = sizeof(T) == 8 ? 2 : 4;
+
+struct RowPlan {
+  int lanes = 1;       // threads of a row: 1, 2, …, 32, or the whole block
+  int threads = 128;   // of a block
+  std::int64_t blocks = 0;
+  bool fits = false;   // lanes · chunks · kRowGroup >= cols
+};
+
+/// `chunks` is row_chunks of the dtype; rows, cols >= 1.
+RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks);
+
+}  // namespace tenon::cuda

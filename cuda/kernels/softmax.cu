@@ -1,0 +1,160 @@
+// softmax along one axis of a contiguous tensor (outer, axis, inner), in float32 (float64 for
+// float64). Three kernels: rows (inner == 1) that fit the registers of a warp or block are read once;
+// longer rows are read twice, with a running maximum and sum; columns (inner > 1) likewise, with
+// neighbouring threads on neighbouring columns.
+#include "cuda/device/rows.cuh"
+#include "cuda/kernels/register.h"
+#include "cuda/launch.h"
+#include "tensor/ops/attributes.h"
+
+namespace tenon::cuda {
+namespace {
+
+constexpr int kColumnThreads = 32;  // columns of a block
+constexpr int kColumnLanes = 8;     // threads of a column
+
+struct SoftmaxParams {
+  const void* source = nullptr;
+  void* target = nullptr;
+  std::int64_t rows = 0;  // outer · inner
+  std::int64_t cols = 0;  // along the axis
+  std::int64_t inner = 1;
+  int lanes = 1;
+  bool vectors = false;
+};
+
+/// Maximum and Σ exp(x - maximum) of the values seen so far.
+template <class C>
+struct RunningSum {
+  C maximum = -std::numeric_limits<C>::infinity();
+  C sum = C(0);
+
+  __device__ __forceinline__ void add(C value) {
+    if (value == -std::numeric_limits<C>::infinity()) return;  // a term of 0
+    if (value != value) sum = value;
+    else merge({value, C(1)});
+  }
+  __device__ __forceinline__ void merge(const RunningSum& other) {
+    const C larger = NumberMax{}(maximum, other.maximum);
+    if (larger == -std::numeric_limits<C>::infinity()) {
+      sum += other.sum;  // 0 or NaN: the differences below would be NaN
+      return;
+    }
+    sum = sum * exp_of(maximum - larger) + other.sum * exp_of(other.maximum - larger);
+    maximum = larger;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kMaxRowThreads, 2) softmax_rows_kernel(const SoftmaxParams p) {
+  using C = compute_type<T>;
+  __shared__ C scratch[kWarp];
+  const int thread = static_cast<int>(threadIdx.x);
+  const std::int64_t number =
+      block_index() * (static_cast<int>(blockDim.x) / p.lanes) + thread / p.lanes;
+  const bool active = number < p.rows;
+  const std::int64_t row = active ? number : 0;  // all lanes of a warp must stay for the reductions
+  const RowLayout layout{static_cast<int>(p.cols), p.lanes, thread % p.lanes, p.vectors, p.vectors};
+  Row<T, row_chunks<T>> values;
+  values.load(layout, static_cast<const T*>(p.source) + row * p.cols,
+              -std::numeric_limits<C>::infinity());
+  C maximum = -std::numeric_limits<C>::infinity();
+  values.for_each(layout, [&](C& x) { maximum = NumberMax{}(maximum, x); });
+  maximum = group_reduce(maximum, p.lanes, scratch, NumberMax{});
+  C sum = C(0);
+  values.for_each(layout, [&](C& x) {
+    x = exp_of(x - maximum);
+    sum += x;
+  });
+  sum = group_reduce(sum, p.lanes, scratch, Sum{});
+  const C scale = C(1) / sum;
+  values.for_each(layout, [&](C& x) { x *= scale; });
+  if (active) values.store(layout, static_cast<T*>(p.target) + row * p.cols);
+}
+
+/// A block a row, of any length.
+template <class T>
+__global__ void __launch_bounds__(kMaxRowThreads) softmax_long_rows_kernel(const SoftmaxParams p) {
+  using C = compute_type<T>;
+  __shared__ C scratch[kWarp];
+  if (block_index() >= p.rows) return;
+  const T* source = static_cast<const T*>(p.source) + block_index() * p.cols;
+  T* target = static_cast<T*>(p.target) + block_index() * p.cols;
+  const int threads = static_cast<int>(blockDim.x);
+  RunningSum<C> own;
+#pragma unroll 4
+  for (std::int64_t i = threadIdx.x; i < p.cols; i += threads) own.add(widen(source[i]));
+  const C maximum = group_reduce(own.maximum, threads, scratch, NumberMax{});
+  // A thread that saw nothing but -inf would make NaN of its 0.
+  const C part = own.sum == C(0) ? C(0) : own.sum * exp_of(own.maximum - maximum);
+  const C sum = group_reduce(part, threads, scratch, Sum{});
+  const C scale = C(1) / sum;
+#pragma unroll 4
+  for (std::int64_t i = threadIdx.x; i < p.cols; i += threads) {
+    target[i] = convert<T>(exp_of(widen(source[i]) - maximum) * scale);
+  }
+}
+
+/// kColumnThreads columns a block, kColumnLanes threads each.
+template <class T>
+__global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
+    softmax_columns_kernel(const SoftmaxParams p) {
+  using C = compute_type<T>;
+  __shared__ C maxima[kColumnLanes][kColumnThreads];
+  __shared__ C sums[kColumnLanes][kColumnThreads];
+  const int x = static_cast<int>(threadIdx.x) % kColumnThreads;
+  const int y = static_cast<int>(threadIdx.x) / kColumnThreads;
+  const std::int64_t column = block_index() * kColumnThreads + x;
+  const std::int64_t base =
+      column < p.rows ? column / p.inner * p.cols * p.inner + column % p.inner : 0;
+  const T* source = static_cast<const T*>(p.source) + base;
+  RunningSum<C> own;
+  if (column < p.rows) {
+    for (std::int64_t i = y; i < p.cols; i += kColumnLanes) own.add(widen(source[i * p.inner]));
+  }
+  maxima[y][x] = own.maximum;
+  sums[y][x] = own.sum;
+  __syncthreads();
+  if (column >= p.rows) return;
+  RunningSum<C> total;
+  for (int i = 0; i < kColumnLanes; ++i) total.merge({maxima[i][x], sums[i][x]});
+  const C scale = C(1) / total.sum;
+  T* target = static_cast<T*>(p.target) + base;
+  for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
+    target[i * p.inner] = convert<T>(exp_of(widen(source[i * p.inner]) - total.maximum) * scale);
+  }
+}
+
+template <class T>
+void run_typed(Stream stream, SoftmaxParams p) {
+  if (p.inner > 1) {
+    return launch(stream, "softmax", softmax_columns_kernel<T>, ceil_div(p.rows, kColumnThreads),
+                  kColumnThreads * kColumnLanes, 0, p);
+  }
+  const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
+  p.lanes = plan.lanes;
+  p.vectors = p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
+              is_aligned(p.target, kVectorBytes);
+  launch(stream, "softmax", plan.fits ? softmax_rows_kernel<T> : softmax_long_rows_kernel<T>,
+         plan.blocks, plan.threads, 0, p);
+}
+
+void run_softmax(const KernelArgs& args) {
+  const TensorView& input = args.inputs[0];
+  SoftmaxParams p{input.data, args.outputs[0].data};
+  if (input.numel() == 0) return;
+  const std::int64_t dim = args.attributes<AxisAttrs>().dim;
+  const int axis = static_cast<int>(dim < 0 ? dim + input.rank() : dim);
+  p.cols = input.rank() == 0 ? 1 : input.sizes[axis];
+  for (int i = axis + 1; i < input.rank(); ++i) p.inner *= input.sizes[i];
+  p.rows = input.numel() / p.cols;
+  dispatch_float(input.dtype, [&]<typename T>() { run_typed<T>(stream_of(args), p); });
+}
+
+}  // namespace
+
+void register_softmax_kernels() {
+  register_kernel("softmax", DeviceType::cuda, {.name = "cuda.softmax", .run = run_softmax});
+}
+
+}  // namespace tenon::cuda

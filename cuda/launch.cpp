@@ -1,0 +1,71 @@
+#include "cuda/launch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include "cuda/check.h"
+#include "tensor/detail/check.h"
+
+namespace tenon::cuda {
+namespace {
+
+constexpr std::size_t kDefaultSharedBytes = 48 << 10;
+
+bool synchronous_launches() {
+  static const bool on = [] {
+    const char* value = std::getenv("TENON_CUDA_SYNC");
+    return value != nullptr && *value == '1';
+  }();
+  return on;
+}
+
+/// Blocks get more than 48 KiB of dynamic shared memory only after the kernel's limit was raised.
+void raise_shared_limit(Stream stream, const void* kernel, std::size_t bytes) {
+  static std::mutex mutex;
+  static auto* raised = new std::set<std::pair<const void*, std::pair<int, std::size_t>>>;
+  const std::lock_guard lock(mutex);
+  const auto key = std::pair{kernel, std::pair{stream.device, bytes}};
+  if (raised->contains(key)) return;
+  TENON_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(bytes)));
+  raised->insert(key);
+}
+
+}  // namespace
+
+GridShape fold_blocks(std::int64_t blocks) {
+  if (blocks <= kMaxGridX) return {static_cast<unsigned>(blocks), 1};
+  constexpr std::int64_t kFoldedX = std::int64_t{1} << 30;
+  const std::int64_t rows = ceil_div(blocks, kFoldedX);
+  TENON_CHECK(rows <= kMaxGridY, ValueError, "a launch of {} blocks; the limit is {}", blocks,
+              kFoldedX * kMaxGridY);
+  return {static_cast<unsigned>(kFoldedX), static_cast<unsigned>(rows)};
+}
+
+void launch_kernel(Stream stream, const char* name, const void* kernel, const LaunchShape& shape,
+                   void** arguments) {
+  if (shape.blocks == 0) return;
+  TENON_INTERNAL(shape.blocks > 0 && shape.threads > 0, "launch of {} with {} blocks of {} threads",
+                 name, shape.blocks, shape.threads);
+  require_alive();
+  use_device(stream.device);
+  if (shape.shared_bytes > kDefaultSharedBytes) {
+    raise_shared_limit(stream, kernel, shape.shared_bytes);
+  }
+  const GridShape grid = fold_blocks(shape.blocks);
+  const cudaError_t status =
+      cudaLaunchKernel(kernel, dim3(grid.x, grid.y), dim3(static_cast<unsigned>(shape.threads)),
+                       arguments, shape.shared_bytes, stream.handle);
+  check(status, name);
+  check(cudaPeekAtLastError(), name);
+  if (synchronous_launches()) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    TENON_CUDA_CHECK(cudaStreamIsCapturing(stream.handle, &capture));
+    if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream.handle), name);
+  }
+}
+
+}  // namespace tenon::cuda

@@ -1,0 +1,97 @@
+// The inside of a Program, shared by lowering, which fills it, and Program, which runs it.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "graph/program.h"
+#include "tensor/op.h"
+
+namespace tenon {
+
+enum class BufferKind : std::uint8_t { arena, input, output, state };
+
+struct Buffer {
+  BufferKind kind = BufferKind::arena;
+  std::size_t bytes = 0;
+  int index = kNone;     // inputs and outputs: which one
+  void* data = nullptr;  // arena and state: fixed at lowering
+};
+
+/// A position in a buffer, in elements of the view that is put there.
+struct Place {
+  int buffer = kNone;
+  std::int64_t offset = 0;
+};
+
+struct Instruction {
+  const Op* op = nullptr;
+  const Kernel* kernel = nullptr;
+  Attrs attrs;
+  bool training = false;
+  std::vector<TensorView> inputs;
+  std::vector<TensorView> outputs;
+  std::vector<Place> input_places;
+  std::vector<Place> output_places;
+
+  KernelArgs args() const {
+    return {.op = op, .inputs = inputs, .outputs = outputs, .attrs = &attrs, .training = training};
+  }
+};
+
+struct InputSlot {
+  DType dtype = DType::float32;
+  Extents sizes;
+  std::string name;
+};
+
+struct OutputSlot {
+  DType dtype = DType::float32;
+  Layout layout;
+  int buffer = kNone;
+};
+
+/// A storage that state lives in, kept alive by the Program.
+struct StateSlot {
+  std::shared_ptr<Storage> storage;
+  int buffer = kNone;
+};
+
+/// A parameter as it was at lowering, to notice that it moved.
+struct ParameterSlot {
+  std::string name;
+  Tensor tensor;
+  std::shared_ptr<Storage> storage;
+  Layout layout;
+};
+
+/// An operand whose address changes from run to run.
+struct Patch {
+  std::size_t instruction = 0;
+  bool output = false;
+  std::size_t operand = 0;
+};
+
+struct Program::Impl {
+  Device device;
+  bool training = false;
+  std::vector<Buffer> buffers;
+  std::vector<Instruction> instructions;
+  std::vector<InstructionInfo> infos;
+  std::vector<InputSlot> inputs;
+  std::vector<OutputSlot> outputs;
+  std::vector<StateSlot> states;
+  std::vector<ParameterSlot> parameters;
+  std::shared_ptr<Storage> arena;
+  std::size_t arena_bytes = 0;
+  std::size_t live_bound_bytes = 0;
+  std::vector<Patch> patches;
+  std::mutex mutex;
+
+  /// Writes the addresses that never change and lists those that do.
+  void resolve_fixed_places();
+  void resolve(const Patch& patch);
+};
+
+}  // namespace tenon

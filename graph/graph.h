@@ -1,0 +1,162 @@
+// Graph: a recorded computation as data. Nodes call ops on values; values know their uses; module
+// calls annotate nodes with where in the model they come from. A Graph holds no results (a Program
+// does) and is functional: a node never changes its operands.
+//
+// Ids are stable: they survive copies and rewrites, and are never reused within one Graph.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tensor/op.h"
+#include "tensor/tensor.h"
+
+namespace tenon {
+
+using NodeId = std::int32_t;
+using ValueId = std::int32_t;
+using CallId = std::int32_t;
+/// An absent optional operand, or no node.
+inline constexpr std::int32_t kNone = -1;
+
+enum class ValueKind : std::uint8_t {
+  input,      ///< given at each run
+  parameter,  ///< state: a module's parameter
+  buffer,     ///< state: a module's buffer
+  constant,   ///< state: a tensor that the model made or captured while it was traced
+  result,     ///< an output of a node
+};
+
+struct Use {
+  NodeId node = kNone;
+  int operand = 0;
+  friend bool operator==(const Use&, const Use&) = default;
+};
+
+struct Value {
+  ValueId id = kNone;
+  ValueKind kind = ValueKind::result;
+  TensorSpec spec;
+  std::string name;         // inputs and state; a result is named after its node
+  Tensor tensor;            // state: the handle it shares with the module
+  NodeId producer = kNone;  // results
+  int output_index = 0;
+  std::vector<Use> uses;
+};
+
+struct Node {
+  NodeId id = kNone;
+  const Op* op = nullptr;
+  Attrs attrs;
+  std::vector<ValueId> inputs;
+  std::vector<ValueId> outputs;
+  std::string name;  // unique within its visible call
+  CallId call = kNone;
+};
+
+/// One call of a module while the model was traced. Call 0 is the root's.
+struct ModuleCall {
+  CallId id = 0;
+  CallId parent = kNone;
+  std::string path;  // "self_attn.q_proj"; "" for the root
+  std::string type;  // "Linear"
+  std::string repr;  // how the module prints itself, children excluded: "in_features=…"
+  bool leaf = false;       // a library layer: matched and shown as one node of its parent
+  bool has_hooks = false;
+  bool flattened = false;  // its descendants are seen as its own nodes
+  bool closed = false;     // not opened by a flattened ancestor
+  std::vector<ValueId> inputs;
+  std::vector<ValueId> outputs;
+
+  /// The last component of the path.
+  std::string name() const { return path.substr(path.rfind('.') + 1); }
+};
+
+class Graph {
+ public:
+  Graph();
+
+  // --- reading ---------------------------------------------------------------------------------
+  /// Node ids in program order: every operand is defined before its use.
+  const std::vector<NodeId>& order() const { return order_; }
+  bool has_node(NodeId id) const;
+  const Node& node(NodeId id) const;
+  const Value& value(ValueId id) const;
+  /// Ids of the values that still exist.
+  std::vector<ValueId> values() const;
+  const std::vector<ValueId>& inputs() const { return inputs_; }
+  const std::vector<ValueId>& outputs() const { return outputs_; }
+  const std::vector<ModuleCall>& calls() const { return calls_; }
+  const ModuleCall& call(CallId id) const { return calls_.at(static_cast<std::size_t>(id)); }
+  /// The node's place in order().
+  std::size_t position(NodeId id) const;
+  const std::shared_ptr<GuardList>& guards() const { return guards_; }
+
+  /// The call whose nodes patterns and listings see this node among: the innermost one, except that
+  /// a leaf with one node shows it in its parent and a flattened call shows all below it.
+  CallId visible_call(NodeId id) const;
+  /// "self_attn.q_proj": the visible call's path and the node's name.
+  std::string full_name(NodeId id) const;
+  /// "%self_attn.q_proj", "%hidden_states", "%self_attn.q_proj.weight".
+  std::string value_name(ValueId id) const;
+  /// `ancestor` is `id` or encloses it.
+  bool is_within(CallId id, CallId ancestor) const;
+  /// Every node whose call is `id` or inside it, in program order.
+  std::vector<NodeId> nodes_within(CallId id) const;
+
+  // --- building --------------------------------------------------------------------------------
+  ValueId add_input(std::string name, TensorSpec spec);
+  ValueId add_state(ValueKind kind, std::string name, Tensor tensor);
+  /// Adds a node at `position` of the order (default: the end) and infers its outputs. Throws what
+  /// inference throws, leaving the Graph as it was.
+  NodeId add_node(const Op& op, std::vector<ValueId> inputs, Attrs attrs, CallId call,
+                  std::size_t position = SIZE_MAX);
+  CallId add_call(ModuleCall call);
+  ModuleCall& mutable_call(CallId id) { return calls_.at(static_cast<std::size_t>(id)); }
+  void set_outputs(std::vector<ValueId> outputs) { outputs_ = std::move(outputs); }
+  /// Names a node `base`, or `base_<n>` where that is taken among the nodes seen with it.
+  void rename(NodeId id, const std::string& base);
+  /// Makes the names of nodes that are now seen together unique, in the given order.
+  void rename_apart(const std::vector<NodeId>& ids);
+  /// Replaces one attribute field of a node; the field must not affect its outputs' specs.
+  void set_attribute(NodeId id, std::size_t field, const AttrValue& value);
+  /// Makes a path unique among the calls by a suffix "_<n>", counting from 0.
+  std::string unique_call_path(const std::string& parent_path, const std::string& type) const;
+
+  /// Every use of `from`, outputs and module calls included, becomes a use of `to`.
+  void replace_all_uses(ValueId from, ValueId to);
+  /// Removes a node none of whose outputs is used; GraphError otherwise.
+  void erase_node(NodeId id);
+  /// Removes nodes and state that no output depends on.
+  void eliminate_dead_code();
+
+ private:
+  friend struct GraphSurgeon;  // tests break invariants with it
+  Node& mutable_node(NodeId id);
+  Value& mutable_value(ValueId id);
+  ValueId add_value(Value value);
+  std::string unique_name(const std::string& base, CallId visible, NodeId except) const;
+  bool is_output(ValueId id) const;
+
+  // Indexed by id; null once erased. Copies of a Graph copy the entries they change.
+  std::vector<std::shared_ptr<const Node>> nodes_;
+  std::vector<std::shared_ptr<const Value>> values_;
+  std::vector<NodeId> order_;
+  std::vector<ValueId> inputs_;
+  std::vector<ValueId> outputs_;
+  std::vector<ModuleCall> calls_;
+  std::vector<int> nodes_per_call_;  // nodes whose innermost call this is
+  std::shared_ptr<GuardList> guards_;
+};
+
+/// One line a node, names by module path; what "the Graph's text" means everywhere.
+std::string to_text(const Graph& graph);
+std::ostream& operator<<(std::ostream& stream, const Graph& graph);
+/// Graphviz: module calls as nested clusters. Nodes in `marked` are highlighted.
+std::string to_dot(const Graph& graph, std::span<const NodeId> marked = {});
+
+}  // namespace tenon

@@ -1,0 +1,125 @@
+#include "graph/program.h"
+
+#include "graph/detail/program_impl.h"
+#include "tensor/detail/check.h"
+#include "tensor/detail/launch_count.h"
+#include "tensor/device_backend.h"
+
+namespace tenon {
+
+Program::Program(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Program::~Program() = default;
+
+void Program::Impl::resolve(const Patch& patch) {
+  Instruction& instruction = instructions[patch.instruction];
+  auto& views = patch.output ? instruction.outputs : instruction.inputs;
+  const auto& places = patch.output ? instruction.output_places : instruction.input_places;
+  TensorView& view = views[patch.operand];
+  const Place& place = places[patch.operand];
+  auto* base = static_cast<std::byte*>(buffers[static_cast<std::size_t>(place.buffer)].data);
+  const auto bytes = place.offset * static_cast<std::int64_t>(size_of(view.dtype));
+  view.data = base == nullptr ? nullptr : base + bytes;
+}
+
+void Program::Impl::resolve_fixed_places() {
+  for (std::size_t i = 0; i < instructions.size(); ++i) {
+    for (const bool output : {false, true}) {
+      const auto& views = output ? instructions[i].outputs : instructions[i].inputs;
+      const auto& places = output ? instructions[i].output_places : instructions[i].input_places;
+      for (std::size_t k = 0; k < views.size(); ++k) {
+        if (!views[k].present) continue;
+        const BufferKind kind = buffers[static_cast<std::size_t>(places[k].buffer)].kind;
+        const Patch patch{i, output, k};
+        if (kind == BufferKind::input || kind == BufferKind::output) {
+          patches.push_back(patch);
+        } else {
+          resolve(patch);
+        }
+      }
+    }
+  }
+}
+
+std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& generator) {
+  Impl& p = *impl_;
+  TENON_CHECK(inputs.size() == p.inputs.size(), ShapeError,
+              "[run] {} inputs were given; the program takes {}", inputs.size(), p.inputs.size());
+  for (const ParameterSlot& slot : p.parameters) {
+    TENON_CHECK(slot.tensor.storage() == slot.storage && slot.tensor.layout() == slot.layout,
+                StaleProgram,
+                "parameter '{}' was moved (by to() or another packing) after this program was "
+                "built; build again",
+                slot.name);
+  }
+  std::vector<Tensor> held;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const InputSlot& slot = p.inputs[i];
+    TENON_CHECK(inputs[i].layout().sizes == slot.sizes && inputs[i].dtype() == slot.dtype &&
+                    inputs[i].device() == p.device,
+                ShapeError, "[run] input '{}' is {} on {}; the program was lowered for {}({}) on {}",
+                slot.name, inputs[i].spec().to_string(), inputs[i].device().to_string(),
+                name(slot.dtype), fmt::join(slot.sizes, ", "), p.device.to_string());
+    held.push_back(inputs[i].contiguous());
+  }
+  const std::lock_guard lock(p.mutex);
+  std::vector<Tensor> outputs;
+  for (const OutputSlot& slot : p.outputs) {
+    Buffer& buffer = p.buffers[static_cast<std::size_t>(slot.buffer)];
+    auto storage = Storage::allocate(buffer.bytes, p.device);
+    buffer.data = storage->data();
+    outputs.emplace_back(std::move(storage), slot.dtype, slot.layout);
+  }
+  for (Buffer& buffer : p.buffers) {
+    if (buffer.kind == BufferKind::input) {
+      buffer.data = held[static_cast<std::size_t>(buffer.index)].view_of_data().data;
+    }
+  }
+  for (const Patch& patch : p.patches) p.resolve(patch);
+
+  if (p.training) generator.advance_forward();
+  const RandomState random = generator.state();
+  void* stream = device_backend(p.device.type).stream(p.device.index);
+  for (const Instruction& instruction : p.instructions) {
+    KernelArgs args = instruction.args();
+    args.random = random;
+    args.stream = stream;
+    detail::run_kernel(*instruction.kernel, args);
+  }
+  return outputs;
+}
+
+std::int64_t Program::count_kernels(std::span<const Tensor> inputs) {
+  run(inputs);  // so that the counted run finds its memory cached
+  return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] { run(inputs); });
+}
+
+const std::vector<InstructionInfo>& Program::instructions() const { return impl_->infos; }
+Device Program::device() const { return impl_->device; }
+std::size_t Program::arena_bytes() const { return impl_->arena_bytes; }
+std::size_t Program::live_bound_bytes() const { return impl_->live_bound_bytes; }
+
+double Program::flops() const {
+  double sum = 0;
+  for (const InstructionInfo& info : impl_->infos) sum += info.flops;
+  return sum;
+}
+
+std::string Program::to_string() const {
+  std::string text;
+  constexpr const char* kKinds[] = {"arena", "input", "output", "state"};
+  for (std::size_t i = 0; i < impl_->instructions.size(); ++i) {
+    const Instruction& instruction = impl_->instructions[i];
+    text += fmt::format("{:3}  {:24} {:40}", i, impl_->infos[i].kernel, impl_->infos[i].name);
+    for (std::size_t k = 0; k < instruction.outputs.size(); ++k) {
+      const Place& place = instruction.output_places[k];
+      text += fmt::format(
+          " -> {}{} ({})",
+          kKinds[static_cast<int>(impl_->buffers[static_cast<std::size_t>(place.buffer)].kind)],
+          place.buffer, fmt::join(instruction.outputs[k].sizes, ", "));
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+}  // namespace tenon

@@ -1,0 +1,75 @@
+// Program: a Graph lowered for concrete sizes, dtype, device and mode. Kernels are chosen, views are
+// aliases, and intermediate results share one arena; a run allocates only its outputs.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "graph/graph.h"
+#include "tensor/random.h"
+
+namespace tenon {
+
+struct LowerOptions {
+  /// The mode that nodes which follow the root module are lowered in.
+  bool training = false;
+  /// Runs the whole Graph in another floating dtype, state and inputs converted: verification's
+  /// float64 reference.
+  std::optional<DType> float_dtype = {};
+  /// Runs on another device than the state's, which is copied there.
+  std::optional<Device> device = {};
+};
+
+/// What one instruction of a Program does, for listings and measurements.
+struct InstructionInfo {
+  std::string name;    // the node's full name
+  std::string kernel;  // "cuda.flash_mma"
+  double flops = 0;    // 0 where the op does not say
+};
+
+class Program {
+ public:
+  ~Program();
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  /// Runs on inputs of exactly the lowered specs. The outputs are the caller's own. In training mode
+  /// the generator advances to a new forward first. Runs of one Program exclude each other.
+  /// StaleProgram when a parameter moved to another storage, dtype or device since lowering.
+  std::vector<Tensor> run(std::span<const Tensor> inputs,
+                          Generator& generator = default_generator());
+
+  /// Kernels that one run launches, as the device counts them (kernel nodes of a CUDA graph).
+  std::int64_t count_kernels(std::span<const Tensor> inputs);
+  const std::vector<InstructionInfo>& instructions() const;
+  Device device() const;
+  /// Floating-point operations of the products and attentions in it.
+  double flops() const;
+  std::size_t arena_bytes() const;
+  std::size_t live_bound_bytes() const;
+  /// One line an instruction: kernel, operands, where they live.
+  std::string to_string() const;
+
+  struct Impl;
+  explicit Program(std::unique_ptr<Impl> impl);
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Makes sizes concrete, chooses kernels and plans memory. It never fuses. `inputs` are the specs of
+/// the graph's inputs with sizes as numbers; ShapeError or DTypeError when they do not fit them,
+/// TraceError naming the guard that these sizes break.
+std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
+                               const LowerOptions& options = {});
+
+/// Moves parameters that a `cat` along axis 0 joins into one storage, in order, so that lowering can
+/// alias the result instead of copying. Names and values stay. Refuses with ScheduleError, nothing
+/// moved, when a parameter occurs twice or is part of another packing already.
+void pack_parameters(const Graph& graph);
+
+}  // namespace tenon

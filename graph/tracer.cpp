@@ -1,0 +1,185 @@
+#include "graph/tracer.h"
+
+#include "tensor/detail/check.h"
+#include "tensor/functional.h"
+
+namespace tenon {
+namespace {
+
+/// The value of a Graph under construction that a tensor stands for.
+class TracedValue final : public TracedPayload {
+ public:
+  TracedValue(const GraphBuilder* maker, ValueId value, Shape shape)
+      : builder(maker), id(value), shape_(std::move(shape)) {}
+  Dim size(int axis) const override { return shape_[axis]; }
+  bool is_pattern() const override { return false; }
+  const GraphBuilder* builder;
+  ValueId id;
+
+ private:
+  Shape shape_;
+};
+
+}  // namespace
+
+GraphBuilder::GraphBuilder(Graph& graph, std::size_t position, CallId call)
+    : graph_(graph), position_(position) {
+  if (call != kNone) calls_.push_back(call);
+  for (ValueId id : graph.values()) {
+    const Value& value = graph.value(id);
+    if (value.tensor) known_states_.emplace(value.tensor.impl().get(), id);
+  }
+}
+
+Tensor GraphBuilder::tensor(ValueId id) const {
+  const TensorSpec& spec = graph_.value(id).spec;
+  return Tensor::symbolic(spec, std::make_shared<TracedValue>(this, id, spec.shape));
+}
+
+void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_prefix) {
+  const auto prefixed = [&](const std::string& path) {
+    if (path_prefix.empty()) return path;
+    return path.empty() ? path_prefix : path_prefix + "." + path;
+  };
+  for (const auto& [identity, module] : tree.modules) {
+    ModuleTree::Module copy = module;
+    copy.path = prefixed(module.path);
+    modules_.emplace(identity, std::move(copy));
+  }
+  for (const ModuleTree::State& state : tree.states) {
+    ModuleTree::State copy = state;
+    copy.name = prefixed(state.name);
+    states_.emplace(state.tensor.impl().get(), std::move(copy));
+  }
+}
+
+ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
+  if (!tensor) return kNone;
+  if (const auto* traced = dynamic_cast<const TracedValue*>(tensor.impl()->payload.get())) {
+    TENON_CHECK(traced->builder == this, TraceError,
+                "[{}] an operand comes from another trace; a traced tensor lives as long as its "
+                "trace",
+                op_name);
+    return traced->id;
+  }
+  TENON_CHECK(tensor.is_eager(), TraceError, "[{}] an operand holds neither data nor a traced value",
+              op_name);
+  const TensorImpl* identity = tensor.impl().get();
+  if (const auto known = known_states_.find(identity); known != known_states_.end()) {
+    return known->second;
+  }
+  ValueKind kind = ValueKind::constant;
+  std::string name;
+  if (const auto state = states_.find(identity); state != states_.end()) {
+    kind = state->second.kind;
+    name = state->second.name;
+  } else {
+    name = fmt::format("constant_{}", constants_++);
+  }
+  const ValueId id = graph_.add_state(kind, std::move(name), tensor);
+  known_states_.emplace(identity, id);
+  kept_alive_.push_back(tensor);
+  return id;
+}
+
+Attrs GraphBuilder::pin_mode(const Op& op, const Attrs& attrs) const {
+  // A module whose mode differs from the root's keeps it, whatever mode the Graph is lowered in.
+  const ModuleFrame* frame = current_module();
+  if (!op.has(Trait::random) || frame == nullptr || frame->training == root_training_) return attrs;
+  const std::size_t field = attrs.find("mode");
+  if (field == attrs.size() ||
+      !equal(attrs.value(field), std::string(enum_name(DropoutMode::follow)))) {
+    return attrs;
+  }
+  const DropoutMode pinned = frame->training ? DropoutMode::train : DropoutMode::eval;
+  return attrs.with(field, std::string(enum_name(pinned)));
+}
+
+std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> inputs,
+                                        const Attrs& attrs) {
+  TENON_CHECK(!calls_.empty(), TraceError, "[{}] called outside of the traced module", op.name);
+  std::vector<ValueId> operands;
+  for (const Tensor& input : inputs) operands.push_back(value_of(input, op.name));
+  operands.resize(std::max(operands.size(), op.operands.size()), kNone);
+  const CallId call = calls_.back();
+  const NodeId id = graph_.add_node(op, std::move(operands), pin_mode(op, attrs), call, position_);
+  position_ = std::min(position_, graph_.order().size() - 1) + 1;
+  added_.push_back(id);
+  graph_.rename(id, op.name);
+  std::vector<Tensor> outputs;
+  for (ValueId output : graph_.node(id).outputs) outputs.push_back(tensor(output));
+  return outputs;
+}
+
+void GraphBuilder::enter_module(const ModuleFrame& frame, std::span<const Tensor> inputs) {
+  ModuleCall call;
+  call.parent = calls_.empty() ? kNone : calls_.back();
+  call.has_hooks = frame.has_hooks;
+  if (const auto found = modules_.find(frame.module); found != modules_.end()) {
+    call.path = found->second.path;
+    call.type = found->second.type;
+    call.repr = found->second.repr;
+    call.leaf = found->second.leaf;
+  } else {
+    call.type = *frame.type;
+    TENON_CHECK(call.parent != kNone, TraceError, "the traced module is not in its module tree");
+    call.path = graph_.unique_call_path(graph_.call(call.parent).path, call.type);
+  }
+  for (const Tensor& input : inputs) call.inputs.push_back(value_of(input, call.type));
+  if (!root_seen_) {
+    root_training_ = frame.training;
+    root_seen_ = true;
+  }
+  calls_.push_back(graph_.add_call(std::move(call)));
+}
+
+void GraphBuilder::exit_module(const ModuleFrame&, std::span<const Tensor> outputs) {
+  ModuleCall& call = graph_.mutable_call(calls_.back());
+  for (const Tensor& output : outputs) call.outputs.push_back(value_of(output, call.type));
+  calls_.pop_back();
+  // A library layer that is one node is known by the layer's name: q_proj, not linear.
+  if (!call.leaf || call.parent == kNone) return;
+  NodeId only = kNone;
+  for (NodeId id : added_) {
+    if (graph_.has_node(id) && graph_.node(id).call == call.id) {
+      if (only != kNone) return;
+      only = id;
+    }
+  }
+  if (only != kNone) graph_.rename(only, call.name());
+}
+
+Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
+            const ForwardFunction& forward) {
+  Graph graph;
+  GraphBuilder builder(graph, SIZE_MAX, kNone);
+  builder.add_tree(tree, "");
+  std::vector<Tensor> tensors;
+  int symbols = 0;
+  for (const ExampleInput& input : inputs) {
+    TensorSpec spec = input.spec;
+    spec.shape = Shape();
+    for (const Dim& size : input.spec.shape) {
+      spec.shape.push_back(
+          Dim::symbol(fmt::format("s{}", symbols++), size.hint(), graph.guards()));
+    }
+    std::string name = input.name;
+    if (name.empty()) name = tensors.empty() ? "input" : fmt::format("input_{}", tensors.size());
+    tensors.push_back(builder.tensor(graph.add_input(std::move(name), std::move(spec))));
+  }
+  std::vector<Tensor> outputs;
+  {
+    const InterpreterGuard guard(builder);
+    outputs = forward(tensors);
+  }
+  std::vector<ValueId> ids;
+  for (const Tensor& output : outputs) {
+    TENON_CHECK(output.defined(), TraceError, "the traced module returned an undefined tensor");
+    ids.push_back(builder.value_of(output, "return"));
+  }
+  graph.set_outputs(std::move(ids));
+  graph.eliminate_dead_code();
+  return graph;
+}
+
+}  // namespace tenon

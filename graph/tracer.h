@@ -1,0 +1,92 @@
+// The tracer records a model's forward pass as a Graph: it is an interpreter, so ordinary model code
+// runs and every op call becomes a node, annotated with the module call that made it.
+//
+// Input sizes become symbols with the given sizes as examples, so one trace serves all sizes that
+// keep its guards. Parameters and buffers are recognized by identity and become state.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "graph/graph.h"
+#include "tensor/interpreter.h"
+
+namespace tenon {
+
+/// What the tracer is told of the module tree; filled by the layer that knows modules.
+struct ModuleTree {
+  struct Module {
+    std::string path;
+    std::string type;
+    std::string repr;
+    bool leaf = false;
+  };
+  struct State {
+    std::string name;
+    ValueKind kind = ValueKind::parameter;
+    Tensor tensor;
+  };
+  std::unordered_map<const void*, Module> modules;
+  std::vector<State> states;
+};
+
+/// An example input: a name ("" for "input", "input_1", …) and a spec with sizes as numbers, or a
+/// tensor to take the spec from. Every size becomes a symbol.
+struct ExampleInput {
+  ExampleInput(std::string input_name, TensorSpec input_spec)
+      : name(std::move(input_name)), spec(std::move(input_spec)) {}
+  ExampleInput(std::string input_name, const Tensor& example)
+      : ExampleInput(std::move(input_name), example.spec()) {}
+  ExampleInput(TensorSpec input_spec) : ExampleInput("", std::move(input_spec)) {}
+  ExampleInput(const Tensor& example) : ExampleInput("", example.spec()) {}
+  std::string name;
+  TensorSpec spec;
+};
+
+using ForwardFunction = std::function<std::vector<Tensor>(std::span<const Tensor>)>;
+
+/// Runs `forward` once on symbolic inputs and returns what it did. TraceError where the model asks
+/// for numbers that a trace does not have.
+Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
+            const ForwardFunction& forward);
+
+/// Adds op calls to an existing Graph at a position, advancing it: how primitives write new nodes.
+class GraphBuilder final : public Interpreter {
+ public:
+  /// New nodes go to `position` of the order and belong to `call`.
+  GraphBuilder(Graph& graph, std::size_t position, CallId call);
+
+  /// The tensor that stands for a value while this builder is the innermost interpreter.
+  Tensor tensor(ValueId id) const;
+  /// The value behind a tensor: traced by this builder, or state that is added when first seen.
+  ValueId value_of(const Tensor& tensor, std::string_view op_name);
+  /// Modules and state that calls and tensors may refer to, beside what the Graph has already.
+  void add_tree(const ModuleTree& tree, const std::string& path_prefix);
+  std::size_t position() const { return position_; }
+  /// Nodes added so far.
+  const std::vector<NodeId>& added() const { return added_; }
+
+  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
+                            const Attrs& attrs) override;
+  void enter_module(const ModuleFrame& frame, std::span<const Tensor> inputs) override;
+  void exit_module(const ModuleFrame& frame, std::span<const Tensor> outputs) override;
+
+ private:
+  Attrs pin_mode(const Op& op, const Attrs& attrs) const;
+
+  Graph& graph_;
+  std::size_t position_;
+  std::vector<CallId> calls_;
+  std::vector<NodeId> added_;
+  std::unordered_map<const void*, ModuleTree::Module> modules_;
+  std::unordered_map<const TensorImpl*, ModuleTree::State> states_;
+  std::unordered_map<const TensorImpl*, ValueId> known_states_;
+  std::vector<Tensor> kept_alive_;  // constants are known by address
+  bool root_training_ = true;
+  bool root_seen_ = false;
+  int constants_ = 0;
+};
+
+}  // namespace tenon

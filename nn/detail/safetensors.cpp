@@ -1,0 +1,230 @@
+// Reading and writing .safetensors headers, and one pass over the data.
+#include "nn/detail/safetensors.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "nn/detail/json_stream.h"
+#include "nn/detail/tensor_json.h"
+#include "nn/detail/text.h"
+#include "tensor/detail/check.h"
+
+namespace tenon::nn::detail {
+
+namespace {
+
+constexpr std::uint64_t kMaxHeader = 100'000'000;  // the reference implementation's limit
+constexpr std::size_t kPrefix = 8;
+constexpr std::size_t kAlignment = 64;
+
+constexpr std::pair<std::string_view, DType> kNames[] = {
+    {"F32", DType::float32},   {"F64", DType::float64}, {"F16", DType::float16},
+    {"BF16", DType::bfloat16}, {"I64", DType::int64},   {"I32", DType::int32},
+    {"U8", DType::uint8},      {"BOOL", DType::boolean}};
+
+std::string_view safetensors_name(DType dtype) {
+  return std::ranges::find(kNames, dtype, &std::pair<std::string_view, DType>::second)->first;
+}
+
+DType read_dtype(JsonReader& reader) {
+  reader.expect(JsonKind::string, "dtype");
+  const std::string text = reader.string();
+  for (const auto& [known, dtype] : kNames) {
+    if (known == text) return dtype;
+  }
+  reader.fail(fmt::format(
+      "unknown dtype {}; needed F32, F64, F16, BF16, I64, I32, U8 or BOOL", quote(text)));
+}
+
+void read_offsets(JsonReader& reader, SafetensorsEntry& entry) {
+  reader.expect(JsonKind::array, "data_offsets");
+  std::uint64_t offsets[2] = {0, 0};
+  std::size_t count = 0;
+  reader.begin_array();
+  while (reader.next_element()) {
+    if (count == 2) reader.fail("data_offsets has more than 2 numbers");
+    offsets[count++] = static_cast<std::uint64_t>(read_size(reader, "an offset"));
+  }
+  if (count != 2) reader.fail(fmt::format("data_offsets has {} numbers; needed 2", count));
+  entry.begin = offsets[0];
+  entry.end = offsets[1];
+}
+
+SafetensorsEntry read_entry(JsonReader& reader, const std::string& name) {
+  SafetensorsEntry entry;
+  entry.name = name;
+  bool has_dtype = false, has_shape = false, has_offsets = false;
+  reader.expect(JsonKind::object, "the tensor's entry");
+  reader.begin_object();
+  std::string key;
+  while (reader.next_member(key)) {
+    if (key == "dtype") {
+      entry.dtype = read_dtype(reader);
+      has_dtype = true;
+    } else if (key == "shape") {
+      entry.sizes = read_shape(reader);
+      has_shape = true;
+    } else if (key == "data_offsets") {
+      read_offsets(reader, entry);
+      has_offsets = true;
+    } else {
+      reader.fail(fmt::format("unknown key {}; needed dtype, shape and data_offsets", quote(key)));
+    }
+  }
+  if (!has_dtype || !has_shape || !has_offsets) {
+    reader.fail(fmt::format("{} is missing", !has_dtype   ? "dtype"
+                                             : !has_shape ? "shape"
+                                                          : "data_offsets"));
+  }
+  const std::uint64_t bytes = byte_size(reader, entry.dtype, entry.sizes);
+  if (entry.end < entry.begin || entry.end - entry.begin != bytes) {
+    reader.fail(fmt::format("data_offsets [{}, {}] do not span the {} bytes of {}{}", entry.begin,
+                            entry.end, bytes, tenon::name(entry.dtype), shape_text(entry.sizes)));
+  }
+  return entry;
+}
+
+std::string read_metadata(JsonReader& reader) {
+  reader.expect(JsonKind::object, "__metadata__");
+  const std::size_t start = reader.position();
+  reader.begin_object();
+  std::string key;
+  while (reader.next_member(key)) {
+    reader.expect(JsonKind::string, fmt::format("{} of __metadata__", quote(key)));
+    reader.string();
+  }
+  const std::size_t end = reader.position();
+  reader.seek(start);
+  const std::string text(reader.skip());
+  TENON_INTERNAL(reader.position() == end, "__metadata__ read twice differs");
+  return text;
+}
+
+// Sorted by offset the tensors must follow one another from 0 to the end of the file.
+void check_cover(const SafetensorsHeader& header, const std::string& where) {
+  std::vector<const SafetensorsEntry*> order;
+  for (const SafetensorsEntry& entry : header.entries) order.push_back(&entry);
+  std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
+    return std::pair(a->begin, a->end) < std::pair(b->begin, b->end);
+  });
+  std::uint64_t position = 0;
+  for (const SafetensorsEntry* entry : order) {
+    TENON_CHECK(entry->end <= header.data_size, CheckpointError,
+                "{}: tensor {}: data_offsets [{}, {}] reach outside the {} bytes of data; is the "
+                "file truncated?",
+                where, quote(entry->name), entry->begin, entry->end, header.data_size);
+    TENON_CHECK(entry->begin == position, CheckpointError,
+                "{}: tensor {}: starts at byte {}, where byte {} is next: {}", where,
+                quote(entry->name), entry->begin, position,
+                entry->begin < position ? "tensors overlap" : "there is a hole");
+    position = entry->end;
+  }
+  TENON_CHECK(position == header.data_size, CheckpointError,
+              "{}: {} bytes follow the last tensor; needed none", where,
+              header.data_size - position);
+}
+
+}  // namespace
+
+bool looks_like_safetensors(std::span<const std::byte> start, std::uint64_t size) {
+  if (size <= kPrefix || start.size() <= kPrefix || start[kPrefix] != std::byte{'{'}) return false;
+  std::uint64_t length = 0;
+  std::memcpy(&length, start.data(), kPrefix);
+  return length <= kMaxHeader;
+}
+
+SafetensorsHeader read_safetensors_header(InputFile& file, const std::string& where, Sha256* hash) {
+  TENON_CHECK(file.size() >= kPrefix, CheckpointError,
+              "{}: has {} bytes; a .safetensors file starts with 8 bytes of header length", where,
+              file.size());
+  std::byte prefix[kPrefix];
+  file.read(prefix);
+  std::uint64_t length = 0;
+  std::memcpy(&length, prefix, kPrefix);
+  TENON_CHECK(length <= kMaxHeader, CheckpointError,
+              "{}: the header length is {}; at most {} is allowed", where, length, kMaxHeader);
+  TENON_CHECK(length <= file.size() - kPrefix, CheckpointError,
+              "{}: the header is {} bytes long, but the file has only {}; is it truncated?", where,
+              length, file.size());
+  std::string text(length, '\0');
+  file.read(std::as_writable_bytes(std::span(text)));
+  if (hash != nullptr) {
+    hash->update(prefix);
+    hash->update(std::as_bytes(std::span(text)));
+  }
+  TENON_CHECK(text.starts_with('{'), CheckpointError, "{}: the header does not start with '{{'",
+              where);
+
+  SafetensorsHeader header;
+  header.data_size = file.size() - kPrefix - length;
+  JsonReader reader(text, where);
+  reader.begin_object();
+  std::string name;
+  while (reader.next_member(name)) {
+    if (name == "__metadata__") {
+      header.metadata = read_metadata(reader);
+      continue;
+    }
+    reader.set_context("tensor " + quote(name));
+    header.entries.push_back(read_entry(reader, name));
+    reader.set_context("");
+  }
+  reader.finish();
+  check_cover(header, where);
+  return header;
+}
+
+std::string safetensors_header(std::span<const SafetensorsEntry> entries) {
+  std::string text = "{";
+  for (const SafetensorsEntry& entry : entries) {
+    if (text.size() > 1) text += ',';
+    append_string(text, entry.name);
+    text += fmt::format(R"(:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                        safetensors_name(entry.dtype),
+                        fmt::join(entry.sizes.begin(), entry.sizes.end(), ","), entry.begin,
+                        entry.end);
+  }
+  text += '}';
+  text.resize((kPrefix + text.size() + kAlignment - 1) / kAlignment * kAlignment - kPrefix, ' ');
+  const std::uint64_t length = text.size();
+  TENON_CHECK(length <= kMaxHeader, CheckpointError,
+              "[save_checkpoint] the names and shapes of {} tensors take {} bytes; at most {} fit a "
+              ".safetensors header",
+              entries.size(), length, kMaxHeader);
+  std::string prefix(kPrefix, '\0');
+  std::memcpy(prefix.data(), &length, kPrefix);
+  return prefix + text;
+}
+
+void read_ranges(InputFile& file, std::uint64_t data_size, std::vector<ReadRange> ranges,
+                 Sha256* hash) {
+  constexpr std::size_t kChunk = std::size_t{1} << 20;
+  std::sort(ranges.begin(), ranges.end(),
+            [](const ReadRange& a, const ReadRange& b) { return a.begin < b.begin; });
+  std::vector<std::byte> scratch;
+  std::uint64_t position = 0;
+  const std::uint64_t data_start = file.size() - data_size;
+  const auto pass_over = [&](std::uint64_t end) {
+    if (hash == nullptr && end > position) file.seek(data_start + end);
+    for (; hash != nullptr && position < end; position += scratch.size()) {
+      scratch.resize(std::min<std::uint64_t>(end - position, kChunk));
+      file.read(scratch);
+      hash->update(scratch);
+    }
+    position = end;
+  };
+  for (const ReadRange& range : ranges) {
+    pass_over(range.begin);
+    // In pieces, so that what is hashed is still in the cache.
+    for (std::byte* target = range.target; position < range.end;) {
+      const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(range.end - position, kChunk));
+      file.read({target, count});
+      if (hash != nullptr) hash->update({target, count});
+      target += count;
+      position += count;
+    }
+  }
+  pass_over(data_size);
+}
+
+}  // namespace tenon::nn::detail

@@ -1,0 +1,66 @@
+// Finding a pattern in a Graph, by dataflow: edges, ops, attributes and constants; never by order in
+// the listing. A match is refused, with the reason, when a value inside it is needed outside.
+#pragma once
+
+#include <iosfwd>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "graph/graph.h"
+#include "schedule/pattern.h"
+
+namespace tenon {
+
+/// One match: nodes in program order, the values its parameters are bound to, its result.
+struct Subgraph {
+  std::vector<NodeId> nodes;
+  std::vector<ValueId> inputs;  // by pattern parameter
+  ValueId output = kNone;
+  std::map<int, AttrValue> captures;  // what any(k) stood for
+  std::vector<std::pair<std::string, std::string>> names;  // (module path, node), for printing
+  std::vector<std::vector<ValueId>> operands;  // of each node, to notice later changes
+};
+
+/// A place where the pattern began to match and did not; `matched` calls of it fitted.
+struct NearMiss {
+  std::string node;
+  int matched = 0;
+  std::string reason;
+};
+
+/// What a find returned: every match, none overlapping, in program order, and the near misses.
+class Matches {
+ public:
+  Matches() = default;
+  Matches(Subgraph subgraph) : subgraphs_{std::move(subgraph)} {}
+  Matches(std::vector<Subgraph> subgraphs, std::vector<NearMiss> near_misses)
+      : subgraphs_(std::move(subgraphs)), near_misses_(std::move(near_misses)) {}
+
+  std::size_t size() const { return subgraphs_.size(); }
+  bool empty() const { return subgraphs_.empty(); }
+  const Subgraph& operator[](std::size_t i) const { return subgraphs_.at(i); }
+  auto begin() const { return subgraphs_.begin(); }
+  auto end() const { return subgraphs_.end(); }
+  const std::vector<NearMiss>& near_misses() const { return near_misses_; }
+
+  /// "[[('self_attn', q_proj), ('self_attn', view)], …]".
+  std::string to_string() const;
+  /// Why nothing, or not more, matched: one line a near miss, the closest first.
+  std::string explain() const;
+
+ private:
+  std::vector<Subgraph> subgraphs_;
+  std::vector<NearMiss> near_misses_;
+};
+
+std::ostream& operator<<(std::ostream& stream, const Matches& matches);
+
+/// Matches among the nodes seen below the module `path` ("" for the whole graph).
+Matches find_matches(const Graph& graph, const Pattern& pattern, const std::string& path);
+/// The module calls below `path` whose whole name or whole relative path matches `regex`.
+Matches find_modules(const Graph& graph, const std::string& regex, const std::string& path);
+/// `path` is `ancestor` or below it.
+bool is_below(const std::string& path, const std::string& ancestor);
+
+}  // namespace tenon

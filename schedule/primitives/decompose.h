@@ -1,0 +1,17 @@
+// decompose: the ops of one module as the plainer ops they consist of.
+//
+//     x, weight, bias ─▶ linear ─▶ y    =>    x, weight ─▶ linear ─▶ add ─▶ y
+//                                                            bias ───┘
+#pragma once
+
+#include <string>
+
+#include "graph/graph.h"
+
+namespace tenon {
+
+/// Rewrites the nodes that the module at `path` made itself; ScheduleError when none of them can be
+/// split (a Linear without bias, an op that is elementary).
+void decompose_module(Graph& graph, const std::string& path);
+
+}  // namespace tenon

@@ -1,0 +1,129 @@
+// Schedule: progressive optimization of a model that stays as it is. A schedule records the model's
+// Graph and rewrites it by primitives; each is refused, the Graph byte-equal to before, when the
+// result could differ.
+//
+//   auto sch = create_schedule(model, {{"hidden_states", x}});
+//   auto qkv = sch.find(pattern);                          // three matches
+//   sch.replace(nn::make<FusedQKV>(1024, 16), qkv);        // one module
+//   sch["proj"]["dense"].decompose();
+//   Executor run = build(sch);                             // verified
+//   Tensor y = run(x);
+#pragma once
+
+#include <concepts>
+#include <iosfwd>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "graph/executor.h"
+#include "graph/graph.h"
+#include "graph/tracer.h"
+#include "nn/module.h"
+#include "schedule/matcher.h"
+#include "schedule/pattern.h"
+#include "schedule/replacement.h"
+
+namespace tenon {
+
+namespace detail {
+class ScheduleState;
+}  // namespace detail
+
+struct TraceOptions {
+  /// Modules below are seen as nodes of this one, so that patterns cross their borders.
+  bool flatten = false;
+  /// Class names or paths of modules that stay closed when flattening.
+  std::vector<std::string> leaf_modules = {};
+};
+
+struct FuseOptions {
+  /// The name of the new node's call; default "Fused".
+  std::string name = "Fused";
+};
+
+/// One applied primitive, as data.
+struct AppliedPrimitive {
+  std::string primitive;  // "replace"
+  std::string path;       // the schedule it was called on
+  std::string detail;     // what it was applied to
+};
+
+/// A handle on one module of a scheduled model; copies refer to the same schedule.
+class Schedule {
+ public:
+  explicit Schedule(std::shared_ptr<detail::ScheduleState> state, std::string path = "")
+      : state_(std::move(state)), path_(std::move(path)) {}
+
+  /// The schedule of a module below: sch["self_attn"], sch["layer.0.proj"]. ScheduleError that names
+  /// the path and what there is when there is no such module.
+  Schedule operator[](std::string_view path) const;
+  const std::string& path() const { return path_; }
+  /// The module tree as it stands: replaced modules gone, new ones in place, in PyTorch's notation.
+  std::string to_string() const;
+
+  /// Matches of a pattern, a callable on Tensors, among the nodes of this module and those below.
+  template <class F>
+    requires(!std::convertible_to<F, std::string>)
+  Matches find(F&& pattern) const {
+    return find_pattern(record_pattern(pattern));
+  }
+  /// Module calls whose whole name, or path below this module, matches a regular expression.
+  Matches find(const std::string& regex) const;
+
+  /// Puts a module or function in place of matches; see schedule/primitives/replace.h.
+  template <class T>
+  void replace(const nn::Child<T>& module, const Matches& matches, ReplaceOptions options = {}) {
+    apply_replace(make_replacement(module, options), matches, options);
+  }
+  template <class F>
+    requires requires { typename detail::Signature<F>::Parameters; }
+  void replace(F function, const Matches& matches, ReplaceOptions options = {}) {
+    apply_replace(make_replacement(function, options), matches, options);
+  }
+  /// Splits what this module's ops can be split into (a Linear into product and bias).
+  void decompose();
+  /// How the modules below are seen; see TraceOptions. The recorded computation stays.
+  void trace(const TraceOptions& options);
+  /// Replaces each match by the one fused op that is registered for that composition.
+  void fuse(const Matches& matches, const FuseOptions& options = {});
+
+  /// The Graph as it stands, and as it was traced.
+  const Graph& graph() const;
+  const Graph& original() const;
+  const std::vector<AppliedPrimitive>& applied() const;
+  const nn::Module& model() const;
+
+ private:
+  Matches find_pattern(const Pattern& pattern) const;
+  void apply_replace(const Replacement& replacement, const Matches& matches,
+                     const ReplaceOptions& options);
+  std::shared_ptr<detail::ScheduleState> state_;
+  std::string path_;
+};
+
+std::ostream& operator<<(std::ostream& stream, const Schedule& schedule);
+
+/// Traces `model` once on inputs like the examples and returns its schedule. The model's code runs
+/// as it is; its parameters stay its own.
+Schedule create_schedule(std::shared_ptr<nn::Module> model, const ForwardFunction& forward,
+                         const std::vector<ExampleInput>& examples);
+template <class T>
+Schedule create_schedule(const nn::Child<T>& model, const std::vector<ExampleInput>& examples) {
+  return create_schedule(model.shared(),
+                         [model](std::span<const Tensor> inputs) { return model.call(inputs); },
+                         examples);
+}
+
+struct BuildOptions {
+  /// Compare the scheduled with the unscheduled model first; see schedule/verification.h.
+  bool verify = true;
+};
+
+/// Verifies the schedule, packs the parameters that it joins, and returns what runs it. Throws
+/// VerificationError when a result differs; the model keeps its parameters either way.
+Executor build(const Schedule& schedule, const BuildOptions& options = {});
+
+}  // namespace tenon

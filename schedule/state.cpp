@@ -1,0 +1,114 @@
+#include <algorithm>
+
+#include "graph/verify.h"
+#include "schedule/detail/state.h"
+#include "tensor/detail/check.h"
+
+namespace tenon::detail {
+
+void ScheduleState::transact(AppliedPrimitive primitive,
+                             const std::function<void(Graph&)>& rewrite) {
+  std::vector<Dim> symbols;
+  for (ValueId id : graph.inputs()) {
+    const Shape& shape = graph.value(id).spec.shape;
+    symbols.insert(symbols.end(), shape.begin(), shape.end());
+  }
+  GuardTransaction guards(graph.guards(), symbols);
+  const std::string where =
+      primitive.path.empty() ? primitive.primitive
+                             : fmt::format("{} on '{}'", primitive.primitive, primitive.path);
+  Graph draft = graph;
+  try {
+    rewrite(draft);
+    draft.eliminate_dead_code();
+    const auto recorded = guards.recorded();
+    TENON_CHECK(recorded.empty(), ScheduleError,
+                "the rewrite holds for some sizes only: it needs {}", recorded[0].to_string());
+    tenon::verify(draft);
+  } catch (const InternalError&) {
+    throw;
+  } catch (const Error& error) {
+    throw ScheduleError(fmt::format("{} refused: {}", where, error.what()));
+  }
+  graph = std::move(draft);
+  guards.commit();
+  applied.push_back(std::move(primitive));
+}
+
+ModuleTree module_tree(nn::Module& root) {
+  ModuleTree tree;
+  for (const auto& [path, module] : root.named_modules()) {
+    tree.modules.emplace(module, ModuleTree::Module{path, module->type_name(),
+                                                    module->extra_repr(), module->is_leaf()});
+  }
+  for (const auto& [name, tensor] : root.named_parameters()) {
+    tree.states.push_back({name, ValueKind::parameter, tensor});
+  }
+  for (const auto& [name, tensor] : root.named_buffers()) {
+    tree.states.push_back({name, ValueKind::buffer, tensor});
+  }
+  return tree;
+}
+
+std::vector<CallId> calls_below(const Graph& graph, const std::string& path) {
+  std::vector<CallId> calls;
+  for (const ModuleCall& call : graph.calls()) {
+    if (is_below(call.path, path)) calls.push_back(call.id);
+  }
+  return calls;
+}
+
+void check_current(const Graph& graph, const Subgraph& match) {
+  for (std::size_t i = 0; i < match.nodes.size(); ++i) {
+    TENON_CHECK(graph.has_node(match.nodes[i]) &&
+                    graph.node(match.nodes[i]).inputs == match.operands[i],
+                ScheduleError,
+                "the match is out of date: {} was changed since find(); find it again",
+                match.names[i].second);
+  }
+}
+
+CallId common_call(const Graph& graph, const Subgraph& match) {
+  // The innermost call that encloses everything: for a module's own nodes, that of its parent.
+  CallId common = graph.visible_call(match.nodes[0]);
+  for (NodeId id : match.nodes) {
+    while (!graph.is_within(graph.visible_call(id), common)) common = graph.call(common).parent;
+  }
+  return common;
+}
+
+std::size_t position_after(const Graph& graph, const std::vector<ValueId>& values) {
+  std::size_t position = 0;
+  for (ValueId id : values) {
+    const NodeId producer = graph.value(id).producer;
+    if (producer != kNone) position = std::max(position, graph.position(producer) + 1);
+  }
+  return position;
+}
+
+std::vector<AttrValue> active_sites(const Graph& graph, const std::vector<NodeId>& nodes) {
+  std::vector<NodeId> ordered = nodes;
+  std::sort(ordered.begin(), ordered.end(),
+            [&](NodeId a, NodeId b) { return graph.position(a) < graph.position(b); });
+  std::vector<AttrValue> sites;
+  for (NodeId id : ordered) {
+    const Node& node = graph.node(id);
+    if (!node.op->has(Trait::random)) continue;
+    if (node.op->identity && node.op->identity(node.attrs, true)) continue;
+    // A fused op whose probability is 0 draws nothing either, though it is no identity.
+    const std::size_t p = std::min(node.attrs.find("p"), node.attrs.find("dropout_p"));
+    if (p < node.attrs.size() && equal(node.attrs.value(p), 0.0)) continue;
+    sites.push_back(node.attrs.value(node.attrs.find("site")));
+  }
+  return sites;
+}
+
+void check_same_spec(const Graph& graph, ValueId needed, ValueId found,
+                     const std::string& replacement) {
+  const TensorSpec& a = graph.value(needed).spec;
+  const TensorSpec& b = graph.value(found).spec;
+  TENON_CHECK(a == b, ScheduleError, "{} returns {} in place of {}; needed {}", replacement,
+              b.to_string(), graph.value_name(needed), a.to_string());
+}
+
+}  // namespace tenon::detail

@@ -1,0 +1,290 @@
+// One task is a block of queries of one head. K and V are packed once per head, in parallel, into
+// the panels of the matrix product; scores of a block of queries and keys stay in the cache.
+#include "tensor/cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "tensor/cpu/dropout.h"
+#include "tensor/cpu/gemm.h"
+#include "tensor/cpu/rows.h"
+#include "tensor/ops/attributes.h"
+#include "tensor/parallel.h"
+
+namespace tenon::cpu {
+namespace {
+
+constexpr std::int64_t kQueryBlock = 48;  // a multiple of kPanelRows
+constexpr std::int64_t kKeyBlock = 128;   // a multiple of every kPanelColumns and of 8
+/// Bytes of packed K and V at a time; heads are processed in groups of at most this, at least one.
+constexpr std::int64_t kPackedBytes = std::int64_t{8} << 20;
+
+constexpr std::int64_t round_up(std::int64_t n, std::int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
+/// Sizes and strides of one call. "Head" is one index of all leading axes together.
+struct Problem {
+  const KernelArgs& args;
+  TensorView query, key, value, output;
+  TensorView mask;  // broadcast to the scores' rank, stride 0 along broadcast axes
+  Extents heads;    // sizes of the leading axes
+  std::int64_t queries, keys, depth, value_depth;
+  double scale;
+  bool causal;
+  DropoutPlan dropout;
+
+  std::int64_t offset(const TensorView& view, std::int64_t head) const {
+    return offset_of(head, heads, view.strides);
+  }
+};
+
+TensorView broadcast_mask(const TensorView& mask, const Extents& scores) {
+  TensorView result = mask;
+  if (!mask.present) return result;
+  result.sizes = scores;
+  result.strides = Extents::filled(scores.size(), 0);
+  const int missing = scores.size() - mask.rank();
+  for (int axis = 0; axis < mask.rank(); ++axis) {
+    if (mask.sizes[axis] != 1) result.strides[axis + missing] = mask.strides[axis];
+  }
+  return result;
+}
+
+Problem make_problem(const KernelArgs& args) {
+  const auto& attrs = args.attributes<AttentionAttrs>();
+  const TensorView& query = args.inputs[0];
+  const TensorView& key = args.inputs[1];
+  Extents scores = query.sizes;
+  scores[scores.size() - 1] = key.size(-2);
+  Problem p{.args = args,
+            .query = query,
+            .key = key,
+            .value = args.inputs[2],
+            .output = args.outputs[0],
+            .mask = broadcast_mask(args.inputs[3], scores),
+            .heads = first_axes(query.sizes, query.rank() - 2),
+            .queries = query.size(-2),
+            .keys = key.size(-2),
+            .depth = query.size(-1),
+            .value_depth = args.inputs[2].size(-1),
+            .scale = attrs.scale.value(),
+            .causal = attrs.is_causal,
+            .dropout = {}};
+  p.dropout =
+      plan_dropout("scaled_dot_product_attention", {attrs.dropout_p, attrs.mode, attrs.site}, args,
+                   p.heads.product() * p.queries, p.keys);
+  return p;
+}
+
+/// Packed K and V of some heads: K as panels (keys, depth, kPanelColumns), V as panels
+/// (value_depth, keys, kPanelColumns).
+template <class C>
+struct PackedHeads {
+  std::int64_t first_head = 0;
+  std::int64_t key_size = 0, value_size = 0;  // values per head
+  C* keys = nullptr;
+  C* values = nullptr;
+};
+
+/// Packs `count` lines (keys of K, columns of V) of one head into panels.
+template <class T>
+void pack_lines(const T* data, std::int64_t count, std::int64_t line_stride, std::int64_t depth,
+                std::int64_t depth_stride, compute_type<T>* out) {
+  constexpr int kWidth = kPanelColumns<compute_type<T>>;
+  for (std::int64_t first = 0; first < count; first += kWidth) {
+    const int present = static_cast<int>(std::min<std::int64_t>(kWidth, count - first));
+    std::int64_t offsets[kWidth];
+    for (int i = 0; i < present; ++i) offsets[i] = (first + i) * line_stride;
+    pack_panel<kWidth, T>(data, offsets, present, depth, depth_stride, out + first * depth);
+  }
+}
+
+template <class T>
+void pack_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed, std::int64_t heads) {
+  parallel_for(2 * heads, [&](std::int64_t task) {
+    const std::int64_t head = packed.first_head + task / 2;
+    if (task % 2 == 0) {
+      pack_lines<T>(p.key.as<const T>() + p.offset(p.key, head), p.keys, p.key.stride(-2), p.depth,
+                    p.key.stride(-1), packed.keys + task / 2 * packed.key_size);
+    } else {
+      pack_lines<T>(p.value.as<const T>() + p.offset(p.value, head), p.value_depth,
+                    p.value.stride(-1), p.keys, p.value.stride(-2),
+                    packed.values + task / 2 * packed.value_size);
+    }
+  });
+}
+
+/// out (rows, columns) = or += a (rows, depth)·packed panels, rows and columns in whole panels.
+template <class C>
+void multiply(const C* a, std::int64_t a_stride, const C* panels, std::int64_t panel_stride,
+              std::int64_t depth, std::int64_t rows, std::int64_t columns, C* out,
+              std::int64_t out_stride, bool accumulate) {
+  for (std::int64_t j = 0; j < columns; j += kPanelColumns<C>) {
+    const C* panel = panels + j / kPanelColumns<C> * panel_stride;
+    for (std::int64_t i = 0; i < rows; i += kPanelRows) {
+      micro_kernel(depth, a + i * a_stride, a_stride, 1, panel, out + i * out_stride + j,
+                   out_stride, accumulate);
+    }
+  }
+}
+
+/// What a task keeps between blocks of keys: rows in whole panels, the scale applied to `query`.
+template <class C>
+struct QueryBlock {
+  std::int64_t head, first, rows;
+  std::int64_t value_columns;  // value_depth in whole panels
+  C* query;                    // (kQueryBlock, depth)
+  C* scores;                   // (kQueryBlock, kKeyBlock)
+  C* sums;                     // (kQueryBlock, value_columns): Σ exp(score - max)·value
+  C max[kQueryBlock];          // running maximum of each row's scores
+  double sum[kQueryBlock];     // Σ exp(score - max), before dropout
+};
+
+/// Adds the mask to the scores of one row: keys [first_key, first_key + n).
+template <class T>
+void mask_row(const Problem& p, std::int64_t head, std::int64_t query, std::int64_t first_key,
+              std::int64_t n, compute_type<T>* scores) {
+  using C = compute_type<T>;
+  const std::int64_t stride = p.mask.stride(-1);
+  const std::int64_t offset =
+      p.offset(p.mask, head) + query * p.mask.stride(-2) + first_key * stride;
+  if (p.mask.dtype == DType::boolean) {
+    const auto* visible = p.mask.as<const std::uint8_t>() + offset;
+    for (std::int64_t j = 0; j < n; ++j) {
+      scores[j] = visible[j * stride] != 0 ? scores[j] : -std::numeric_limits<C>::infinity();
+    }
+  } else {
+    C added[kKeyBlock];
+    load_row(p.mask.as<const T>() + offset, stride, n, added);
+    add_row(scores, added, n);
+  }
+}
+
+/// Turns the scores of row i into exp(score - max), masked and with dropout, and brings the row's
+/// running maximum, sum and weighted values up to date. `n` keys from `first_key`.
+template <class T>
+void update_row(const Problem& p, QueryBlock<compute_type<T>>& block, std::int64_t i,
+                std::int64_t first_key, std::int64_t n) {
+  using C = compute_type<T>;
+  constexpr C kLowest = -std::numeric_limits<C>::infinity();
+  C* scores = block.scores + i * kKeyBlock;
+  const std::int64_t query = block.first + i;
+  std::int64_t visible = n;
+  if (p.causal) {
+    visible = std::clamp<std::int64_t>(query - first_key + 1, 0, n);
+    std::fill(scores + visible, scores + n, kLowest);
+  }
+  if (p.mask.present) mask_row<T>(p, block.head, query, first_key, visible, scores);
+  pad_row(scores, n);
+  const C max = std::max(block.max[i], row_max(scores, n));
+  const C finite_max = max == kLowest ? C{0} : max;  // nothing visible yet: every exp is 0
+  const C rescale = block.max[i] == max ? C{1} : std::exp(block.max[i] - finite_max);
+  block.max[i] = max;
+  block.sum[i] = block.sum[i] * static_cast<double>(rescale) + exp_row(scores, n, finite_max);
+  if (rescale != C{1}) {
+    scale_row(block.sums + i * block.value_columns, block.value_columns, rescale);
+  }
+  if (p.dropout.active) {
+    dropout_row(scores, n, p.dropout, C{1}, block.head * p.queries + query, first_key);
+  }
+}
+
+/// Fills `block` for its queries and runs over all keys that they see.
+template <class T>
+void attend(const Problem& p, const PackedHeads<compute_type<T>>& packed,
+            QueryBlock<compute_type<T>>& block) {
+  using C = compute_type<T>;
+  const T* query = p.query.as<const T>() + p.offset(p.query, block.head);
+  const std::int64_t panel_rows = round_up(block.rows, kPanelRows);
+  std::fill_n(block.query, panel_rows * p.depth, C{0});
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    C* row = block.query + i * p.depth;
+    load_row(query + (block.first + i) * p.query.stride(-2), p.query.stride(-1), p.depth, row);
+    scale_row(row, p.depth, static_cast<C>(p.scale));
+  }
+  std::fill_n(block.sums, panel_rows * block.value_columns, C{0});
+  std::fill_n(block.max, kQueryBlock, -std::numeric_limits<C>::infinity());
+  std::fill_n(block.sum, kQueryBlock, 0.0);
+
+  const std::int64_t local_head = block.head - packed.first_head;
+  const C* keys = packed.keys + local_head * packed.key_size;
+  const C* values = packed.values + local_head * packed.value_size;
+  const std::int64_t end = p.causal ? std::min(p.keys, block.first + block.rows) : p.keys;
+  for (std::int64_t first = 0; first < end; first += kKeyBlock) {
+    const std::int64_t n = std::min(kKeyBlock, end - first);
+    multiply(block.query, p.depth, keys + first * p.depth, p.depth * kPanelColumns<C>, p.depth,
+             panel_rows, round_up(n, kPanelColumns<C>), block.scores, kKeyBlock, false);
+    for (std::int64_t i = 0; i < block.rows; ++i) update_row<T>(p, block, i, first, n);
+    multiply(block.scores, kKeyBlock, values + first * kPanelColumns<C>, p.keys * kPanelColumns<C>,
+             n, panel_rows, block.value_columns, block.sums, block.value_columns, true);
+  }
+}
+
+template <class T>
+void write_rows(const Problem& p, const QueryBlock<compute_type<T>>& block) {
+  using C = compute_type<T>;
+  T* output = p.output.as<T>() + p.offset(p.output, block.head);
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    C* row = block.sums + i * block.value_columns;
+    // Without keys the sum over them is zero; with keys that are all masked it is 0/0.
+    const bool empty = p.keys == 0 || (p.dropout.active && p.dropout.scale == 0);
+    const double factor = empty ? 0 : p.dropout.scale / block.sum[i];
+    if (empty) std::fill_n(row, p.value_depth, C{0});
+    scale_row(row, p.value_depth, static_cast<C>(factor));
+    store_row(row, p.value_depth, output + (block.first + i) * p.output.stride(-2),
+              p.output.stride(-1));
+  }
+}
+
+/// Runs heads [packed.first_head, + heads) on their packed keys and values.
+template <class T>
+void attend_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed,
+                  std::int64_t heads) {
+  using C = compute_type<T>;
+  const std::int64_t blocks = round_up(p.queries, kQueryBlock) / kQueryBlock;
+  parallel_for(heads * blocks, [&](std::int64_t task) {
+    thread_local Scratch query_scratch, score_scratch, sum_scratch;
+    // The last blocks of queries see most keys under a causal mask; they go first.
+    const std::int64_t first = (blocks - 1 - task % blocks) * kQueryBlock;
+    QueryBlock<C> block;
+    block.head = packed.first_head + task / blocks;
+    block.first = first;
+    block.rows = std::min(kQueryBlock, p.queries - first);
+    block.value_columns = round_up(p.value_depth, kPanelColumns<C>);
+    block.query = query_scratch.get<C>(kQueryBlock * p.depth);
+    block.scores = score_scratch.get<C>(kQueryBlock * kKeyBlock);
+    block.sums = sum_scratch.get<C>(kQueryBlock * block.value_columns);
+    attend<T>(p, packed, block);
+    write_rows<T>(p, block);
+  });
+}
+
+}  // namespace
+
+void attention(const KernelArgs& args) {
+  if (args.outputs[0].numel() == 0) return;
+  const Problem p = make_problem(args);
+  const std::int64_t heads = p.heads.product();
+  dispatch_float(p.output.dtype, [&]<typename T>() {
+    using C = compute_type<T>;
+    PackedHeads<C> packed;
+    packed.key_size = round_up(p.keys, kPanelColumns<C>) * p.depth;
+    packed.value_size = round_up(p.value_depth, kPanelColumns<C>) * p.keys;
+    const auto bytes =
+        static_cast<std::int64_t>(sizeof(C)) * (packed.key_size + packed.value_size) + 1;
+    const std::int64_t group = std::clamp<std::int64_t>(kPackedBytes / bytes, 1, heads);
+    thread_local Scratch key_scratch, value_scratch;
+    packed.keys = key_scratch.get<C>(group * packed.key_size);
+    packed.values = value_scratch.get<C>(group * packed.value_size);
+    for (std::int64_t head = 0; head < heads; head += group) {
+      const std::int64_t count = std::min(group, heads - head);
+      packed.first_head = head;
+      pack_heads<T>(p, packed, count);
+      attend_heads<T>(p, packed, count);
+    }
+  });
+}
+
+}  // namespace tenon::cpu

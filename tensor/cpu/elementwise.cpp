@@ -1,0 +1,116 @@
+// How elementwise calls are cut into rows; see the header.
+#include "tensor/cpu/elementwise.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "tensor/detail/check.h"
+#include "tensor/parallel.h"
+
+namespace tenon::cpu {
+namespace {
+
+/// Elements of one task.
+constexpr std::int64_t kGrain = 32768;
+
+/// Strides in bytes of `view` broadcast to `sizes`.
+Extents broadcast_strides(const TensorView& view, const Extents& sizes) {
+  Extents strides = Extents::filled(sizes.size(), 0);
+  const auto element = static_cast<std::int64_t>(size_of(view.dtype));
+  const int shift = sizes.size() - view.rank();
+  for (int axis = 0; axis < view.rank(); ++axis) {
+    if (view.sizes[axis] != 1) strides[axis + shift] = view.strides[axis] * element;
+  }
+  return strides;
+}
+
+/// Whether axis `outer` continues axis `inner` in every operand.
+bool can_merge(const RowPlan& plan, int outer, int inner) {
+  for (int i = 0; i < plan.operands; ++i) {
+    const Extents& strides = plan.strides[static_cast<std::size_t>(i)];
+    if (strides[outer] != strides[inner] * plan.sizes[inner]) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs) {
+  RowPlan full;
+  full.operands = 1 + static_cast<int>(inputs.size());
+  TENON_INTERNAL(full.operands <= RowPlan::kMaxOperands, "{} elementwise operands", full.operands);
+  full.sizes = output.sizes;
+  const auto add = [&](std::size_t i, const TensorView& view) {
+    full.strides[i] = broadcast_strides(view, output.sizes);
+    full.data[i] = static_cast<char*>(view.data);
+  };
+  add(0, output);
+  for (std::size_t i = 0; i < inputs.size(); ++i) add(i + 1, inputs[i]);
+
+  std::array<int, kMaxRank> order{};
+  const auto end = order.begin() + output.rank();
+  std::iota(order.begin(), end, 0);
+  std::stable_sort(order.begin(), end, [&](int a, int b) {
+    return full.strides[0][a] > full.strides[0][b];
+  });
+
+  RowPlan plan;
+  plan.operands = full.operands;
+  plan.data = full.data;
+  for (auto axis = order.begin(); axis != end; ++axis) {
+    if (full.sizes[*axis] == 1) continue;
+    plan.sizes.push_back(full.sizes[*axis]);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(full.operands); ++i) {
+      plan.strides[i].push_back(full.strides[i][*axis]);
+    }
+    const int last = plan.sizes.size() - 1;
+    if (last == 0 || !can_merge(plan, last - 1, last)) continue;
+    plan.sizes[last - 1] *= plan.sizes[last];
+    plan.sizes.erase(last);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(full.operands); ++i) {
+      plan.strides[i].erase(last - 1);
+    }
+  }
+  if (plan.sizes.empty()) {
+    plan.sizes.push_back(1);
+    for (auto& strides : plan.strides) strides.push_back(0);
+  }
+  return plan;
+}
+
+void for_each_row(const RowPlan& plan, RowFunction function, const void* functor) {
+  const int row_axis = plan.sizes.size() - 1;
+  const std::int64_t row = plan.sizes[row_axis];
+  const auto operands = static_cast<std::size_t>(plan.operands);
+  std::array<std::int64_t, RowPlan::kMaxOperands> row_strides{};
+  for (std::size_t i = 0; i < operands; ++i) row_strides[i] = plan.strides[i][row_axis];
+
+  parallel_ranges(plan.sizes.product(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+    std::array<std::int64_t, kMaxRank> index{};
+    std::int64_t rest = begin / row;
+    for (int axis = row_axis - 1; axis >= 0; --axis) {
+      index[static_cast<std::size_t>(axis)] = rest % plan.sizes[axis];
+      rest /= plan.sizes[axis];
+    }
+    std::int64_t in_row = begin % row;
+    for (std::int64_t at = begin; at < end;) {
+      const std::int64_t n = std::min(row - in_row, end - at);
+      std::array<char*, RowPlan::kMaxOperands> data = plan.data;
+      for (std::size_t i = 0; i < operands; ++i) {
+        data[i] += in_row * row_strides[i];
+        for (int axis = 0; axis < row_axis; ++axis) {
+          data[i] += index[static_cast<std::size_t>(axis)] * plan.strides[i][axis];
+        }
+      }
+      function(data.data(), row_strides.data(), n, functor);
+      at += n;
+      in_row = 0;
+      for (int axis = row_axis - 1; axis >= 0; --axis) {
+        if (++index[static_cast<std::size_t>(axis)] < plan.sizes[axis]) break;
+        index[static_cast<std::size_t>(axis)] = 0;
+      }
+    }
+  });
+}
+
+}  // namespace tenon::cpu

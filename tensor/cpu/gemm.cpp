@@ -1,0 +1,308 @@
+// Packing, tiling and the epilogue of CPU matrix products. Loop order and panel shapes follow
+// K. Goto, R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication", TOMS 34, 2008.
+#include "tensor/cpu/gemm.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "tensor/cpu/rows.h"
+#include "tensor/parallel.h"
+
+namespace tenon::cpu {
+namespace {
+
+/// Depth of the products that stay in registers: a panel of B of this depth fits the L1 cache.
+constexpr std::int64_t kDepthBlock = 256;
+/// Bytes of packed A or B at a time; larger operands are processed in blocks.
+constexpr std::int64_t kPackedBytes = std::int64_t{8} << 20;
+/// Packing tasks hold about this many elements.
+constexpr std::int64_t kPackGrain = 32768;
+/// Up to this many rows, reading B unpacked is faster than packing it.
+constexpr std::int64_t kFewRows = 8;
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// Rows and columns of C that one task computes; multiples of the panel sizes.
+struct TileShape {
+  std::int64_t rows;
+  std::int64_t columns;
+};
+
+/// Large tiles reuse packed panels more; small ones keep many cores busy on small matrices.
+TileShape tile_shape(std::int64_t batches, std::int64_t rows, std::int64_t columns) {
+  constexpr TileShape kLarge{96, 128};
+  constexpr TileShape kSmall{48, 64};
+  constexpr std::int64_t kEnoughTiles = 64;
+  const std::int64_t tiles = divide_up(rows, kLarge.rows) * divide_up(columns, kLarge.columns);
+  return tiles >= divide_up(kEnoughTiles, batches) ? kLarge : kSmall;
+}
+
+/// Which part of a problem is packed at once: some batches, or a block of rows and columns of one.
+struct Block {
+  std::int64_t batches;
+  std::int64_t rows;
+  std::int64_t columns;
+};
+
+Block packed_block(const GemmProblem& p, std::int64_t batches, std::int64_t rows, TileShape tile,
+                   std::int64_t element_bytes) {
+  const std::int64_t limit = kPackedBytes / element_bytes;
+  const std::int64_t depth = std::max<std::int64_t>(p.depth, 1);
+  const auto fitting = [&](std::int64_t extent, std::int64_t unit) {
+    const std::int64_t whole = divide_up(extent, unit) * unit;
+    return std::min(whole, std::max<std::int64_t>(limit / depth / unit, 1) * unit);
+  };
+  const std::int64_t block_rows = fitting(rows, tile.rows);
+  const std::int64_t block_columns = fitting(p.columns, tile.columns);
+  const bool whole_matrix = block_rows >= rows && block_columns >= p.columns;
+  const std::int64_t matrix = std::max(block_rows, block_columns) * depth;
+  const std::int64_t together = whole_matrix ? std::max<std::int64_t>(limit / matrix, 1) : 1;
+  return {std::min(batches, together), block_rows, block_columns};
+}
+
+/// One matrix operand as packing sees it: lines (rows of A, columns of B) of `depth` elements.
+struct Lines {
+  const void* data;
+  const Extents& batch;
+  const Extents& batch_strides;
+  Extents sizes;
+  Extents strides;
+  std::int64_t depth_stride;
+};
+
+/// Packs lines [first, first + count) of batches [batch0, batch0 + batches) into panels of kWidth:
+/// out (batches, panels, depth, kWidth).
+template <int kWidth, class T>
+void pack(const Lines& lines, std::int64_t batch0, std::int64_t batches, std::int64_t first,
+          std::int64_t count, std::int64_t depth, compute_type<T>* out) {
+  const std::int64_t panels = divide_up(count, kWidth);
+  const std::int64_t grain = std::max<std::int64_t>(kPackGrain / (kWidth * depth + 1), 1);
+  parallel_ranges(batches * panels, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t line = i % panels * kWidth;
+      const int present = static_cast<int>(std::min<std::int64_t>(kWidth, count - line));
+      std::int64_t offsets[kWidth];
+      for (int l = 0; l < present; ++l) {
+        offsets[l] = offset_of(first + line + l, lines.sizes, lines.strides);
+      }
+      const T* matrix = static_cast<const T*>(lines.data) +
+                        offset_of(batch0 + i / panels, lines.batch, lines.batch_strides);
+      pack_panel<kWidth, T>(matrix, offsets, present, depth, lines.depth_stride,
+                            out + i * depth * kWidth);
+    }
+  });
+}
+
+/// Adds the bias to a tile (rows, columns) held in float or double, and rounds it into C.
+template <class T>
+void write_tile(const GemmProblem& p, std::int64_t batch, std::int64_t row0, std::int64_t rows,
+                std::int64_t column0, std::int64_t columns, compute_type<T>* tile,
+                std::int64_t tile_columns) {
+  using C = compute_type<T>;
+  thread_local Scratch bias_scratch;
+  C* bias = nullptr;
+  if (p.bias != nullptr) {
+    bias = bias_scratch.get<C>(tile_columns);
+    load_row(static_cast<const T*>(p.bias) + column0 * p.bias_column, p.bias_column, columns, bias);
+  }
+  T* c = static_cast<T*>(p.c) + offset_of(batch, p.batch, p.c_batch) + column0 * p.c_column;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    C* row = tile + r * tile_columns;
+    if (bias != nullptr) add_row(row, bias, columns);
+    store_row(row, columns, c + offset_of(row0 + r, p.rows, p.c_rows), p.c_column);
+  }
+}
+
+/// tile (tile_rows, tile_columns) = packed panels of A times packed panels of B.
+template <class C>
+void multiply_panels(const C* a, const C* b, std::int64_t depth, TileShape tile, C* out) {
+  constexpr std::int64_t kColumns = kPanelColumns<C>;
+  if (depth == 0) std::fill_n(out, tile.rows * tile.columns, C{0});
+  for (std::int64_t k = 0; k < depth; k += kDepthBlock) {
+    const std::int64_t k_size = std::min(kDepthBlock, depth - k);
+    for (std::int64_t j = 0; j < tile.columns; j += kColumns) {
+      const C* b_panel = b + j * depth + k * kColumns;
+      for (std::int64_t i = 0; i < tile.rows; i += kPanelRows) {
+        micro_kernel(k_size, a + i * depth + k * kPanelRows, 1, kPanelRows, b_panel,
+                     out + i * tile.columns + j, tile.columns, k > 0);
+      }
+    }
+  }
+}
+
+/// Computes the tiles of one packed block, whose first element is (batch0, row0, column0).
+template <class T>
+void multiply_block(const GemmProblem& p, TileShape tile, Block size, std::int64_t batch0,
+                    std::int64_t row0, std::int64_t column0, const compute_type<T>* a,
+                    const compute_type<T>* b) {
+  using C = compute_type<T>;
+  const std::int64_t tile_rows = divide_up(size.rows, tile.rows);
+  const std::int64_t tile_columns = divide_up(size.columns, tile.columns);
+  const std::int64_t a_matrix = divide_up(size.rows, kPanelRows) * kPanelRows * p.depth;
+  const std::int64_t b_matrix =
+      divide_up(size.columns, kPanelColumns<C>) * kPanelColumns<C> * p.depth;
+  parallel_for(size.batches * tile_rows * tile_columns, [&](std::int64_t task) {
+    const std::int64_t batch = task / (tile_rows * tile_columns);
+    const std::int64_t row = task / tile_columns % tile_rows * tile.rows;
+    const std::int64_t column = task % tile_columns * tile.columns;
+    const std::int64_t rows = std::min(tile.rows, size.rows - row);
+    const std::int64_t columns = std::min(tile.columns, size.columns - column);
+    thread_local Scratch scratch;
+    C* out = scratch.get<C>(tile.rows * tile.columns);
+    const TileShape whole_panels{divide_up(rows, kPanelRows) * kPanelRows,
+                                 divide_up(columns, kPanelColumns<C>) * kPanelColumns<C>};
+    multiply_panels(a + batch * a_matrix + row * p.depth, b + batch * b_matrix + column * p.depth,
+                    p.depth, whole_panels, out);
+    write_tile<T>(p, batch0 + batch, row0 + row, rows, column0 + column, columns, out,
+                  whole_panels.columns);
+  });
+}
+
+template <class T>
+void multiply_packed(const GemmProblem& p, std::int64_t batches, std::int64_t rows) {
+  using C = compute_type<T>;
+  const Lines a{p.a, p.batch, p.a_batch, p.rows, p.a_rows, p.a_depth};
+  const Lines b{p.b, p.batch, p.b_batch, {p.columns}, {p.b_column}, p.b_depth};
+  const TileShape tile = tile_shape(batches, rows, p.columns);
+  const Block block = packed_block(p, batches, rows, tile, sizeof(C));
+  thread_local Scratch a_scratch;
+  thread_local Scratch b_scratch;
+  C* packed_a = a_scratch.get<C>(block.batches * block.rows * p.depth);
+  C* packed_b = b_scratch.get<C>(block.batches * block.columns * p.depth);
+  for (std::int64_t batch = 0; batch < batches; batch += block.batches) {
+    Block size{std::min(block.batches, batches - batch), 0, 0};
+    for (std::int64_t column = 0; column < p.columns; column += block.columns) {
+      size.columns = std::min(block.columns, p.columns - column);
+      pack<kPanelColumns<C>, T>(b, batch, size.batches, column, size.columns, p.depth, packed_b);
+      for (std::int64_t row = 0; row < rows; row += block.rows) {
+        size.rows = std::min(block.rows, rows - row);
+        pack<kPanelRows, T>(a, batch, size.batches, row, size.rows, p.depth, packed_a);
+        multiply_block<T>(p, tile, size, batch, row, column, packed_a, packed_b);
+      }
+    }
+  }
+}
+
+template <class C>
+C dot(const C* x, const C* y, std::int64_t n) {
+  constexpr int kWidth = kLanes<C>;
+  Vec<C> sums[4] = {};
+  std::int64_t i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    for (int lane = 0; lane < 4; ++lane) {
+      sums[lane] += load(x + i + lane * kWidth) * load(y + i + lane * kWidth);
+    }
+  }
+  C total = horizontal_sum<C>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < n; ++i) total += x[i] * y[i];
+  return total;
+}
+
+/// One to kFewRows rows, of one batch, against columns of unit stride: each column is read once.
+template <class T>
+void multiply_few_rows(const GemmProblem& p, std::int64_t rows) {
+  using C = compute_type<T>;
+  constexpr std::int64_t kColumnsPerTask = 32;
+  thread_local Scratch a_scratch;
+  C* const a = a_scratch.get<C>(rows * p.depth);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    load_row(static_cast<const T*>(p.a) + offset_of(r, p.rows, p.a_rows), p.a_depth, p.depth,
+             a + r * p.depth);
+  }
+  parallel_ranges(p.columns, kColumnsPerTask, [&](std::int64_t begin, std::int64_t end) {
+    thread_local Scratch column_scratch;
+    C tile[kFewRows * kColumnsPerTask];
+    for (std::int64_t column = begin; column < end; ++column) {
+      const T* source = static_cast<const T*>(p.b) + column * p.b_column;
+      const C* values = nullptr;
+      if constexpr (std::is_same_v<T, C>) {
+        values = source;
+      } else {
+        C* converted = column_scratch.get<C>(p.depth);
+        load_row(source, 1, p.depth, converted);
+        values = converted;
+      }
+      for (std::int64_t r = 0; r < rows; ++r) {
+        tile[r * kColumnsPerTask + column - begin] = dot(a + r * p.depth, values, p.depth);
+      }
+    }
+    write_tile<T>(p, 0, 0, rows, begin, end - begin, tile, kColumnsPerTask);
+  });
+}
+
+/// Cᵀ = Bᵀ·Aᵀ of a single matrix without bias.
+GemmProblem transposed(const GemmProblem& p) {
+  GemmProblem t;
+  t.a = p.b;
+  t.b = p.a;
+  t.c = p.c;
+  t.rows = {p.columns};
+  t.a_rows = {p.b_column};
+  t.c_rows = {p.c_column};
+  t.columns = p.rows[0];
+  t.depth = p.depth;
+  t.a_depth = p.b_depth;
+  t.b_depth = p.a_depth;
+  t.b_column = p.a_rows[0];
+  t.c_column = p.c_rows[0];
+  return t;
+}
+
+}  // namespace
+
+template <int kWidth, class T>
+void pack_panel(const T* data, const std::int64_t* offsets, int count, std::int64_t depth,
+                std::int64_t depth_stride, compute_type<T>* out) {
+  using C = compute_type<T>;
+  constexpr std::int64_t kChunk = 128;
+  bool adjacent = count == kWidth;
+  for (int i = 1; i < count && adjacent; ++i) adjacent = offsets[i] == offsets[0] + i;
+  if (adjacent) {
+    for (std::int64_t k = 0; k < depth; ++k) {
+      const T* source = data + offsets[0] + k * depth_stride;
+      if constexpr (std::is_same_v<T, C>) {
+        std::copy_n(source, kWidth, out + k * kWidth);
+      } else {
+        load_row(source, 1, kWidth, out + k * kWidth);
+      }
+    }
+    return;
+  }
+  C lines[kWidth][kChunk];
+  std::fill_n(&lines[0][0], kWidth * kChunk, C{0});
+  for (std::int64_t k = 0; k < depth; k += kChunk) {
+    const std::int64_t size = std::min(kChunk, depth - k);
+    for (int i = 0; i < count; ++i) {
+      load_row(data + offsets[i] + k * depth_stride, depth_stride, size, lines[i]);
+    }
+    for (std::int64_t j = 0; j < size; ++j) {
+      for (int i = 0; i < kWidth; ++i) out[(k + j) * kWidth + i] = lines[i][j];
+    }
+  }
+}
+
+template <class T>
+void gemm(const GemmProblem& p) {
+  const std::int64_t batches = p.batch.product();
+  const std::int64_t rows = p.rows.product();
+  if (batches == 0 || rows == 0 || p.columns == 0) return;
+  if (batches == 1 && rows <= kFewRows && p.b_depth == 1) return multiply_few_rows<T>(p, rows);
+  if (batches == 1 && p.columns <= kFewRows && p.a_depth == 1 && p.rows.size() == 1 &&
+      p.bias == nullptr) {
+    return multiply_few_rows<T>(transposed(p), p.columns);
+  }
+  multiply_packed<T>(p, batches, rows);
+}
+
+#define TENON_INSTANTIATE_GEMM(T)                                                           \
+  template void gemm<T>(const GemmProblem&);                                                \
+  template void pack_panel<kPanelRows, T>(const T*, const std::int64_t*, int, std::int64_t, \
+                                          std::int64_t, compute_type<T>*);                  \
+  template void pack_panel<kPanelColumns<compute_type<T>>, T>(                              \
+      const T*, const std::int64_t*, int, std::int64_t, std::int64_t, compute_type<T>*);
+TENON_INSTANTIATE_GEMM(float)
+TENON_INSTANTIATE_GEMM(double)
+TENON_INSTANTIATE_GEMM(Half)
+TENON_INSTANTIATE_GEMM(BFloat16)
+
+}  // namespace tenon::cpu

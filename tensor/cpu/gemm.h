@@ -1,0 +1,77 @@
+// Matrix products on the CPU: C = A·B + bias for any strides, batched. Operands are packed into
+// panels once, in parallel and converted to float (double for float64); then every tile of C, of a
+// size that depends on the shape alone, is computed by one thread. So results do not depend on the
+// number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/cpu/vector.h"
+#include "tensor/dtype.h"
+#include "tensor/tensor_view.h"
+
+namespace tenon::cpu {
+
+/// C[b, r, n] = Σ_k A[b, r, k]·B[b, k, n] + bias[n]; b and r run over several axes each. All strides
+/// count elements and may be 0; the elements of C must be distinct.
+struct GemmProblem {
+  const void* a = nullptr;
+  const void* b = nullptr;
+  const void* bias = nullptr;  // null: none
+  void* c = nullptr;
+  Extents batch;  // sizes of the batch axes and their strides in each operand
+  Extents a_batch, b_batch, c_batch;
+  Extents rows;  // sizes of the row axes and their strides
+  Extents a_rows, c_rows;
+  std::int64_t columns = 0;
+  std::int64_t depth = 0;
+  std::int64_t a_depth = 0, b_depth = 0;
+  std::int64_t b_column = 0, c_column = 0, bias_column = 0;
+};
+
+/// T: float, double, Half or BFloat16. 16-bit products are summed in float and rounded once.
+template <class T>
+void gemm(const GemmProblem& problem);
+
+/// The micro-kernel's block of C: kPanelRows x kPanelColumns<C> values, held in 12 vectors.
+inline constexpr int kPanelRows = 6;
+template <class C>
+inline constexpr int kPanelColumns = 2 * kLanes<C>;
+
+/// Copies `count` <= kWidth rows of `depth` elements to out[k · kWidth + row], zeros for the rest.
+/// Row i starts at data + offsets[i]; its elements are `depth_stride` apart.
+template <int kWidth, class T>
+void pack_panel(const T* data, const std::int64_t* offsets, int count, std::int64_t depth,
+                std::int64_t depth_stride, compute_type<T>* out);
+
+/// C (6, kPanelColumns) = or += A (6, depth) · B (depth, kPanelColumns). A has any strides, B is a
+/// packed panel, C has unit column stride.
+template <class C>
+inline void micro_kernel(std::int64_t depth, const C* a, std::int64_t a_row, std::int64_t a_depth,
+                         const C* b, C* c, std::int64_t c_row, bool accumulate) {
+  constexpr int kWidth = kLanes<C>;
+  Vec<C> sums[kPanelRows][2] = {};
+  for (std::int64_t k = 0; k < depth; ++k) {
+    const Vec<C> b0 = load(b);
+    const Vec<C> b1 = load(b + kWidth);
+    for (int i = 0; i < kPanelRows; ++i) {
+      const Vec<C> value = broadcast(a[i * a_row]);
+      sums[i][0] += value * b0;
+      sums[i][1] += value * b1;
+    }
+    a += a_depth;
+    b += 2 * kWidth;
+  }
+  if (accumulate) {
+    for (int i = 0; i < kPanelRows; ++i) {
+      sums[i][0] += load(c + i * c_row);
+      sums[i][1] += load(c + i * c_row + kWidth);
+    }
+  }
+  for (int i = 0; i < kPanelRows; ++i) {
+    store(c + i * c_row, sums[i][0]);
+    store(c + i * c_row + kWidth, sums[i][1]);
+  }
+}
+
+}  // namespace tenon::cpu

@@ -1,0 +1,80 @@
+// The CPU as a device: aligned heap memory, and kernels that have finished when their call returns.
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "tensor/detail/check.h"
+#include "tensor/detail/launch_count.h"
+#include "tensor/device_backend.h"
+#include "tensor/parallel.h"
+
+namespace tenon {
+namespace {
+
+constexpr std::size_t kAlignment = 256;
+
+class CpuBackend final : public DeviceBackend {
+ public:
+  int device_count() const override { return 1; }
+  std::string device_name(int) const override {
+    return fmt::format("CPU ({} thread{})", num_threads(), num_threads() == 1 ? "" : "s");
+  }
+
+  void* allocate(std::size_t bytes, int) override {
+    void* data = nullptr;
+    if (bytes < SIZE_MAX - kAlignment) {
+      const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+      data = std::aligned_alloc(kAlignment, rounded);
+    }
+    if (data == nullptr) {
+      throw OutOfMemory(
+          fmt::format("out of memory on cpu: {} bytes requested, {} bytes live", bytes,
+                      live_.load()),
+          bytes, 0, live_.load());
+    }
+    const std::size_t live = live_ += bytes;
+    std::size_t peak = peak_.load();
+    while (peak < live && !peak_.compare_exchange_weak(peak, live)) {
+    }
+    return data;
+  }
+
+  void free(void* data, std::size_t bytes, int) noexcept override {
+    std::free(data);
+    live_ -= bytes;
+  }
+
+  void copy(void* target, Device, const void* source, Device, std::size_t bytes) override {
+    if (bytes > 0) std::memcpy(target, source, bytes);
+  }
+
+  void synchronize(int) override {}
+  void* stream(int) override { return nullptr; }
+
+  std::int64_t count_kernels(int, const std::function<void()>& work) override {
+    const std::int64_t before = detail::kernel_launches;
+    work();
+    return detail::kernel_launches - before;
+  }
+
+  double time_ms(int, const std::function<void()>& work) override {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+        .count();
+  }
+
+  MemoryStats memory_stats(int) const override { return {live_.load(), 0, peak_.load()}; }
+
+ private:
+  std::atomic<std::size_t> live_{0};
+  std::atomic<std::size_t> peak_{0};
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceBackend> make_cpu_backend() { return std::make_unique<CpuBackend>(); }
+
+}  // namespace tenon

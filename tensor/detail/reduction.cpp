@@ -1,0 +1,53 @@
+// Axes and shapes of reductions.
+#include "tensor/detail/reduction.h"
+
+#include "tensor/detail/check.h"
+#include "tensor/detail/view_rules.h"
+#include "tensor/ops/attributes.h"
+#include "tensor/ops/infer_rules.h"
+
+namespace tenon::ops {
+
+std::array<bool, kMaxRank> reduced_axes(std::string_view op, const std::vector<std::int64_t>& dim,
+                                        int rank) {
+  std::array<bool, kMaxRank> reduced{};
+  if (dim.empty()) reduced.fill(true);
+  for (std::int64_t axis : dim) {
+    reduced[static_cast<std::size_t>(normalize_axis(op, axis, rank))] = true;
+  }
+  return reduced;
+}
+
+std::vector<TensorSpec> infer_reduction(const InferContext& context) {
+  const auto& attrs = context.attributes<ReduceAttrs>();
+  const Shape& shape = context[0].shape;
+  const auto reduced = reduced_axes(context.op().name, attrs.dim, shape.rank());
+  Shape result;
+  for (int axis = 0; axis < shape.rank(); ++axis) {
+    if (!reduced[static_cast<std::size_t>(axis)]) {
+      result.push_back(shape[axis]);
+    } else if (attrs.keepdim) {
+      result.push_back(1);
+    }
+  }
+  return with_shape(context[0], std::move(result));
+}
+
+std::vector<TensorSpec> infer_extremum(const InferContext& context) {
+  const auto& attrs = context.attributes<ReduceAttrs>();
+  const Shape& shape = context[0].shape;
+  const auto reduced = reduced_axes(context.op().name, attrs.dim, shape.rank());
+  for (int axis = 0; axis < shape.rank(); ++axis) {
+    TENON_CHECK(!reduced[static_cast<std::size_t>(axis)] || !shape[axis].same_as(0), ShapeError,
+                "[{}] axis {} of the input {} is empty; needed at least one element to reduce",
+                context.op().name, axis, shape.to_string());
+  }
+  return infer_reduction(context);
+}
+
+Tensor call_reduction(const Op& op, const Tensor& input, const std::vector<std::int64_t>& dim,
+                      bool keepdim) {
+  return apply1(op, {input}, ReduceAttrs{axes_of(op.name, input, dim), keepdim});
+}
+
+}  // namespace tenon::ops

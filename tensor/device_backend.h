@@ -1,0 +1,61 @@
+// What a kind of device must offer. The CPU's is built in; cuda/ registers its own. Work is ordered
+// by the device's one stream: a kernel launched after another sees its results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "tensor/device.h"
+
+namespace tenon {
+
+/// Bytes on one device: handed out and in use, kept for reuse, and the most ever in use.
+struct MemoryStats {
+  std::size_t live = 0;
+  std::size_t cached = 0;
+  std::size_t peak = 0;
+};
+
+class DeviceBackend {
+ public:
+  virtual ~DeviceBackend() = default;
+  /// How many such devices this machine has; 0 when the driver or the hardware is missing.
+  virtual int device_count() const = 0;
+  /// Why device_count() is 0, in the driver's words; empty when it is not.
+  virtual std::string unavailable_reason() const { return {}; }
+  /// "NVIDIA H200", "CPU (2 threads)".
+  virtual std::string device_name(int index) const = 0;
+  /// Memory aligned to 256 bytes, in stream order; throws OutOfMemory. `bytes` > 0.
+  virtual void* allocate(std::size_t bytes, int index) = 0;
+  /// Gives memory back in stream order; never throws.
+  virtual void free(void* data, std::size_t bytes, int index) noexcept = 0;
+  /// Copies between this device and the host or within the device, in stream order. A copy from
+  /// the device to the host has finished when this returns.
+  virtual void copy(void* target, Device target_device, const void* source, Device source_device,
+                    std::size_t bytes) = 0;
+  /// Waits for all work of the device; throws what that work failed with.
+  virtual void synchronize(int index) = 0;
+  /// The stream to launch on, as kernels get it in KernelArgs.
+  virtual void* stream(int index) = 0;
+  /// Runs `work` and returns how many kernels it launched on this device, copies not counted.
+  virtual std::int64_t count_kernels(int index, const std::function<void()>& work) = 0;
+  /// Milliseconds of device time that `work` takes.
+  virtual double time_ms(int index, const std::function<void()>& work) = 0;
+  virtual MemoryStats memory_stats(int index) const = 0;
+};
+
+/// The backend of a kind of device; DeviceError that says what is missing when there is none.
+DeviceBackend& device_backend(DeviceType type);
+/// True when `device` exists on this machine.
+bool is_available(Device device);
+/// Throws DeviceError with the reason unless `device` exists.
+void require_available(Device device);
+/// Called once by a device layer at start-up.
+void register_device_backend(DeviceType type, std::unique_ptr<DeviceBackend> backend);
+/// Waits for all work on `device`.
+void synchronize(Device device);
+
+}  // namespace tenon

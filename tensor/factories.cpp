@@ -1,0 +1,148 @@
+// Functions that make tensors: filled, counted and random.
+#include <cmath>
+#include <numbers>
+
+#include "tensor/detail/check.h"
+#include "tensor/device_backend.h"
+#include "tensor/philox.h"
+#include "tensor/random.h"
+#include "tensor/tensor.h"
+
+namespace tenon {
+namespace {
+
+Extents numbers_of(const Shape& shape) {
+  Extents sizes;
+  for (const Dim& dim : shape) sizes.push_back(dim.value());
+  return sizes;
+}
+
+/// Fills a host tensor by value(i) for the i-th element in row-major order, then moves it.
+template <class F>
+Tensor generate(const Shape& shape, const TensorOptions& options, F&& value) {
+  const Tensor host = empty(shape, {options.dtype, kCpu});
+  const std::int64_t n = host.layout().numel();
+  dispatch_all(options.dtype, [&]<typename T>() {
+    T* data = host.data<T>();
+    for (std::int64_t i = 0; i < n; ++i) {
+      if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
+        data[i] = T(static_cast<float>(value(i)));
+      } else {
+        data[i] = static_cast<T>(value(i));
+      }
+    }
+  });
+  return host.to(options.device);
+}
+
+/// 32 random bits for element i of the given stream: word i % 4 of Philox block i / 4.
+class ElementBits {
+ public:
+  explicit ElementBits(Generator& generator)
+      : seed_(generator.seed()), stream_(generator.next_tensor_stream()) {}
+  std::uint32_t operator()(std::int64_t i) {
+    if (i / 4 != block_index_) {
+      block_index_ = i / 4;
+      // Counter word 3 has its top bit set: these blocks are apart from dropout's (philox.h).
+      block_ = philox4x32_10({{static_cast<std::uint32_t>(block_index_),
+                               static_cast<std::uint32_t>(block_index_ >> 32),
+                               static_cast<std::uint32_t>(stream_),
+                               static_cast<std::uint32_t>(stream_ >> 32) | 0x80000000U}},
+                             static_cast<std::uint32_t>(seed_),
+                             static_cast<std::uint32_t>(seed_ >> 32));
+    }
+    return block_.word[i % 4];
+  }
+
+ private:
+  std::uint64_t seed_;
+  std::uint64_t stream_;
+  std::int64_t block_index_ = -1;
+  PhiloxBlock block_{};
+};
+
+double unit_interval(std::uint32_t bits) { return (bits + 0.5) * 0x1p-32; }
+
+Generator& or_default(Generator* generator) {
+  return generator != nullptr ? *generator : default_generator();
+}
+
+}  // namespace
+
+Tensor empty(const Extents& sizes, TensorOptions options) {
+  std::int64_t bytes = static_cast<std::int64_t>(size_of(options.dtype));
+  bool has_zero = false;
+  for (std::int64_t size : sizes) {
+    TENON_CHECK(size >= 0, ShapeError, "a size of {} was asked for; needed 0 or more", size);
+    has_zero |= size == 0;
+    TENON_CHECK(!__builtin_mul_overflow(bytes, size == 0 ? 1 : size, &bytes), ShapeError,
+                "a tensor of sizes {} does not fit into 64-bit byte counts", fmt::join(sizes, "x"));
+  }
+  auto storage =
+      Storage::allocate(has_zero ? 0 : static_cast<std::size_t>(bytes), options.device);
+  return Tensor(std::move(storage), options.dtype, Layout::contiguous(sizes));
+}
+
+Tensor empty(const Shape& shape, TensorOptions options) {
+  return empty(numbers_of(shape), options);
+}
+Tensor full(const Shape& shape, double value, TensorOptions options) {
+  return generate(shape, options, [value](std::int64_t) { return value; });
+}
+Tensor zeros(const Shape& shape, TensorOptions options) { return full(shape, 0, options); }
+Tensor ones(const Shape& shape, TensorOptions options) { return full(shape, 1, options); }
+
+Tensor arange(std::int64_t n, TensorOptions options) {
+  return generate(Shape{n}, options, [](std::int64_t i) { return i; });
+}
+
+Tensor randn(const Shape& shape, TensorOptions options, Generator* generator) {
+  ElementBits bits(or_default(generator));
+  return generate(shape, options, [&](std::int64_t i) {
+    // Box-Muller on a pair of uniforms; even elements take the cosine, odd ones the sine.
+    const std::int64_t pair = i - i % 2;
+    const double radius = std::sqrt(-2.0 * std::log(unit_interval(bits(pair))));
+    const double angle = 2.0 * std::numbers::pi * unit_interval(bits(pair + 1));
+    return radius * (i % 2 == 0 ? std::cos(angle) : std::sin(angle));
+  });
+}
+
+Tensor uniform(const Shape& shape, double low, double high, TensorOptions options,
+               Generator* generator) {
+  ElementBits bits(or_default(generator));
+  return generate(shape, options, [&](std::int64_t i) {
+    return low + (high - low) * unit_interval(bits(i));
+  });
+}
+
+Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {
+  TENON_CHECK(static_cast<std::int64_t>(values.size()) == shape.numel().value(), ShapeError,
+              "{} values were given for shape {}, which has {} elements", values.size(),
+              shape.to_string(), shape.numel().value());
+  return generate(shape, options,
+                  [&](std::int64_t i) { return values[static_cast<std::size_t>(i)]; });
+}
+
+Tensor tensor(std::initializer_list<double> values, const Shape& shape, TensorOptions options) {
+  return tensor(std::span(values.begin(), values.size()), shape, options);
+}
+
+template <class T>
+Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device) {
+  TENON_CHECK(static_cast<std::int64_t>(values.size()) == shape.numel().value(), ShapeError,
+              "{} values were given for shape {}, which has {} elements", values.size(),
+              shape.to_string(), shape.numel().value());
+  const Tensor host = empty(shape, {dtype_of<T>, kCpu});
+  std::copy(values.begin(), values.end(), host.data<T>());
+  return host.to(device);
+}
+
+template Tensor from_vector(const std::vector<float>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<double>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<Half>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<BFloat16>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<std::int64_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<std::int32_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<std::uint8_t>&, const Shape&, Device);
+
+}  // namespace tenon

@@ -1,0 +1,204 @@
+#include "tensor/interpreter.h"
+
+#include "tensor/detail/check.h"
+#include "tensor/detail/launch_count.h"
+#include "tensor/device_backend.h"
+#include "tensor/philox.h"
+#include "tensor/random.h"
+
+namespace tenon {
+namespace {
+
+class EagerInterpreter final : public Interpreter {
+ public:
+  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
+                            const Attrs& attrs) override {
+    return apply_eager(op, inputs, attrs);
+  }
+};
+
+/// Runs shape inference only: what an op with a decomposition but no inference of its own needs.
+class SpecInterpreter final : public Interpreter {
+ public:
+  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
+                            const Attrs& attrs) override {
+    std::vector<const TensorSpec*> specs;
+    for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
+    std::vector<Tensor> outputs;
+    for (TensorSpec& spec : infer(op, specs, attrs)) {
+      outputs.push_back(Tensor::symbolic(std::move(spec)));
+    }
+    return outputs;
+  }
+};
+
+struct ThreadState {
+  std::vector<Interpreter*> interpreters;
+  std::vector<ModuleFrame> modules;
+  std::int64_t next_site = 0;
+};
+
+thread_local ThreadState state;
+
+EagerInterpreter& eager() {
+  static EagerInterpreter interpreter;
+  return interpreter;
+}
+
+/// A row-major copy of `input` on its device.
+Tensor packed_copy(const Tensor& input) {
+  const Op& copy = get_op("contiguous");
+  Tensor result = empty(input.layout().sizes, {input.dtype(), input.device()});
+  const TensorView source[] = {input.view_of_data()};
+  const TensorView target[] = {result.view_of_data()};
+  KernelArgs args{.op = &copy, .inputs = source, .outputs = target, .attrs = nullptr};
+  args.stream = device_backend(input.device().type).stream(input.device().index);
+  const Kernel* kernel = select_kernel(copy, input.device().type, args);
+  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", input.device().to_string());
+  if (input.layout().numel() > 0) detail::run_kernel(*kernel, args);
+  return result;
+}
+
+Extents concrete_sizes(const Shape& shape) {
+  Extents sizes;
+  for (const Dim& dim : shape) sizes.push_back(dim.value());
+  return sizes;
+}
+
+/// The output of a view op: an alias where strides allow it, else a view of a packed copy.
+Tensor apply_view(const Op& op, const Tensor& input, const TensorSpec& output, const Attrs& attrs) {
+  const Extents sizes = concrete_sizes(output.shape);
+  if (const auto layout = op.view(input.layout(), sizes, attrs)) {
+    return Tensor(input.storage(), output.dtype, *layout);
+  }
+  const Tensor packed = packed_copy(input);
+  const auto layout = op.view(packed.layout(), sizes, attrs);
+  TENON_INTERNAL(layout.has_value(), "[{}] no view of a contiguous tensor", op.name);
+  return Tensor(packed.storage(), output.dtype, *layout);
+}
+
+void require_eager(const Op& op, std::span<const Tensor> inputs) {
+  for (const Tensor& input : inputs) {
+    TENON_CHECK(!input || input.is_eager(), TraceError,
+                "[{}] an operand holds no data: it was made inside a trace or a pattern and used "
+                "outside of it",
+                op.name);
+  }
+}
+
+}  // namespace
+
+InterpreterGuard::InterpreterGuard(Interpreter& interpreter) {
+  state.interpreters.push_back(&interpreter);
+}
+InterpreterGuard::~InterpreterGuard() { state.interpreters.pop_back(); }
+
+Interpreter& current_interpreter() {
+  return state.interpreters.empty() ? eager() : *state.interpreters.back();
+}
+
+const ModuleFrame* current_module() {
+  return state.modules.empty() ? nullptr : &state.modules.back();
+}
+
+std::int64_t next_dropout_site() {
+  if (state.modules.empty() && state.next_site + 1 >= kMaxDropoutSites) {
+    default_generator().advance_forward();
+    state.next_site = 0;
+  }
+  return state.next_site++;
+}
+
+ModuleScope::ModuleScope(const ModuleFrame& frame, std::span<const Tensor> inputs) : frame_(frame) {
+  if (state.modules.empty()) {
+    state.next_site = 0;
+    if (frame.training && state.interpreters.empty()) default_generator().advance_forward();
+  }
+  current_interpreter().enter_module(frame_, inputs);
+  state.modules.push_back(frame_);
+}
+
+ModuleScope::~ModuleScope() { state.modules.pop_back(); }
+
+void ModuleScope::finish(std::span<const Tensor> outputs) {
+  current_interpreter().exit_module(frame_, outputs);
+}
+
+std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs) {
+  const bool variadic = !op.operands.empty() && op.operands.back().variadic;
+  TENON_CHECK(variadic ? inputs.size() >= op.operands.size() : inputs.size() <= op.operands.size(),
+              ValueError, "[{}] {} operands given; needed {}{}", op.name, inputs.size(),
+              variadic ? "at least " : "", op.operands.size());
+  for (std::size_t i = 0; i < std::max(inputs.size(), op.operands.size()); ++i) {
+    const Operand& operand = op.operands[std::min(i, op.operands.size() - 1)];
+    TENON_CHECK(operand.optional || (i < inputs.size() && inputs[i].defined()), ValueError,
+                "[{}] operand '{}' is undefined", op.name, operand.name);
+  }
+  return current_interpreter().apply(op, inputs, attrs);
+}
+
+Tensor apply1(const Op& op, std::initializer_list<Tensor> inputs, const Attrs& attrs) {
+  return apply(op, std::span(inputs.begin(), inputs.size()), attrs).at(0);
+}
+
+std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs) {
+  require_eager(op, inputs);
+  const ModuleFrame* frame = current_module();
+  const bool training = frame == nullptr || frame->training;
+  if (op.identity && op.identity(attrs, training)) return {inputs[0]};
+
+  std::vector<const TensorSpec*> specs;
+  for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
+  const std::vector<TensorSpec> output_specs = infer(op, specs, attrs);
+  if (op.view) return {apply_view(op, inputs[0], output_specs[0], attrs)};
+
+  const Device device = output_specs.at(0).device;
+  std::vector<Tensor> outputs;
+  for (const TensorSpec& spec : output_specs) {
+    outputs.push_back(empty(concrete_sizes(spec.shape), {spec.dtype, device}));
+  }
+  std::vector<TensorView> input_views(std::max(inputs.size(), op.operands.size()));
+  std::vector<TensorView> output_views;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i]) input_views[i] = inputs[i].view_of_data();
+  }
+  for (const Tensor& output : outputs) output_views.push_back(output.view_of_data());
+  KernelArgs args{&op, input_views, output_views, &attrs, training, default_generator().state(),
+                  device_backend(device.type).stream(device.index)};
+  const Kernel* kernel = select_kernel(op, device.type, args);
+  if (kernel == nullptr) {
+    TENON_CHECK(op.decompose != nullptr, DeviceError, "[{}] has no implementation on {} for {}",
+                op.name, device.to_string(), specs[0] ? specs[0]->to_string() : "these operands");
+    const InterpreterGuard guard(eager());
+    return op.decompose(inputs, attrs);
+  }
+  std::vector<Tensor> packed;  // keeps the copies alive during the call
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const TensorView& view = input_views[i];
+    if (!view.present) continue;
+    const bool accepted = kernel->accepts ? kernel->accepts(static_cast<int>(i), view)
+                                          : view.is_contiguous();
+    if (accepted) continue;
+    packed.push_back(packed_copy(inputs[i]));
+    input_views[i] = packed.back().view_of_data();
+  }
+  detail::run_kernel(*kernel, args);
+  return outputs;
+}
+
+std::vector<TensorSpec> infer_by_decomposition(const Op& op,
+                                               std::span<const TensorSpec* const> inputs,
+                                               const Attrs& attrs) {
+  SpecInterpreter interpreter;
+  const InterpreterGuard guard(interpreter);
+  std::vector<Tensor> tensors;
+  for (const TensorSpec* spec : inputs) {
+    tensors.push_back(spec ? Tensor::symbolic(*spec) : Tensor());
+  }
+  tensors.resize(std::max(tensors.size(), op.operands.size()));
+  std::vector<TensorSpec> outputs;
+  for (const Tensor& output : op.decompose(tensors, attrs)) outputs.push_back(output.spec());
+  return outputs;
+}
+
+}  // namespace tenon

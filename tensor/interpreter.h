@@ -1,0 +1,77 @@
+// The one entry point of every op call. `apply` hands the call to the innermost interpreter of this
+// thread: eager (run the kernel now) unless a tracer or another interpreter was pushed.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "tensor/op.h"
+#include "tensor/tensor.h"
+
+namespace tenon {
+
+/// One active module call, pushed by nn::Module when it is called.
+struct ModuleFrame {
+  const void* module = nullptr;    // identity of the module object
+  const std::string* type = nullptr;  // its class name
+  bool training = true;
+  bool has_hooks = false;
+};
+
+/// What runs or records op calls. A pushed interpreter sees every call of its thread.
+class Interpreter {
+ public:
+  virtual ~Interpreter() = default;
+  virtual std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
+                                    const Attrs& attrs) = 0;
+  virtual void enter_module(const ModuleFrame&, std::span<const Tensor> /*inputs*/) {}
+  virtual void exit_module(const ModuleFrame&, std::span<const Tensor> /*outputs*/) {}
+  /// Shapes are unknown until a match: op front ends must not ask for ranks or sizes.
+  virtual bool is_pattern() const { return false; }
+};
+
+/// Makes an interpreter the innermost one of this thread for the guard's lifetime.
+class InterpreterGuard {
+ public:
+  explicit InterpreterGuard(Interpreter& interpreter);
+  ~InterpreterGuard();
+  InterpreterGuard(const InterpreterGuard&) = delete;
+  InterpreterGuard& operator=(const InterpreterGuard&) = delete;
+};
+
+/// Marks a module call for the guard's lifetime. The outermost one starts a new forward: dropout
+/// sites count from 0 again and, in training mode, the generator's forward number advances.
+class ModuleScope {
+ public:
+  ModuleScope(const ModuleFrame& frame, std::span<const Tensor> inputs);
+  ~ModuleScope();
+  ModuleScope(const ModuleScope&) = delete;
+  ModuleScope& operator=(const ModuleScope&) = delete;
+  /// Reports the outputs of the call; call it once, before the scope ends normally.
+  void finish(std::span<const Tensor> outputs);
+
+ private:
+  ModuleFrame frame_;
+};
+
+/// The innermost interpreter of this thread.
+Interpreter& current_interpreter();
+/// The innermost module call of this thread, or null.
+const ModuleFrame* current_module();
+/// The number of the next dropout call of the current forward, in call order.
+std::int64_t next_dropout_site();
+
+/// Calls an op. Checks the number of operands, then asks the innermost interpreter.
+std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs = {});
+/// The same for an op with one output.
+Tensor apply1(const Op& op, std::initializer_list<Tensor> inputs, const Attrs& attrs = {});
+
+/// Runs a call on the CPU or GPU now, whatever interpreter is innermost.
+std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs);
+
+/// Output specs of `decompose` without running anything: inference of every op in it.
+std::vector<TensorSpec> infer_by_decomposition(const Op& op,
+                                               std::span<const TensorSpec* const> inputs,
+                                               const Attrs& attrs);
+
+}  // namespace tenon

@@ -1,0 +1,186 @@
+// Op: everything Tenon knows about one operator, stated once in tensor/ops/<op>.cpp: operands,
+// attributes, traits, shape inference, decomposition, kernels and documentation. Passes ask an Op's
+// traits and functions; nothing switches over op names.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tensor/attrs.h"
+#include "tensor/tensor_view.h"
+
+namespace tenon {
+
+class Op;
+class Tensor;
+
+/// What is known of a tensor before it holds data: dtype, shape and device.
+struct TensorSpec {
+  DType dtype = DType::float32;
+  Shape shape;
+  Device device;
+  /// "float32(2, s0, 1024)".
+  std::string to_string() const;
+  friend bool operator==(const TensorSpec& a, const TensorSpec& b) {
+    return a.dtype == b.dtype && a.device == b.device && a.shape.same_as(b.shape);
+  }
+};
+
+/// The position of a run in the dropout sequence: masks depend on these, a site and an element index.
+struct RandomState {
+  std::uint64_t seed = 0;
+  std::uint32_t forward = 0;
+};
+
+/// One kernel invocation. Inputs and outputs are in the op's operand order; an absent optional
+/// operand has present == false. At kernel selection the data pointers may be null.
+struct KernelArgs {
+  const Op* op = nullptr;
+  std::span<const TensorView> inputs;
+  std::span<const TensorView> outputs;
+  const Attrs* attrs = nullptr;
+  bool training = false;
+  RandomState random = {};
+  void* stream = nullptr;  // the device's stream (cudaStream_t), null on the CPU
+
+  template <class A>
+  const A& attributes() const {
+    return attrs->as<A>();
+  }
+};
+
+/// One implementation of an op on one kind of device.
+struct Kernel {
+  std::string_view name;  // "cpu.flash", "cuda.layer_norm"
+  void (*run)(const KernelArgs&) = nullptr;
+  /// Whether this implementation can take the call; null: always.
+  bool (*supports)(const KernelArgs&) = nullptr;
+  /// Whether operand i may have this layout; null: only contiguous. What is refused is copied first.
+  bool (*accepts)(int operand, const TensorView&) = nullptr;
+  /// The output may have any dense (permuted) strides, not only row-major.
+  bool strided_output = false;
+};
+
+enum class Trait : std::uint32_t {
+  elementwise = 1,  ///< each output element depends on the same (broadcast) element of the inputs
+  view = 2,         ///< the output can alias operand 0's storage
+  random = 4,       ///< reads the random state in training mode
+  commutative = 8,  ///< the two operands can be swapped
+  concatenation = 16,  ///< operands one after another along an axis; adjacent ones need no copy
+};
+
+/// Shape inference sees the operands' specs. `has(i)` is false for an absent optional operand.
+class InferContext {
+ public:
+  InferContext(const Op& op, std::span<const TensorSpec* const> inputs, const Attrs& attrs)
+      : op_(op), inputs_(inputs), attrs_(attrs) {}
+  const Op& op() const { return op_; }
+  int size() const { return static_cast<int>(inputs_.size()); }
+  bool has(int i) const { return i < size() && inputs_[static_cast<std::size_t>(i)] != nullptr; }
+  const TensorSpec& operator[](int i) const { return *inputs_[static_cast<std::size_t>(i)]; }
+  template <class A>
+  const A& attributes() const {
+    return attrs_.as<A>();
+  }
+
+ private:
+  const Op& op_;
+  std::span<const TensorSpec* const> inputs_;
+  const Attrs& attrs_;
+};
+
+struct Operand {
+  std::string name;
+  bool optional = false;
+  bool variadic = false;  // the last operand: any number >= 1 of tensors
+};
+
+class Op {
+ public:
+  using Infer = std::vector<TensorSpec> (*)(const InferContext&);
+  /// The layout of the output as a view of operand 0's layout, or nothing when a copy is needed.
+  using View = std::optional<Layout> (*)(const Layout& input, const Extents& output_sizes,
+                                         const Attrs&);
+  using Decompose = std::vector<Tensor> (*)(std::span<const Tensor> inputs, const Attrs&);
+  /// True when the call returns operand 0 unchanged (dropout in eval mode).
+  using Identity = bool (*)(const Attrs&, bool training);
+  /// Floating-point operations of one call (a multiply-add counts as two).
+  using Flops = double (*)(const KernelArgs&);
+
+  std::string name;
+  std::string doc;
+  std::vector<Operand> operands;
+  std::uint32_t traits = 0;
+  Infer infer = nullptr;
+  View view = nullptr;
+  Decompose decompose = nullptr;
+  /// The attributes of a fused op with every field a wildcard, so that `decompose` is a pattern.
+  Attrs (*pattern_attrs)() = nullptr;
+  Identity identity = nullptr;
+  Flops flops = nullptr;
+
+  bool has(Trait trait) const { return (traits & static_cast<std::uint32_t>(trait)) != 0; }
+  const std::vector<Kernel>& kernels(DeviceType device) const {
+    return kernels_[static_cast<std::size_t>(device)];
+  }
+  /// Adds an implementation; earlier ones are preferred where both support a call.
+  void add_kernel(DeviceType device, Kernel kernel) {
+    kernels_[static_cast<std::size_t>(device)].push_back(kernel);
+  }
+
+ private:
+  std::vector<Kernel> kernels_[kNumDeviceTypes];
+};
+
+/// Chained declaration of an Op; see any file in tensor/ops.
+class OpBuilder {
+ public:
+  explicit OpBuilder(std::string name) { op_.name = std::move(name); }
+  OpBuilder& doc(std::string text) { op_.doc = std::move(text); return *this; }
+  OpBuilder& operand(std::string name) { op_.operands.push_back({std::move(name)}); return *this; }
+  OpBuilder& optional(std::string name) {
+    op_.operands.push_back({std::move(name), true});
+    return *this;
+  }
+  OpBuilder& variadic(std::string name) {
+    op_.operands.push_back({std::move(name), false, true});
+    return *this;
+  }
+  OpBuilder& trait(Trait trait) {
+    op_.traits |= static_cast<std::uint32_t>(trait);
+    return *this;
+  }
+  OpBuilder& infer(Op::Infer f) { op_.infer = f; return *this; }
+  OpBuilder& view(Op::View f) { op_.view = f; return trait(Trait::view); }
+  OpBuilder& decompose(Op::Decompose f) { op_.decompose = f; return *this; }
+  OpBuilder& pattern_attrs(Attrs (*f)()) { op_.pattern_attrs = f; return *this; }
+  OpBuilder& identity(Op::Identity f) { op_.identity = f; return *this; }
+  OpBuilder& flops(Op::Flops f) { op_.flops = f; return *this; }
+  OpBuilder& cpu(Kernel kernel) { op_.add_kernel(DeviceType::cpu, kernel); return *this; }
+  Op done() { return std::move(op_); }
+
+ private:
+  Op op_;
+};
+
+/// All ops, in the order of tensor/ops/registry.cpp; the list is fixed at first use.
+const std::vector<const Op*>& all_ops();
+/// The op of that name, or null.
+const Op* find_op(std::string_view name);
+/// The op of that name; ValueError when there is none.
+const Op& get_op(std::string_view name);
+/// Adds a device implementation to a registered op; called once per kernel, at start-up.
+void register_kernel(std::string_view op, DeviceType device, Kernel kernel);
+/// The first implementation on `device` that supports the call, or null.
+const Kernel* select_kernel(const Op& op, DeviceType device, const KernelArgs& args);
+
+/// Output specs of a call; ShapeError, DTypeError or DeviceError when the operands do not fit.
+std::vector<TensorSpec> infer(const Op& op, std::span<const TensorSpec* const> inputs,
+                              const Attrs& attrs);
+
+}  // namespace tenon

@@ -1,0 +1,31 @@
+// amax: the largest element over some axes or all.
+#include "tensor/cpu/reduce.h"
+#include "tensor/detail/reduction.h"
+
+namespace tenon {
+
+Tensor amax(const Tensor& input, const std::vector<std::int64_t>& dim, bool keepdim) {
+  static const Op& op = get_op("amax");
+  return ops::call_reduction(op, input, dim, keepdim);
+}
+
+namespace ops {
+namespace {
+
+void run_amax(const KernelArgs& args) {
+  cpu::require_elements(args);
+  dispatch_all(args.inputs[0].dtype, [&]<class T>() {
+    cpu::run_reduction<T, T, cpu::Largest<T>>(args, [](auto value) { return value; });
+  });
+}
+
+}  // namespace
+
+Op define_amax() {
+  return reduction_op("amax",
+                      "The largest element over the axes dim, all when none is given; NaN where one is.",
+                      infer_extremum, {"cpu.amax", run_amax, nullptr, any_layout, false});
+}
+
+}  // namespace ops
+}  // namespace tenon

@@ -1,0 +1,31 @@
+// amin: the smallest element over some axes or all.
+#include "tensor/cpu/reduce.h"
+#include "tensor/detail/reduction.h"
+
+namespace tenon {
+
+Tensor amin(const Tensor& input, const std::vector<std::int64_t>& dim, bool keepdim) {
+  static const Op& op = get_op("amin");
+  return ops::call_reduction(op, input, dim, keepdim);
+}
+
+namespace ops {
+namespace {
+
+void run_amin(const KernelArgs& args) {
+  cpu::require_elements(args);
+  dispatch_all(args.inputs[0].dtype, [&]<class T>() {
+    cpu::run_reduction<T, T, cpu::Smallest<T>>(args, [](auto value) { return value; });
+  });
+}
+
+}  // namespace
+
+Op define_amin() {
+  return reduction_op("amin",
+                      "The smallest element over the axes dim, all when none is given; NaN where one is.",
+                      infer_extremum, {"cpu.amin", run_amin, nullptr, any_layout, false});
+}
+
+}  // namespace ops
+}  // namespace tenon

@@ -1,0 +1,49 @@
+// embedding: rows of a table by index.
+#include "tensor/cpu/embedding.h"
+#include "tensor/detail/check.h"
+#include "tensor/detail/view_rules.h"
+#include "tensor/ops/infer_rules.h"
+
+namespace tenon {
+
+Tensor embedding(const Tensor& input, const Tensor& weight) {
+  static const Op& op = get_op("embedding");
+  return apply1(op, {input, weight});
+}
+
+namespace ops {
+namespace {
+
+std::vector<TensorSpec> infer_embedding(const InferContext& context) {
+  const TensorSpec& input = context[0];
+  const TensorSpec& weight = context[1];
+  TENON_CHECK(input.dtype == DType::int64 || input.dtype == DType::int32, DTypeError,
+              "[embedding] operand 'input' is {}; needed int64 or int32", name(input.dtype));
+  require_floating(context, 1);
+  TENON_CHECK(weight.shape.rank() == 2, ShapeError,
+              "[embedding] operand 'weight' has shape {}; needed two axes, (V, D)",
+              weight.shape.to_string());
+  Shape shape = input.shape;
+  shape.push_back(weight.shape[1]);
+  return with_shape(weight, std::move(shape));
+}
+
+bool accepts(int operand, const TensorView& view) {
+  return operand == 0 ? view.is_contiguous() : last_axis_dense(operand, view);
+}
+
+}  // namespace
+
+Op define_embedding() {
+  return OpBuilder("embedding")
+      .doc("Row input[…] of weight (V, D) for every index; an index outside [0, V) is an error on the "
+           "CPU and a row of NaN on CUDA.")
+      .operand("input")
+      .operand("weight")
+      .infer(infer_embedding)
+      .cpu({"cpu.embedding", cpu::run_embedding, nullptr, accepts, false})
+      .done();
+}
+
+}  // namespace ops
+}  // namespace tenon

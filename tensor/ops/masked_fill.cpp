@@ -1,0 +1,48 @@
+// masked_fill: a number in place of the elements where a mask is true.
+#include "tensor/cpu/elementwise.h"
+#include "tensor/detail/check.h"
+#include "tensor/detail/pointwise.h"
+
+namespace tenon {
+
+Tensor masked_fill(const Tensor& input, const Tensor& mask, double value) {
+  static const Op& op = get_op("masked_fill");
+  return apply1(op, {input, mask}, FillAttrs{value});
+}
+
+namespace ops {
+namespace {
+
+std::vector<TensorSpec> infer_masked_fill(const InferContext& context) {
+  const TensorSpec& input = context[0];
+  TENON_CHECK(context[1].dtype == DType::boolean, DTypeError,
+              "[masked_fill] operand 'mask' is {}; needed bool", name(context[1].dtype));
+  require_representable(context, input.dtype, context.attributes<FillAttrs>().value);
+  Shape shape = broadcast_shapes("masked_fill", input.shape, context[1].shape);
+  return {{input.dtype, std::move(shape), input.device}};
+}
+
+void run_masked_fill(const KernelArgs& args) {
+  dispatch_all(args.outputs[0].dtype, [&]<class T>() {
+    const auto value = cpu::convert<compute_type<T>>(args.attributes<FillAttrs>().value);
+    cpu::run_elementwise<T, T, bool>(
+        args.outputs[0], args.inputs.first(2),
+        [value](compute_type<T> x, bool masked) { return masked ? value : x; });
+  });
+}
+
+}  // namespace
+
+Op define_masked_fill() {
+  return OpBuilder("masked_fill")
+      .doc("value where mask is true, else input; input and mask broadcast.")
+      .operand("input")
+      .operand("mask")
+      .trait(Trait::elementwise)
+      .infer(infer_masked_fill)
+      .cpu(cpu::elementwise_kernel("cpu.masked_fill", run_masked_fill))
+      .done();
+}
+
+}  // namespace ops
+}  // namespace tenon

@@ -1,0 +1,39 @@
+// mean: over some axes or all.
+#include "tensor/cpu/reduce.h"
+#include "tensor/detail/reduction.h"
+
+namespace tenon {
+
+Tensor mean(const Tensor& input, const std::vector<std::int64_t>& dim, bool keepdim) {
+  static const Op& op = get_op("mean");
+  return ops::call_reduction(op, input, dim, keepdim);
+}
+
+namespace ops {
+namespace {
+
+std::vector<TensorSpec> infer_mean(const InferContext& context) {
+  require_floating(context, 0);
+  return infer_reduction(context);
+}
+
+void run_mean(const KernelArgs& args) {
+  const std::int64_t outputs = args.outputs[0].numel();
+  if (outputs == 0) return;
+  const std::int64_t count = args.inputs[0].numel() / outputs;
+  dispatch_float(args.inputs[0].dtype, [&]<class T>() {
+    const auto divisor = static_cast<compute_type<T>>(count);
+    cpu::run_reduction<T, T, cpu::Sum<T>>(args, [divisor](auto total) { return total / divisor; });
+  });
+}
+
+}  // namespace
+
+Op define_mean() {
+  return reduction_op("mean",
+                      "Σ/n over the axes dim, all when none is given; NaN for nothing.",
+                      infer_mean, {"cpu.mean", run_mean, nullptr, any_layout, false});
+}
+
+}  // namespace ops
+}  // namespace tenon

@@ -1,0 +1,20 @@
+// neg: negation.
+#include "tensor/cpu/elementwise.h"
+#include "tensor/detail/pointwise.h"
+
+namespace tenon {
+
+Tensor neg(const Tensor& input) {
+  static const Op& op = get_op("neg");
+  return apply1(op, {input});
+}
+
+namespace ops {
+
+Op define_neg() {
+  return unary_op("neg", "-x, elementwise; integers wrap around.", infer_numeric_like_input,
+                  cpu::unary_kernel<cpu::Numbers>("cpu.neg", [](auto x) { return cpu::wrap_sub(decltype(x)(0), x); }));
+}
+
+}  // namespace ops
+}  // namespace tenon

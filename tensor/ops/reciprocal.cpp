@@ -1,0 +1,20 @@
+// reciprocal: one over each element.
+#include "tensor/cpu/elementwise.h"
+#include "tensor/detail/pointwise.h"
+
+namespace tenon {
+
+Tensor reciprocal(const Tensor& input) {
+  static const Op& op = get_op("reciprocal");
+  return apply1(op, {input});
+}
+
+namespace ops {
+
+Op define_reciprocal() {
+  return unary_op("reciprocal", "1/x, elementwise.", infer_float_like_input,
+                  cpu::unary_kernel<cpu::Floats>("cpu.reciprocal", [](auto x) { return 1 / x; }));
+}
+
+}  // namespace ops
+}  // namespace tenon

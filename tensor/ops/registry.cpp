@@ -1,0 +1,79 @@
+// The table of all ops, built once from the explicit list in op_list.h.
+#include <unordered_map>
+
+#include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
+#include "tensor/ops/op_list.h"
+
+namespace tenon {
+namespace {
+
+struct Registry {
+  Registry() {
+    ops.reserve(64);
+#define TENON_ADD_OP(name) ops.push_back(std::make_unique<Op>(ops::define_##name()));
+    TENON_FOR_EACH_OP(TENON_ADD_OP)
+#undef TENON_ADD_OP
+    for (const auto& op : ops) {
+      by_name.emplace(op->name, op.get());
+      listed.push_back(op.get());
+    }
+  }
+  std::vector<std::unique_ptr<Op>> ops;
+  std::vector<const Op*> listed;
+  std::unordered_map<std::string_view, Op*> by_name;
+};
+
+Registry& registry() {
+  static Registry instance;
+  return instance;
+}
+
+}  // namespace
+
+const std::vector<const Op*>& all_ops() { return registry().listed; }
+
+const Op* find_op(std::string_view name) {
+  const auto found = registry().by_name.find(name);
+  return found == registry().by_name.end() ? nullptr : found->second;
+}
+
+const Op& get_op(std::string_view name) {
+  const Op* op = find_op(name);
+  TENON_CHECK(op != nullptr, ValueError, "there is no op called '{}'", name.substr(0, 80));
+  return *op;
+}
+
+void register_kernel(std::string_view op, DeviceType device, Kernel kernel) {
+  const auto found = registry().by_name.find(op);
+  TENON_INTERNAL(found != registry().by_name.end(), "kernel {} for an unknown op '{}'", kernel.name,
+                 op);
+  found->second->add_kernel(device, kernel);
+}
+
+const Kernel* select_kernel(const Op& op, DeviceType device, const KernelArgs& args) {
+  for (const Kernel& kernel : op.kernels(device)) {
+    if (kernel.supports == nullptr || kernel.supports(args)) return &kernel;
+  }
+  return nullptr;
+}
+
+std::string TensorSpec::to_string() const {
+  return std::string(name(dtype)) + shape.to_string() + (device.is_cpu() ? "" : " on cuda");
+}
+
+std::vector<TensorSpec> infer(const Op& op, std::span<const TensorSpec* const> inputs,
+                              const Attrs& attrs) {
+  const TensorSpec* first = nullptr;
+  for (const TensorSpec* spec : inputs) {
+    if (spec == nullptr) continue;
+    if (first == nullptr) first = spec;
+    TENON_CHECK(spec->device == first->device, DeviceError,
+                "[{}] operands are on different devices, {} and {}; move them with to(device)",
+                op.name, first->device.to_string(), spec->device.to_string());
+  }
+  if (op.infer == nullptr) return infer_by_decomposition(op, inputs, attrs);
+  return op.infer(InferContext(op, inputs, attrs));
+}
+
+}  // namespace tenon

@@ -1,0 +1,156 @@
+// scaled_dot_product_attention: softmax(query·keyᵀ·scale + mask)·value in one kernel.
+#include <algorithm>
+#include <limits>
+
+#include "tensor/cpu/attention.h"
+#include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
+#include "tensor/ops/attributes.h"
+#include "tensor/ops/dropout_call.h"
+#include "tensor/ops/infer_rules.h"
+#include "tensor/ops/op_list.h"
+
+namespace tenon {
+
+Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                    const Tensor& attn_mask, const AttentionOptions& options) {
+  constexpr auto kName = "scaled_dot_product_attention";
+  static const Op& op = get_op(kName);
+  TENON_CHECK(!(attn_mask && options.is_causal), ValueError,
+              "[{}] attn_mask and is_causal are both given; needed at most one", kName);
+  if (!ops::in_pattern()) {
+    TENON_CHECK(query.dim() >= 2, ShapeError, "[{}] query {}; needed (…, L, E)", kName,
+                query.shape().to_string());
+  }
+  const Scalar scale = options.scale ? Scalar(*options.scale) : Scalar(1) / sqrt(query.size(-1));
+  const DropoutAttrs dropout = ops::dropout_call(kName, options.dropout_p, options.mode);
+  return apply1(op, {query, key, value, attn_mask},
+                AttentionAttrs{dropout.p, options.is_causal, scale, dropout.mode, dropout.site});
+}
+
+namespace ops {
+namespace {
+
+/// Each size of `shape` is the size of `target` on that axis, or 1. Symbolic sizes unify.
+bool broadcasts_to(const Shape& shape, const Shape& target) {
+  if (shape.rank() > target.rank()) return false;
+  for (int axis = 1; axis <= shape.rank(); ++axis) {
+    const Dim& size = shape[-axis];
+    if (!size.same_as(1) && !unify(size, target[-axis]) && !(size == 1)) return false;
+  }
+  return true;
+}
+
+std::vector<TensorSpec> infer_attention(const InferContext& context) {
+  const std::string& op = context.op().name;
+  require_floating(context, 0);
+  for (int i = 1; i <= 2; ++i) {
+    TENON_CHECK(context[i].dtype == context[0].dtype, DTypeError,
+                "[{}] query is {} and {} is {}; they must have one dtype, convert with cast", op,
+                name(context[0].dtype), i == 1 ? "key" : "value", name(context[i].dtype));
+  }
+  const Shape& query = context[0].shape;
+  const Shape& key = context[1].shape;
+  const Shape& value = context[2].shape;
+  bool fits = query.rank() >= 2 && key.rank() == query.rank() && value.rank() == query.rank();
+  for (int axis = 0; fits && axis < query.rank() - 2; ++axis) {
+    fits = unify(query[axis], key[axis]) && unify(query[axis], value[axis]);
+  }
+  fits = fits && unify(query[-1], key[-1]) && unify(key[-2], value[-2]);
+  TENON_CHECK(fits, ShapeError,
+              "[{}] query {}, key {} and value {}; needed (…, L, E), (…, S, E) and (…, S, Ev) with "
+              "equal leading axes",
+              op, query.to_string(), key.to_string(), value.to_string());
+  if (context.has(3)) {
+    const TensorSpec& mask = context[3];
+    TENON_CHECK(mask.dtype == DType::boolean || mask.dtype == context[0].dtype, DTypeError,
+                "[{}] attn_mask is {}; needed bool or the dtype of query, {}", op, name(mask.dtype),
+                name(context[0].dtype));
+    Shape scores = query;
+    scores[-1] = key[-2];
+    TENON_CHECK(broadcasts_to(mask.shape, scores), ShapeError,
+                "[{}] attn_mask {} for scores {}; it must broadcast to them", op,
+                mask.shape.to_string(), scores.to_string());
+  }
+  Shape shape = query;
+  shape[-1] = value[-1];
+  return {{context[0].dtype, std::move(shape), context[0].device}};
+}
+
+/// (L, S) bool, true where key j <= query i.
+Tensor causal_mask(const Dim& queries, const Dim& keys, Device device) {
+  const std::int64_t rows = queries.value();
+  const std::int64_t cols = keys.value();
+  Tensor mask = zeros({rows, cols}, {DType::boolean, kCpu});
+  bool* values = mask.data<bool>();
+  for (std::int64_t i = 0; i < rows; ++i) {
+    std::fill_n(values + i * cols, std::min(i + 1, cols), true);
+  }
+  return mask.to(device);
+}
+
+std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attributes) {
+  const auto& attrs = attributes.as<AttentionAttrs>();
+  const Tensor& query = inputs[0];
+  const Tensor& key = inputs[1];
+  Tensor mask = inputs.size() > 3 ? inputs[3] : Tensor();
+  Tensor scores = matmul(query, transpose(key, -2, -1)) * attrs.scale;
+  if (attrs.is_causal) mask = causal_mask(query.size(-2), key.size(-2), query.device());
+  if (mask && mask.dtype() == DType::boolean) {
+    constexpr double kHidden = -std::numeric_limits<double>::infinity();
+    scores = where(mask, scores, full({}, kHidden, {scores.dtype(), scores.device()}));
+  } else if (mask) {
+    scores = scores + mask;
+  }
+  Tensor probabilities = softmax(scores, -1);
+  if (attrs.dropout_p != 0) {
+    probabilities = dropout_with(probabilities, {attrs.dropout_p, attrs.mode, attrs.site});
+  }
+  return {matmul(probabilities, inputs[2])};
+}
+
+Attrs pattern_attrs() { return AttentionAttrs{Any(0), false, Any(2), DropoutMode::follow, Any(4)}; }
+
+double count_flops(const KernelArgs& args) {
+  const TensorView& query = args.inputs[0];
+  const auto queries = static_cast<double>(query.size(-2));
+  const auto keys = static_cast<double>(args.inputs[1].size(-2));
+  double pairs = queries * keys;
+  if (args.attributes<AttentionAttrs>().is_causal) {
+    const double triangle = std::min(queries, keys);  // query i sees min(i + 1, keys) keys
+    pairs = triangle * (triangle + 1) / 2 + (queries - triangle) * keys;
+  }
+  double heads = 1;
+  for (int axis = 0; axis < query.rank() - 2; ++axis)
+    heads *= static_cast<double>(query.sizes[axis]);
+  return 2 * heads * pairs * static_cast<double>(query.size(-1) + args.inputs[2].size(-1));
+}
+
+}  // namespace
+
+Op define_scaled_dot_product_attention() {
+  return OpBuilder("scaled_dot_product_attention")
+      .doc(
+          "softmax(query·keyᵀ·scale + attn_mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> "
+          "(…, L, Ev), with dropout on the probabilities. A bool mask lets through where true, a "
+          "floating one is added; it broadcasts to (…, L, S). is_causal: query i sees keys j <= i. "
+          "A row whose keys are all masked is NaN. The CPU kernel is FlashAttention's online "
+          "softmax; a NaN in the value of a masked key may or may not reach the output.")
+      .operand("query")
+      .operand("key")
+      .operand("value")
+      .optional("attn_mask")
+      .trait(Trait::random)
+      .infer(infer_attention)
+      .decompose(decompose)
+      .pattern_attrs(pattern_attrs)
+      .flops(count_flops)
+      .cpu({.name = "cpu.flash",
+            .run = cpu::attention,
+            .accepts = any_layout,
+            .strided_output = true})
+      .done();
+}
+
+}  // namespace ops
+}  // namespace tenon

@@ -1,0 +1,38 @@
+// sum: over some axes or all.
+#include "tensor/cpu/reduce.h"
+#include "tensor/detail/reduction.h"
+
+namespace tenon {
+
+Tensor sum(const Tensor& input, const std::vector<std::int64_t>& dim, bool keepdim) {
+  static const Op& op = get_op("sum");
+  return ops::call_reduction(op, input, dim, keepdim);
+}
+
+namespace ops {
+namespace {
+
+std::vector<TensorSpec> infer_sum(const InferContext& context) {
+  std::vector<TensorSpec> outputs = infer_reduction(context);
+  if (!is_floating(outputs[0].dtype)) outputs[0].dtype = DType::int64;
+  return outputs;
+}
+
+void run_sum(const KernelArgs& args) {
+  dispatch_all(args.inputs[0].dtype, [&]<class T>() {
+    using Out = std::conditional_t<std::is_integral_v<T>, std::int64_t, T>;
+    cpu::run_reduction<T, Out, cpu::Sum<T>>(args, [](auto total) { return total; });
+  });
+}
+
+}  // namespace
+
+Op define_sum() {
+  return reduction_op("sum",
+                      "Σ over the axes dim, all when none is given; 0 for nothing. Integers and bool "
+                      "give int64.",
+                      infer_sum, {"cpu.sum", run_sum, nullptr, any_layout, false});
+}
+
+}  // namespace ops
+}  // namespace tenon

@@ -1,0 +1,51 @@
+// where: each element from one of two tensors, as a condition says.
+#include "tensor/cpu/elementwise.h"
+#include "tensor/detail/check.h"
+#include "tensor/detail/pointwise.h"
+
+namespace tenon {
+
+Tensor where(const Tensor& condition, const Tensor& input, const Tensor& other) {
+  static const Op& op = get_op("where");
+  return apply1(op, {condition, input, other});
+}
+
+namespace ops {
+namespace {
+
+std::vector<TensorSpec> infer_where(const InferContext& context) {
+  TENON_CHECK(context[0].dtype == DType::boolean, DTypeError,
+              "[where] operand 'condition' is {}; needed bool", name(context[0].dtype));
+  TENON_CHECK(context[1].dtype == context[2].dtype, DTypeError,
+              "[where] operand 'input' is {} and operand 'other' is {}; they must have one dtype, "
+              "convert with cast",
+              name(context[1].dtype), name(context[2].dtype));
+  const Shape values = broadcast_shapes("where", context[1].shape, context[2].shape);
+  Shape shape = broadcast_shapes("where", context[0].shape, values);
+  return {{context[1].dtype, std::move(shape), context[0].device}};
+}
+
+void run_where(const KernelArgs& args) {
+  dispatch_all(args.outputs[0].dtype, [&]<class T>() {
+    using C = compute_type<T>;
+    cpu::run_elementwise<T, bool, T, T>(args.outputs[0], args.inputs.first(3),
+                                        [](bool condition, C x, C y) { return condition ? x : y; });
+  });
+}
+
+}  // namespace
+
+Op define_where() {
+  return OpBuilder("where")
+      .doc("input where condition is true, else other; all three broadcast.")
+      .operand("condition")
+      .operand("input")
+      .operand("other")
+      .trait(Trait::elementwise)
+      .infer(infer_where)
+      .cpu(cpu::elementwise_kernel("cpu.where", run_where))
+      .done();
+}
+
+}  // namespace ops
+}  // namespace tenon

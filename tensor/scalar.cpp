@@ -1,0 +1,141 @@
+// Scalar: numbers of attributes that may depend on sizes, c · Π dim^e.
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/detail/check.h"
+#include "tensor/dim.h"
+
+namespace tenon {
+namespace {
+
+double power(double base, double exponent) {
+  if (exponent == 0.5) return std::sqrt(base);
+  if (exponent == -0.5) return 1.0 / std::sqrt(base);
+  return std::pow(base, exponent);
+}
+
+}  // namespace
+
+Scalar::Scalar(const Dim& dim) : coefficient_(1), factors_{{dim, 1.0}} { *this = simplified(); }
+
+Scalar Scalar::wildcard(int capture) {
+  Scalar result;
+  result.wildcard_ = true;
+  result.capture_ = capture;
+  return result;
+}
+
+/// Constant factors multiplied into the coefficient, equal sizes collected, the rest in text order.
+Scalar Scalar::simplified() const {
+  Scalar result;
+  result.coefficient_ = coefficient_;
+  result.wildcard_ = wildcard_;
+  result.capture_ = capture_;
+  for (const auto& [dim, exponent] : factors_) {
+    const Dim now = dim.resolved();
+    const auto same = std::find_if(result.factors_.begin(), result.factors_.end(),
+                                   [&](const auto& f) { return f.first.same_as(now); });
+    if (same == result.factors_.end()) {
+      result.factors_.emplace_back(now, exponent);
+    } else {
+      same->second += exponent;
+    }
+  }
+  std::erase_if(result.factors_, [&](const auto& factor) {
+    if (factor.second == 0) return true;
+    if (!factor.first.is_constant()) return false;
+    result.coefficient_ *= power(static_cast<double>(factor.first.hint()), factor.second);
+    return true;
+  });
+  std::sort(result.factors_.begin(), result.factors_.end(), [](const auto& a, const auto& b) {
+    return a.first.to_string() < b.first.to_string();
+  });
+  return result;
+}
+
+double Scalar::hint() const {
+  double result = coefficient_;
+  for (const auto& [dim, exponent] : factors_) {
+    result *= power(static_cast<double>(dim.hint()), exponent);
+  }
+  return result;
+}
+
+double Scalar::value() const {
+  double result = coefficient_;
+  for (const auto& [dim, exponent] : factors_) {
+    result *= power(static_cast<double>(dim.value()), exponent);
+  }
+  return result;
+}
+
+double Scalar::evaluate(const DimBindings& bindings) const {
+  double result = coefficient_;
+  for (const auto& [dim, exponent] : factors_) {
+    result *= power(static_cast<double>(dim.evaluate(bindings)), exponent);
+  }
+  return result;
+}
+
+Scalar Scalar::substitute(
+    const std::function<std::optional<Dim>(const detail::DimSymbol&)>& f) const {
+  Scalar result = *this;
+  for (auto& factor : result.factors_) factor.first = factor.first.substitute(f);
+  return result.simplified();
+}
+
+bool Scalar::is_pattern() const {
+  return wildcard_ || std::any_of(factors_.begin(), factors_.end(),
+                                  [](const auto& factor) { return factor.first.is_pattern(); });
+}
+
+std::string Scalar::to_string() const {
+  if (wildcard_) return "any()";
+  const Scalar now = simplified();
+  std::string text = fmt::format("{}", now.coefficient_);
+  for (const auto& [dim, exponent] : now.factors_) {
+    text += fmt::format("*({})^{}", dim.to_string(), exponent);
+  }
+  return text;
+}
+
+bool Scalar::same_as(const Scalar& other) const {
+  const Scalar a = simplified();
+  const Scalar b = other.simplified();
+  if (a.wildcard_ != b.wildcard_ || a.capture_ != b.capture_) return false;
+  const bool same_number = a.coefficient_ == b.coefficient_ ||
+                           (std::isnan(a.coefficient_) && std::isnan(b.coefficient_));
+  return same_number && a.factors_.size() == b.factors_.size() &&
+         std::equal(a.factors_.begin(), a.factors_.end(), b.factors_.begin(),
+                    [](const auto& x, const auto& y) {
+                      return x.second == y.second && x.first.same_as(y.first);
+                    });
+}
+
+Scalar operator*(const Scalar& a, const Scalar& b) {
+  TENON_CHECK(!a.wildcard_ && !b.wildcard_, TraceError,
+              "a pattern cannot compute with any(): pass it to an op as it is");
+  Scalar result = a;
+  result.coefficient_ *= b.coefficient_;
+  result.factors_.insert(result.factors_.end(), b.factors_.begin(), b.factors_.end());
+  return result.simplified();
+}
+
+Scalar pow(const Scalar& a, double exponent) {
+  TENON_CHECK(!a.wildcard_, TraceError,
+              "a pattern cannot compute with any(): pass it to an op as it is");
+  Scalar result = a;
+  result.coefficient_ = power(a.coefficient_, exponent);
+  for (auto& factor : result.factors_) factor.second *= exponent;
+  return result.simplified();
+}
+
+Scalar operator/(const Scalar& a, const Scalar& b) {
+  if (a.is_constant() && b.is_constant()) return a.coefficient_ / b.coefficient_;
+  return a * pow(b, -1.0);
+}
+
+Scalar sqrt(const Dim& dim) { return pow(Scalar(dim), 0.5); }
+Scalar sqrt(const Scalar& value) { return pow(value, 0.5); }
+
+}  // namespace tenon

@@ -1,0 +1,202 @@
+#include "tensor/tensor.h"
+
+#include "tensor/detail/check.h"
+#include "tensor/detail/launch_count.h"
+#include "tensor/device_backend.h"
+#include "tensor/interpreter.h"
+
+namespace tenon {
+namespace {
+
+const TensorImpl& impl_of(const std::shared_ptr<TensorImpl>& impl) {
+  TENON_CHECK(impl != nullptr, ValueError, "an undefined tensor was used");
+  return *impl;
+}
+
+const TensorImpl& eager_impl(const std::shared_ptr<TensorImpl>& impl) {
+  const TensorImpl& result = impl_of(impl);
+  TENON_CHECK(result.storage != nullptr, TraceError,
+              "the data of a traced tensor was asked for; a trace has shapes but no numbers");
+  return result;
+}
+
+Shape to_shape(const Extents& sizes) {
+  std::vector<Dim> dims(sizes.begin(), sizes.end());
+  return Shape(std::move(dims));
+}
+
+/// Copies between tensors of one shape and dtype on one device, with any strides on both sides.
+void copy_on_device(const TensorView& source, const TensorView& target) {
+  const Op& copy = get_op("contiguous");
+  const TensorView sources[] = {source};
+  const TensorView targets[] = {target};
+  KernelArgs args{.op = &copy, .inputs = sources, .outputs = targets, .attrs = nullptr};
+  args.stream = device_backend(source.device.type).stream(source.device.index);
+  const Kernel* kernel = select_kernel(copy, source.device.type, args);
+  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", source.device.to_string());
+  if (source.numel() > 0) detail::run_kernel(*kernel, args);
+}
+
+}  // namespace
+
+Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, const Layout& layout)
+    : impl_(std::make_shared<TensorImpl>()) {
+  impl_->spec = {dtype, to_shape(layout.sizes), storage->device()};
+  impl_->layout = layout;
+  impl_->storage = std::move(storage);
+}
+
+Tensor Tensor::symbolic(TensorSpec spec, std::shared_ptr<const TracedPayload> payload) {
+  auto impl = std::make_shared<TensorImpl>();
+  impl->spec = std::move(spec);
+  impl->payload = std::move(payload);
+  return Tensor(std::move(impl));
+}
+
+const TensorSpec& Tensor::spec() const { return impl_of(impl_).spec; }
+
+const Shape& Tensor::shape() const {
+  TENON_CHECK(!(impl_of(impl_).payload && in_pattern_value()), TraceError,
+              "a pattern function asked for a whole shape or rank, which is unknown until the "
+              "pattern is matched; use size(axis)");
+  return impl_->spec.shape;
+}
+
+int Tensor::dim() const { return shape().rank(); }
+
+Dim Tensor::size(std::int64_t axis) const {
+  const TensorImpl& impl = impl_of(impl_);
+  if (impl.payload && in_pattern_value()) return impl.payload->size(static_cast<int>(axis));
+  const int rank = impl.spec.shape.rank();
+  TENON_CHECK(axis >= -rank && axis < rank, ShapeError,
+              "size({}) of a tensor of shape {}; needed an axis in [{}, {})", axis,
+              impl.spec.shape.to_string(), -rank, rank);
+  return impl.spec.shape[static_cast<int>(axis)];
+}
+
+bool Tensor::in_pattern_value() const { return impl_->payload->is_pattern(); }
+
+const Layout& Tensor::layout() const { return eager_impl(impl_).layout; }
+const std::shared_ptr<Storage>& Tensor::storage() const { return eager_impl(impl_).storage; }
+
+TensorView Tensor::view_of_data() const {
+  const TensorImpl& impl = eager_impl(impl_);
+  TensorView view;
+  auto* base = static_cast<std::byte*>(impl.storage->data());
+  if (base != nullptr) {
+    view.data = base + impl.layout.offset * static_cast<std::int64_t>(size_of(impl.spec.dtype));
+  }
+  view.dtype = impl.spec.dtype;
+  view.device = impl.spec.device;
+  view.sizes = impl.layout.sizes;
+  view.strides = impl.layout.strides;
+  view.present = true;
+  return view;
+}
+
+void* Tensor::host_data(DType wanted) const {
+  TENON_CHECK(device().is_cpu(), DeviceError,
+              "the data of a tensor on {} was read on the host; copy it with cpu() first",
+              device().to_string());
+  TENON_CHECK(dtype() == wanted, DTypeError, "the data of a {} tensor was read as {}",
+              name(dtype()), name(wanted));
+  return view_of_data().data;
+}
+
+Tensor Tensor::to_host_contiguous(DType wanted) const {
+  TENON_CHECK(dtype() == wanted, DTypeError, "the data of a {} tensor was read as {}",
+              name(dtype()), name(wanted));
+  eager_impl(impl_);
+  return cpu().contiguous();
+}
+
+std::vector<double> Tensor::to_doubles() const {
+  const Tensor host = cpu().contiguous();
+  std::vector<double> values(static_cast<std::size_t>(host.layout().numel()));
+  dispatch_all(host.dtype(), [&]<typename T>() {
+    const T* source = host.data<T>();
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = static_cast<double>(static_cast<compute_type<T>>(source[i]));
+    }
+  });
+  return values;
+}
+
+double Tensor::item() const {
+  TENON_CHECK(is_eager(), TraceError,
+              "item() under the tracer: a Graph serves all inputs, so a number computed from one "
+              "of them cannot steer it");
+  TENON_CHECK(layout().numel() == 1, ShapeError, "item() of a tensor of shape {}; needed 1 element",
+              shape().to_string());
+  return to_doubles()[0];
+}
+
+void Tensor::copy_(const Tensor& source) {
+  const TensorView target = view_of_data();
+  TENON_CHECK(source.layout().sizes == target.sizes, ShapeError,
+              "copy_ of a tensor of shape {} into one of shape {}", source.shape().to_string(),
+              shape().to_string());
+  const Tensor typed = source.dtype() == dtype() ? source : cast(source, dtype());
+  if (typed.device() == device()) {
+    copy_on_device(typed.view_of_data(), target);
+    return;
+  }
+  const Tensor moved = typed.to(device());
+  copy_on_device(moved.view_of_data(), target);
+}
+
+void Tensor::set_data_(const Tensor& other) {
+  const TensorImpl& source = eager_impl(other.impl_);
+  eager_impl(impl_);
+  impl_->spec = source.spec;
+  impl_->layout = source.layout;
+  impl_->storage = source.storage;
+}
+
+Tensor Tensor::to(DType dtype) const { return this->dtype() == dtype ? *this : cast(*this, dtype); }
+
+Tensor Tensor::to(Device device) const {
+  if (this->device() == device) return *this;
+  TENON_CHECK(is_eager(), TraceError, "to({}) under the tracer: a Graph runs on one device",
+              device.to_string());
+  const Tensor packed = contiguous();
+  Tensor result = empty(layout().sizes, {dtype(), device});
+  const std::size_t bytes = static_cast<std::size_t>(layout().numel()) * size_of(dtype());
+  if (bytes > 0) {
+    const DeviceType mover = device.is_cuda() ? device.type : this->device().type;
+    device_backend(mover).copy(result.view_of_data().data, device, packed.view_of_data().data,
+                               this->device(), bytes);
+  }
+  return result;
+}
+
+Tensor Tensor::clone() const {
+  Tensor result = empty(layout().sizes, {dtype(), device()});
+  result.copy_(*this);
+  return result;
+}
+
+Tensor Tensor::contiguous() const { return tenon::contiguous(*this); }
+Tensor Tensor::view(const Shape& shape) const { return tenon::view(*this, shape); }
+Tensor Tensor::reshape(const Shape& shape) const { return tenon::reshape(*this, shape); }
+Tensor Tensor::permute(const std::vector<std::int64_t>& dims) const {
+  return tenon::permute(*this, dims);
+}
+Tensor Tensor::transpose(std::int64_t dim0, std::int64_t dim1) const {
+  return tenon::transpose(*this, dim0, dim1);
+}
+Tensor Tensor::expand(const Shape& shape) const { return tenon::expand(*this, shape); }
+Tensor Tensor::narrow(std::int64_t dim, const Dim& start, const Dim& length) const {
+  return tenon::narrow(*this, dim, start, length);
+}
+Tensor Tensor::unsqueeze(std::int64_t dim) const { return tenon::unsqueeze(*this, dim); }
+Tensor Tensor::squeeze(std::int64_t dim) const { return tenon::squeeze(*this, dim); }
+
+std::string Tensor::to_string(std::int64_t max_elements) const {
+  if (!defined()) return "undefined";
+  std::string text = spec().to_string();
+  if (!is_eager() || layout().numel() > max_elements) return text;
+  return text + fmt::format(" [{}]", fmt::join(to_doubles(), ", "));
+}
+
+}  // namespace tenon

@@ -1,0 +1,149 @@
+// Tensor: a handle on strided data, or, under a tracer, on a value of a Graph. Copies share.
+//
+//   Tensor x = tenon::randn({2, 128, 1024});
+//   Tensor y = softmax(x, -1).to(DType::bfloat16);
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tensor/device.h"
+#include "tensor/dim.h"
+#include "tensor/dtype.h"
+#include "tensor/op.h"
+#include "tensor/storage.h"
+#include "tensor/tensor_view.h"
+
+namespace tenon {
+
+class Generator;
+
+/// What a tracer hangs on the tensors it hands out; it identifies a value of its recording.
+class TracedPayload {
+ public:
+  virtual ~TracedPayload() = default;
+  /// The size along `axis` where the shape is not known (patterns).
+  virtual Dim size(int axis) const = 0;
+  /// True for a value of a pattern, whose shape is unknown.
+  virtual bool is_pattern() const = 0;
+};
+
+struct TensorImpl {
+  TensorSpec spec;
+  Layout layout;                     // eager tensors
+  std::shared_ptr<Storage> storage;  // null: traced or spec-only
+  std::shared_ptr<const TracedPayload> payload;
+  bool requires_grad = false;  // a parameter that is not frozen; tied names share it
+};
+
+/// Dtype, device and how to fill, for the factories below.
+struct TensorOptions {
+  DType dtype = DType::float32;
+  Device device;
+};
+
+class Tensor {
+ public:
+  /// The undefined tensor: an absent optional operand.
+  Tensor() = default;
+  explicit Tensor(std::shared_ptr<TensorImpl> impl) : impl_(std::move(impl)) {}
+  /// An eager tensor over existing storage.
+  Tensor(std::shared_ptr<Storage> storage, DType dtype, const Layout& layout);
+  /// A tensor without data: a spec for inference, or, with a payload, a traced value.
+  static Tensor symbolic(TensorSpec spec, std::shared_ptr<const TracedPayload> payload = nullptr);
+
+  bool defined() const { return impl_ != nullptr; }
+  explicit operator bool() const { return defined(); }
+  /// True when it holds data (neither traced nor spec-only).
+  bool is_eager() const { return impl_ && impl_->storage; }
+  bool is_same(const Tensor& other) const { return impl_ == other.impl_; }
+  const std::shared_ptr<TensorImpl>& impl() const { return impl_; }
+
+  const TensorSpec& spec() const;
+  DType dtype() const { return spec().dtype; }
+  Device device() const { return spec().device; }
+  const Shape& shape() const;
+  /// Rank; TraceError in a pattern, where it is unknown.
+  int dim() const;
+  /// The size along `axis` (negative: from the end).
+  Dim size(std::int64_t axis) const;
+  Dim numel() const { return shape().numel(); }
+
+  // Eager tensors only; TraceError for others.
+  const Layout& layout() const;
+  const std::shared_ptr<Storage>& storage() const;
+  bool is_contiguous() const { return layout().is_contiguous(); }
+  TensorView view_of_data() const;
+  /// Pointer to the first element of a CPU tensor of this type; strides are the caller's business.
+  template <class T>
+  T* data() const {
+    return static_cast<T*>(host_data(dtype_of<T>));
+  }
+  /// The elements in row-major order, from any device and layout; DTypeError when T is another type.
+  template <class T>
+  std::vector<T> to_vector() const {
+    const Tensor host = to_host_contiguous(dtype_of<T>);
+    const T* first = host.data<T>();
+    return std::vector<T>(first, first + host.layout().numel());
+  }
+  /// The elements as doubles, from any dtype, device and layout.
+  std::vector<double> to_doubles() const;
+  /// The only element, as a number; an error under the tracer, which has no numbers.
+  double item() const;
+  /// Copies values from `source` (same shape; dtype and device may differ) into this storage.
+  void copy_(const Tensor& source);
+  /// Lets this handle, and all that share it, refer to another tensor's storage, dtype and layout.
+  void set_data_(const Tensor& other);
+
+  // Ops; see tensor/functional.h for their documentation.
+  Tensor to(DType dtype) const;
+  Tensor to(Device device) const;
+  Tensor cpu() const { return to(kCpu); }
+  Tensor contiguous() const;
+  Tensor clone() const;
+  Tensor view(const Shape& shape) const;
+  Tensor reshape(const Shape& shape) const;
+  Tensor permute(const std::vector<std::int64_t>& dims) const;
+  Tensor transpose(std::int64_t dim0, std::int64_t dim1) const;
+  Tensor expand(const Shape& shape) const;
+  Tensor narrow(std::int64_t dim, const Dim& start, const Dim& length) const;
+  Tensor unsqueeze(std::int64_t dim) const;
+  Tensor squeeze(std::int64_t dim) const;
+
+  /// dtype, shape, device and, for eager tensors, up to `max_elements` values.
+  std::string to_string(std::int64_t max_elements = 64) const;
+
+ private:
+  bool in_pattern_value() const;
+  void* host_data(DType wanted) const;
+  Tensor to_host_contiguous(DType wanted) const;
+  std::shared_ptr<TensorImpl> impl_;
+};
+
+/// Uninitialized; sizes must be numbers >= 0.
+Tensor empty(const Shape& shape, TensorOptions options = {});
+Tensor empty(const Extents& sizes, TensorOptions options = {});
+Tensor zeros(const Shape& shape, TensorOptions options = {});
+Tensor ones(const Shape& shape, TensorOptions options = {});
+Tensor full(const Shape& shape, double value, TensorOptions options = {});
+/// 0, 1, …, n-1.
+Tensor arange(std::int64_t n, TensorOptions options = {});
+/// Standard normal values: Philox words through the Box-Muller transform; the same on every device.
+Tensor randn(const Shape& shape, TensorOptions options = {}, Generator* generator = nullptr);
+/// Uniform in [low, high).
+Tensor uniform(const Shape& shape, double low, double high, TensorOptions options = {},
+               Generator* generator = nullptr);
+/// Values in row-major order, converted to options.dtype; ShapeError when the count differs.
+Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options = {});
+Tensor tensor(std::initializer_list<double> values, const Shape& shape, TensorOptions options = {});
+/// A copy of the elements, with T's dtype.
+template <class T>
+Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCpu);
+
+}  // namespace tenon
+
+#include "tensor/functional.h"

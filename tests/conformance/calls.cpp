@@ -1,0 +1,208 @@
+// The table of ops that cases can call.
+#include "tests/conformance/calls.h"
+
+#include <functional>
+#include <map>
+
+#include "tensor/functional.h"
+
+namespace tenon::conformance {
+namespace {
+
+using Inputs = std::vector<Tensor>;
+using Call = std::function<std::vector<Tensor>(const Inputs&, Arguments&)>;
+using Axes = std::vector<std::int64_t>;
+
+const Tensor& input(const Inputs& inputs, std::size_t i) {
+  if (i >= inputs.size()) throw Unsupported("the case has " + std::to_string(inputs.size()) + " inputs");
+  return inputs[i];
+}
+
+Tensor optional_input(const Inputs& inputs, std::size_t i) {
+  return i < inputs.size() ? inputs[i] : Tensor();
+}
+
+Shape shape_of(const Axes& sizes) { return Shape(std::vector<Dim>(sizes.begin(), sizes.end())); }
+
+/// A list of axes, one axis, or nothing.
+Axes axes(Arguments& arguments, const std::string& name) {
+  if (!arguments.has(name)) return {};
+  if (arguments.raw(name).is_array()) return arguments.get<Axes>(name);
+  return {arguments.get<std::int64_t>(name)};
+}
+
+Call unary(Tensor (*f)(const Tensor&)) {
+  return [f](const Inputs& x, Arguments&) { return Inputs{f(input(x, 0))}; };
+}
+
+Call binary(Tensor (*f)(const Tensor&, const Tensor&)) {
+  return [f](const Inputs& x, Arguments&) { return Inputs{f(input(x, 0), input(x, 1))}; };
+}
+
+/// The second operand may be a number, given as the argument `other`.
+Call arithmetic(Tensor (*tensors)(const Tensor&, const Tensor&),
+                Tensor (*number)(const Tensor&, const Scalar&)) {
+  return [=](const Inputs& x, Arguments& a) {
+    if (x.size() == 1 && a.has("other")) return Inputs{number(x[0], a.get<double>("other"))};
+    return Inputs{tensors(input(x, 0), input(x, 1))};
+  };
+}
+
+Call reduction(Tensor (*f)(const Tensor&, const Axes&, bool)) {
+  return [f](const Inputs& x, Arguments& a) {
+    return Inputs{f(input(x, 0), axes(a, "dim"), a.get("keepdim", false))};
+  };
+}
+
+Call reshaping(Tensor (*f)(const Tensor&, const Shape&), std::string name) {
+  return [=](const Inputs& x, Arguments& a) {
+    return Inputs{f(input(x, 0), shape_of(a.get<Axes>(name)))};
+  };
+}
+
+Call along_axis(Tensor (*f)(const Tensor&, std::int64_t)) {
+  return [f](const Inputs& x, Arguments& a) {
+    if (!a.has("dim")) throw Unsupported("without 'dim'");
+    return Inputs{f(input(x, 0), a.get<std::int64_t>("dim"))};
+  };
+}
+
+std::vector<Tensor> call_pow(const Inputs& x, Arguments& a) {
+  if (x.size() > 1) throw Unsupported("pow takes its exponent as a number, not as a tensor");
+  return {pow(input(x, 0), a.get<double>("exponent"))};
+}
+
+std::vector<Tensor> call_gelu(const Inputs& x, Arguments& a) {
+  return {gelu(input(x, 0), parse_enum(Approximate{}, a.get("approximate", std::string("none"))))};
+}
+
+std::vector<Tensor> call_split(const Inputs& x, Arguments& a) {
+  const char* name = a.has("split_size") ? "split_size" : "split_size_or_sections";
+  const auto dim = a.get<std::int64_t>("dim", 0);
+  if (!a.has(name)) throw Unsupported("without 'split_size'");
+  if (a.raw(name).is_array()) return split(input(x, 0), a.get<Axes>(name), dim);
+  return split(input(x, 0), a.get<std::int64_t>(name), dim);
+}
+
+std::vector<Tensor> call_dropout(const Inputs& x, Arguments& a) {
+  const auto p = a.get("p", 0.5);
+  const bool training = a.get("training", true);
+  if (training && p > 0 && p < 1) throw Unsupported("random: PyTorch draws another mask");
+  return {dropout(input(x, 0), p, training ? DropoutMode::train : DropoutMode::eval)};
+}
+
+std::vector<Tensor> call_attention(const Inputs& x, Arguments& a) {
+  AttentionOptions options;
+  options.is_causal = a.get("is_causal", false);
+  options.dropout_p = a.get("dropout_p", 0.0);
+  if (options.dropout_p > 0) throw Unsupported("random: PyTorch draws another dropout mask");
+  if (a.has("scale")) options.scale = a.get<double>("scale");
+  if (a.get("enable_gqa", false)) throw Unsupported("without option 'enable_gqa'");
+  return {scaled_dot_product_attention(input(x, 0), input(x, 1), input(x, 2), optional_input(x, 3),
+                                       options)};
+}
+
+std::vector<Tensor> call_layer_norm(const Inputs& x, Arguments& a) {
+  return {layer_norm(input(x, 0), a.get<Axes>("normalized_shape"), optional_input(x, 1),
+                     optional_input(x, 2), a.get("eps", 1e-5))};
+}
+
+void add_pointwise(std::map<std::string, Call, std::less<>>& table) {
+  table["add"] = arithmetic(add, add);
+  table["sub"] = arithmetic(sub, sub);
+  table["mul"] = arithmetic(mul, mul);
+  table["div"] = arithmetic(div, div);
+  table["maximum"] = binary(maximum);
+  table["minimum"] = binary(minimum);
+  table["neg"] = unary(neg);
+  table["abs"] = unary(abs);
+  table["exp"] = unary(exp);
+  table["log"] = unary(log);
+  table["sqrt"] = unary(sqrt);
+  table["rsqrt"] = unary(rsqrt);
+  table["reciprocal"] = unary(reciprocal);
+  table["square"] = unary(square);
+  table["sin"] = unary(sin);
+  table["cos"] = unary(cos);
+  table["tanh"] = unary(tanh);
+  table["sigmoid"] = unary(sigmoid);
+  table["erf"] = unary(erf);
+  table["relu"] = unary(relu);
+  table["silu"] = unary(silu);
+  table["gelu"] = call_gelu;
+  table["pow"] = call_pow;
+  table["masked_fill"] = [](const Inputs& x, Arguments& a) {
+    return Inputs{masked_fill(input(x, 0), input(x, 1), a.get<double>("value"))};
+  };
+  table["where"] = [](const Inputs& x, Arguments&) {
+    return Inputs{where(input(x, 0), input(x, 1), input(x, 2))};
+  };
+}
+
+void add_shape(std::map<std::string, Call, std::less<>>& table) {
+  table["view"] = reshaping(view, "shape");
+  table["reshape"] = reshaping(reshape, "shape");
+  table["expand"] = reshaping(expand, "size");
+  table["unsqueeze"] = along_axis(unsqueeze);
+  table["squeeze"] = along_axis(squeeze);
+  table["contiguous"] = unary(contiguous);
+  table["split"] = call_split;
+  table["permute"] = [](const Inputs& x, Arguments& a) {
+    return Inputs{permute(input(x, 0), a.get<Axes>("dims"))};
+  };
+  table["transpose"] = [](const Inputs& x, Arguments& a) {
+    return Inputs{transpose(input(x, 0), a.get<std::int64_t>("dim0"), a.get<std::int64_t>("dim1"))};
+  };
+  table["narrow"] = [](const Inputs& x, Arguments& a) {
+    return Inputs{narrow(input(x, 0), a.get<std::int64_t>("dim"), a.get<std::int64_t>("start"),
+                         a.get<std::int64_t>("length"))};
+  };
+  table["chunk"] = [](const Inputs& x, Arguments& a) {
+    return chunk(input(x, 0), a.get<std::int64_t>("chunks"), a.get<std::int64_t>("dim", 0));
+  };
+  table["cat"] = [](const Inputs& x, Arguments& a) {
+    return Inputs{cat(x, a.get<std::int64_t>("dim", 0))};
+  };
+}
+
+const std::map<std::string, Call, std::less<>>& table() {
+  static const auto result = [] {
+    std::map<std::string, Call, std::less<>> table;
+    add_pointwise(table);
+    add_shape(table);
+    table["sum"] = reduction(sum);
+    table["mean"] = reduction(mean);
+    table["amax"] = reduction(amax);
+    table["amin"] = reduction(amin);
+    table["softmax"] = along_axis(softmax);
+    table["layer_norm"] = call_layer_norm;
+    table["dropout"] = call_dropout;
+    table["scaled_dot_product_attention"] = call_attention;
+    table["matmul"] = binary(matmul);
+    table["embedding"] = binary(embedding);
+    table["linear"] = [](const Inputs& x, Arguments&) {
+      return Inputs{linear(input(x, 0), input(x, 1), optional_input(x, 2))};
+    };
+    return table;
+  }();
+  return result;
+}
+
+}  // namespace
+
+void Arguments::require_all_read() const {
+  for (const auto& [name, value] : values_.items()) {
+    if (!value.is_null() && !read_.contains(name)) throw Unsupported("without option '" + name + "'");
+  }
+}
+
+std::vector<Tensor> call(std::string_view op, const std::vector<Tensor>& inputs,
+                         Arguments& arguments) {
+  const auto found = table().find(op);
+  if (found == table().end()) throw Unsupported("there is no op '" + std::string(op) + "'");
+  std::vector<Tensor> outputs = found->second(inputs, arguments);
+  arguments.require_all_read();
+  return outputs;
+}
+
+}  // namespace tenon::conformance

@@ -1,0 +1,93 @@
+// All committed operator cases, on the CPU and, where there is one, on the GPU. The GPU's tests are in
+// a suite of their own, so that they can run as a separate, labelled entry.
+#include "tests/conformance/conformance.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "tensor/device_backend.h"
+
+namespace tenon::conformance {
+namespace {
+
+std::filesystem::path case_folder() {
+  if (const char* folder = std::getenv("TENON_TEST_DATA")) {
+    return std::filesystem::path(folder) / "conformance";
+  }
+  const auto program = std::filesystem::read_symlink("/proc/self/exe");
+  return program.parent_path() / TENON_TEST_DATA_DEFAULT / "conformance";
+}
+
+/// Cases that Tenon cannot run, by design: everything else in the folder must pass.
+bool may_be_skipped(const std::string& name) { return name.starts_with("pow/"); }
+
+void run_all(Device device) {
+  int passed = 0;
+  for (const CaseFile& file : read_cases(case_folder())) {
+    for (const auto& test_case : file.cases) {
+      const Outcome outcome = run_case(file.op, test_case, device);
+      if (outcome.status == Status::passed) ++passed;
+      EXPECT_NE(outcome.status, Status::failed) << outcome.name << ": " << outcome.reason;
+      if (outcome.status == Status::skipped) {
+        EXPECT_TRUE(may_be_skipped(outcome.name)) << outcome.name << ": " << outcome.reason;
+      }
+    }
+  }
+  EXPECT_GE(passed, 750);
+}
+
+TEST(ConformanceCpu, CommittedCasesPass) { run_all(kCpu); }
+
+TEST(ConformanceCuda, CommittedCasesPass) {
+  if (!is_available(kCuda)) GTEST_SKIP() << "no CUDA device, or built without CUDA";
+  run_all(kCuda);
+}
+
+nlohmann::json relu_case() {
+  return nlohmann::json::parse(R"({
+    "name": "relu_by_hand", "attrs": {}, "rtol": 0, "atol": 1e-6,
+    "inputs": [{"dtype": "float32", "shape": [2, 2], "data": [-1, 2, "nan", "inf"],
+                "layout": "reversed_axes"}],
+    "outputs": [{"dtype": "float32", "shape": [2, 2], "data": [0, 2, "nan", "inf"]}]})");
+}
+
+TEST(ConformanceCpu, ACorrectCasePasses) {
+  EXPECT_EQ(run_case("relu", relu_case(), kCpu).status, Status::passed);
+}
+
+TEST(ConformanceCpu, AWrongValueFails) {
+  auto test_case = relu_case();
+  test_case["outputs"][0]["data"][1] = 2.00001;
+  const Outcome outcome = run_case("relu", test_case, kCpu);
+  EXPECT_EQ(outcome.status, Status::failed);
+  EXPECT_NE(outcome.reason.find("element 1: got 2; expected 2.00001"), std::string::npos)
+      << outcome.reason;
+}
+
+TEST(ConformanceCpu, AWrongShapeOrDtypeFails) {
+  auto test_case = relu_case();
+  test_case["outputs"][0]["shape"] = {4};
+  EXPECT_EQ(run_case("relu", test_case, kCpu).status, Status::failed);
+  test_case = relu_case();
+  test_case["outputs"][0]["dtype"] = "float64";
+  EXPECT_EQ(run_case("relu", test_case, kCpu).status, Status::failed);
+}
+
+TEST(ConformanceCpu, UnknownOpsAndOptionsAreSkipped) {
+  EXPECT_EQ(run_case("conv2d", relu_case(), kCpu).reason, "there is no op 'conv2d'");
+  auto test_case = relu_case();
+  test_case["attrs"]["inplace"] = true;
+  const Outcome outcome = run_case("relu", test_case, kCpu);
+  EXPECT_EQ(outcome.status, Status::skipped);
+  EXPECT_EQ(outcome.reason, "without option 'inplace'");
+}
+
+TEST(ConformanceCpu, AMalformedCaseFails) {
+  EXPECT_EQ(run_case("relu", nlohmann::json::object(), kCpu).status, Status::failed);
+  EXPECT_EQ(run_case("relu", nlohmann::json(3), kCpu).status, Status::failed);
+}
+
+}  // namespace
+}  // namespace tenon::conformance

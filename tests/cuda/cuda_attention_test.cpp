@@ -1,0 +1,463 @@
+// scaled_dot_product_attention on CUDA against the CPU op in float64: dtypes, head sizes, tails,
+// strides, masks, causality and dropout masks, special values, and the choice of tiles.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cuda/kernels/attention.h"
+#include "tensor/device_backend.h"
+#include "tensor/error.h"
+#include "tensor/interpreter.h"
+#include "tensor/ops/attributes.h"
+#include "tensor/random.h"
+#include "tensor/tensor.h"
+
+namespace tenon {
+namespace {
+
+constexpr DType kDTypes[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16};
+constexpr const char* kOp = "scaled_dot_product_attention";
+
+#define SKIP_WITHOUT_GPU() \
+  if (!is_available(kCuda)) GTEST_SKIP() << "no CUDA device on this machine"
+
+/// Sizes of query (batch…, length, head), key (batch…, keys, head), value (batch…, keys, head_v).
+struct Sizes {
+  std::vector<std::int64_t> batch;
+  std::int64_t length, keys, head, head_v;
+};
+
+struct Operands {
+  Tensor query, key, value, mask;
+};
+
+enum class Mask { none, boolean, additive, padding, hidden_row };
+
+struct Options {
+  const char* name;
+  Mask mask = Mask::none;
+  bool is_causal = false;
+  double dropout_p = 0;
+  double scale = 0;  // 0: 1/√head
+  double magnitude = 1;
+};
+
+AttentionAttrs make_attrs(const Options& options, std::int64_t head) {
+  const double scale =
+      options.scale != 0 ? options.scale : 1 / std::sqrt(static_cast<double>(head));
+  return {options.dropout_p, options.is_causal, Scalar(scale), DropoutMode::train, 5};
+}
+
+Shape shape_of(std::vector<std::int64_t> batch, std::int64_t rows, std::int64_t columns) {
+  Shape shape;
+  for (const std::int64_t size : batch) shape.push_back(size);
+  shape.push_back(rows);
+  shape.push_back(columns);
+  return shape;
+}
+
+/// A mask for scores (batch…, length, keys), on the CPU.
+Tensor make_mask(const Sizes& sizes, Mask kind, DType dtype, Generator* generator) {
+  const auto [batch, length, keys, head, head_v] = sizes;
+  const auto keep = [](const Tensor& u) {  // true where u < 0.7
+    std::vector<double> values = u.to_doubles();
+    for (double& value : values) value = value < 0.7 ? 1 : 0;
+    return tensor(values, u.shape(), {DType::boolean, kCpu});
+  };
+  switch (kind) {
+    case Mask::none: return {};
+    case Mask::boolean: return keep(uniform({length, keys}, 0, 1, {}, generator));
+    case Mask::additive: return randn(shape_of(batch, length, keys), {}, generator).to(dtype);
+    case Mask::padding: {
+      std::vector<std::int64_t> outer(batch.size(), 1);
+      if (!batch.empty()) outer[0] = batch[0];
+      return keep(uniform(shape_of(outer, 1, keys), 0, 1, {}, generator));
+    }
+    case Mask::hidden_row: {
+      std::vector<double> values(static_cast<std::size_t>(length * keys), 0.25);
+      std::fill_n(values.end() - keys, keys, -std::numeric_limits<double>::infinity());
+      return tensor(values, {length, keys}, {dtype, kCpu});
+    }
+  }
+  return {};
+}
+
+Operands make_operands(const Sizes& sizes, DType dtype, const Options& options) {
+  Generator generator(11);
+  const auto normal = [&](std::int64_t rows, std::int64_t columns) {
+    return (randn(shape_of(sizes.batch, rows, columns), {DType::float64, kCpu}, &generator) *
+            Scalar(options.magnitude))
+        .to(dtype);
+  };
+  Operands result;
+  result.query = normal(sizes.length, sizes.head);
+  result.key = normal(sizes.keys, sizes.head);
+  result.value = normal(sizes.keys, sizes.head_v);
+  result.mask = make_mask(sizes, options.mask, dtype, &generator);
+  return result;
+}
+
+Operands convert(const Operands& from, const auto& function) {
+  return {function(from.query), function(from.key), function(from.value),
+          from.mask ? function(from.mask) : Tensor()};
+}
+
+Operands on_cuda(const Operands& from) {
+  return convert(from, [](const Tensor& x) { return x.to(kCuda); });
+}
+
+Operands in_float64(const Operands& from) {
+  return convert(
+      from, [](const Tensor& x) { return x.dtype() == DType::boolean ? x : x.to(DType::float64); });
+}
+
+Tensor attend(const Operands& x, const AttentionAttrs& attrs) {
+  return apply1(get_op(kOp), {x.query, x.key, x.value, x.mask}, attrs);
+}
+
+/// Largest |a - b| over elements where both are finite.
+double largest_error(const std::vector<double>& a, const std::vector<double>& b) {
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (std::isfinite(a[i]) && std::isfinite(b[i]))
+      largest = std::max(largest, std::abs(a[i] - b[i]));
+  }
+  return largest;
+}
+
+/// `got` is as close to the float64 result as twice the plain composition in its dtype is, plus
+/// 4 roundings of Σ|probability·value|; NaN stands where the float64 result has it.
+void expect_accurate(const Tensor& got, const Operands& x, const AttentionAttrs& attrs) {
+  const DType dtype = x.query.dtype();
+  const Operands exact = in_float64(x);
+  Operands magnitudes = exact;
+  magnitudes.value = abs(exact.value);
+  const std::vector<double> want = attend(exact, attrs).to_doubles();
+  const std::vector<double> terms = attend(magnitudes, attrs).to_doubles();
+  const std::vector<Tensor> inputs = {x.query, x.key, x.value, x.mask};
+  const std::vector<double> unfused = get_op(kOp).decompose(inputs, attrs).at(0).to_doubles();
+  const std::vector<double> values = got.to_doubles();
+  ASSERT_EQ(got.dtype(), dtype);
+  ASSERT_EQ(values.size(), want.size());
+  const double allowed = 2 * largest_error(unfused, want);
+  int shown = 0;
+  for (std::size_t i = 0; i < want.size() && shown < 5; ++i) {
+    if (std::isnan(want[i])) {
+      if (!std::isnan(values[i])) ++shown, ADD_FAILURE() << i << " is " << values[i] << ", not NaN";
+      continue;
+    }
+    const double bound = allowed + 4 * unit_roundoff(dtype) * terms[i];
+    if (!(std::abs(values[i] - want[i]) <= bound)) {
+      ++shown;
+      ADD_FAILURE() << "element " << i << " is " << values[i] << "; needed " << want[i] << " ± "
+                    << bound;
+    }
+  }
+}
+
+/// One call of a named implementation, without the interpreter's choices and copies.
+void run_kernel(const std::string& name, const Operands& x, const AttentionAttrs& attributes,
+                const Tensor& output) {
+  const Attrs attrs = attributes;
+  std::vector<TensorView> inputs;
+  for (const Tensor& t : {x.query, x.key, x.value, x.mask}) {
+    inputs.push_back(t ? t.view_of_data() : TensorView{});
+  }
+  const TensorView outputs[] = {output.view_of_data()};
+  const KernelArgs args{&get_op(kOp),
+                        inputs,
+                        outputs,
+                        &attrs,
+                        true,
+                        default_generator().state(),
+                        device_backend(DeviceType::cuda).stream(0)};
+  for (const Kernel& kernel : get_op(kOp).kernels(DeviceType::cuda)) {
+    if (kernel.name == name) return kernel.run(args);
+  }
+  FAIL() << "no kernel " << name;
+}
+
+const Kernel& first_kernel() { return get_op(kOp).kernels(DeviceType::cuda).at(0); }
+
+std::string sizes_text(const Sizes& sizes) {
+  std::string text = "b";
+  for (const std::int64_t size : sizes.batch) text += std::to_string(size) + "_";
+  return text + "l" + std::to_string(sizes.length) + "_s" + std::to_string(sizes.keys) + "_e" +
+         std::to_string(sizes.head) + "_v" + std::to_string(sizes.head_v);
+}
+
+// Tails of 64 and 128 row tiles and 32 and 64 key tiles, padded heads, heads only for multiply-adds.
+const Sizes kSizes[] = {
+    {{2, 3}, 1, 1, 8, 8},        {{2, 2}, 77, 77, 32, 32},      {{3}, 77, 130, 40, 56},
+    {{1, 2}, 512, 512, 64, 64},  {{2, 1}, 130, 200, 80, 80},    {{2}, 65, 64, 128, 128},
+    {{1, 2}, 64, 257, 256, 256}, {{2, 2}, 100, 33, 16, 24},     {{2}, 33, 70, 7, 5},
+    {{}, 20, 50, 300, 270},      {{2, 1, 2, 1}, 10, 1, 64, 64}, {{1, 1}, 1, 512, 64, 64},
+};
+
+const Options kOptions[] = {
+    {.name = "plain"},
+    {.name = "causal", .is_causal = true},
+    {.name = "bool_mask", .mask = Mask::boolean},
+    {.name = "float_mask", .mask = Mask::additive},
+    {.name = "padding_mask", .mask = Mask::padding},
+    {.name = "hidden_row", .mask = Mask::hidden_row},
+    {.name = "dropout", .dropout_p = 0.1},
+    {.name = "causal_dropout", .is_causal = true, .dropout_p = 0.5},
+    {.name = "mask_dropout", .mask = Mask::boolean, .dropout_p = 0.3},
+    {.name = "negative_scale", .scale = -0.2},
+    {.name = "large_scores", .magnitude = 20},
+};
+
+class CudaAttention : public testing::TestWithParam<std::tuple<DType, Sizes, Options>> {
+ protected:
+  void SetUp() override {
+    SKIP_WITHOUT_GPU();
+    manual_seed(2024);
+  }
+};
+
+TEST_P(CudaAttention, MatchesFloat64) {
+  const auto& [dtype, sizes, options] = GetParam();
+  const Operands x = make_operands(sizes, dtype, options);
+  const AttentionAttrs attrs = make_attrs(options, sizes.head);
+  const Tensor got = attend(on_cuda(x), attrs);
+  expect_accurate(got, x, attrs);
+  EXPECT_EQ(attend(on_cuda(x), attrs).cpu().contiguous().to_string(1 << 20),
+            got.cpu().contiguous().to_string(1 << 20))
+      << "two runs differ";
+}
+
+const auto kParamName = [](const auto& info) {
+  const auto& [dtype, sizes, options] = info.param;
+  return std::string(name(dtype)) + "_" + sizes_text(sizes) + "_" + options.name;
+};
+
+INSTANTIATE_TEST_SUITE_P(Table, CudaAttention,
+                         testing::Combine(testing::ValuesIn(kDTypes), testing::ValuesIn(kSizes),
+                                          testing::ValuesIn(kOptions)),
+                         kParamName);
+
+// Enough rows for the 128-row tiles on any GPU of up to 160 multiprocessors.
+const Sizes kManyRows[] = {{{4, 20}, 200, 150, 64, 64}, {{4, 20}, 160, 130, 128, 96}};
+const Options kLargeOptions[] = {{.name = "plain"},
+                                 {.name = "causal", .is_causal = true},
+                                 {.name = "dropout", .dropout_p = 0.1},
+                                 {.name = "causal_dropout", .is_causal = true, .dropout_p = 0.1},
+                                 {.name = "large_scores", .magnitude = 20}};
+
+INSTANTIATE_TEST_SUITE_P(LargeTiles, CudaAttention,
+                         testing::Combine(testing::Values(DType::float16, DType::bfloat16),
+                                          testing::ValuesIn(kManyRows),
+                                          testing::ValuesIn(kLargeOptions)),
+                         kParamName);
+
+class CudaAttentionLayout : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    SKIP_WITHOUT_GPU();
+    manual_seed(7);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(DTypes, CudaAttentionLayout, testing::ValuesIn(kDTypes),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+TEST_P(CudaAttentionLayout, ReadsPackedQkvWithoutCopying) {
+  constexpr std::int64_t kBatch = 2, kLength = 90, kHeads = 3, kHead = 64;
+  const auto unpack = [&](const Tensor& packed) {
+    const Tensor parts = packed.view({kBatch, kLength, 3, kHeads, kHead});
+    const auto part = [&](int i) { return parts.narrow(2, i, 1).squeeze(2).permute({0, 2, 1, 3}); };
+    return Operands{part(0), part(1), part(2), {}};
+  };
+  const Tensor packed = randn({kBatch, kLength, 3 * kHeads * kHead}).to(GetParam());
+  const Operands x = unpack(packed);
+  const Operands on_device = unpack(packed.to(kCuda));
+  EXPECT_TRUE(first_kernel().accepts(1, on_device.key.view_of_data()));
+  const AttentionAttrs attrs = make_attrs({.name = "", .is_causal = true, .dropout_p = 0.2}, kHead);
+  expect_accurate(attend(on_device, attrs), x, attrs);
+}
+
+TEST_P(CudaAttentionLayout, WritesPermutedOutputs) {
+  const Sizes sizes{{2, 3}, 70, 50, 64, 40};
+  const Options options{.name = "", .dropout_p = 0.2};
+  const AttentionAttrs attrs = make_attrs(options, sizes.head);
+  const Operands x = on_cuda(make_operands(sizes, GetParam(), options));
+  const TensorOptions device{GetParam(), kCuda};
+  for (const Kernel& kernel : get_op(kOp).kernels(DeviceType::cuda)) {
+    const bool takes = kernel.name != "cuda.flash_mma" ||
+                       cuda::flash_mma_takes(GetParam(), sizes.head, sizes.head_v);
+    if (!takes) continue;
+    const Tensor plain = empty(Shape{2, 3, 70, 40}, device);
+    const Tensor by_row = empty(Shape{2, 70, 3, 40}, device).permute({0, 2, 1, 3});
+    const Tensor by_column = empty(Shape{2, 3, 40, 70}, device).transpose(2, 3);
+    for (const Tensor& output : {plain, by_row, by_column}) {
+      run_kernel(std::string(kernel.name), x, attrs, output);
+    }
+    EXPECT_EQ(by_row.to_doubles(), plain.to_doubles()) << kernel.name;
+    EXPECT_EQ(by_column.to_doubles(), plain.to_doubles()) << kernel.name;
+    expect_accurate(plain, make_operands(sizes, GetParam(), options), attrs);
+  }
+}
+
+TEST_P(CudaAttentionLayout, BroadcastKeysHaveStrideZero) {
+  const Tensor query = randn({2, 4, 33, 32}).to(GetParam());
+  const Tensor key = randn({2, 1, 45, 32}).to(GetParam());
+  const Tensor value = randn({1, 1, 45, 32}).to(GetParam());
+  const auto expand_all = [&](const Operands& x) {
+    return Operands{x.query, x.key.expand({2, 4, 45, 32}), x.value.expand({2, 4, 45, 32}), {}};
+  };
+  const AttentionAttrs attrs = make_attrs({.name = ""}, 32);
+  const Operands x{query, key, value, {}};
+  expect_accurate(attend(expand_all(on_cuda(x)), attrs), expand_all(x), attrs);
+}
+
+TEST_P(CudaAttentionLayout, TakesUnalignedAddresses) {
+  const auto shifted = [](const Tensor& x) { return x.narrow(-1, 1, 64); };
+  const Operands whole = make_operands({{2}, 40, 50, 72, 72}, GetParam(), {.name = ""});
+  const Operands x = convert(whole, shifted);
+  const Operands on_device = convert(on_cuda(whole), shifted);
+  const AttentionAttrs attrs = make_attrs({.name = ""}, 64);
+  expect_accurate(attend(on_device, attrs), x, attrs);
+  // As in a Program, where the kernel is chosen before addresses are known.
+  const Tensor output = empty(Shape{2, 40, 64}, {GetParam(), kCuda});
+  run_kernel(std::string(first_kernel().name), on_device, attrs, output);
+  expect_accurate(output, x, attrs);
+}
+
+TEST_P(CudaAttentionLayout, EmptyOperands) {
+  const TensorOptions device{GetParam(), kCuda};
+  const AttentionAttrs attrs = make_attrs({.name = ""}, 16);
+  const auto run = [&](const Shape& query, const Shape& key) {
+    return attend({ones(query, device), ones(key, device), ones(key, device), {}}, attrs);
+  };
+  EXPECT_EQ(run({2, 0, 16}, {2, 5, 16}).shape(), (Shape{2, 0, 16}));
+  EXPECT_EQ(run({0, 4, 16}, {0, 5, 16}).shape(), (Shape{0, 4, 16}));
+  EXPECT_EQ(run({2, 4, 16}, {2, 0, 16}).to_doubles(), std::vector<double>(2 * 4 * 16, 0.0));
+}
+
+TEST_P(CudaAttentionLayout, DroppingEverythingGivesZeros) {
+  const Options options{.name = "", .dropout_p = 1};
+  const Operands x = make_operands({{2}, 20, 30, 64, 64}, GetParam(), options);
+  const Tensor got = attend(on_cuda(x), make_attrs(options, 64));
+  EXPECT_EQ(got.to_doubles(), std::vector<double>(2 * 20 * 64, 0.0));
+}
+
+TEST_P(CudaAttentionLayout, NanAndInfPropagate) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  Operands x = make_operands({{}, 70, 40, 64, 64}, GetParam(), {.name = ""});
+  const auto with = [](const Tensor& t, std::size_t index, double special) {
+    std::vector<double> values = t.to_doubles();
+    values[index] = special;
+    return tensor(values, t.shape(), {t.dtype(), kCpu});
+  };
+  x.query = with(x.query, 66 * 64 + 3, kNan);
+  x.value = with(x.value, 39 * 64 + 5, kInf);
+  const std::vector<double> got = attend(on_cuda(x), make_attrs({.name = ""}, 64)).to_doubles();
+  for (std::size_t row = 0; row < 70; ++row) {
+    for (std::size_t column = 0; column < 64; ++column) {
+      const double element = got[row * 64 + column];
+      if (row == 66) {
+        EXPECT_TRUE(std::isnan(element)) << row << ", " << column;
+      } else if (column == 5) {
+        EXPECT_EQ(element, kInf) << row;
+      } else {
+        EXPECT_TRUE(std::isfinite(element)) << row << ", " << column << ": " << element;
+      }
+    }
+  }
+}
+
+TEST_P(CudaAttentionLayout, StridesBeyond32Bits) {
+  constexpr std::int64_t kKeys = 70, kStride = std::int64_t{1} << 26;
+  if (GetParam() != DType::bfloat16) GTEST_SKIP() << "one dtype is enough for 9 GB";
+  const Operands x = make_operands({{}, 40, kKeys, 64, 64}, GetParam(), {.name = ""});
+  Operands on_device = on_cuda(x);
+  Tensor wide;
+  try {
+    wide = empty(Shape{kKeys, kStride}, {GetParam(), kCuda});
+  } catch (const OutOfMemory&) {
+    GTEST_SKIP() << "not enough device memory";
+  }
+  on_device.key = wide.narrow(1, 0, 64);
+  on_device.key.copy_(x.key.to(kCuda));
+  on_device.value = wide.narrow(1, 64, 64);
+  on_device.value.copy_(x.value.to(kCuda));
+  const AttentionAttrs attrs = make_attrs({.name = ""}, 64);
+  for (const char* kernel : {"cuda.flash_mma", "cuda.flash_simt"}) {
+    const Tensor output = empty(Shape{40, 64}, {GetParam(), kCuda});
+    run_kernel(kernel, on_device, attrs, output);
+    expect_accurate(output, x, attrs);
+  }
+}
+
+// --- the choice of tiles, which needs no GPU ----------------------------------------------------
+
+cuda::AttentionParams problem(std::int64_t batches, std::int64_t length, std::int64_t head) {
+  cuda::AttentionParams params{};
+  params.batches = batches;
+  params.length = length;
+  params.keys = length;
+  params.head = head;
+  params.head_v = head;
+  params.scale_log2 = 0.18;
+  return params;
+}
+
+TEST(CudaAttentionTiling, LargeProblemsUse128Rows) {
+  const auto tiling = cuda::choose_flash_mma_tiling(problem(128, 2048, 64), 132);
+  EXPECT_EQ(tiling.variant, cuda::AttentionVariant::plain);
+  EXPECT_EQ(tiling.rows, 128);
+  EXPECT_EQ(tiling.keys, 64);
+  EXPECT_EQ(tiling.head, 64);
+  EXPECT_EQ(tiling.shared_bytes, 48 << 10);
+}
+
+TEST(CudaAttentionTiling, SmallProblemsUse64Rows) {
+  EXPECT_EQ(cuda::choose_flash_mma_tiling(problem(16, 512, 64), 132).rows, 64);
+  EXPECT_EQ(cuda::choose_flash_mma_tiling(problem(1024, 64, 64), 132).rows, 64);
+}
+
+TEST(CudaAttentionTiling, VariantsFollowTheCall) {
+  using enum cuda::AttentionVariant;
+  cuda::AttentionParams params = problem(128, 2048, 128);
+  params.has_dropout = true;
+  EXPECT_EQ(cuda::choose_flash_mma_tiling(params, 132).variant, dropout);
+  params.batches = 1;
+  EXPECT_EQ(cuda::choose_flash_mma_tiling(params, 132).variant, general);
+  params = problem(128, 2048, 128);
+  params.mask_kind = cuda::AttentionMask::boolean;
+  EXPECT_EQ(cuda::choose_flash_mma_tiling(params, 132).variant, general);
+  params = problem(128, 2048, 128);
+  params.scale_log2 = -0.1;
+  EXPECT_EQ(cuda::choose_flash_mma_tiling(params, 132).variant, general);
+}
+
+TEST(CudaAttentionTiling, HeadsArePaddedAndFitSharedMemory) {
+  constexpr std::int64_t kSmallestLimit = 99 << 10;  // compute capabilities 8.6 and 8.9
+  for (std::int64_t head = 8; head <= 256; head += 8) {
+    const auto tiling = cuda::choose_flash_mma_tiling(problem(64, 4096, head), 132);
+    EXPECT_GE(tiling.head, head);
+    EXPECT_LE(tiling.shared_bytes + 1024, kSmallestLimit) << head;
+  }
+  for (const DType dtype : kDTypes) {
+    for (const std::int64_t head_v : {1, 64, 65, 1000}) {
+      EXPECT_LE(cuda::choose_flash_simt_tiling(dtype, head_v).shared_bytes + 1024, kSmallestLimit);
+    }
+  }
+}
+
+TEST(CudaAttentionTiling, TensorCoresTakeMultiplesOf8) {
+  EXPECT_TRUE(cuda::flash_mma_takes(DType::bfloat16, 64, 64));
+  EXPECT_TRUE(cuda::flash_mma_takes(DType::float16, 256, 8));
+  EXPECT_FALSE(cuda::flash_mma_takes(DType::float16, 60, 64));
+  EXPECT_FALSE(cuda::flash_mma_takes(DType::float16, 64, 264));
+  EXPECT_FALSE(cuda::flash_mma_takes(DType::float16, 64, 0));
+  EXPECT_FALSE(cuda::flash_mma_takes(DType::float32, 64, 64));
+}
+
+}  // namespace
+}  // namespace tenon

@@ -1,0 +1,161 @@
+// Lowering and running: layouts, memory planning, state, packing, and what a Program refuses.
+#include <gtest/gtest.h>
+
+#include "graph/memory_plan.h"
+#include "schedule/schedule.h"
+#include "tests/support/compare.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/models.h"
+
+namespace tenon {
+namespace {
+
+using test::function_model;
+using test::max_difference;
+
+TEST(MemoryPlan, SharesMemoryOfBuffersThatNeverMeet) {
+  const MemoryPlan plan = plan_memory({{1024, 0, 1}, {512, 1, 2}, {1024, 2, 3}});
+  EXPECT_EQ(plan.offsets[0], plan.offsets[2]);
+  EXPECT_EQ(plan.arena_bytes, 1536U);
+  EXPECT_EQ(plan.live_bound_bytes, 1536U);
+}
+
+TEST(MemoryPlan, NeverOverlapsLiveBuffers) {
+  std::uint64_t state = 20261122;
+  const auto next = [&](std::uint64_t n) {
+    state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+    return static_cast<int>((state >> 33) % n);
+  };
+  for (int round = 0; round < 50; ++round) {
+    std::vector<BufferLifetime> buffers;
+    for (int i = 0; i < 40; ++i) {
+      const int first = next(60);
+      buffers.push_back({static_cast<std::size_t>(1 + next(5000)), first, first + next(12)});
+    }
+    const MemoryPlan plan = plan_memory(buffers);
+    EXPECT_GE(plan.arena_bytes, plan.live_bound_bytes);
+    for (std::size_t a = 0; a < buffers.size(); ++a) {
+      for (std::size_t b = a + 1; b < buffers.size(); ++b) {
+        const bool meet =
+            buffers[a].first <= buffers[b].last && buffers[b].first <= buffers[a].last;
+        const bool apart = plan.offsets[a] + buffers[a].bytes <= plan.offsets[b] ||
+                           plan.offsets[b] + buffers[b].bytes <= plan.offsets[a];
+        EXPECT_TRUE(!meet || apart) << "round " << round << ", buffers " << a << ", " << b;
+      }
+    }
+  }
+}
+
+struct ProgramCase {
+  const char* name;
+  Tensor (*function)(const Tensor&);
+};
+
+Tensor view_of_permuted(const Tensor& x) {
+  const Tensor y = x.permute({1, 0, 2}) * 2.0;
+  return y.reshape({y.size(0), -1});
+}
+Tensor returns_input(const Tensor& x) { return x; }
+Tensor returns_view(const Tensor& x) { return (x + 1.0).transpose(0, 2); }
+Tensor slices(const Tensor& x) {
+  const auto parts = split(x * 3.0, 2, 2);
+  return parts[0] + parts[1];
+}
+Tensor broadcasts(const Tensor& x) { return x + sum(x, {0}, true).expand({x.size(0), -1, -1}); }
+Tensor concatenates(const Tensor& x) { return cat({x, x * 2.0, x}, 1); }
+Tensor decomposed_attention(const Tensor& x) {
+  return scaled_dot_product_attention(x, x, x, {}, {.is_causal = true});
+}
+
+class ProgramMatchesEager : public ::testing::TestWithParam<ProgramCase> {};
+
+TEST_P(ProgramMatchesEager, OnSeveralSizes) {
+  const auto model = function_model(GetParam().function);
+  const Schedule sch = create_schedule(model, {randn({3, 5, 4})});
+  Executor run(sch.graph());
+  for (const auto& shape : {Shape{3, 5, 4}, Shape{1, 1, 4}, Shape{7, 2, 4}}) {
+    const Tensor x = randn(shape);
+    const Tensor eager = model(x);
+    const Tensor result = run(x);
+    EXPECT_EQ(result.shape().to_string(), eager.shape().to_string());
+    EXPECT_EQ(max_difference(result, eager), 0) << shape.to_string();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, ProgramMatchesEager,
+    ::testing::Values(ProgramCase{"view_of_permuted", view_of_permuted},
+                      ProgramCase{"returns_input", returns_input},
+                      ProgramCase{"returns_view", returns_view}, ProgramCase{"slices", slices},
+                      ProgramCase{"broadcasts", broadcasts},
+                      ProgramCase{"concatenates", concatenates},
+                      ProgramCase{"causal_attention", decomposed_attention}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(Program, OutputsBelongToTheCaller) {
+  const auto model = function_model(returns_input);
+  Executor run(create_schedule(model, {randn({2, 3, 4})}).graph());
+  const Tensor x = randn({2, 3, 4});
+  const Tensor first = run(x);
+  EXPECT_NE(first.storage(), x.storage());
+  const auto before = first.to_vector<float>();
+  run(randn({2, 3, 4}));
+  EXPECT_EQ(first.to_vector<float>(), before);
+}
+
+TEST(Program, NonContiguousInputsAreTaken) {
+  const auto model = function_model([](const Tensor& x) { return x * 2.0; });
+  Executor run(create_schedule(model, {randn({4, 3})}).graph());
+  const Tensor x = randn({3, 4}).transpose(0, 1);
+  EXPECT_EQ(max_difference(run(x), x * 2.0), 0);
+}
+
+TEST(Program, ReadsParametersAtRunTimeAndNoticesMoves) {
+  const auto model = nn::make<nn::Linear>(4, 4);
+  Executor run(create_schedule(model, {randn({2, 4})}).graph());
+  const Tensor x = randn({2, 4});
+  run(x);
+  Tensor weight = model->weight;
+  weight.copy_(zeros({4, 4}));
+  EXPECT_LT(max_difference(run(x), model->bias.unsqueeze(0).expand({2, 4})), 1e-7);
+  model->to(DType::float64);
+  EXPECT_ERROR(StaleProgram,
+               "parameter 'weight' was moved (by to() or another packing) after this program was "
+               "built; build again",
+               run(x));
+}
+
+TEST(Program, RefusesOtherInputs) {
+  const auto model = nn::make<nn::Linear>(4, 4);
+  Executor run(create_schedule(model, {{"x", randn({2, 4})}}).graph());
+  EXPECT_ERROR(ShapeError, "[lower] input 'x' has shape (4,); traced with (s0, 4)", run(randn({4})));
+  EXPECT_ERROR(DTypeError, "[lower] input 'x' is float64; traced with float32",
+               run(randn({2, 4}, {DType::float64, kCpu})));
+  EXPECT_ERROR(ShapeError, "[lower] 2 inputs were given; the graph has 1",
+               run(randn({2, 4}), randn({2, 4})));
+}
+
+TEST(Program, ReusesMemory) {
+  const auto model = function_model([](const Tensor& x) {
+    Tensor y = x;
+    for (int i = 0; i < 10; ++i) y = exp(y) * 0.1;
+    return y;
+  });
+  Executor run(create_schedule(model, {randn({8})}).graph());
+  const Tensor x = randn({1024});
+  const Tensor inputs[] = {x};
+  Program& program = run.program(inputs);
+  EXPECT_EQ(program.instructions().size(), 20U);
+  EXPECT_LE(program.arena_bytes(), 2 * 4096U);
+  EXPECT_EQ(program.count_kernels(inputs), 20);
+}
+
+TEST(Executor, KeepsABoundedNumberOfPrograms) {
+  const auto model = function_model([](const Tensor& x) { return x + 1.0; });
+  Executor run(create_schedule(model, {randn({8})}).graph());
+  for (int n = 1; n <= 40; ++n) run(randn({n}));
+  EXPECT_EQ(run.num_programs(), Executor::kMaxPrograms);
+}
+
+}  // namespace
+}  // namespace tenon

@@ -1,0 +1,441 @@
+// The primitives: structure, numbers, weights, and refusals that leave the Graph byte-equal.
+#include <gtest/gtest.h>
+
+#include "examples/attention_model.h"
+#include "schedule/schedule.h"
+#include "schedule/verification.h"
+#include "tests/support/compare.h"
+#include "tests/support/expect_error.h"
+#include "tests/support/models.h"
+
+namespace tenon {
+namespace {
+
+using test::function_model;
+using test::max_difference;
+
+constexpr std::int64_t kHidden = 16;
+constexpr std::int64_t kHeads = 2;
+
+auto qkv_pattern() {
+  return [](const Tensor& x) {
+    const Tensor y = call_module("[qkv]_proj", x);
+    return y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3});
+  };
+}
+
+Tensor tail(const Tensor& x, const Tensor& bias, const Tensor& residual, const Tensor& weight,
+            const Tensor& norm_bias) {
+  return layer_norm(dropout(x + bias, 0.1) + residual, weight, norm_bias);
+}
+
+const ReplaceOptions kFlashArguments = {
+    .concrete_args = {{"attention_mask", std::monostate{}}, {"p", 0.1}}};
+
+/// The tutorial's whole schedule, on a model of any path.
+void schedule_attention(Schedule sch, std::int64_t hidden, std::int64_t heads) {
+  sch.replace(nn::make<tutorial::FusedQKV>(hidden, heads), sch.find(qkv_pattern()));
+  sch.replace(nn::make<tutorial::FlashAttention>(), sch.find(tutorial::scaled_dot_product),
+              kFlashArguments);
+  Schedule proj = sch["proj"];
+  proj["dense"].decompose();
+  proj.trace({.flatten = true});
+  proj.fuse(proj.find(tail), {.name = "FusedLayerNorm"});
+}
+
+struct Fixture : ::testing::Test {
+  nn::Child<tutorial::Attention> model = nn::make<tutorial::Attention>(kHidden, kHeads);
+  Schedule sch = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
+};
+using Primitives = Fixture;
+
+/// The call is refused with this text and changes nothing.
+template <class F>
+void expect_refused(const Schedule& sch, const std::string& text, F&& f) {
+  const std::string before = to_text(sch.graph());
+  const std::string dot = to_dot(sch.graph());
+  const std::size_t applied = sch.applied().size();
+  const std::string message = test::error_text<ScheduleError>(f);
+  EXPECT_NE(message.find(text), std::string::npos) << message;
+  EXPECT_EQ(to_text(sch.graph()), before);
+  EXPECT_EQ(to_dot(sch.graph()), dot);
+  EXPECT_EQ(sch.applied().size(), applied);
+}
+
+TEST_F(Primitives, WholeTutorialEqualsTheModelAtEverySize) {
+  schedule_attention(sch, kHidden, kHeads);
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+  Executor run = build(sch);
+  model->eval();
+  for (const auto& [batch, seq] : {std::pair{1, 128}, {8, 512}, {3, 77}, {1, 1}}) {
+    const Tensor x = randn({batch, seq, kHidden});
+    EXPECT_LT(max_difference(run(x), model(x)), 2e-5) << batch << " x " << seq;
+  }
+  const Tensor x = randn({2, 5, kHidden});
+  const Tensor inputs[] = {x};
+  EXPECT_EQ(run.program(inputs).count_kernels(inputs), 4);
+}
+
+TEST_F(Primitives, WholeTutorialDropsTheSameElementsInTraining) {
+  schedule_attention(sch, kHidden, kHeads);
+  Executor run = build(sch);
+  Executor plain(sch.original());
+  const Tensor inputs[] = {randn({3, 7, kHidden})};
+  manual_seed(11);
+  const Tensor a = run.run(inputs, true).at(0);
+  manual_seed(11);
+  const Tensor b = plain.run(inputs, true).at(0);
+  EXPECT_LT(max_difference(a, b), 2e-5);
+  EXPECT_GT(max_difference(a, run(inputs[0])), 1e-2);
+}
+
+TEST_F(Primitives, ReplaceFromTheTopEqualsReplaceFromTheSubSchedule) {
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  Schedule other = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
+  Schedule attn = other["self_attn"];
+  attn.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), attn.find(qkv_pattern()));
+  EXPECT_EQ(to_text(sch.graph()), to_text(other.graph()));
+}
+
+TEST_F(Primitives, FusedWeightIsTheThreeAndKeysStay) {
+  const auto names = [&] {
+    std::vector<std::string> keys;
+    for (const auto& [name, tensor] : model->state_dict()) keys.push_back(name);
+    return keys;
+  };
+  const auto keys = names();
+  const auto values = model->parameter("self_attn.k_proj.weight").to_vector<float>();
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  Executor run = build(sch);
+  EXPECT_EQ(names(), keys);
+  EXPECT_EQ(model->parameter("self_attn.k_proj.weight").to_vector<float>(), values);
+  // Views of one storage now: what is loaded into the old names is what the fused product reads.
+  EXPECT_EQ(model->parameter("self_attn.q_proj.weight").storage(),
+            model->parameter("self_attn.v_proj.weight").storage());
+  const auto fresh = nn::make<tutorial::Attention>(kHidden, kHeads);
+  model->load_state_dict(fresh->state_dict());
+  model->eval();
+  const Tensor x = randn({2, 5, kHidden});
+  EXPECT_LT(max_difference(run(x), model(x)), 1e-5);
+  for (const InstructionInfo& info : run.program(std::vector{x}).instructions()) {
+    EXPECT_EQ(info.kernel.find("cat"), std::string::npos) << "the weights are copied at run time";
+  }
+}
+
+TEST_F(Primitives, TreeShowsWhatChanged) {
+  schedule_attention(sch, kHidden, kHeads);
+  EXPECT_EQ(sch.to_string(),
+            R"(Attention(
+  (self_attn): SelfAttention(
+    (dropout): Dropout(p=0.1, inplace=False)
+    (FusedQKV_0): FusedQKV(
+      (fused_linear): Linear(in_features=16, out_features=48, bias=True)
+    )
+    (FlashAttention_0): FlashAttention()
+  )
+  (proj): Projection(
+    (dense): DecomposedLinear(in_features=16, out_features=16, bias=True)
+    (FusedLayerNorm_0): bias_dropout_residual_layer_norm(p=0.1, eps=1e-05, mode=follow, site=1)
+  )
+))");
+}
+
+TEST_F(Primitives, DecomposeAndFlattenNameNodesApart) {
+  sch["proj"]["dense"].decompose();
+  EXPECT_TRUE(sch["proj"].find(tail).empty());
+  sch["proj"].trace({.flatten = true});
+  EXPECT_EQ(sch["proj"].find(tail).to_string(),
+            "[[('', add), ('', dropout), ('', add_1), ('', layer_norm)]]");
+  EXPECT_TRUE(verify(sch).ok());
+}
+
+TEST_F(Primitives, LeafModulesStayClosedWhenFlattening) {
+  sch.trace({.flatten = true, .leaf_modules = {"SelfAttention"}});
+  EXPECT_EQ(sch.find(tutorial::scaled_dot_product).to_string().find("[[('self_attn', transpose)"),
+            0U);
+  expect_refused(sch, "leaf_modules: no module below '' is called 'Nothing'",
+                 [&] { sch.trace({.flatten = true, .leaf_modules = {"Nothing"}}); });
+}
+
+TEST(PrimitivesOnStacks, EveryLayerAtOnce) {
+  const auto model = nn::make<test::Stack<tutorial::Attention>>(3, kHidden, kHeads);
+  Schedule sch = create_schedule(model, {randn({2, 5, kHidden})});
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  sch.replace(nn::make<tutorial::FlashAttention>(), sch.find(tutorial::scaled_dot_product),
+              kFlashArguments);
+  for (int i = 0; i < 3; ++i) {
+    Schedule proj = sch["layer." + std::to_string(i) + ".proj"];
+    proj["dense"].decompose();
+    proj.trace({.flatten = true});
+  }
+  sch.fuse(sch.find(tail));
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+  Executor run = build(sch);
+  const Tensor inputs[] = {randn({2, 9, kHidden})};
+  EXPECT_EQ(run.program(inputs).count_kernels(inputs), 12);
+}
+
+TEST(PrimitivesOnOtherModels, CrossAttentionSharesKeysAndValuesOnly) {
+  const auto model = nn::make<test::CrossAttention>(kHidden, kHeads);
+  Schedule sch = create_schedule(
+      model, {{"x", randn({2, 5, kHidden})}, {"memory", randn({2, 7, kHidden})}});
+  const Matches all = sch.find(qkv_pattern());
+  ASSERT_EQ(all.size(), 3U);
+  expect_refused(sch,
+                 "these do not share their input: permute reads %x; permute_1 reads %memory; "
+                 "permute_2 reads %memory",
+                 [&] { sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), all); });
+  // Two of them do: a module of two outputs takes keys and values.
+  struct FusedKV : nn::Module {
+    FusedKV() : fused_linear(add<nn::Linear>("fused_linear", kHidden, 2 * kHidden)) {}
+    std::vector<Tensor> forward(const Tensor& x) const {
+      std::vector<Tensor> result;
+      for (const Tensor& y : chunk(fused_linear(x), 2, -1)) {
+        result.push_back(y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3}));
+      }
+      return result;
+    }
+    nn::Child<nn::Linear> fused_linear;
+  };
+  const auto kv = [](const Tensor& x) {
+    const Tensor y = call_module("[kv]_proj", x);
+    return y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3});
+  };
+  sch.replace(nn::make<FusedKV>(), sch.find(kv));
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+  Executor run = build(sch);
+  const Tensor x = randn({3, 4, kHidden});
+  const Tensor memory = randn({3, 11, kHidden});
+  EXPECT_LT(max_difference(run(x, memory), model(x, memory)), 1e-5);
+}
+
+TEST(PrimitivesOnOtherModels, ResidualMlpTail) {
+  const auto model = nn::make<test::ResidualMlp>(kHidden);
+  Schedule sch = create_schedule(model, {randn({2, 5, kHidden})});
+  sch["down"].decompose();
+  sch.trace({.flatten = true});
+  sch.fuse(sch.find([](const Tensor& x, const Tensor& b, const Tensor& r, const Tensor& w,
+                       const Tensor& nb) { return layer_norm(dropout(x + b, any()) + r, w, nb); }));
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+  EXPECT_NE(to_text(sch.graph()).find("p=0.2"), std::string::npos);
+}
+
+TEST(PrimitivesOnOtherModels, ArgumentsBindByPatternParameter) {
+  // The graph reads k before q; the replacement still gets (q, k).
+  const auto model = function_model([](const Tensor& x, const Tensor& y) {
+    const Tensor k = exp(y);
+    return relu(x) - k;
+  });
+  Schedule sch = create_schedule(model, {randn({3}), randn({3})});
+  sch.replace([](const Tensor& q, const Tensor& k) { return relu(q) - exp(k) * 1.0; },
+              sch.find([](const Tensor& q, const Tensor& k) { return relu(q) - exp(k); }));
+  EXPECT_TRUE(verify(sch).ok());
+}
+
+TEST(PrimitivesOnOtherModels, UserOfABranchBetweenBranches) {
+  struct Model : nn::Module {
+    Model()
+        : q_proj(add<nn::Linear>("q_proj", kHidden, kHidden)),
+          k_proj(add<nn::Linear>("k_proj", kHidden, kHidden)) {}
+    Tensor forward(const Tensor& x) const {
+      const Tensor q = q_proj(x) * 0.5;  // used before k is computed
+      return matmul(q, k_proj(x).transpose(-2, -1));
+    }
+    nn::Child<nn::Linear> q_proj, k_proj;
+  };
+  struct FusedQK : nn::Module {
+    FusedQK() : fused(add<nn::Linear>("fused", kHidden, 2 * kHidden)) {}
+    std::vector<Tensor> forward(const Tensor& x) const { return chunk(fused(x), 2, -1); }
+    nn::Child<nn::Linear> fused;
+  };
+  Schedule sch = create_schedule(nn::make<Model>(), {randn({3, kHidden})});
+  sch.replace(nn::make<FusedQK>(), sch.find([](const Tensor& x) {
+    return call_module("[qk]_proj", x);
+  }));
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+}
+
+TEST_F(Primitives, ExplicitWeightMap) {
+  struct Renamed : nn::Module {
+    Renamed()
+        : w(register_parameter("w", zeros({3 * kHidden, kHidden}))),
+          b(register_parameter("b", zeros({3 * kHidden}))) {}
+    std::vector<Tensor> forward(const Tensor& x) const {
+      std::vector<Tensor> qkv;
+      for (const Tensor& y : chunk(linear(x, w, b), 3, -1)) {
+        qkv.push_back(y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3}));
+      }
+      return qkv;
+    }
+    Tensor w, b;
+  };
+  const Matches qkv = sch.find(qkv_pattern());
+  expect_refused(sch, "parameter 'w' of Renamed has no source",
+                 [&] { sch.replace(nn::make<Renamed>(), qkv); });
+  expect_refused(sch, "weights: the model uses no parameter 'x_proj.weight' (a source of 'w')", [&] {
+    sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"w", {"x_proj.weight"}}}});
+  });
+  expect_refused(sch, "weights: Renamed has no parameter 'u'", [&] {
+    sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"u", {"q_proj.weight"}}}});
+  });
+  expect_refused(sch, "parameter 'w' of Renamed is float32(48, 16); its sources make float32(32, 16)",
+                 [&] {
+                   sch.replace(nn::make<Renamed>(), qkv,
+                               {.weights = {{"w", {"q_proj.weight", "k_proj.weight"}}}});
+                 });
+  sch.replace(nn::make<Renamed>(), qkv,
+              {.weights = {{"w", {"q_proj.weight", "k_proj.weight", "v_proj.weight"}},
+                           {"b", {"q_proj.bias", "k_proj.bias", "v_proj.bias"}}}});
+  EXPECT_TRUE(verify(sch).ok());
+}
+
+TEST_F(Primitives, WrongReplacementsAreRefusedOrCaughtByVerification) {
+  // Swapped k and v: well-formed, same shapes; only the numbers tell.
+  struct Swapped : tutorial::FusedQKV {
+    Swapped() : FusedQKV(kHidden, kHeads) {}
+    std::vector<Tensor> forward(const Tensor& x) const {
+      auto qkv = FusedQKV::forward(x);
+      std::swap(qkv[1], qkv[2]);
+      return qkv;
+    }
+  };
+  sch.replace(nn::make<Swapped>(), sch.find(qkv_pattern()));
+  EXPECT_FALSE(verify(sch).ok());
+  const auto before = model->parameter("self_attn.q_proj.weight").storage();
+  EXPECT_THROW(build(sch), VerificationError);
+  EXPECT_EQ(model->parameter("self_attn.q_proj.weight").storage(), before);
+}
+
+TEST_F(Primitives, ForgottenScaleIsCaught) {
+  sch.replace([](const Tensor& q, const Tensor& k,
+                 const Tensor& v) { return scaled_dot_product_attention(
+                     q, k, v, {}, {.dropout_p = 0.1, .scale = 1.0}); },
+              sch.find(tutorial::scaled_dot_product));
+  EXPECT_FALSE(verify(sch).ok());
+}
+
+TEST_F(Primitives, Refusals) {
+  const Matches qkv = sch.find(qkv_pattern());
+  const Matches core = sch.find(tutorial::scaled_dot_product);
+  expect_refused(sch, "the match is empty: near miss at", [&] {
+    sch.replace(nn::make<tutorial::FlashAttention>(), sch.find([](const Tensor& q, const Tensor& k) {
+      return softmax(matmul(q, k), -1);
+    }), kFlashArguments);
+  });
+  struct TwoOutputs : tutorial::FusedQKV {
+    TwoOutputs() : FusedQKV(kHidden, kHeads) {}
+    std::vector<Tensor> forward(const Tensor& x) const {
+      auto qkv = FusedQKV::forward(x);
+      qkv.pop_back();
+      return qkv;
+    }
+  };
+  expect_refused(sch, "TwoOutputs returns 2 tensors; needed 1 (each match on its own) or 3",
+                 [&] { sch.replace(nn::make<TwoOutputs>(), qkv); });
+  expect_refused(sch, "function returns float32(s0, 2, 8, s1) in place of %self_attn.matmul_1; "
+                      "needed float32(s0, 2, s1, 8)",
+                 [&] {
+                   sch.replace([](const Tensor& q, const Tensor& k, const Tensor& v) {
+                     return (dropout(q, 0.1) + k + v).transpose(-2, -1);
+                   }, core);
+                 });
+  expect_refused(sch, "FusedQKV takes 1 tensors; the pattern has 3 parameters", [&] {
+    sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), core);
+  });
+  expect_refused(sch, "drop at 1 place in training, function at 0", [&] {
+    sch.replace([](const Tensor& q, const Tensor& k, const Tensor& v) {
+      return scaled_dot_product_attention(q, k, v);
+    }, core);
+  });
+  expect_refused(sch, "the rewrite holds for some sizes only: it needs s1 == 5", [&] {
+    sch.replace([](const Tensor& q, const Tensor& k, const Tensor& v) {
+      return scaled_dot_product_attention(q, k, v, {}, {.dropout_p = 0.1}) + zeros({5, 8});
+    }, core);
+  });
+  expect_refused(sch, "no fused op is registered for the composition of", [&] {
+    sch.fuse(sch.find([](const Tensor& x, const Tensor& v) {
+      return matmul(dropout(softmax(x, -1), 0.1), v);
+    }));
+  });
+  expect_refused(sch, "has nothing to decompose", [&] { sch["proj.layer_norm"].decompose(); });
+  expect_refused(sch, "FlashAttention needs a value for its parameter 'p'", [&] {
+    sch.replace(nn::make<tutorial::FlashAttention>(), core,
+                {.concrete_args = {{"attention_mask", std::monostate{}}}});
+  });
+  EXPECT_THROW(sch.replace(nn::make<tutorial::FlashAttention>(), core,
+                           {.concrete_args = {{"q", 1.0}}}),
+               ScheduleError);
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), qkv);
+  expect_refused(sch, "the match is out of date", [&] {
+    sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), qkv);
+  });
+}
+
+TEST_F(Primitives, FrozenHookedAndSharedWeightsAreRefused) {
+  const auto fused = [] { return nn::make<tutorial::FusedQKV>(kHidden, kHeads); };
+  const auto fresh_schedule = [](const auto& m) {
+    return create_schedule(m, {{"hidden_states", randn({2, 5, kHidden})}});
+  };
+  model->submodule("self_attn.k_proj").requires_grad_(false);
+  expect_refused(sch, "one is frozen, the other is not",
+                 [&] { sch.replace(fused(), sch.find(qkv_pattern())); });
+
+  const auto hooked = nn::make<tutorial::Attention>(kHidden, kHeads);
+  hooked->submodule("self_attn.k_proj")
+      .register_forward_hook([](nn::Module&, std::span<const Tensor>, std::span<Tensor>) {});
+  Schedule with_hook = fresh_schedule(hooked);
+  EXPECT_EQ(with_hook.find(qkv_pattern()).size(), 2U);
+  EXPECT_NE(with_hook.find(qkv_pattern()).explain().find("'self_attn.k_proj' has a hook"),
+            std::string::npos);
+}
+
+TEST_F(Primitives, SecondPackingIsRefused) {
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  build(sch);
+  struct FusedQK : nn::Module {
+    FusedQK() : fused(add<nn::Linear>("fused", kHidden, 2 * kHidden)) {}
+    std::vector<Tensor> forward(const Tensor& x) const { return chunk(fused(x), 2, -1); }
+    nn::Child<nn::Linear> fused;
+  };
+  Schedule other = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
+  other.replace(nn::make<FusedQK>(), other.find([](const Tensor& x) {
+    return call_module("[kv]_proj", x);
+  }));
+  // k and v lie next to each other in the first packing: that is compatible.
+  EXPECT_NO_THROW(build(other));
+  Schedule third = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
+  struct FusedQV : FusedQK {};
+  third.replace(nn::make<FusedQV>(), third.find([](const Tensor& x) {
+    return call_module("[qv]_proj", x);
+  }));
+  EXPECT_ERROR(ScheduleError,
+               "parameter 'self_attn.q_proj.weight' is part of another packing already; a model has "
+               "one packing of its parameters at a time",
+               build(third));
+}
+
+TEST_F(Primitives, PathsThatDoNotExist) {
+  EXPECT_ERROR(ScheduleError,
+               "schedule path 'self_attn.x_proj' does not exist; below 'self_attn' there are q_proj, "
+               "k_proj, v_proj, dropout",
+               sch["self_attn"]["x_proj"]);
+  EXPECT_ERROR(ScheduleError,
+               "schedule path 'attn.q_proj' does not exist; below '' there are self_attn, proj",
+               sch["attn.q_proj"]);
+}
+
+TEST_F(Primitives, AppliedPrimitivesAreRecorded) {
+  schedule_attention(sch, kHidden, kHeads);
+  std::vector<std::string> names;
+  for (const AppliedPrimitive& p : sch.applied()) names.push_back(p.primitive + ":" + p.path);
+  EXPECT_EQ(names, (std::vector<std::string>{"replace:", "replace:", "decompose:proj.dense",
+                                             "trace:proj", "fuse:proj"}));
+}
+
+}  // namespace
+}  // namespace tenon
