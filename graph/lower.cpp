@@ -20,8 +20,6 @@ struct Location {
   DType dtype = DType::float32;
 };
 
-class Lowering;
-
 class LoweredValue final : public TracedPayload {
  public:
   LoweredValue(Location place, Shape shape) : location(std::move(place)), shape_(std::move(shape)) {}

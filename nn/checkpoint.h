@@ -27,8 +27,8 @@
 
 namespace tenon::nn {
 
-/// A JSON object kept as its text. Lookups are by top-level key and give nothing when the key is not
-/// there or has another kind of value; CheckpointError when the text is not a JSON object.
+/// A JSON object kept as its text. Lookups are by top-level key and give nothing when the key is
+/// not there or has another kind of value; CheckpointError when the text is not a JSON object.
 struct JsonObject {
   std::string text = "{}";
 
@@ -60,7 +60,8 @@ struct Checkpoint {
   JsonObject metadata{};  ///< who made it
   JsonObject config{};    ///< the model's own settings
   StateDict tensors{};    ///< on the CPU, in file order
-  std::vector<std::pair<std::string, std::string>> aliases{};  ///< further name -> name in `tensors`
+  std::vector<std::pair<std::string, std::string>>
+      aliases{};  ///< further name -> name in `tensors`
   std::vector<RecordedTest> tests{};
 
   /// `tensors` and, sharing them, the aliases.
@@ -85,8 +86,8 @@ struct SaveCheckpointOptions {
   std::size_t base64_limit = 32 * 1024;
 };
 
-/// Writes `path` and, when there are large tensors, a side file named after it. Both appear whole or
-/// not at all and the manifest last, so `path` is a complete checkpoint at every moment; the side
+/// Writes `path` and, when there are large tensors, a side file named after it. Both appear whole
+/// or not at all and the manifest last, so `path` is a complete checkpoint at every moment; the side
 /// file of a checkpoint that is replaced is removed afterwards. Every bit is kept. A tensor that
 /// stands under several names is written once, with aliases.
 void save_checkpoint(const std::string& path, const Checkpoint& checkpoint,

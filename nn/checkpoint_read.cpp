@@ -56,8 +56,8 @@ struct Request {
   Tensor tensor;
 };
 
-Request request_for(const std::string& label, DType dtype, const Extents& sizes, std::uint64_t begin,
-                    std::uint64_t end) {
+Request request_for(const std::string& label, DType dtype, const Extents& sizes,
+                    std::uint64_t begin, std::uint64_t end) {
   return {label, begin, end, empty(sizes, TensorOptions{dtype, kCpu})};
 }
 
@@ -174,8 +174,8 @@ void SideFileReader::check_overlaps() const {
 
 void SideFileReader::read(const fs::path& path, bool verify, std::vector<Tensor>& values) {
   InputFile file(path, where_);
-  TENON_CHECK(file.size() == file_.size, CheckpointError,
-              "{}: has {} bytes; the manifest says {}", where_, file.size(), file_.size);
+  TENON_CHECK(file.size() == file_.size, CheckpointError, "{}: has {} bytes; the manifest says {}",
+              where_, file.size(), file_.size);
   detail::Sha256 hash;
   detail::Sha256* hash_or_null = verify ? &hash : nullptr;
   const auto header = read_safetensors_header(file, where_, hash_or_null);

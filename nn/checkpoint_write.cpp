@@ -59,8 +59,8 @@ class CheckpointWriter {
   std::string where_;
   const Checkpoint& checkpoint_;
   const SaveCheckpointOptions& options_;
-  std::vector<Item> items_;        // of "tensors"
-  std::vector<Item> test_items_;   // of "tests", in order of appearance
+  std::vector<Item> items_;       // of "tensors"
+  std::vector<Item> test_items_;  // of "tests", in order of appearance
   std::vector<std::pair<std::string, std::string>> aliases_;
   std::vector<detail::SafetensorsEntry> side_entries_;
   std::vector<Item*> side_items_;  // as they stand in the side file
@@ -73,7 +73,8 @@ void CheckpointWriter::check(const std::string& name, const Tensor& tensor) cons
   const char* fault = detail::fault_of_name(name);
   TENON_CHECK(fault == nullptr, CheckpointError, "{}: tensor {}: the name {}", where_, quote(name),
               fault);
-  TENON_CHECK(tensor.is_eager(), CheckpointError, "{}: tensor {}: has no data", where_, quote(name));
+  TENON_CHECK(tensor.is_eager(), CheckpointError, "{}: tensor {}: has no data", where_,
+              quote(name));
 }
 
 void CheckpointWriter::check_object(std::string_view what, const JsonObject& object) const {
@@ -118,11 +119,12 @@ void CheckpointWriter::collect_tests() {
     TENON_CHECK(test.mode == "eval" || test.mode == "train", CheckpointError,
                 "{}: tests[{}]: mode is {}; needed \"eval\" or \"train\"", where_, i,
                 quote(test.mode));
-    TENON_CHECK(std::isfinite(test.rtol) && test.rtol >= 0 && std::isfinite(test.atol) &&
-                    test.atol >= 0,
-                CheckpointError, "{}: tests[{}]: rtol {} and atol {}; needed finite, at least 0",
-                where_, i, test.rtol, test.atol);
-    for (const auto& [kind, list] : {std::pair("inputs", &test.inputs), {"outputs", &test.outputs}}) {
+    TENON_CHECK(
+        std::isfinite(test.rtol) && test.rtol >= 0 && std::isfinite(test.atol) && test.atol >= 0,
+        CheckpointError, "{}: tests[{}]: rtol {} and atol {}; needed finite, at least 0", where_, i,
+        test.rtol, test.atol);
+    for (const auto& [kind, list] :
+         {std::pair("inputs", &test.inputs), {"outputs", &test.outputs}}) {
       for (std::size_t j = 0; j < list->size(); ++j) {
         std::string name = fmt::format("tests.{}.{}.{}", i, kind, j);
         while (checkpoint_.tensors.contains(name)) name += '_';
@@ -142,7 +144,8 @@ void CheckpointWriter::plan_side_file() {
   for (auto list : {&items_, &test_items_}) {
     for (Item& item : *list) {
       const std::uint64_t bytes = bytes_of(item.tensor);
-      if (bytes > options_.data_limit && bytes > options_.base64_limit) side_items_.push_back(&item);
+      if (bytes > options_.data_limit && bytes > options_.base64_limit)
+        side_items_.push_back(&item);
     }
   }
   std::ranges::stable_sort(side_items_, std::ranges::greater(),
@@ -188,7 +191,7 @@ void CheckpointWriter::write_side_file() {
 void CheckpointWriter::append_tensor(std::string& out, const Item& item) const {
   const Extents& sizes = item.tensor.layout().sizes;
   out += fmt::format(R"({{"dtype": "{}", "shape": [{}], )", name(item.tensor.dtype()),
-                     fmt::join(sizes.begin(), sizes.end(), ", "));
+                     detail::join(sizes));
   if (item.side != nullptr) {
     out += fmt::format(R"("file": "{}", "data_offsets": [{}, {}]}})", kSideKey, item.side->begin,
                        item.side->end);
@@ -197,7 +200,8 @@ void CheckpointWriter::append_tensor(std::string& out, const Item& item) const {
     detail::append_values(out, item.tensor);
     out += '}';
   } else {
-    out += "\"base64\": \"" + detail::base64_encode(detail::TensorBytes(item.tensor).span()) + "\"}";
+    out +=
+        "\"base64\": \"" + detail::base64_encode(detail::TensorBytes(item.tensor).span()) + "\"}";
   }
 }
 
@@ -234,7 +238,8 @@ void CheckpointWriter::write_manifest() {
     std::string path;
     detail::append_string(path, side_path_.filename().string());
     file.write(fmt::format(R"( "files": {{"{}": {{"path": {}, "size": {}, "sha256": "{}"}}}},)",
-                           kSideKey, path, side_size_, side_sha256_) + '\n');
+                           kSideKey, path, side_size_, side_sha256_) +
+               '\n');
   }
   file.write(" \"tensors\": {");
   std::string out;
@@ -274,8 +279,9 @@ std::vector<fs::path> own_side_files(const fs::path& path) {
       if (!middle.starts_with(stem) || !middle.ends_with(".safetensors")) continue;
       middle.remove_prefix(stem.size());
       middle.remove_suffix(std::string_view(".safetensors").size());
-      const bool is_hash = middle.size() == 13 && middle[0] == '-' &&
-                           middle.find_first_not_of("0123456789abcdef", 1) == std::string_view::npos;
+      const bool is_hash =
+          middle.size() == 13 && middle[0] == '-' &&
+          middle.find_first_not_of("0123456789abcdef", 1) == std::string_view::npos;
       if (middle.empty() || is_hash) result.push_back(path.parent_path() / side.path);
     }
   } catch (const Error&) {

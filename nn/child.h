@@ -38,7 +38,9 @@ template <class T>
 inline constexpr bool is_tensors = std::is_same_v<std::remove_cvref_t<T>, std::vector<Tensor>>;
 
 template <class T>
-concept TensorTuple = requires { std::tuple_size<std::remove_cvref_t<T>>::value; };
+concept TensorTuple = requires {
+  std::tuple_size<std::remove_cvref_t<T>>::value;
+};
 
 template <class A>
 void append_tensors(std::vector<Tensor>& list, const A& argument) {
@@ -93,7 +95,7 @@ using TensorAt = const Tensor&;
 
 template <class T, std::size_t... I>
 constexpr bool takes_tensors(std::index_sequence<I...>) {
-  return requires(T& module, TensorAt<I>... tensor) { module.forward(tensor...); };
+  return requires(T & module, TensorAt<I>... tensor) { module.forward(tensor...); };
 }
 
 }  // namespace detail
@@ -127,9 +129,9 @@ class Child {
     detail::ModuleCall call(module, inputs);
     std::size_t next = 0;
     std::tuple<detail::Taken<A>...> taken{detail::take<A>(args, inputs, next)...};
-    auto result = std::apply(
-        [&](auto&&... a) { return module.forward(std::forward<decltype(a)>(a)...); },
-        std::move(taken));
+    auto result =
+        std::apply([&](auto&&... a) { return module.forward(std::forward<decltype(a)>(a)...); },
+                   std::move(taken));
     using R = decltype(result);
     static_assert(detail::is_tensor<R> || detail::is_tensors<R> || detail::TensorTuple<R>,
                   "forward must return a Tensor, a std::vector<Tensor> or a tuple of these");
@@ -143,9 +145,7 @@ class Child {
 
   /// The same call with any number of tensors that forward takes, up to 8; results flattened.
   /// ModuleError for another number.
-  std::vector<Tensor> call(std::span<const Tensor> inputs) const {
-    return call_with<0>(inputs);
-  }
+  std::vector<Tensor> call(std::span<const Tensor> inputs) const { return call_with<0>(inputs); }
 
  private:
   template <std::size_t N>

@@ -8,7 +8,8 @@ namespace tenon::nn {
 namespace detail {
 
 void throw_no_such_child(const Module& module, std::int64_t index, std::size_t size) {
-  throw ModuleError(fmt::format("[{}] index {} is outside [0, {})", module.type_name(), index, size));
+  throw ModuleError(
+      fmt::format("[{}] index {} is outside [0, {})", module.type_name(), index, size));
 }
 
 }  // namespace detail

@@ -49,8 +49,8 @@ Linear::Linear(Tensor shared_weight, Tensor shared_bias)
       weight(register_parameter("weight", shared_weight)),
       bias(shared_bias.defined() ? register_parameter("bias", shared_bias) : Tensor()) {
   TENON_CHECK(!bias.defined() || bias.layout().sizes == Extents{out_features}, ShapeError,
-              "[Linear] the bias is {}; needed ({},) to fit the weight",
-              bias.spec().to_string(), out_features);
+              "[Linear] the bias is {}; needed ({},) to fit the weight", bias.spec().to_string(),
+              out_features);
 }
 
 std::string Linear::extra_repr() const {
@@ -69,7 +69,8 @@ std::string Dropout::extra_repr() const {
 namespace {
 
 Shape norm_shape(const std::vector<std::int64_t>& sizes) {
-  TENON_CHECK(!sizes.empty(), ValueError, "[LayerNorm] normalized_shape is empty; needed one size or more");
+  TENON_CHECK(!sizes.empty(), ValueError,
+              "[LayerNorm] normalized_shape is empty; needed one size or more");
   Shape shape;
   for (std::int64_t size : sizes) shape.push_back(checked_size("LayerNorm", "a size", size));
   return shape;
@@ -97,8 +98,8 @@ LayerNorm::LayerNorm(std::int64_t size, double epsilon, bool elementwise_affine,
 
 std::string LayerNorm::extra_repr() const {
   const char* comma = normalized_shape.size() == 1 ? "," : "";
-  return fmt::format("({}{}), eps={}, elementwise_affine={}", fmt::join(normalized_shape, ", "),
-                     comma, detail::python_float(eps), python_bool(weight.defined()));
+  return fmt::format("({}{}), eps={}, elementwise_affine={}", detail::join(normalized_shape), comma,
+                     detail::python_float(eps), python_bool(weight.defined()));
 }
 
 Embedding::Embedding(std::int64_t num, std::int64_t dim, TensorOptions options,

@@ -1,5 +1,5 @@
-// Linear, Dropout, LayerNorm, Embedding and Identity: PyTorch's arguments, names, initial values and
-// printed text. Weights are drawn from the given generator or the default one.
+// Linear, Dropout, LayerNorm, Embedding and Identity: PyTorch's arguments, names, initial values
+// and printed text. Weights are drawn from the given generator or the default one.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace tenon::nn {
 /// x·weightᵀ + bias: (…, in_features) -> (…, out_features).
 class Linear : public Module {
  public:
-  /// Weight (out, in) and bias (out) uniform in ±1/√in: PyTorch's kaiming_uniform_(a=√5). ValueError
-  /// for a negative size, DTypeError unless options.dtype is floating.
+  /// Weight (out, in) and bias (out) uniform in ±1/√in: PyTorch's kaiming_uniform_(a=√5).
+  /// ValueError for a negative size, DTypeError unless options.dtype is floating.
   Linear(std::int64_t in_features, std::int64_t out_features, bool bias = true,
          TensorOptions options = {}, Generator* generator = nullptr);
   /// Takes the tensors as they are, so that a weight can be tied: Linear(embedding->weight).

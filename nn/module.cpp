@@ -1,4 +1,4 @@
-// Module: registration, paths, modes, conversion, hooks and printing. Loading is in module_load.cpp.
+// Module: registration, paths, modes, conversion, hooks and printing; module_load.cpp loads.
 #include "nn/module.h"
 
 #include <algorithm>
@@ -23,13 +23,15 @@ struct HookTable {
 };
 
 void throw_null_child(const char* mangled_type) {
-  throw ModuleError(fmt::format("[module] used an empty Child<{}>; needed one made by add() or make()",
-                                class_name(mangled_type)));
+  throw ModuleError(
+      fmt::format("[module] used an empty Child<{}>; needed one made by add() or make()",
+                  class_name(mangled_type)));
 }
 
 void throw_wrong_arity(const Module& module, std::size_t given) {
-  throw ModuleError(fmt::format("[module] {} was called with {} tensors; its forward does not take that many",
-                                module.type_name(), given));
+  throw ModuleError(
+      fmt::format("[module] {} was called with {} tensors; its forward does not take that many",
+                  module.type_name(), given));
 }
 
 ModuleCall::ModuleCall(Module& module, std::vector<Tensor>& inputs)
@@ -91,7 +93,8 @@ void Module::check_name(std::string_view kind, std::string_view name) const {
               quote(name), holder);
 }
 
-void Module::check_tensor(std::string_view kind, std::string_view name, const Tensor& tensor) const {
+void Module::check_tensor(std::string_view kind, std::string_view name,
+                          const Tensor& tensor) const {
   check_name(kind, name);
   TENON_CHECK(tensor.defined(), ModuleError, "[register_{}] {} is undefined; needed a tensor", kind,
               quote(name));
@@ -144,8 +147,7 @@ void Module::visit_modules(const std::string& prefix, const Visit& visit) const 
   for (const auto& [name, child] : children_) child->visit_modules(join(prefix, name), visit);
 }
 
-Module::NamedTensors Module::collect(std::vector<Named> Module::*list,
-                                     bool keep_duplicates) const {
+Module::NamedTensors Module::collect(std::vector<Named> Module::*list, bool keep_duplicates) const {
   NamedTensors result;
   std::unordered_set<const void*> seen;
   visit_modules("", [&](const std::string& prefix, const Module& module) {
@@ -272,14 +274,16 @@ void Module::to(Device device) {
 }
 
 void Module::to(DType dtype) {
-  TENON_CHECK(is_floating(dtype), DTypeError, "[to] given {}; needed a floating dtype", name(dtype));
+  TENON_CHECK(is_floating(dtype), DTypeError, "[to] given {}; needed a floating dtype",
+              name(dtype));
   convert([&](const Tensor& tensor) {
     return TensorOptions{is_floating(tensor.dtype()) ? dtype : tensor.dtype(), tensor.device()};
   });
 }
 
 void Module::to(Device device, DType dtype) {
-  TENON_CHECK(is_floating(dtype), DTypeError, "[to] given {}; needed a floating dtype", name(dtype));
+  TENON_CHECK(is_floating(dtype), DTypeError, "[to] given {}; needed a floating dtype",
+              name(dtype));
   convert([&](const Tensor& tensor) {
     return TensorOptions{is_floating(tensor.dtype()) ? dtype : tensor.dtype(), device};
   });
@@ -325,7 +329,8 @@ std::string indented(const std::string& text) {
 
 std::string Module::to_string() const {
   const std::string own = extra_repr();
-  if (children_.empty() && own.find('\n') == std::string::npos) return type_name() + '(' + own + ')';
+  if (children_.empty() && own.find('\n') == std::string::npos)
+    return type_name() + '(' + own + ')';
   std::string text = type_name() + '(';
   if (!own.empty()) text += "\n  " + indented(own);
   for (std::size_t i = 0; i < children_.size();) {
@@ -334,10 +339,9 @@ std::string Module::to_string() const {
     if (folds_equal_children()) {
       while (end < children_.size() && children_[end].second->to_string() == child) ++end;
     }
-    const std::string label =
-        end - i == 1 ? fmt::format("({}): ", children_[i].first)
-                     : fmt::format("({}-{}): {} x ", children_[i].first, children_[end - 1].first,
-                                   end - i);
+    const std::string label = end - i == 1 ? fmt::format("({}): ", children_[i].first)
+                                           : fmt::format("({}-{}): {} x ", children_[i].first,
+                                                         children_[end - 1].first, end - i);
     text += "\n  " + label + indented(child);
     i = end;
   }

@@ -10,8 +10,8 @@
 //   auto model = nn::make<Mlp>(1024);
 //   Tensor y = model(x);
 //
-// A module is called through its Child handle, never by forward(): the call is what a tracer records
-// and what runs hooks.
+// A module is called through its Child handle, never by forward(): the call is what a tracer
+// records and what runs hooks.
 #pragma once
 
 #include <cstdint>
@@ -113,7 +113,7 @@ class Module {
   LoadReport check_state_dict(const StateDict& state, const LoadOptions& options = {}) const;
   /// Copies values into the existing storage. One ModuleError lists every missing, unexpected,
   /// mismatched or conflicting name, and then nothing was changed. Floating dtypes are converted,
-  /// others are not. A tied tensor needs one of its names, and equal bits where it is given several.
+  /// others are not. A tied tensor needs one of its names; given several, their bits must be equal.
   LoadReport load_state_dict(const StateDict& state, const LoadOptions& options = {});
 
   HookHandle register_forward_pre_hook(ForwardPreHook hook);

@@ -61,7 +61,8 @@ std::string LoadReport::problems() const {
 std::string LoadReport::to_string() const {
   std::string text = fmt::format("{} loaded", loaded.size());
   if (!allowed_missing.empty()) text += fmt::format(", {} kept", allowed_missing.size());
-  if (!allowed_unexpected.empty()) text += fmt::format(", {} passed over", allowed_unexpected.size());
+  if (!allowed_unexpected.empty())
+    text += fmt::format(", {} passed over", allowed_unexpected.size());
   text += problems();
   append_issues(text, "converted", converted);
   return text;

@@ -50,12 +50,12 @@ struct LoadIssue {
 
 /// What a load did, or would do.
 struct LoadReport {
-  std::vector<std::string> loaded;       ///< names of the module that get new values
-  std::vector<LoadIssue> missing;        ///< in the module only, and not allowed
-  std::vector<LoadIssue> unexpected;     ///< in the state dict only, and not allowed
-  std::vector<LoadIssue> mismatched;     ///< another shape, or a dtype that is not converted
-  std::vector<LoadIssue> conflicting;    ///< names of one tied tensor with different values
-  std::vector<LoadIssue> converted;      ///< from one floating dtype to another
+  std::vector<std::string> loaded;     ///< names of the module that get new values
+  std::vector<LoadIssue> missing;      ///< in the module only, and not allowed
+  std::vector<LoadIssue> unexpected;   ///< in the state dict only, and not allowed
+  std::vector<LoadIssue> mismatched;   ///< another shape, or a dtype that is not converted
+  std::vector<LoadIssue> conflicting;  ///< names of one tied tensor with different values
+  std::vector<LoadIssue> converted;    ///< from one floating dtype to another
   std::vector<std::string> allowed_missing;
   std::vector<std::string> allowed_unexpected;
 

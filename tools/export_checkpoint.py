@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Exports a PyTorch module or state dict to a Tenon checkpoint (format "tenon.checkpoint", version 1).
+"""Exports a PyTorch module or state dict to a Tenon checkpoint, version 1.
 
 From Python:
 
@@ -145,8 +145,9 @@ def split_aliases(state):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name!r} is a {type(tensor).__name__}; needed a tensor")
         if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name!r} is {tensor.dtype}; needed one of {', '.join(map(str, DTYPES))}")
-        key = (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            known = ", ".join(map(str, DTYPES))
+            raise TypeError(f"{name!r} is {tensor.dtype}; needed one of {known}")
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() > 0 and key in seen:
             aliases[name] = seen[key]
         else:
@@ -257,12 +258,12 @@ def manifest_text(metadata, config, files, tensors, aliases, tests):
 
 def export(module, path, inputs=None, *, config=None, metadata=None, seed=0, rtol=1e-5, atol=1e-5,
            in_float64=False, inline_limit=1024, base64_limit=32768):
-    """Exports an nn.Module. `inputs`, a list of tensors, adds a recorded forward call in eval mode."""
+    """Exports an nn.Module; `inputs`, a list of tensors, adds a recorded call in eval mode."""
     tests = []
     if inputs is not None:
         tests.append(record_test(module, inputs, seed, rtol, atol, in_float64))
-    return write_checkpoint(path, module.state_dict(), metadata=metadata, config=config, tests=tests,
-                            inline_limit=inline_limit, base64_limit=base64_limit)
+    return write_checkpoint(path, module.state_dict(), metadata=metadata, config=config,
+                            tests=tests, inline_limit=inline_limit, base64_limit=base64_limit)
 
 
 # --- the demo model: the attention of the schedule tutorial -------------------------------------

@@ -91,7 +91,7 @@ struct Fragment {
 template <class Out, int kCount, class F, class First, class... Rest>
 __device__ __forceinline__ void apply_function(const F& f, Out (&results)[kCount],
                                                First (&first)[kCount], Rest (&... rest)[kCount]) {
-  if constexpr (requires { f.apply(first, rest...); }) {
+  if constexpr (requires { F::kInPlace; }) {
     f.apply(first, rest...);  // in place
 #pragma unroll
     for (int i = 0; i < kCount; ++i) results[i] = convert<Out>(first[i]);

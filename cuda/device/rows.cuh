@@ -1,107 +1,70 @@
-// A row held in the registers of its group of threads (kernels/row_plan.h).
-//
-// Columns are dealt out in one of two ways. Grouped: thread `lane` has columns 8·(lane + i·lanes) and
-// the 7 after them, which is what 16-byte accesses and dropout need. Interleaved: neighbouring lanes
-// have neighbouring columns, so that accesses of single elements coalesce.
+// A row held in the registers of its group of threads (kernels/row_plan.h): thread `lane` of `lanes`
+// has columns 8·(lane + i·lanes) and the 7 after them, which is what 16-byte accesses and dropout
+// need. For rows of a multiple of 8 columns that start at 16-byte boundaries; kernels read others
+// element by element, once in each pass.
 #pragma once
 
 #include "cuda/device/memory.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/row_plan.h"
+#include "cuda/launch.h"
 
 namespace tenon::cuda {
 
-struct RowLayout {
-  int cols = 0;
-  int lanes = 1;
+/// The rows of one block, and this thread's place in its own.
+struct RowGroup {
+  std::int64_t row = 0;  // 0 where inactive: all lanes of a warp must stay for the reductions
+  bool active = false;
   int lane = 0;
-  bool grouped = true;
-  bool vectors = false;  // grouped, cols % 8 == 0 and every row at a 16-byte boundary
+  int lanes = 1;
 
-  __device__ __forceinline__ int column(int chunk, int i) const {
-    return grouped ? (chunk * lanes + lane) * kRowGroup + i : (chunk * kRowGroup + i) * lanes + lane;
+  __device__ __forceinline__ RowGroup(std::int64_t rows, int lanes_of_row) : lanes(lanes_of_row) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const std::int64_t number =
+        block_index() * (static_cast<int>(blockDim.x) / lanes) + thread / lanes;
+    active = number < rows;
+    row = active ? number : 0;
+    lane = thread % lanes;
   }
 };
 
-template <class T, int kChunks>
+template <class T>
 struct Row {
   using C = compute_type<T>;
+  static constexpr int kChunks = row_chunks<T>;
   C values[kChunks][kRowGroup];
 
-  /// Columns beyond the row become `filler`.
-  __device__ __forceinline__ void load(const RowLayout& layout, const T* source, C filler) {
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      if (layout.vectors) {
-        const int column = layout.column(chunk, 0);
-        if (column < layout.cols) {
-          load_widened(source + column, values[chunk]);
-        } else {
-#pragma unroll
-          for (int i = 0; i < kRowGroup; ++i) values[chunk][i] = filler;
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kRowGroup; ++i) {
-          const int column = layout.column(chunk, i);
-          values[chunk][i] = column < layout.cols ? widen(source[column]) : filler;
-        }
-      }
-    }
+  static __device__ __forceinline__ int column(const RowGroup& group, int chunk) {
+    return (chunk * group.lanes + group.lane) * kRowGroup;
   }
 
-  __device__ __forceinline__ void store(const RowLayout& layout, T* target) const {
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      store_chunk(layout, target, chunk, values[chunk]);
-    }
-  }
-
-  static __device__ __forceinline__ void store_chunk(const RowLayout& layout, T* target, int chunk,
-                                                     const C (&results)[kRowGroup]) {
-    if (layout.vectors) {
-      const int column = layout.column(chunk, 0);
-      if (column < layout.cols) store_narrowed(target + column, results);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) {
-        const int column = layout.column(chunk, i);
-        if (column < layout.cols) target[column] = convert<T>(results[i]);
-      }
-    }
-  }
-
-  /// One chunk of another row of the same layout, such as a weight; 0 beyond its end.
-  static __device__ __forceinline__ void load_chunk(const RowLayout& layout, const T* source,
-                                                    int chunk, C (&results)[kRowGroup]) {
-    if (layout.vectors) {
-      const int column = layout.column(chunk, 0);
-      if (column < layout.cols) {
-        load_widened(source + column, results);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kRowGroup; ++i) results[i] = C(0);
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) {
-        const int column = layout.column(chunk, i);
-        results[i] = column < layout.cols ? widen(source[column]) : C(0);
-      }
-    }
-  }
-
-  /// f(value) for each column that exists.
+  /// f(chunk, first column) for each chunk that lies within the row.
   template <class F>
-  __device__ __forceinline__ void for_each(const RowLayout& layout, F f) {
+  static __device__ __forceinline__ void for_each_chunk(const RowGroup& group, int cols, F f) {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-#pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) {
-        const int column = layout.column(chunk, i);
-        if (column < layout.cols) f(values[chunk][i]);
-      }
+      const int first = column(group, chunk);
+      if (first < cols) f(chunk, first);
     }
+  }
+
+  __device__ __forceinline__ void load(const RowGroup& group, int cols, const T* source) {
+    for_each_chunk(group, cols,
+                   [&](int chunk, int first) { load_widened(source + first, values[chunk]); });
+  }
+
+  __device__ __forceinline__ void store(const RowGroup& group, int cols, T* target) const {
+    for_each_chunk(group, cols,
+                   [&](int chunk, int first) { store_narrowed(target + first, values[chunk]); });
+  }
+
+  /// f(value) for each value of the row that this thread holds.
+  template <class F>
+  __device__ __forceinline__ void for_each(const RowGroup& group, int cols, F f) {
+    for_each_chunk(group, cols, [&](int chunk, int) {
+#pragma unroll
+      for (int i = 0; i < kRowGroup; ++i) f(values[chunk][i]);
+    });
   }
 };
 

@@ -195,7 +195,8 @@ AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multi
     if (params.has_dropout && large) tiling.variant = AttentionVariant::dropout;
   }
   // 16-bit elements: the query tile, and two stages of a key and a value tile.
-  tiling.shared_bytes = std::int64_t{2} * tiling.head * (tiling.rows + 4 * tiling.keys);
+  tiling.shared_bytes =
+      std::int64_t{2} * tiling.head * (tiling.rows + 4 * tiling.keys) + kAttentionBlockBytes;
   return tiling;
 }
 
@@ -211,7 +212,7 @@ AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v) {
   // Query, keys, values and probabilities, rows padded by 16 bytes where they are read along.
   const std::int64_t elements = (tiling.rows + tiling.keys) * (depth + pad) +
                                 tiling.keys * tiling.head + tiling.rows * (tiling.keys + pad);
-  tiling.shared_bytes = elements * (wide ? 8 : 4);
+  tiling.shared_bytes = elements * (wide ? 8 : 4) + kAttentionBlockBytes;
   return tiling;
 }
 

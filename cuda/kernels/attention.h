@@ -16,6 +16,8 @@
 namespace tenon::cuda {
 
 inline constexpr int kMaxAttentionBatchAxes = kMaxRank - 2;
+/// Shared memory in which a block of threads keeps what it computes.
+inline constexpr std::int64_t kAttentionBlockBytes = 64;
 
 enum class AttentionMask : std::uint8_t { none, boolean, additive };
 

@@ -20,6 +20,8 @@ struct AttentionBlock {
   T* output;
 };
 
+static_assert(sizeof(AttentionBlock<float>) <= kAttentionBlockBytes);
+
 __device__ __forceinline__ std::int64_t divide(std::int64_t a, std::int64_t b) {
   // 64-bit division is several times slower, and almost never needed.
   if (((a | b) >> 32) == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);

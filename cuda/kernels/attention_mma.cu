@@ -40,7 +40,8 @@ struct MmaTile {
   static constexpr int kQueryBytes = kRows * kRowBytes;
   static constexpr int kKeyBytes = kKeys * kRowBytes;
   static constexpr int kStageBytes = 2 * kKeyBytes;  // keys, then values
-  static constexpr int kSharedBytes = kQueryBytes + 2 * kStageBytes;
+  static constexpr int kTileBytes = kQueryBytes + 2 * kStageBytes;
+  static constexpr int kSharedBytes = kTileBytes + static_cast<int>(kAttentionBlockBytes);
   static constexpr int kMinBlocks = kRowTiles == 2 || kHead > 128 ? 2 : 3;
 };
 
@@ -366,7 +367,7 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(1024) unsigned char shared[];
   if (block_index() >= params.batches * params.row_blocks) return;
-  __shared__ AttentionBlock<typename Tile::T> block;
+  auto& block = *reinterpret_cast<AttentionBlock<typename Tile::T>*>(shared + Tile::kTileBytes);
   if (threadIdx.x == 0) block = locate_block<typename Tile::T>(params, block_index());
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -37,6 +37,7 @@ struct SimtTile {
     alignas(16) C key[kKeys * kHeadStride];
     alignas(16) C value[kKeys * kSlice];
     alignas(16) C probability[kSimtRows * kProbabilityStride];
+    AttentionBlock<T> block;
   };
 };
 
@@ -123,14 +124,23 @@ __device__ __forceinline__ void add_value_products(const typename Tile::Shared& 
   }
 }
 
-/// Scales the scores, applies the mask, and hides keys past the end or after the query.
+/// What the scores left by finish_scores are still to be multiplied by: the scale, when maximum and
+/// mask do not depend on it, so that scaling and subtracting the maximum round once together.
+template <class C>
+__device__ __forceinline__ C late_scale(const AttentionParams& params) {
+  const C scale = static_cast<C>(params.scale_log2);
+  return scale > C(0) && params.mask_kind != AttentionMask::additive ? scale : C(1);
+}
+
+/// Applies scale (unless late_scale) and mask, and hides keys past the end or after the query.
 template <class Tile>
 __device__ __forceinline__ void finish_scores(
     const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
     typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys], std::int64_t row0, std::int64_t key0,
     int x) {
   using C = typename Tile::C;
-  const C scale = static_cast<C>(params.scale_log2);
+  const C late = late_scale<C>(params);
+  const C scale = late == C(1) ? static_cast<C>(params.scale_log2) : C(1);
   const bool masked = params.mask_kind != AttentionMask::none;
   // Keys of this tile that exist; a row sees those before `seen`.
   const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kKeys}));
@@ -183,14 +193,15 @@ __device__ __forceinline__ void update_softmax(
     const typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys], std::int64_t dropout_row,
     std::int64_t key0, int y, int x) {
   using C = typename Tile::C;
+  const C scale = late_scale<C>(params);
   const std::uint32_t drawn =
       params.has_dropout ? draw_dropout<Tile>(params, dropout_row, key0, x) : 0;
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
-    C top = state.top[i];
+    C top = score[i][0];
 #pragma unroll
-    for (int j = 0; j < Tile::kThreadKeys; ++j) top = max(top, score[i][j]);
-    top = reduce_across(top, [](C a, C b) { return max(a, b); });
+    for (int j = 1; j < Tile::kThreadKeys; ++j) top = max(top, score[i][j]);
+    top = max(state.top[i], scale * reduce_across(top, [](C a, C b) { return max(a, b); }));
     // A row without visible keys so far: any finite offset gives probabilities of 0.
     const C offset = top == -static_cast<C>(INFINITY) ? C(0) : top;
     const C factor = exp2(state.top[i] - offset);
@@ -205,7 +216,7 @@ __device__ __forceinline__ void update_softmax(
         params.has_dropout ? __shfl_sync(kFullWarp, drawn, i, 8) >> (x % 8) : 0xffffffffU;
 #pragma unroll
     for (int j = 0; j < Tile::kThreadKeys; ++j) {
-      const C p = exp2(score[i][j] - offset);
+      const C p = exp2(fma(score[i][j], scale, -offset));
       state.sum[i] += p;
       shared.probability[(y + 8 * i) * Tile::kProbabilityStride + x + kAcross * j] =
           (keep >> (8 * j)) & 1U ? p : C(0);
@@ -273,7 +284,7 @@ __global__ __launch_bounds__(kSimtThreads) void flash_simt_kernel(
   if (block_index() >= params.batches * params.row_blocks * slices) return;
   const std::int64_t tile_index = divide(block_index(), slices);
   const std::int64_t column0 = (block_index() - tile_index * slices) * Tile::kSlice;
-  __shared__ AttentionBlock<typename Tile::T> block;
+  auto& block = shared.block;
   if (threadIdx.x == 0) block = locate_block<typename Tile::T>(params, tile_index);
   __syncthreads();
   const int y = static_cast<int>(threadIdx.x) / kAcross;

@@ -19,6 +19,8 @@ __device__ __forceinline__ std::uint64_t bits_of(C x) {
 struct BinaryFunction {
   BinaryOp op;
 
+  static constexpr bool kInPlace = true;
+
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount], C (&y)[kCount]) const {
     const auto each = [&](auto f) {

@@ -1,6 +1,6 @@
 // How kernels that need a whole row at once (softmax, layer_norm) lay rows over threads. A group of
-// lanes owns a row and holds it in registers, kRowGroup neighbouring columns at a time; rows that do
-// not fit are read again in each pass. A pure function of sizes.
+// lanes owns a row and holds it in registers, kRowGroup neighbouring columns at a time (device/rows.cuh);
+// rows that do not fit are read again in each pass. A pure function of sizes.
 #pragma once
 
 #include <cstddef>

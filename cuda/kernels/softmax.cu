@@ -1,7 +1,9 @@
 // softmax along one axis of a contiguous tensor (outer, axis, inner), in float32 (float64 for
-// float64). Three kernels: rows (inner == 1) that fit the registers of a warp or block are read once;
-// longer rows are read twice, with a running maximum and sum; columns (inner > 1) likewise, with
-// neighbouring threads on neighbouring columns.
+// float64). Three kernels: rows (inner == 1) that are aligned and fit the registers of a warp or block
+// are read once; other rows are read twice, with a running maximum and sum; columns (inner > 1)
+// likewise, with neighbouring threads on neighbouring columns.
+#include <limits>
+
 #include "cuda/device/rows.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
@@ -20,7 +22,6 @@ struct SoftmaxParams {
   std::int64_t cols = 0;  // along the axis
   std::int64_t inner = 1;
   int lanes = 1;
-  bool vectors = false;
 };
 
 /// Maximum and Σ exp(x - maximum) of the values seen so far.
@@ -46,51 +47,45 @@ struct RunningSum {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kMaxRowThreads, 2) softmax_rows_kernel(const SoftmaxParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads) softmax_held_rows_kernel(const SoftmaxParams p) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
-  const int thread = static_cast<int>(threadIdx.x);
-  const std::int64_t number =
-      block_index() * (static_cast<int>(blockDim.x) / p.lanes) + thread / p.lanes;
-  const bool active = number < p.rows;
-  const std::int64_t row = active ? number : 0;  // all lanes of a warp must stay for the reductions
-  const RowLayout layout{static_cast<int>(p.cols), p.lanes, thread % p.lanes, p.vectors, p.vectors};
-  Row<T, row_chunks<T>> values;
-  values.load(layout, static_cast<const T*>(p.source) + row * p.cols,
-              -std::numeric_limits<C>::infinity());
+  const RowGroup group(p.rows, p.lanes);
+  const int cols = static_cast<int>(p.cols);
+  Row<T> row;
+  row.load(group, cols, static_cast<const T*>(p.source) + group.row * p.cols);
   C maximum = -std::numeric_limits<C>::infinity();
-  values.for_each(layout, [&](C& x) { maximum = NumberMax{}(maximum, x); });
+  row.for_each(group, cols, [&](C& x) { maximum = NumberMax{}(maximum, x); });
   maximum = group_reduce(maximum, p.lanes, scratch, NumberMax{});
   C sum = C(0);
-  values.for_each(layout, [&](C& x) {
+  row.for_each(group, cols, [&](C& x) {
     x = exp_of(x - maximum);
     sum += x;
   });
   sum = group_reduce(sum, p.lanes, scratch, Sum{});
   const C scale = C(1) / sum;
-  values.for_each(layout, [&](C& x) { x *= scale; });
-  if (active) values.store(layout, static_cast<T*>(p.target) + row * p.cols);
+  row.for_each(group, cols, [&](C& x) { x *= scale; });
+  if (group.active) row.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
 }
 
-/// A block a row, of any length.
 template <class T>
-__global__ void __launch_bounds__(kMaxRowThreads) softmax_long_rows_kernel(const SoftmaxParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads) softmax_rows_kernel(const SoftmaxParams p) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
-  if (block_index() >= p.rows) return;
-  const T* source = static_cast<const T*>(p.source) + block_index() * p.cols;
-  T* target = static_cast<T*>(p.target) + block_index() * p.cols;
-  const int threads = static_cast<int>(blockDim.x);
+  const RowGroup group(p.rows, p.lanes);
+  const T* source = static_cast<const T*>(p.source) + group.row * p.cols;
+  T* target = static_cast<T*>(p.target) + group.row * p.cols;
   RunningSum<C> own;
 #pragma unroll 4
-  for (std::int64_t i = threadIdx.x; i < p.cols; i += threads) own.add(widen(source[i]));
-  const C maximum = group_reduce(own.maximum, threads, scratch, NumberMax{});
+  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) own.add(widen(source[i]));
+  const C maximum = group_reduce(own.maximum, p.lanes, scratch, NumberMax{});
   // A thread that saw nothing but -inf would make NaN of its 0.
   const C part = own.sum == C(0) ? C(0) : own.sum * exp_of(own.maximum - maximum);
-  const C sum = group_reduce(part, threads, scratch, Sum{});
+  const C sum = group_reduce(part, p.lanes, scratch, Sum{});
   const C scale = C(1) / sum;
+  if (!group.active) return;
 #pragma unroll 4
-  for (std::int64_t i = threadIdx.x; i < p.cols; i += threads) {
+  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     target[i] = convert<T>(exp_of(widen(source[i]) - maximum) * scale);
   }
 }
@@ -133,9 +128,9 @@ void run_typed(Stream stream, SoftmaxParams p) {
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  p.vectors = p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
-              is_aligned(p.target, kVectorBytes);
-  launch(stream, "softmax", plan.fits ? softmax_rows_kernel<T> : softmax_long_rows_kernel<T>,
+  const bool held = plan.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
+                    is_aligned(p.target, kVectorBytes);
+  launch(stream, "softmax", held ? softmax_held_rows_kernel<T> : softmax_rows_kernel<T>,
          plan.blocks, plan.threads, 0, p);
 }
 

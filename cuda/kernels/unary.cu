@@ -56,6 +56,8 @@ struct UnaryFunction {
   UnaryOp op;
   double exponent = 0;
 
+  static constexpr bool kInPlace = true;
+
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount]) const {
     const auto each = [&](auto f) {

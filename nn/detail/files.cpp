@@ -29,7 +29,7 @@ std::filesystem::path folder_of(const std::filesystem::path& path) {
 
 // What stands at `path` when it is not a regular file.
 const char* kind_of(mode_t mode) {
-  return S_ISDIR(mode)   ? "a directory"
+  return S_ISDIR(mode)    ? "a directory"
          : S_ISFIFO(mode) ? "a FIFO"
          : S_ISSOCK(mode) ? "a socket"
                           : "a device";
@@ -55,7 +55,8 @@ InputFile::InputFile(const std::filesystem::path& path, std::string where)
     : where_(std::move(where)) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   const int error = errno;
-  TENON_CHECK(descriptor >= 0, CheckpointError, "{}: cannot be opened: {}", where_, reason_of(error));
+  TENON_CHECK(descriptor >= 0, CheckpointError, "{}: cannot be opened: {}", where_,
+              reason_of(error));
   file_ = FileHandle(descriptor);
   struct stat status {};
   TENON_CHECK(::fstat(descriptor, &status) == 0, CheckpointError, "{}: cannot be examined: {}",

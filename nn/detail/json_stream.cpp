@@ -85,15 +85,15 @@ JsonKind JsonReader::peek() {
     case 'f': return JsonKind::boolean;
     case 'n': return JsonKind::null;
     case 'N':
-    case 'I':
-      fail(R"(NaN and Infinity are not JSON; write the strings "nan", "inf" and "-inf")");
+    case 'I': fail(R"(NaN and Infinity are not JSON; write the strings "nan", "inf" and "-inf")");
     default: fail(fmt::format("unexpected '{}' where a value is needed", escape({&c, 1})));
   }
 }
 
 void JsonReader::expect(JsonKind kind, std::string_view what) {
   const JsonKind given = peek();
-  if (given != kind) fail(fmt::format("{} is {}; needed {}", what, describe(given), describe(kind)));
+  if (given != kind)
+    fail(fmt::format("{} is {}; needed {}", what, describe(given), describe(kind)));
 }
 
 void JsonReader::open(char bracket) {
@@ -112,7 +112,8 @@ void JsonReader::begin_array() { open('['); }
 // Consumes what stands between items; false when `close` was read instead.
 bool JsonReader::next_item(char close) {
   skip_space();
-  if (position_ == text_.size()) fail(fmt::format("the text ends before '{}'; is it truncated?", close));
+  if (position_ == text_.size())
+    fail(fmt::format("the text ends before '{}'; is it truncated?", close));
   Level& level = levels_.back();
   if (text_[position_] == close) {
     ++position_;
@@ -121,7 +122,8 @@ bool JsonReader::next_item(char close) {
   }
   if (!level.first) {
     if (text_[position_] != ',') {
-      fail(fmt::format("unexpected '{}'; needed ',' or '{}'", escape(text_.substr(position_, 1)), close));
+      fail(fmt::format("unexpected '{}'; needed ',' or '{}'", escape(text_.substr(position_, 1)),
+                       close));
     }
     ++position_;
     skip_space();
@@ -273,7 +275,8 @@ std::string_view JsonReader::number() {
   }
   if (position_ < text_.size() && (text_[position_] | 0x20) == 'e') {
     ++position_;
-    if (position_ < text_.size() && (text_[position_] == '+' || text_[position_] == '-')) ++position_;
+    if (position_ < text_.size() && (text_[position_] == '+' || text_[position_] == '-'))
+      ++position_;
     digits("in the exponent");
   }
   return text_.substr(start, position_ - start);

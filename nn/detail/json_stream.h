@@ -28,7 +28,7 @@ class JsonReader {
   static constexpr std::size_t kMaxString = std::size_t{1} << 20;
   static constexpr std::size_t kMaxMembers = 1'000'000;
 
-  /// `where` starts every message: "[load_checkpoint] model.json". The text must outlive the reader.
+  /// `where` starts every message: "[load_checkpoint] model.json". The text must outlive it.
   JsonReader(std::string_view text, std::string where);
 
   /// What is being read, put after `where` in messages: `tensor "a.b"`.

@@ -18,7 +18,8 @@ namespace {
 constexpr std::size_t kMaxName = 1024;
 
 bool has_control_character(std::string_view text) {
-  return std::ranges::any_of(text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
+  return std::ranges::any_of(
+      text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
 }
 
 class ManifestParser {
@@ -144,7 +145,9 @@ ManifestFile ManifestParser::read_file(const std::string& key) {
     }
   }
   if (file.path.empty() || !size || file.sha256.empty()) {
-    reader_.fail(fmt::format("{} is missing", file.path.empty() ? "path" : !size ? "size" : "sha256"));
+    reader_.fail(fmt::format("{} is missing", file.path.empty() ? "path"
+                                              : !size           ? "size"
+                                                                : "sha256"));
   }
   file.size = static_cast<std::uint64_t>(*size);
   return file;
@@ -196,8 +199,10 @@ ManifestTensor ManifestParser::read_tensor(const std::string& label) {
       read_offsets(tensor);
       has_offsets = true;
     } else {
-      reader_.fail(fmt::format("unknown key {}; a tensor has dtype, shape and one of data, base64, "
-                               "or file with data_offsets", quote(key)));
+      reader_.fail(
+          fmt::format("unknown key {}; a tensor has dtype, shape and one of data, base64, "
+                      "or file with data_offsets",
+                      quote(key)));
     }
   }
   if (!has_dtype) reader_.fail("dtype is missing");
@@ -218,8 +223,9 @@ void ManifestParser::read_payload(ManifestTensor& tensor, std::size_t data, std:
   const std::uint64_t bytes = byte_size(reader_, tensor.dtype, tensor.sizes);
   if (data == base64) {  // neither is there: it is in a file
     if (tensor.end < tensor.begin || tensor.end - tensor.begin != bytes) {
-      reader_.fail(fmt::format("data_offsets [{}, {}] do not span the {} bytes of {}{}", tensor.begin,
-                               tensor.end, bytes, name(tensor.dtype), shape_text(tensor.sizes)));
+      reader_.fail(fmt::format("data_offsets [{}, {}] do not span the {} bytes of {}{}",
+                               tensor.begin, tensor.end, bytes, name(tensor.dtype),
+                               shape_text(tensor.sizes)));
     }
   } else if (!tensor.value.defined()) {
     reader_.seek(std::min(data, base64));
@@ -236,8 +242,10 @@ void ManifestParser::read_dtype(ManifestTensor& tensor) {
     tensor.dtype = static_cast<DType>(i);
     if (name(tensor.dtype) == text) return;
   }
-  reader_.fail(fmt::format("unknown dtype {}; needed float32, float64, float16, bfloat16, int64, "
-                           "int32, uint8 or bool", quote(text)));
+  reader_.fail(
+      fmt::format("unknown dtype {}; needed float32, float64, float16, bfloat16, int64, "
+                  "int32, uint8 or bool",
+                  quote(text)));
 }
 
 void ManifestParser::read_offsets(ManifestTensor& tensor) {

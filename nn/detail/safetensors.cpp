@@ -32,8 +32,8 @@ DType read_dtype(JsonReader& reader) {
   for (const auto& [known, dtype] : kNames) {
     if (known == text) return dtype;
   }
-  reader.fail(fmt::format(
-      "unknown dtype {}; needed F32, F64, F16, BF16, I64, I32, U8 or BOOL", quote(text)));
+  reader.fail(fmt::format("unknown dtype {}; needed F32, F64, F16, BF16, I64, I32, U8 or BOOL",
+                          quote(text)));
 }
 
 void read_offsets(JsonReader& reader, SafetensorsEntry& entry) {
@@ -179,18 +179,18 @@ std::string safetensors_header(std::span<const SafetensorsEntry> entries) {
   for (const SafetensorsEntry& entry : entries) {
     if (text.size() > 1) text += ',';
     append_string(text, entry.name);
-    text += fmt::format(R"(:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                        safetensors_name(entry.dtype),
-                        fmt::join(entry.sizes.begin(), entry.sizes.end(), ","), entry.begin,
-                        entry.end);
+    text +=
+        fmt::format(R"(:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                    safetensors_name(entry.dtype), join(entry.sizes, ","), entry.begin, entry.end);
   }
   text += '}';
   text.resize((kPrefix + text.size() + kAlignment - 1) / kAlignment * kAlignment - kPrefix, ' ');
   const std::uint64_t length = text.size();
-  TENON_CHECK(length <= kMaxHeader, CheckpointError,
-              "[save_checkpoint] the names and shapes of {} tensors take {} bytes; at most {} fit a "
-              ".safetensors header",
-              entries.size(), length, kMaxHeader);
+  TENON_CHECK(
+      length <= kMaxHeader, CheckpointError,
+      "[save_checkpoint] the names and shapes of {} tensors take {} bytes; at most {} fit a "
+      ".safetensors header",
+      entries.size(), length, kMaxHeader);
   std::string prefix(kPrefix, '\0');
   std::memcpy(prefix.data(), &length, kPrefix);
   return prefix + text;
@@ -217,7 +217,8 @@ void read_ranges(InputFile& file, std::uint64_t data_size, std::vector<ReadRange
     pass_over(range.begin);
     // In pieces, so that what is hashed is still in the cache.
     for (std::byte* target = range.target; position < range.end;) {
-      const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(range.end - position, kChunk));
+      const auto count =
+          static_cast<std::size_t>(std::min<std::uint64_t>(range.end - position, kChunk));
       file.read({target, count});
       if (hash != nullptr) hash->update({target, count});
       target += count;

@@ -31,8 +31,8 @@ struct SafetensorsHeader {
 /// Whether a file of `size` bytes that starts with these may be one.
 bool looks_like_safetensors(std::span<const std::byte> start, std::uint64_t size);
 
-/// Reads and checks the header; the file then stands at the first data byte, and `hash`, if any, has
-/// seen all before it. Every fault is a CheckpointError that starts with `where`.
+/// Reads and checks the header; the file then stands at the first data byte, and `hash`, if any,
+/// has seen all before it. Every fault is a CheckpointError that starts with `where`.
 SafetensorsHeader read_safetensors_header(InputFile& file, const std::string& where, Sha256* hash);
 
 /// Length and header of a file with these tensors, padded so that the data starts 64-aligned.

@@ -19,7 +19,8 @@ class TensorBytes {
   }
   std::span<const std::byte> span() const {
     const std::size_t count = static_cast<std::size_t>(host_.layout().numel());
-    return {static_cast<const std::byte*>(host_.view_of_data().data), count * size_of(host_.dtype())};
+    return {static_cast<const std::byte*>(host_.view_of_data().data),
+            count * size_of(host_.dtype())};
   }
 
  private:

@@ -18,8 +18,7 @@ namespace tenon::nn::detail {
 static_assert(std::endian::native == std::endian::little, "checkpoint bytes are little-endian");
 
 std::string shape_text(const Extents& sizes) {
-  return fmt::format("({}{})", fmt::join(sizes.begin(), sizes.end(), ", "),
-                     sizes.size() == 1 ? "," : "");
+  return fmt::format("({}{})", join(sizes), sizes.size() == 1 ? "," : "");
 }
 
 namespace {
@@ -158,13 +157,14 @@ Tensor read_values(JsonReader& reader, DType dtype, const Extents& sizes) {
     reader.begin_array();
     for (; reader.next_element(); ++i) {
       if (i == count) {
-        reader.fail(fmt::format("data has more values than the {} of shape {}", count,
-                                shape_text(sizes)));
+        reader.fail(
+            fmt::format("data has more values than the {} of shape {}", count, shape_text(sizes)));
       }
       out[i] = read_value<T>(reader);
     }
     if (i != count) {
-      reader.fail(fmt::format("data has {} values; shape {} needs {}", i, shape_text(sizes), count));
+      reader.fail(
+          fmt::format("data has {} values; shape {} needs {}", i, shape_text(sizes), count));
     }
   });
   return tensor;

@@ -61,7 +61,8 @@ std::string escape(std::string_view text) {
   while (i < text.size() && i < kMaxEcho) {
     const auto byte = static_cast<unsigned char>(text[i]);
     const std::size_t length = utf8_sequence_length(text.substr(i));
-    const bool c1_control = length == 2 && byte == 0xc2 && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+    const bool c1_control =
+        length == 2 && byte == 0xc2 && static_cast<unsigned char>(text[i + 1]) < 0xa0;
     if (length == 0 || byte < 0x20 || byte == 0x7f || c1_control) {
       result += fmt::format("\\x{:02x}", byte);
       ++i;
@@ -76,6 +77,15 @@ std::string escape(std::string_view text) {
 }
 
 std::string quote(std::string_view text) { return '"' + escape(text) + '"'; }
+
+std::string join(std::span<const std::int64_t> numbers, std::string_view separator) {
+  std::string text;
+  for (std::int64_t number : numbers) {
+    if (!text.empty()) text += separator;
+    text += std::to_string(number);
+  }
+  return text;
+}
 
 std::string python_float(double value) {
   std::string text = fmt::format("{}", value);

@@ -1,8 +1,9 @@
-// Element type conversion for inner loops: to and from the type that values are computed in, between
-// any two element types, and of numbers that an op was given.
+// Element type conversion for inner loops: to and from the type that values are computed in,
+// between any two element types, and of numbers that an op was given.
 //
-// Floats round to nearest even. A float becomes an integer by truncation, saturating at the integer's
-// range; NaN becomes 0. An integer becomes a narrower one modulo its range. Anything but 0 is true.
+// Floats round to nearest even. A float becomes an integer by truncation, saturating at the
+// integer's range; NaN becomes 0. An integer becomes a narrower one modulo its range. Anything but
+// 0 is true.
 #pragma once
 
 #include <bit>
@@ -31,7 +32,8 @@ template <class To, class From>
 To float_to_integer(From value) {
   constexpr To kLowest = std::numeric_limits<To>::lowest();
   constexpr To kLargest = std::numeric_limits<To>::max();
-  // Both bounds are exact in `From`, or the upper one rounds up to the power of two that is too large.
+  // Both bounds are exact in `From`, or the upper one rounds up to the power of two that is too
+  // large.
   if (value >= static_cast<From>(kLargest)) return kLargest;
   if (value <= static_cast<From>(kLowest)) return kLowest;
   return value != value ? To(0) : static_cast<To>(value);

@@ -35,7 +35,8 @@ int transposed_axis(const RowPlan& plan, std::int64_t element) {
   const int row = plan.sizes.size() - 1;
   if (plan.strides[0][row] != element || plan.strides[1][row] == element) return -1;
   for (int axis = 0; axis < row; ++axis) {
-    if (plan.strides[1][axis] == element && plan.sizes[axis] >= 4 && plan.sizes[row] >= 4) return axis;
+    if (plan.strides[1][axis] == element && plan.sizes[axis] >= 4 && plan.sizes[row] >= 4)
+      return axis;
   }
   return -1;
 }
@@ -78,7 +79,8 @@ void copy_transposed(const RowPlan& plan, int axis) {
     }
     for (std::int64_t c = 0; c < columns; c += kTile) {
       copy_tile<Word>(target + c * kSize, source + c * plan.strides[1][row], plan.strides[0][axis],
-                      plan.strides[1][row], std::min(kTile, rows - r), std::min(kTile, columns - c));
+                      plan.strides[1][row], std::min(kTile, rows - r),
+                      std::min(kTile, columns - c));
     }
   });
 }

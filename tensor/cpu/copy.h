@@ -9,11 +9,12 @@ namespace tenon::cpu {
 /// Copies the elements; same sizes and dtype, any strides. The two may be the same memory, but must
 /// not overlap otherwise.
 void copy_strided(const TensorView& source, const TensorView& target);
-/// Copies and converts the elements (rules: tensor/cpu/convert.h); same sizes, any strides and dtypes.
+/// Copies and converts the elements (rules: tensor/cpu/convert.h); same sizes, any strides and
+/// dtypes.
 void cast_strided(const TensorView& source, const TensorView& target);
 
-/// The kernel of every view op, for callers that need the result in its own memory: copies operand 0,
-/// seen through the op's view rule, into the output.
+/// The kernel of every view op, for callers that need the result in its own memory: copies operand
+/// 0, seen through the op's view rule, into the output.
 void run_view_copy(const KernelArgs& args);
 /// The kernel entry of a view op.
 Kernel view_kernel(std::string_view name);

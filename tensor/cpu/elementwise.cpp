@@ -50,9 +50,8 @@ RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs) 
   std::array<int, kMaxRank> order{};
   const auto end = order.begin() + output.rank();
   std::iota(order.begin(), end, 0);
-  std::stable_sort(order.begin(), end, [&](int a, int b) {
-    return full.strides[0][a] > full.strides[0][b];
-  });
+  std::stable_sort(order.begin(), end,
+                   [&](int a, int b) { return full.strides[0][a] > full.strides[0][b]; });
 
   RowPlan plan;
   plan.operands = full.operands;

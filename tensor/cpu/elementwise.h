@@ -1,12 +1,14 @@
-// Elementwise kernels on the CPU. An op gives a function of single values; the templates here make a
-// Kernel of it that takes any dtype it is asked for, any strides and broadcast operands.
+// Elementwise kernels on the CPU. An op gives a function of single values; the templates here make
+// a Kernel of it that takes any dtype it is asked for, any strides and broadcast operands.
 //
 //   .cpu(cpu::unary_kernel<cpu::Floats>("cpu.exp", [](auto x) { return cpu::exp(x); }))
 //
-// A call is cut into rows, along which every operand has one stride (collapse_axes), and rows are
-// computed in blocks that are contiguous and of the compute type, so the loop over a block vectorizes.
+// A call is cut into rows, along which every operand has one stride (plan_rows), and rows are
+// computed in blocks that are contiguous and of the compute type, so the loop over a block
+// vectorizes.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -30,8 +32,8 @@ struct RowPlan {
   std::array<char*, kMaxOperands> data{};
 };
 
-/// Broadcasts `inputs` to the output's sizes, drops axes of size 1, sorts axes by the output's strides
-/// and merges neighbours where all operands allow it.
+/// Broadcasts `inputs` to the output's sizes, drops axes of size 1, sorts axes by the output's
+/// strides and merges neighbours where all operands allow it.
 RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs);
 
 /// Computes `n` elements; `data` and `strides` (in bytes) are the operands', the output first.
@@ -102,24 +104,28 @@ class RowWriter {
   compute_type<T> buffer_[kBlock];
 };
 
+template <class F, class Out, class... In, std::size_t... I>
+void compute_blocks(char* const* data, const std::int64_t* strides, std::int64_t n, const F& f,
+                    std::index_sequence<I...>) {
+  RowWriter<Out> writer(data[0], strides[0]);
+  std::tuple<RowReader<In>...> readers{RowReader<In>(data[I + 1], strides[I + 1], n)...};
+  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
+    const std::int64_t count = std::min(kBlock, n - begin);
+    const std::tuple inputs{std::get<I>(readers).block(begin, count)...};
+    compute_type<Out>* output = writer.block(begin);
+    // An output that shares memory with an input does so element by element.
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < count; ++i) output[i] = f(std::get<I>(inputs)[i]...);
+    writer.finish(begin, count);
+  }
+}
+
 /// A RowFunction for F: (compute types of In...) -> compute type of Out.
 template <class F, class Out, class... In>
 void compute_row(char* const* data, const std::int64_t* strides, std::int64_t n,
                  const void* functor) {
-  const F& f = *static_cast<const F*>(functor);
-  [&]<std::size_t... I>(std::index_sequence<I...>) {
-    RowWriter<Out> writer(data[0], strides[0]);
-    std::tuple<RowReader<In>...> readers{RowReader<In>(data[I + 1], strides[I + 1], n)...};
-    for (std::int64_t begin = 0; begin < n; begin += kBlock) {
-      const std::int64_t count = std::min(kBlock, n - begin);
-      const std::tuple inputs{std::get<I>(readers).block(begin, count)...};
-      compute_type<Out>* output = writer.block(begin);
-      // An output that shares memory with an input does so element by element.
-#pragma GCC ivdep
-      for (std::int64_t i = 0; i < count; ++i) output[i] = f(std::get<I>(inputs)[i]...);
-      writer.finish(begin, count);
-    }
-  }(std::index_sequence_for<In...>{});
+  compute_blocks<F, Out, In...>(data, strides, n, *static_cast<const F*>(functor),
+                                std::index_sequence_for<In...>{});
 }
 
 /// Runs f over the broadcast inputs; Out and In are the element types of the operands.
@@ -186,20 +192,28 @@ Kernel binary_kernel(std::string_view name, F) {
 /// Integer arithmetic that wraps around, as PyTorch's does; floats as they are.
 template <class T>
 T wrap_add(T a, T b) {
-  if constexpr (std::is_same_v<T, bool>) return a || b;
-  else if constexpr (std::is_integral_v<T>) return static_cast<T>(std::uint64_t(a) + std::uint64_t(b));
-  else return a + b;
+  if constexpr (std::is_same_v<T, bool>)
+    return a || b;
+  else if constexpr (std::is_integral_v<T>)
+    return static_cast<T>(std::uint64_t(a) + std::uint64_t(b));
+  else
+    return a + b;
 }
 template <class T>
 T wrap_sub(T a, T b) {
-  if constexpr (std::is_integral_v<T>) return static_cast<T>(std::uint64_t(a) - std::uint64_t(b));
-  else return a - b;
+  if constexpr (std::is_integral_v<T>)
+    return static_cast<T>(std::uint64_t(a) - std::uint64_t(b));
+  else
+    return a - b;
 }
 template <class T>
 T wrap_mul(T a, T b) {
-  if constexpr (std::is_same_v<T, bool>) return a && b;
-  else if constexpr (std::is_integral_v<T>) return static_cast<T>(std::uint64_t(a) * std::uint64_t(b));
-  else return a * b;
+  if constexpr (std::is_same_v<T, bool>)
+    return a && b;
+  else if constexpr (std::is_integral_v<T>)
+    return static_cast<T>(std::uint64_t(a) * std::uint64_t(b));
+  else
+    return a * b;
 }
 
 /// The larger value; NaN when either is.

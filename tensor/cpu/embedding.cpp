@@ -32,7 +32,8 @@ void look_up(const TensorView& input, const TensorView& weight, const TensorView
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainBytes / row_bytes);
   parallel_ranges(count, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      std::memcpy(target + i * row_bytes, table + static_cast<std::int64_t>(indices[i]) * row_stride,
+      std::memcpy(target + i * row_bytes,
+                  table + static_cast<std::int64_t>(indices[i]) * row_stride,
                   static_cast<std::size_t>(row_bytes));
     }
   });

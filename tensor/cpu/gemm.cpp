@@ -32,7 +32,7 @@ struct TileShape {
 TileShape tile_shape(std::int64_t batches, std::int64_t rows, std::int64_t columns) {
   constexpr TileShape kLarge{96, 128};
   constexpr TileShape kSmall{48, 64};
-  constexpr std::int64_t kEnoughTiles = 64;
+  constexpr std::int64_t kEnoughTiles = 32;
   const std::int64_t tiles = divide_up(rows, kLarge.rows) * divide_up(columns, kLarge.columns);
   return tiles >= divide_up(kEnoughTiles, batches) ? kLarge : kSmall;
 }

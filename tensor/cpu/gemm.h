@@ -12,8 +12,8 @@
 
 namespace tenon::cpu {
 
-/// C[b, r, n] = Σ_k A[b, r, k]·B[b, k, n] + bias[n]; b and r run over several axes each. All strides
-/// count elements and may be 0; the elements of C must be distinct.
+/// C[b, r, n] = Σ_k A[b, r, k]·B[b, k, n] + bias[n]; b and r run over several axes each. All
+/// strides count elements and may be 0; the elements of C must be distinct.
 struct GemmProblem {
   const void* a = nullptr;
   const void* b = nullptr;

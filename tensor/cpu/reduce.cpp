@@ -71,8 +71,8 @@ ReducePlan plan_reduction(const KernelArgs& args) {
     if (plan.kept_strides[axis] == 0) continue;
     if (column < 0 || plan.kept_strides[axis] < plan.kept_strides[column]) column = axis;
   }
-  const bool reduced_is_dense = plan.reduced() > 1 && column >= 0 &&
-                                plan.reduced_strides.back() < plan.kept_strides[column];
+  const bool reduced_is_dense =
+      plan.reduced() > 1 && column >= 0 && plan.reduced_strides.back() < plan.kept_strides[column];
   if (column >= 0 && !reduced_is_dense) {
     plan.by_columns = true;
     plan.columns = plan.kept_sizes[column];

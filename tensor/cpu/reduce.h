@@ -1,10 +1,11 @@
 // Reductions on the CPU over any axes of any layout.
 //
-// An op gives how two values combine; the rest is here. Values arrive in rows of columns, each column
-// an accumulator: a row is a stretch along a kept axis where that is the dense one, else a stretch of
-// the reduced axis itself, whose columns are combined at the end. Rows go through a cascade of partial
-// sums (Cascade), so that rounding errors grow with the logarithm of their number. Long reductions are
-// cut into chunks by size alone: results do not depend on the number of threads.
+// An op gives how two values combine; the rest is here. Values arrive in rows of columns, each
+// column an accumulator: a row is a stretch along a kept axis where that is the dense one, else a
+// stretch of the reduced axis itself, whose columns are combined at the end. Rows go through a
+// cascade of partial sums (Cascade), so that rounding errors grow with the logarithm of their
+// number. Long reductions are cut into chunks by size alone: results do not depend on the number of
+// threads.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,8 @@
 
 namespace tenon::cpu {
 
-/// How one call is walked. Strides are in elements; the reduced axes are in order of falling stride.
+/// How one call is walked. Strides are in elements; the reduced axes are in order of falling
+/// stride.
 struct ReducePlan {
   Extents kept_sizes, kept_strides, output_strides;  // without the column axis
   Extents reduced_sizes, reduced_strides;            // at least one axis
@@ -38,8 +40,8 @@ void require_elements(const KernelArgs& args);
 /// Σ index·stride of the i-th position, row-major.
 std::int64_t offset_of(std::int64_t position, const Extents& sizes, const Extents& strides);
 
-inline constexpr std::int64_t kColumns = 64;          // accumulators of one tile
-inline constexpr std::int64_t kReduceChunk = 1 << 16; // elements of one piece of a long reduction
+inline constexpr std::int64_t kColumns = 64;           // accumulators of one tile
+inline constexpr std::int64_t kReduceChunk = 1 << 16;  // elements of one piece of a long reduction
 
 /// Combines rows of up to kColumns values. Level 0 takes 32 rows, level 1 32 results of level 0, …
 template <class R>
@@ -52,7 +54,8 @@ class Cascade {
   void add(const C* row, std::int64_t width) {
     A* level = levels_[0];
 #pragma GCC ivdep
-    for (std::int64_t j = 0; j < width; ++j) level[j] = R::combine(level[j], static_cast<A>(row[j]));
+    for (std::int64_t j = 0; j < width; ++j)
+      level[j] = R::combine(level[j], static_cast<A>(row[j]));
     if (++rows_ % kFan == 0) carry();
   }
   /// The combined columns.
@@ -106,7 +109,8 @@ class Reduction {
   /// Results in tile order: kTile accumulators for each of outer() x tiles.
   std::int64_t tiles() const { return plan_.outer() * tiles_; }
 
-  /// Reduces positions [begin, end) of the reduced axes for one tile; writes its columns to `result`.
+  /// Reduces positions [begin, end) of the reduced axes for one tile; writes its columns to
+  /// `result`.
   void run(std::int64_t tile, std::int64_t begin, std::int64_t end, A* result) const {
     const T* base = input_ + offset_of(tile / tiles_, plan_.kept_sizes, plan_.kept_strides);
     if (!plan_.by_columns) {
@@ -121,8 +125,7 @@ class Reduction {
   /// Calls write(output offset, column value) for the results of one tile.
   template <class W>
   void for_each_output(std::int64_t tile, W&& write) const {
-    const std::int64_t base =
-        offset_of(tile / tiles_, plan_.kept_sizes, plan_.output_strides);
+    const std::int64_t base = offset_of(tile / tiles_, plan_.kept_sizes, plan_.output_strides);
     const std::int64_t first = tile % tiles_ * kColumns;
     const std::int64_t width = std::min(kColumns, plan_.columns - first);
     for (std::int64_t j = 0; j < width; ++j) {
@@ -196,7 +199,8 @@ void run_reduction(const KernelArgs& args, Finish&& finish) {
   const std::int64_t chunk = std::max<std::int64_t>(kReduceChunk / width, 1);
   const std::int64_t chunks = tiles < 64 && reduced > 2 * chunk ? (reduced + chunk - 1) / chunk : 1;
   if (chunks == 1) {
-    const std::int64_t grain = std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(1, reduced * width));
+    const std::int64_t grain =
+        std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(1, reduced * width));
     parallel_ranges(tiles, grain, [&](std::int64_t begin, std::int64_t end) {
       A values[kColumns];
       for (std::int64_t tile = begin; tile < end; ++tile) {
@@ -209,7 +213,8 @@ void run_reduction(const KernelArgs& args, Finish&& finish) {
   const auto partial = std::make_unique<A[]>(static_cast<std::size_t>(tiles * chunks * width));
   parallel_for(tiles * chunks, [&](std::int64_t task) {
     const std::int64_t begin = task % chunks * chunk;
-    reduction.run(task / chunks, begin, std::min(reduced, begin + chunk), &partial[static_cast<std::size_t>(task * width)]);
+    reduction.run(task / chunks, begin, std::min(reduced, begin + chunk),
+                  &partial[static_cast<std::size_t>(task * width)]);
   });
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
     Cascade<R> cascade(width);
@@ -232,7 +237,9 @@ template <class T>
 struct Largest {
   using Accumulator = compute_type<T>;
   using Limits = std::numeric_limits<Accumulator>;
-  static Accumulator identity() { return Limits::has_infinity ? -Limits::infinity() : Limits::lowest(); }
+  static Accumulator identity() {
+    return Limits::has_infinity ? -Limits::infinity() : Limits::lowest();
+  }
   static Accumulator combine(Accumulator a, Accumulator b) { return nan_max(a, b); }
 };
 
@@ -240,7 +247,9 @@ template <class T>
 struct Smallest {
   using Accumulator = compute_type<T>;
   using Limits = std::numeric_limits<Accumulator>;
-  static Accumulator identity() { return Limits::has_infinity ? Limits::infinity() : Limits::max(); }
+  static Accumulator identity() {
+    return Limits::has_infinity ? Limits::infinity() : Limits::max();
+  }
   static Accumulator combine(Accumulator a, Accumulator b) { return nan_min(a, b); }
 };
 

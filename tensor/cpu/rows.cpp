@@ -1,14 +1,12 @@
-// Row loading, storing and statistics; the only user of Eigen's packet conversions for 16-bit floats.
+// Row loading, storing and statistics.
 #include "tensor/cpu/rows.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
-#include <new>
+#include <type_traits>
 
-#define EIGEN_DONT_PARALLELIZE
-#include <Eigen/Core>
-
+#include "tensor/cpu/convert.h"
 #include "tensor/cpu/vector.h"
 #include "tensor/detail/check.h"
 
@@ -17,25 +15,6 @@ namespace {
 
 /// Rows are summed in runs of this length, so that rounding errors do not grow with the row.
 constexpr std::int64_t kRun = 1024;
-
-template <class T>
-struct EigenScalar {
-  using type = T;
-};
-template <>
-struct EigenScalar<Half> {
-  using type = Eigen::half;
-};
-template <>
-struct EigenScalar<BFloat16> {
-  using type = Eigen::bfloat16;
-};
-
-template <class T>
-using EigenRow = Eigen::Map<Eigen::Array<typename EigenScalar<T>::type, Eigen::Dynamic, 1>>;
-template <class T>
-using ConstEigenRow =
-    Eigen::Map<const Eigen::Array<typename EigenScalar<T>::type, Eigen::Dynamic, 1>>;
 
 /// Σ f(vector) + Σ f(tail element) over one run, in four independent lanes of vectors.
 template <class C, class VectorTerm, class TailTerm>
@@ -62,23 +41,18 @@ void load_row(const T* source, std::int64_t stride, std::int64_t n, compute_type
   } else if constexpr (std::is_same_v<T, C>) {
     std::copy_n(source, n, target);
   } else {
-    using Scalar = typename EigenScalar<T>::type;
-    EigenRow<C>(target, n) =
-        ConstEigenRow<T>(reinterpret_cast<const Scalar*>(source), n).template cast<C>();
+    widen(source, n, target);
   }
 }
 
 template <class T>
 void store_row(const compute_type<T>* source, std::int64_t n, T* target, std::int64_t stride) {
-  using C = compute_type<T>;
   if (stride != 1) {
     for (std::int64_t i = 0; i < n; ++i) target[i * stride] = static_cast<T>(source[i]);
-  } else if constexpr (std::is_same_v<T, C>) {
+  } else if constexpr (std::is_same_v<T, compute_type<T>>) {
     std::copy_n(source, n, target);
   } else {
-    using Scalar = typename EigenScalar<T>::type;
-    EigenRow<T>(reinterpret_cast<Scalar*>(target), n) =
-        ConstEigenRow<C>(source, n).template cast<Scalar>();
+    narrow(source, n, target);
   }
 }
 

@@ -1,5 +1,5 @@
-// Softmax: rows along the axis are gathered into scratch in float (double for float64), so that every
-// axis and layout runs through the same vector code.
+// Softmax: rows along the axis are gathered into scratch in float (double for float64), so that
+// every axis and layout runs through the same vector code.
 #include "tensor/cpu/softmax.h"
 
 #include <algorithm>
@@ -83,7 +83,8 @@ void softmax(const KernelArgs& args) {
   const std::int64_t grain = std::max(rows_per_task(r.n) / together, std::int64_t{1}) * together;
   dispatch_float(output.dtype, [&]<typename T>() {
     using C = compute_type<T>;
-    const std::int64_t width = padded<C>(r.n);
+    // Not a power of two, so that neighbouring rows do not share cache sets.
+    const std::int64_t width = padded<C>(r.n) + 2 * kLanes<C>;
     parallel_ranges(r.sizes.product(), grain, [&](std::int64_t begin, std::int64_t end) {
       thread_local Scratch scratch;
       C* values = scratch.get<C>(together * width);

@@ -128,7 +128,7 @@ inline Vec<T> taylor_exp(Vec<T> r) {
 
 }  // namespace detail
 
-/// exp(x) for x <= 0, within 2 ulp; results that would be subnormal are 0, NaN stays NaN.
+/// exp(x) for x <= 0, within 1 ulp; results that would be subnormal are 0, NaN stays NaN.
 template <class T>
 inline Vec<T> exp_nonpositive(Vec<T> x) {
   using K = detail::ExpConstants<T>;

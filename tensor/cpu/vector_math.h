@@ -1,6 +1,7 @@
 // Elementary functions for kernels' inner loops. The float versions are branch-free, so that the
-// compiler vectorizes a loop that calls them; the double versions are the C library's. Relative error
-// of the float versions: below 4e-7 where the result is a normal number. NaN and Inf propagate.
+// compiler vectorizes a loop that calls them; the double versions are the C library's. Relative
+// error of the float versions: below 4e-7 where the result is a normal number. NaN and Inf
+// propagate.
 //
 // The polynomials are Chebyshev interpolants on the intervals named beside them.
 #pragma once
@@ -26,7 +27,8 @@ inline float exp_of_sum(float high, float low) {
   // Beyond these bounds the result is 0 or inf anyway; a NaN passes both comparisons.
   float x = high < -104.0F ? -104.0F : high;
   x = x > 89.0F ? 89.0F : x;
-  constexpr float kRound = 12582912.0F;  // adding 1.5·2^23 leaves the nearest integer in the low bits
+  constexpr float kRound =
+      12582912.0F;  // adding 1.5·2^23 leaves the nearest integer in the low bits
   const float shifted = x * 1.44269504F + kRound;
   const float n = shifted - kRound;
   const float r = (x - n * 0.693359375F) - n * -2.12194440e-4F + low;  // |r| <= ln(2)/2
@@ -51,34 +53,38 @@ inline float erf_near_zero(float x) {
                         0.005189087423F, -0.0008016864287F, 7.875875063e-5F);
 }
 
-/// erfc(z) for z >= 1: e^(-z²)·t·P(t) with t = 1/(1 + z/2).
-inline float erfc_beyond_one(float z) {
-  z = z > 14.0F ? 14.0F : z;
+/// e^(z²)·erfc(z) on [1, 14.2]: t·P(t) with t = 1/(1 + z/2).
+inline float scaled_erfc(float z) {
   const float t = 1.0F / (1.0F + 0.5F * z);
-  const float p = polynomial(t, 0.2820938943F, 0.2821344853F, 0.246145868F, 0.182533593F,
-                             0.05107462362F, 0.09765049236F, -0.2387470799F, 0.09775644606F);
-  // The square of the upper half of z's bits is exact; the rest of z² goes in as a correction.
-  const float upper = std::bit_cast<float>(std::bit_cast<std::uint32_t>(z) & 0xfffff000U);
-  const float lower = (upper - z) * (upper + z);
-  return exp_of_sum(-upper * upper, lower) * t * p;
+  return t * polynomial(t, 0.2820938943F, 0.2821344853F, 0.246145868F, 0.182533593F, 0.05107462362F,
+                        0.09765049236F, -0.2387470799F, 0.09775644606F);
+}
+
+/// e^(-c·x²) for a c that is a power of two.
+inline float exp_of_square(float x, float c) {
+  // The square of the upper half of x's bits is exact; the rest of x² goes in as a correction.
+  const float upper = std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xfffff000U);
+  return exp_of_sum(-c * upper * upper, c * ((upper - x) * (upper + x)));
 }
 
 inline float erf(float x) {
   const float magnitude = std::fabs(x);
   const float near_zero = erf_near_zero(x);
-  const float far = std::copysign(1.0F - erfc_beyond_one(magnitude), x);
+  const float z = magnitude > 14.0F ? 14.0F : magnitude;
+  const float far = std::copysign(1.0F - exp_of_square(z, 1.0F) * scaled_erfc(z), x);
   return magnitude < 1.0F ? near_zero : far;
 }
 inline double erf(double x) { return std::erf(x); }
 
 /// Φ(x) = erfc(-x/√2)/2, accurate in both tails.
 inline float normal_cdf(float x) {
-  const float z = x * 0.707106781F;
-  const float magnitude = std::fabs(z);
-  const float center = 0.5F + 0.5F * erf_near_zero(z);
-  const float tail = 0.5F * erfc_beyond_one(magnitude);
+  constexpr float kRootHalf = 0.707106781F;
+  const float magnitude = std::fabs(x);
+  const float bounded = magnitude > 20.0F ? 20.0F : magnitude;
+  const float center = 0.5F + 0.5F * erf_near_zero(x * kRootHalf);
+  const float tail = 0.5F * exp_of_square(bounded, 0.5F) * scaled_erfc(bounded * kRootHalf);
   const float far = x < 0.0F ? tail : 1.0F - tail;
-  return magnitude < 1.0F ? center : far;
+  return magnitude < 1.414F ? center : far;
 }
 inline double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
 
@@ -86,8 +92,9 @@ inline float tanh(float x) {
   const float magnitude = std::fabs(x);
   const float z = x * x;
   const float near_zero =
-      x + x * z * polynomial(z, -0.3333333315F, 0.1333330015F, -0.05395846163F, 0.02176250291F,
-                             -0.008323187058F, 0.002269501684F);  // |x| <= 0.632
+      x + x * z *
+              polynomial(z, -0.3333333315F, 0.1333330015F, -0.05395846163F, 0.02176250291F,
+                         -0.008323187058F, 0.002269501684F);  // |x| <= 0.632
   const float far = std::copysign(1.0F - 2.0F / (exp(2.0F * magnitude) + 1.0F), x);
   return magnitude < 0.625F ? near_zero : far;
 }

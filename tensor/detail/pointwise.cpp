@@ -16,8 +16,7 @@ void require_numeric(const InferContext& context) {
 }  // namespace
 
 void require_representable(const InferContext& context, DType dtype, double value) {
-  const bool fits =
-      dispatch_all(dtype, [&]<class T>() { return cpu::is_representable<T>(value); });
+  const bool fits = dispatch_all(dtype, [&]<class T>() { return cpu::is_representable<T>(value); });
   TENON_CHECK(fits, ValueError,
               "[{}] the number {} does not fit the dtype {} of operand 'input'; convert with cast",
               context.op().name, value, name(dtype));

@@ -12,8 +12,8 @@ namespace tenon::ops {
 /// ValueError unless the number is a value of `dtype`: integer dtypes take integers in their range.
 void require_representable(const InferContext& context, DType dtype, double value);
 
-/// Broadcast shape of two operands of one dtype; without operand 1, the spec of operand 0, whose dtype
-/// must hold the number `other`.
+/// Broadcast shape of two operands of one dtype; without operand 1, the spec of operand 0, whose
+/// dtype must hold the number `other`.
 std::vector<TensorSpec> infer_binary(const InferContext& context);
 /// infer_binary, floating operands only.
 std::vector<TensorSpec> infer_float_binary(const InferContext& context);

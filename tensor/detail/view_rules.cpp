@@ -22,8 +22,9 @@ Shape resolve_reshape(std::string_view op, const Shape& input, const Shape& requ
   }
   const Dim total = input.numel();
   if (unknown < 0) {
-    TENON_CHECK(unify(known, total), ShapeError, "[{}] shape {} has {} elements; the input {} has {}",
-                op, requested.to_string(), known.to_string(), input.to_string(), total.to_string());
+    TENON_CHECK(unify(known, total), ShapeError,
+                "[{}] shape {} has {} elements; the input {} has {}", op, requested.to_string(),
+                known.to_string(), input.to_string(), total.to_string());
     return shape;
   }
   TENON_CHECK(!known.same_as(0), ShapeError,

@@ -1,4 +1,5 @@
-// What the ops that only rearrange axes share: resolving a requested shape, and strides of a reshape.
+// What the ops that only rearrange axes share: resolving a requested shape, and strides of a
+// reshape.
 #pragma once
 
 #include <optional>
@@ -8,8 +9,8 @@
 
 namespace tenon::ops {
 
-/// `requested` with its -1, if any, replaced by the size that keeps the number of elements; ShapeError
-/// when there is none. Symbolic sizes unify.
+/// `requested` with its -1, if any, replaced by the size that keeps the number of elements;
+/// ShapeError when there is none. Symbolic sizes unify.
 Shape resolve_reshape(std::string_view op, const Shape& input, const Shape& requested);
 
 /// The strides that show `input` with other sizes, or nothing where no strides can.

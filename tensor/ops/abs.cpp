@@ -12,10 +12,12 @@ Tensor abs(const Tensor& input) {
 namespace ops {
 
 Op define_abs() {
-  return unary_op("abs", "|x|, elementwise; the lowest integer stays as it is.", infer_numeric_like_input,
-                  cpu::unary_kernel<cpu::Numbers>("cpu.abs", [](auto x) {
-                    if constexpr (std::is_floating_point_v<decltype(x)>) return std::fabs(x);
-                    else return x < 0 ? cpu::wrap_sub(decltype(x)(0), x) : x;
+  return unary_op("abs", "|x|, elementwise; the lowest integer stays as it is.",
+                  infer_numeric_like_input, cpu::unary_kernel<cpu::Numbers>("cpu.abs", [](auto x) {
+                    if constexpr (std::is_floating_point_v<decltype(x)>)
+                      return std::fabs(x);
+                    else
+                      return x < 0 ? cpu::wrap_sub(decltype(x)(0), x) : x;
                   }));
 }
 

@@ -18,7 +18,8 @@ namespace ops {
 
 Op define_add() {
   return binary_op("add", "input + other, broadcast; for bool the logical or.", infer_binary,
-                   cpu::binary_kernel<cpu::AllDTypes>("cpu.add", [](auto x, auto y) { return cpu::wrap_add(x, y); }))
+                   cpu::binary_kernel<cpu::AllDTypes>(
+                       "cpu.add", [](auto x, auto y) { return cpu::wrap_add(x, y); }))
       .trait(Trait::commutative)
       .done();
 }

@@ -22,9 +22,9 @@ void run_amax(const KernelArgs& args) {
 }  // namespace
 
 Op define_amax() {
-  return reduction_op("amax",
-                      "The largest element over the axes dim, all when none is given; NaN where one is.",
-                      infer_extremum, {"cpu.amax", run_amax, nullptr, any_layout, false});
+  return reduction_op(
+      "amax", "The largest element over the axes dim, all when none is given; NaN where one is.",
+      infer_extremum, {"cpu.amax", run_amax, nullptr, any_layout, false});
 }
 
 }  // namespace ops

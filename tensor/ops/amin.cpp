@@ -22,9 +22,9 @@ void run_amin(const KernelArgs& args) {
 }  // namespace
 
 Op define_amin() {
-  return reduction_op("amin",
-                      "The smallest element over the axes dim, all when none is given; NaN where one is.",
-                      infer_extremum, {"cpu.amin", run_amin, nullptr, any_layout, false});
+  return reduction_op(
+      "amin", "The smallest element over the axes dim, all when none is given; NaN where one is.",
+      infer_extremum, {"cpu.amin", run_amin, nullptr, any_layout, false});
 }
 
 }  // namespace ops

@@ -24,8 +24,9 @@ void run_cast(const KernelArgs& args) { cpu::cast_strided(args.inputs[0], args.o
 
 Op define_cast() {
   return OpBuilder("cast")
-      .doc("input converted to dtype: floats round to nearest even; a float becomes an integer by "
-           "truncation, saturating, NaN as 0; anything but 0 is true.")
+      .doc(
+          "input converted to dtype: floats round to nearest even; a float becomes an integer by "
+          "truncation, saturating, NaN as 0; anything but 0 is true.")
       .operand("input")
       .trait(Trait::elementwise)
       .infer(infer_cast)

@@ -29,9 +29,10 @@ std::vector<TensorSpec> infer_cat(const InferContext& context) {
     for (int other = 0; fits && other < shape.rank(); ++other) {
       fits = other == axis || unify(shape[other], next[other]);
     }
-    TENON_CHECK(fits, ShapeError,
-                "[cat] tensor 0 has shape {} and tensor {} has {}; they may differ along axis {} only",
-                context[0].shape.to_string(), i, next.to_string(), axis);
+    TENON_CHECK(
+        fits, ShapeError,
+        "[cat] tensor 0 has shape {} and tensor {} has {}; they may differ along axis {} only",
+        context[0].shape.to_string(), i, next.to_string(), axis);
     shape[axis] += next[axis];
   }
   return with_shape(context[0], std::move(shape));
@@ -47,7 +48,8 @@ void run_cat(const KernelArgs& args) {
     piece.data = at;
     piece.sizes[axis] = input.sizes[axis];
     cpu::copy_strided(input, piece);
-    at += input.sizes[axis] * output.strides[axis] * static_cast<std::int64_t>(size_of(output.dtype));
+    at +=
+        input.sizes[axis] * output.strides[axis] * static_cast<std::int64_t>(size_of(output.dtype));
   }
 }
 

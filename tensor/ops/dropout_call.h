@@ -1,4 +1,4 @@
-// How ops with dropout inside share the front of `dropout`: one probability check, one site sequence.
+// The front of `dropout`, shared with ops that hold one: one probability check, one site sequence.
 #pragma once
 
 #include <string_view>

@@ -36,8 +36,10 @@ bool accepts(int operand, const TensorView& view) {
 
 Op define_embedding() {
   return OpBuilder("embedding")
-      .doc("Row input[…] of weight (V, D) for every index; an index outside [0, V) is an error on the "
-           "CPU and a row of NaN on CUDA.")
+      .doc(
+          "Row input[…] of weight (V, D) for every index; an index outside [0, V) is an error on "
+          "the "
+          "CPU and a row of NaN on CUDA.")
       .operand("input")
       .operand("weight")
       .infer(infer_embedding)

@@ -26,15 +26,17 @@ Shape resolve_expand(const Shape& input, const Shape& requested) {
   for (int axis = 0; axis < requested.rank(); ++axis) {
     const Dim& to = requested[axis];
     const bool negative = to.is_constant() && to.value() < 0;
-    TENON_CHECK(!negative || (axis >= added && to.value() == -1), ShapeError,
-                "[expand] shape {} for the input {}; needed sizes >= 0, or -1 for an axis of the input",
-                requested.to_string(), input.to_string());
+    TENON_CHECK(
+        !negative || (axis >= added && to.value() == -1), ShapeError,
+        "[expand] shape {} for the input {}; needed sizes >= 0, or -1 for an axis of the input",
+        requested.to_string(), input.to_string());
     if (axis < added) continue;
     const std::optional<Dim> size = expanded_size(input[axis - added], to);
-    TENON_CHECK(size.has_value(), ShapeError,
-                "[expand] shape {} for the input {}: axis {} has size {}; only size 1 can become {}",
-                requested.to_string(), input.to_string(), axis - added,
-                input[axis - added].to_string(), to.to_string());
+    TENON_CHECK(
+        size.has_value(), ShapeError,
+        "[expand] shape {} for the input {}: axis {} has size {}; only size 1 can become {}",
+        requested.to_string(), input.to_string(), axis - added, input[axis - added].to_string(),
+        to.to_string());
     result[axis] = *size;
   }
   return result;

@@ -48,9 +48,10 @@ void run_gelu(const KernelArgs& args) {
 }  // namespace
 
 Op define_gelu() {
-  return unary_op("gelu",
-                  "x·Φ(x), elementwise, or 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))) for approximate=tanh.",
-                  infer_float_like_input, cpu::elementwise_kernel("cpu.gelu", run_gelu));
+  return unary_op(
+      "gelu",
+      "x·Φ(x), elementwise, or 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))) for approximate=tanh.",
+      infer_float_like_input, cpu::elementwise_kernel("cpu.gelu", run_gelu));
 }
 
 }  // namespace ops

@@ -38,11 +38,11 @@ Shape broadcast_shapes(std::string_view op, const Shape& a, const Shape& b) {
       out = a[-axis];
     } else {
       const std::optional<Dim> size = broadcast_sizes(a[-axis], b[-axis]);
-      TENON_CHECK(size.has_value(), ShapeError,
-                  "[{}] shapes {} and {} do not broadcast: axis -{} has sizes {} and {}; they must be "
-                  "equal, or one of them 1",
-                  op, a.to_string(), b.to_string(), axis, a[-axis].to_string(),
-                  b[-axis].to_string());
+      TENON_CHECK(
+          size.has_value(), ShapeError,
+          "[{}] shapes {} and {} do not broadcast: axis -{} has sizes {} and {}; they must be "
+          "equal, or one of them 1",
+          op, a.to_string(), b.to_string(), axis, a[-axis].to_string(), b[-axis].to_string());
       out = *size;
     }
   }

@@ -19,8 +19,8 @@ Op define_maximum() {
       .trait(Trait::elementwise)
       .trait(Trait::commutative)
       .infer(infer_binary)
-      .cpu(cpu::binary_kernel<cpu::AllDTypes>(
-          "cpu.maximum", [](auto x, auto y) { return cpu::nan_max(x, y); }))
+      .cpu(cpu::binary_kernel<cpu::AllDTypes>("cpu.maximum",
+                                              [](auto x, auto y) { return cpu::nan_max(x, y); }))
       .done();
 }
 

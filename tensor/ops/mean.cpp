@@ -30,8 +30,7 @@ void run_mean(const KernelArgs& args) {
 }  // namespace
 
 Op define_mean() {
-  return reduction_op("mean",
-                      "Σ/n over the axes dim, all when none is given; NaN for nothing.",
+  return reduction_op("mean", "Σ/n over the axes dim, all when none is given; NaN for nothing.",
                       infer_mean, {"cpu.mean", run_mean, nullptr, any_layout, false});
 }
 

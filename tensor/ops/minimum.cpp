@@ -19,8 +19,8 @@ Op define_minimum() {
       .trait(Trait::elementwise)
       .trait(Trait::commutative)
       .infer(infer_binary)
-      .cpu(cpu::binary_kernel<cpu::AllDTypes>(
-          "cpu.minimum", [](auto x, auto y) { return cpu::nan_min(x, y); }))
+      .cpu(cpu::binary_kernel<cpu::AllDTypes>("cpu.minimum",
+                                              [](auto x, auto y) { return cpu::nan_min(x, y); }))
       .done();
 }
 

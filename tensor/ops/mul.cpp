@@ -18,7 +18,8 @@ namespace ops {
 
 Op define_mul() {
   return binary_op("mul", "input · other, broadcast; for bool the logical and.", infer_binary,
-                   cpu::binary_kernel<cpu::AllDTypes>("cpu.mul", [](auto x, auto y) { return cpu::wrap_mul(x, y); }))
+                   cpu::binary_kernel<cpu::AllDTypes>(
+                       "cpu.mul", [](auto x, auto y) { return cpu::wrap_mul(x, y); }))
       .trait(Trait::commutative)
       .done();
 }

@@ -28,7 +28,8 @@ std::vector<TensorSpec> infer_narrow(const InferContext& context) {
   const Dim zero = 0;
   TENON_CHECK(zero <= attrs.start && attrs.start <= size && zero <= attrs.length &&
                   attrs.length <= size - attrs.start,
-              ShapeError, "[narrow] {} elements from {} along axis {} of the input {}; it has {} there",
+              ShapeError,
+              "[narrow] {} elements from {} along axis {} of the input {}; it has {} there",
               attrs.length.to_string(), attrs.start.to_string(), axis, input.shape.to_string(),
               size.to_string());
   Shape shape = input.shape;

@@ -12,7 +12,8 @@ namespace {
 std::vector<std::int64_t> normalized_permutation(const Shape& shape,
                                                  std::vector<std::int64_t> dims) {
   const auto fail_unless = [&](bool good) {
-    TENON_CHECK(good, ShapeError, "[permute] axes {} of the input {}; needed each of its {} axes once",
+    TENON_CHECK(good, ShapeError,
+                "[permute] axes {} of the input {}; needed each of its {} axes once",
                 to_string(AttrValue(dims)), shape.to_string(), shape.rank());
   };
   fail_unless(dims.size() == static_cast<std::size_t>(shape.rank()));

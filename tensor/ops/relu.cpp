@@ -13,7 +13,8 @@ namespace ops {
 
 Op define_relu() {
   return unary_op("relu", "max(x, 0), elementwise; NaN stays NaN.", infer_numeric_like_input,
-                  cpu::unary_kernel<cpu::Numbers>("cpu.relu", [](auto x) { return x < decltype(x)(0) ? decltype(x)(0) : x; }));
+                  cpu::unary_kernel<cpu::Numbers>(
+                      "cpu.relu", [](auto x) { return x < decltype(x)(0) ? decltype(x)(0) : x; }));
 }
 
 }  // namespace ops

@@ -16,7 +16,9 @@ namespace ops {
 
 Op define_reshape() {
   return OpBuilder("reshape")
-      .doc("input with another shape and the same elements in row-major order; a copy only where strides need one.")
+      .doc(
+          "input with another shape and the same elements in row-major order; a copy only where "
+          "strides need one.")
       .operand("input")
       .infer(infer_reshape)
       .view(view_reshape)

@@ -12,8 +12,9 @@ Tensor rsqrt(const Tensor& input) {
 namespace ops {
 
 Op define_rsqrt() {
-  return unary_op("rsqrt", "1/√x, elementwise: inf at 0, NaN below.", infer_float_like_input,
-                  cpu::unary_kernel<cpu::Floats>("cpu.rsqrt", [](auto x) { return 1 / std::sqrt(x); }));
+  return unary_op(
+      "rsqrt", "1/√x, elementwise: inf at 0, NaN below.", infer_float_like_input,
+      cpu::unary_kernel<cpu::Floats>("cpu.rsqrt", [](auto x) { return 1 / std::sqrt(x); }));
 }
 
 }  // namespace ops

@@ -13,8 +13,9 @@ Tensor sigmoid(const Tensor& input) {
 namespace ops {
 
 Op define_sigmoid() {
-  return unary_op("sigmoid", "1/(1 + e^-x), elementwise.", infer_float_like_input,
-                  cpu::unary_kernel<cpu::Floats>("cpu.sigmoid", [](auto x) { return cpu::sigmoid(x); }));
+  return unary_op(
+      "sigmoid", "1/(1 + e^-x), elementwise.", infer_float_like_input,
+      cpu::unary_kernel<cpu::Floats>("cpu.sigmoid", [](auto x) { return cpu::sigmoid(x); }));
 }
 
 }  // namespace ops

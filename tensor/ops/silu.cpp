@@ -13,8 +13,9 @@ Tensor silu(const Tensor& input) {
 namespace ops {
 
 Op define_silu() {
-  return unary_op("silu", "x/(1 + e^-x), elementwise.", infer_float_like_input,
-                  cpu::unary_kernel<cpu::Floats>("cpu.silu", [](auto x) { return x / (1 + cpu::exp(-x)); }));
+  return unary_op(
+      "silu", "x/(1 + e^-x), elementwise.", infer_float_like_input,
+      cpu::unary_kernel<cpu::Floats>("cpu.silu", [](auto x) { return x / (1 + cpu::exp(-x)); }));
 }
 
 }  // namespace ops

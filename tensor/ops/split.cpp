@@ -28,9 +28,10 @@ std::int64_t checked_axis(std::string_view op, const Tensor& input, std::int64_t
 }  // namespace
 
 std::vector<Tensor> split(const Tensor& input, std::int64_t split_size, std::int64_t dim) {
-  TENON_CHECK(!ops::in_pattern(), TraceError,
-              "[split] a piece size in a pattern, where the number of pieces is unknown; give the list "
-              "of sizes or use chunk");
+  TENON_CHECK(
+      !ops::in_pattern(), TraceError,
+      "[split] a piece size in a pattern, where the number of pieces is unknown; give the list "
+      "of sizes or use chunk");
   const std::int64_t axis = checked_axis("split", input, dim);
   const Dim size = input.size(axis);
   TENON_CHECK(split_size > 0 || (split_size == 0 && size == Dim(0)), ValueError,
@@ -50,8 +51,8 @@ std::vector<Tensor> split(const Tensor& input, const std::vector<std::int64_t>& 
   }
   if (!ops::in_pattern()) {
     TENON_CHECK(unify(input.size(axis), total), ShapeError,
-                "[split] pieces of {} elements in all along axis {} of the input {}; needed {}", total,
-                axis, input.shape().to_string(), input.size(axis).to_string());
+                "[split] pieces of {} elements in all along axis {} of the input {}; needed {}",
+                total, axis, input.shape().to_string(), input.size(axis).to_string());
   }
   std::vector<Tensor> pieces;
   std::int64_t start = 0;

@@ -33,8 +33,8 @@ void run_square(const KernelArgs& args) {
 }  // namespace
 
 Op define_square() {
-  return unary_op("square", "x², elementwise; integers wrap around, bool gives int64.", infer_square,
-                  cpu::elementwise_kernel("cpu.square", run_square));
+  return unary_op("square", "x², elementwise; integers wrap around, bool gives int64.",
+                  infer_square, cpu::elementwise_kernel("cpu.square", run_square));
 }
 
 }  // namespace ops

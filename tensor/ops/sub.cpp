@@ -18,7 +18,8 @@ namespace ops {
 
 Op define_sub() {
   return binary_op("sub", "input - other, broadcast.", infer_numeric_binary,
-                   cpu::binary_kernel<cpu::Numbers>("cpu.sub", [](auto x, auto y) { return cpu::wrap_sub(x, y); }))
+                   cpu::binary_kernel<cpu::Numbers>(
+                       "cpu.sub", [](auto x, auto y) { return cpu::wrap_sub(x, y); }))
       .done();
 }
 

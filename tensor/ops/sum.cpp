@@ -28,10 +28,11 @@ void run_sum(const KernelArgs& args) {
 }  // namespace
 
 Op define_sum() {
-  return reduction_op("sum",
-                      "Σ over the axes dim, all when none is given; 0 for nothing. Integers and bool "
-                      "give int64.",
-                      infer_sum, {"cpu.sum", run_sum, nullptr, any_layout, false});
+  return reduction_op(
+      "sum",
+      "Σ over the axes dim, all when none is given; 0 for nothing. Integers and bool "
+      "give int64.",
+      infer_sum, {"cpu.sum", run_sum, nullptr, any_layout, false});
 }
 
 }  // namespace ops

@@ -15,7 +15,8 @@ Tensor transpose(const Tensor& input, std::int64_t dim0, std::int64_t dim1) {
   const std::int64_t b = ops::axis_of("transpose", input, dim1);
   // In a pattern the order of a negative and a non-negative axis is not known yet.
   const bool comparable = (a < 0) == (b < 0);
-  return apply1(op, {input}, AxisPairAttrs{comparable && b < a ? std::vector{b, a} : std::vector{a, b}});
+  return apply1(op, {input},
+                AxisPairAttrs{comparable && b < a ? std::vector{b, a} : std::vector{a, b}});
 }
 
 namespace ops {

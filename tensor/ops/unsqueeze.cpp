@@ -24,9 +24,10 @@ std::vector<TensorSpec> infer_unsqueeze(const InferContext& context) {
   return with_shape(context[0], std::move(shape));
 }
 
-std::optional<Layout> view_unsqueeze(const Layout& input, const Extents& sizes, const Attrs& attrs) {
-  const auto axis = static_cast<int>(
-      normalize_axis("unsqueeze", attrs.as<AxisAttrs>().dim, input.rank() + 1));
+std::optional<Layout> view_unsqueeze(const Layout& input, const Extents& sizes,
+                                     const Attrs& attrs) {
+  const auto axis =
+      static_cast<int>(normalize_axis("unsqueeze", attrs.as<AxisAttrs>().dim, input.rank() + 1));
   Layout result{sizes, input.strides, input.offset};
   result.strides.insert(axis, axis < input.rank() ? input.sizes[axis] * input.strides[axis] : 1);
   return result;

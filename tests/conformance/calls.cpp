@@ -14,7 +14,8 @@ using Call = std::function<std::vector<Tensor>(const Inputs&, Arguments&)>;
 using Axes = std::vector<std::int64_t>;
 
 const Tensor& input(const Inputs& inputs, std::size_t i) {
-  if (i >= inputs.size()) throw Unsupported("the case has " + std::to_string(inputs.size()) + " inputs");
+  if (i >= inputs.size())
+    throw Unsupported("the case has " + std::to_string(inputs.size()) + " inputs");
   return inputs[i];
 }
 
@@ -192,7 +193,8 @@ const std::map<std::string, Call, std::less<>>& table() {
 
 void Arguments::require_all_read() const {
   for (const auto& [name, value] : values_.items()) {
-    if (!value.is_null() && !read_.contains(name)) throw Unsupported("without option '" + name + "'");
+    if (!value.is_null() && !read_.contains(name))
+      throw Unsupported("without option '" + name + "'");
   }
 }
 

@@ -45,8 +45,9 @@ class Arguments {
   std::set<std::string> read_;
 };
 
-/// Calls the op; absent optional inputs are undefined tensors. Unsupported where there is no such op,
-/// overload or option.
-std::vector<Tensor> call(std::string_view op, const std::vector<Tensor>& inputs, Arguments& arguments);
+/// Calls the op; absent optional inputs are undefined tensors. Unsupported where there is no such
+/// op, overload or option.
+std::vector<Tensor> call(std::string_view op, const std::vector<Tensor>& inputs,
+                         Arguments& arguments);
 
 }  // namespace tenon::conformance

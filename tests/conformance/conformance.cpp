@@ -73,8 +73,8 @@ std::string difference(const Tensor& got, const json& spec, double rtol, double 
   }
   if (!is_floating(dtype)) {
     const auto values = cast(got.cpu(), DType::int64).to_vector<std::int64_t>();
-    const auto expected = cast(host_tensor(spec.at("data"), dtype, sizes), DType::int64)
-                              .to_vector<std::int64_t>();
+    const auto expected =
+        cast(host_tensor(spec.at("data"), dtype, sizes), DType::int64).to_vector<std::int64_t>();
     const auto [at, other] = std::mismatch(values.begin(), values.end(), expected.begin());
     if (at == values.end()) return {};
     return fmt::format("element {}: got {}; expected {}", at - values.begin(), *at, *other);
@@ -87,9 +87,11 @@ std::string difference(const Tensor& got, const json& spec, double rtol, double 
   for (std::size_t i = 0; i < values.size(); ++i) {
     const double expected = number(data[i]);
     if (close(values[i], expected, rtol, atol)) continue;
-    if (wrong++ == 0) first = fmt::format("element {}: got {}; expected {}", i, values[i], expected);
+    if (wrong++ == 0)
+      first = fmt::format("element {}: got {}; expected {}", i, values[i], expected);
   }
-  return wrong == 0 ? std::string() : fmt::format("{} of {} elements differ, {}", wrong, values.size(), first);
+  return wrong == 0 ? std::string()
+                    : fmt::format("{} of {} elements differ, {}", wrong, values.size(), first);
 }
 
 void compare(const std::vector<Tensor>& outputs, const json& test_case, Outcome& outcome) {
@@ -131,7 +133,8 @@ std::vector<CaseFile> read_cases(const std::filesystem::path& folder) {
 }
 
 std::string case_name(std::string_view op, const json& test_case) {
-  const bool named = test_case.is_object() && test_case.contains("name") && test_case["name"].is_string();
+  const bool named =
+      test_case.is_object() && test_case.contains("name") && test_case["name"].is_string();
   return std::string(op) + "/" + (named ? test_case["name"].get<std::string>() : std::string());
 }
 

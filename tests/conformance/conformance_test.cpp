@@ -1,31 +1,23 @@
-// All committed operator cases, on the CPU and, where there is one, on the GPU. The GPU's tests are in
-// a suite of their own, so that they can run as a separate, labelled entry.
+// All committed operator cases, on the CPU and, where there is one, on the GPU. The GPU's tests are
+// in a suite of their own, so that they can run as a separate, labelled entry.
 #include "tests/conformance/conformance.h"
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "tensor/device_backend.h"
+#include "tests/support/test_data.h"
 
 namespace tenon::conformance {
 namespace {
-
-std::filesystem::path case_folder() {
-  if (const char* folder = std::getenv("TENON_TEST_DATA")) {
-    return std::filesystem::path(folder) / "conformance";
-  }
-  const auto program = std::filesystem::read_symlink("/proc/self/exe");
-  return program.parent_path() / TENON_TEST_DATA_DEFAULT / "conformance";
-}
 
 /// Cases that Tenon cannot run, by design: everything else in the folder must pass.
 bool may_be_skipped(const std::string& name) { return name.starts_with("pow/"); }
 
 void run_all(Device device) {
   int passed = 0;
-  for (const CaseFile& file : read_cases(case_folder())) {
+  for (const CaseFile& file : read_cases(test::test_data("conformance"))) {
     for (const auto& test_case : file.cases) {
       const Outcome outcome = run_case(file.op, test_case, device);
       if (outcome.status == Status::passed) ++passed;

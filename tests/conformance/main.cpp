@@ -2,8 +2,8 @@
 //
 //   bin/conformance tests/conformance/cases --device cuda --filter 'softmax|gelu.*float32'
 //
-// Exit status: 0 when nothing failed, 1 when a case failed, 2 for a wrong command line or unreadable
-// files. Gradients in the cases are not checked: Tenon has no autograd yet.
+// Exit status: 0 when nothing failed, 1 when a case failed, 2 for a wrong command line or
+// unreadable files. Gradients in the cases are not checked: Tenon has no autograd yet.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -26,8 +26,10 @@ struct Options {
 /// One JSON object on stdout.
 void print_json(const std::vector<Outcome>& outcomes, const std::string& device,
                 const std::vector<int>& counts) {
-  nlohmann::json result = {{"device", device},       {"passed", counts[0]},
-                           {"failed", counts[1]},    {"skipped", counts[2]},
+  nlohmann::json result = {{"device", device},
+                           {"passed", counts[0]},
+                           {"failed", counts[1]},
+                           {"skipped", counts[2]},
                            {"failures", nlohmann::json::array()},
                            {"skips", nlohmann::json::array()}};
   for (const Outcome& outcome : outcomes) {
@@ -35,7 +37,8 @@ void print_json(const std::vector<Outcome>& outcomes, const std::string& device,
     result[outcome.status == Status::failed ? "failures" : "skips"].push_back(
         {{"case", outcome.name}, {"reason", outcome.reason}});
   }
-  std::printf("%s\n", result.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  std::printf("%s\n",
+              result.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
 int run(const Options& options) {
@@ -66,12 +69,14 @@ int run(const Options& options) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app(
-      "Runs operator conformance cases (one JSON file per op) and compares Tenon's outputs with the "
+      "Runs operator conformance cases (one JSON file per op) and compares Tenon's outputs with "
+      "the "
       "expected ones. A case whose op or option Tenon does not have is skipped, with the reason. "
       "Gradients in the cases are not checked: Tenon has no autograd yet.");
   app.add_option("DIR", options.folder, "Folder of case files")->required();
   app.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
-  app.add_option("--filter", options.filter, "Only cases whose op/name this regular expression finds");
+  app.add_option("--filter", options.filter,
+                 "Only cases whose op/name this regular expression finds");
   app.add_flag("--json", options.json, "One JSON object on stdout, everything else on stderr");
   try {
     app.parse(argc, argv);

@@ -1,12 +1,52 @@
-// A user's program: builds against an installed Tenon through find_package(tenon).
-#include <tensor/dtype.h>
-#include <tensor/tensor.h>
-#include <tensor/version.h>
+// A user's program against the installed package: a model, its checkpoint, a schedule, a run.
+#include <cmath>
+#include <cstdio>
+#include <exception>
 
-#include <iostream>
+#include "nn/checkpoint.h"
+#include "nn/nn.h"
+#include "schedule/schedule.h"
 
-int main() {
-  std::cout << "tenon " << TENON_VERSION << " knows " << tenon::name(tenon::DType::bfloat16)
-            << '\n';
-  return tenon::size_of(tenon::DType::bfloat16) == 2 ? 0 : 1;
+using namespace tenon;
+
+struct Mlp : nn::Module {
+  explicit Mlp(std::int64_t size)
+      : up(add<nn::Linear>("up", size, 4 * size)),
+        down(add<nn::Linear>("down", 4 * size, size)),
+        norm(add<nn::LayerNorm>("norm", size)) {}
+  Tensor forward(const Tensor& x) const {
+    return norm(dropout(down(gelu(up(x))), 0.1) + x);
+  }
+  nn::Child<nn::Linear> up, down;
+  nn::Child<nn::LayerNorm> norm;
+};
+
+int main() try {
+  const auto saved = nn::make<Mlp>(16);
+  nn::save_checkpoint("mlp.json", {.tensors = saved->state_dict()});
+  const auto model = nn::make<Mlp>(16);
+  nn::load_into(*model, nn::load_checkpoint("mlp.json"));
+  model->eval();
+
+  Schedule sch = create_schedule(model, {{"x", randn({2, 5, 16})}});
+  sch["down"].decompose();
+  sch.trace({.flatten = true});
+  sch.fuse(sch.find([](const Tensor& x, const Tensor& bias, const Tensor& residual,
+                       const Tensor& weight, const Tensor& norm_bias) {
+    return layer_norm(dropout(x + bias, any()) + residual, weight, norm_bias);
+  }));
+  Executor run = build(sch);
+
+  const Tensor x = randn({3, 7, 16});
+  const auto scheduled = run(x).to_vector<float>();
+  const auto plain = model(x).to_vector<float>();
+  float apart = 0;
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    apart = std::fmax(apart, std::fabs(plain[i] - scheduled[i]));
+  }
+  std::printf("%zu values, largest difference %g\n", plain.size(), static_cast<double>(apart));
+  return apart < 1e-5F ? 0 : 1;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "error: %s\n", error.what());
+  return 2;
 }

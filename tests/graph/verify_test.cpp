@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "graph/tracer.h"
+#include "tensor/error.h"
 #include "tensor/ops/attributes.h"
 #include "tests/support/expect_error.h"
 

@@ -12,7 +12,7 @@
 #include <numeric>
 
 #include "nn/nn.h"
-#include "tests/nn/attention_model.h"
+#include "examples/attention_model.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/test_data.h"
@@ -52,9 +52,10 @@ void expect_same(const nn::StateDict& a, const nn::StateDict& b) {
 nn::StateDict every_dtype() {
   using Limits = std::numeric_limits<std::int64_t>;
   nn::StateDict state;
-  state.add("float32", from_bits<float, std::uint32_t>(
-                           {0x00000000, 0x80000000, 0x00000001, 0x807fffff, 0x00800000, 0x7f7fffff,
-                            0x3f800000, 0x3f800001, 0x3dcccccd, 0x7f800000, 0xff800000, 0x7fc00000}));
+  state.add("float32",
+            from_bits<float, std::uint32_t>({0x00000000, 0x80000000, 0x00000001, 0x807fffff,
+                                             0x00800000, 0x7f7fffff, 0x3f800000, 0x3f800001,
+                                             0x3dcccccd, 0x7f800000, 0xff800000, 0x7fc00000}));
   state.add("float32 nan", from_bits<float, std::uint32_t>({0xffc00000, 0x7fc00001, 0x7f800001}));
   state.add("float64", from_bits<double, std::uint64_t>(
                            {0, 0x8000000000000000, 1, 0x000fffffffffffff, 0x7fefffffffffffff,
@@ -64,8 +65,10 @@ nn::StateDict every_dtype() {
                            {0, 0x8000, 1, 0x83ff, 0x7bff, 0x2e66, 0x7c00, 0xfc00, 0x7e00}));
   state.add("bfloat16", from_bits<BFloat16, std::uint16_t>(
                             {0, 0x8000, 1, 0x807f, 0x7f7f, 0x3dcd, 0x7f80, 0xff80, 0x7fc0}));
-  state.add("int64", from_vector<std::int64_t>({0, -1, Limits::min(), Limits::max(), (1LL << 53) + 1}, {5}));
-  state.add("int32", from_vector<std::int32_t>({0, -1, std::numeric_limits<std::int32_t>::min()}, {3}));
+  state.add("int64",
+            from_vector<std::int64_t>({0, -1, Limits::min(), Limits::max(), (1LL << 53) + 1}, {5}));
+  state.add("int32",
+            from_vector<std::int32_t>({0, -1, std::numeric_limits<std::int32_t>::min()}, {3}));
   state.add("uint8", from_vector<std::uint8_t>({0, 1, 255}, {3}));
   Tensor flags = zeros({2, 2}, {DType::boolean, kCpu});
   flags.data<bool>()[1] = true;
@@ -113,7 +116,8 @@ TEST(CheckpointRoundTrip, StridedTensors) {
   checkpoint.tensors.add("transposed", base.transpose(0, 1));
   checkpoint.tensors.add("expanded", base.narrow(0, 1, 1).expand({5, 4}));
   for (const std::size_t limit : {std::size_t{0}, std::size_t{1000}}) {
-    nn::save_checkpoint(folder / "m.json", checkpoint, {.data_limit = limit, .base64_limit = limit});
+    nn::save_checkpoint(folder / "m.json", checkpoint,
+                        {.data_limit = limit, .base64_limit = limit});
     const nn::Checkpoint loaded = nn::load_checkpoint(folder / "m.json");
     for (const auto& [name, tensor] : checkpoint.tensors) {
       EXPECT_EQ(loaded.tensors.at(name).to_doubles(), tensor.to_doubles());
@@ -144,7 +148,8 @@ TEST(CheckpointRoundTrip, ConfigMetadataAndTests) {
   checkpoint.config.set("hidden_size", std::int64_t{256});
   checkpoint.tests.push_back({"train", {ones({2}), zeros({3, 3})}, {full({2}, 0.1)}, 1e-3, 0});
   for (const std::size_t limit : {std::size_t{0}, std::size_t{1000}}) {
-    nn::save_checkpoint(folder / "m.json", checkpoint, {.data_limit = limit, .base64_limit = limit});
+    nn::save_checkpoint(folder / "m.json", checkpoint,
+                        {.data_limit = limit, .base64_limit = limit});
     const nn::Checkpoint loaded = nn::load_checkpoint(folder / "m.json");
     EXPECT_EQ(loaded.metadata.string("producer"), "a \"test\"\n");
     EXPECT_EQ(loaded.config.text, R"({"hidden_size": 256, "eps": 1e-12})");
@@ -163,8 +168,7 @@ TEST(CheckpointRoundTrip, ConfigMetadataAndTests) {
 }
 
 struct Tied : nn::Module {
-  Tied()
-      : wte(add<nn::Embedding>("wte", 4, 2)), lm_head(add<nn::Linear>("lm_head", wte->weight)) {}
+  Tied() : wte(add<nn::Embedding>("wte", 4, 2)), lm_head(add<nn::Linear>("lm_head", wte->weight)) {}
   nn::Child<nn::Embedding> wte;
   nn::Child<nn::Linear> lm_head;
 };
@@ -176,7 +180,8 @@ TEST(CheckpointAliases, TiedTensorsAreWrittenOnceAndStayTied) {
   const nn::Checkpoint loaded = nn::load_checkpoint(folder / "tied.json");
   EXPECT_EQ(loaded.tensors.size(), 1U);
   ASSERT_EQ(loaded.aliases.size(), 1U);
-  EXPECT_EQ(loaded.aliases[0], (std::pair<std::string, std::string>{"lm_head.weight", "wte.weight"}));
+  EXPECT_EQ(loaded.aliases[0],
+            (std::pair<std::string, std::string>{"lm_head.weight", "wte.weight"}));
   const nn::StateDict state = loaded.state_dict();
   EXPECT_TRUE(state.at("lm_head.weight").is_same(state.at("wte.weight")));
   const auto other = nn::make<Tied>();
@@ -206,11 +211,12 @@ TEST(CheckpointLoadInto, TheErrorNamesTheFileAndNothingChanges) {
 }
 
 TEST(CheckpointFixture, TheRecordedPyTorchOutputIsMet) {
-  const nn::Checkpoint checkpoint = nn::load_checkpoint(test::test_data("attention/attention.json"));
+  const nn::Checkpoint checkpoint =
+      nn::load_checkpoint(test::test_data("attention/attention.json"));
   EXPECT_EQ(checkpoint.metadata.string("producer"), "export_checkpoint.py");
   const double entropy = checkpoint.metadata.number("mean_attention_entropy").value();
   EXPECT_LT(entropy, 0.5 * std::log(24.0));
-  const auto model = nn::make<test::Attention>(checkpoint.config.integer("hidden_size").value(),
+  const auto model = nn::make<tutorial::Attention>(checkpoint.config.integer("hidden_size").value(),
                                                checkpoint.config.integer("num_heads").value());
   nn::load_into(*model, checkpoint);
   model->eval();
@@ -241,13 +247,13 @@ TEST(CheckpointFixture, TheRecordedPyTorchOutputIsMet) {
 
 TEST(CheckpointFixture, FourMillionParametersWriteAndLoad) {
   const TempFolder folder;
-  const auto model = nn::make<test::Attention>(1024, 16);
+  const auto model = nn::make<tutorial::Attention>(1024, 16);
   const auto start = std::chrono::steady_clock::now();
   nn::save_checkpoint(folder / "big.json", {.tensors = model->state_dict()});
   const auto saved = std::chrono::steady_clock::now();
   EXPECT_GT(fs::file_size(folder / "big.safetensors"), 16U << 20);
   EXPECT_LT(fs::file_size(folder / "big.json"), 64U << 10);
-  const auto other = nn::make<test::Attention>(1024, 16);
+  const auto other = nn::make<tutorial::Attention>(1024, 16);
   const auto built = std::chrono::steady_clock::now();
   nn::load_into(*other, nn::load_checkpoint(folder / "big.json"));
   const auto loaded = std::chrono::steady_clock::now();
@@ -319,9 +325,8 @@ TEST(CheckpointSave, RefusesAndLeavesNothingBehind) {
   const auto saving = [&](auto change) {
     nn::Checkpoint changed = checkpoint;
     change(changed);
-    return test::error_text<CheckpointError>([&] {
-      nn::save_checkpoint(path, changed, {.data_limit = 0, .base64_limit = 0});
-    });
+    return test::error_text<CheckpointError>(
+        [&] { nn::save_checkpoint(path, changed, {.data_limit = 0, .base64_limit = 0}); });
   };
   EXPECT_EQ(saving([](auto& c) { c.tensors.add("a\nb", zeros({1})); }),
             where + "tensor \"a\\x0ab\": the name holds control characters");
@@ -331,8 +336,14 @@ TEST(CheckpointSave, RefusesAndLeavesNothingBehind) {
               c.tensors.add("s", Tensor::symbolic({DType::float32, {2}, kCpu}));
             }),
             where + "tensor \"s\": has no data");
-  EXPECT_EQ(saving([](auto& c) { c.aliases = {{"y", "z"}}; }), where + "alias \"y\": no tensor \"z\"");
-  EXPECT_EQ(saving([](auto& c) { c.aliases = {{"x", "x"}}; }), where + "alias \"x\": the name is taken");
+  EXPECT_EQ(saving([](auto& c) {
+              c.aliases = {{"y", "z"}};
+            }),
+            where + "alias \"y\": no tensor \"z\"");
+  EXPECT_EQ(saving([](auto& c) {
+              c.aliases = {{"x", "x"}};
+            }),
+            where + "alias \"x\": the name is taken");
   EXPECT_EQ(saving([](auto& c) { c.config.text = "[]"; }),
             where + "config: the text is an array; needed an object (line 1, column 1)");
   EXPECT_EQ(saving([](auto& c) { c.tests.push_back({.mode = "fast"}); }),

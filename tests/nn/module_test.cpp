@@ -8,13 +8,13 @@
 #include <tuple>
 
 #include "nn/nn.h"
-#include "tests/nn/attention_model.h"
+#include "examples/attention_model.h"
 #include "tests/support/expect_error.h"
 
 namespace tenon {
 namespace {
 
-using test::Attention;
+using tutorial::Attention;
 
 template <class Pairs>
 std::vector<std::string> names_of(const Pairs& pairs) {
@@ -65,7 +65,8 @@ TEST(ModulePrint, Layers) {
     add(nn::make<nn::Dropout>(1.0), "Dropout(p=1.0, inplace=False)");
     add(nn::make<nn::LayerNorm>(std::vector<std::int64_t>{2, 3}, 1e-12),
         "LayerNorm((2, 3), eps=1e-12, elementwise_affine=True)");
-    add(nn::make<nn::LayerNorm>(8, 0.5, false), "LayerNorm((8,), eps=0.5, elementwise_affine=False)");
+    add(nn::make<nn::LayerNorm>(8, 0.5, false),
+        "LayerNorm((8,), eps=0.5, elementwise_affine=False)");
     add(nn::make<nn::Embedding>(10, 3), "Embedding(10, 3)");
     add(nn::make<nn::Identity>(), "Identity()");
     add(nn::make<nn::ReLU>(), "ReLU()");
@@ -133,9 +134,10 @@ TEST(ModuleRegistration, RefusesBadNamesAndValues) {
   module->add<nn::Identity>("m");
   EXPECT_ERROR(ModuleError, "[register_parameter] the name is empty; needed a name",
                module->register_parameter("", zeros({2})));
-  EXPECT_ERROR(ModuleError,
-               "[register_parameter] the name \"a.b\" holds a dot; dots separate the names of a path",
-               module->register_parameter("a.b", zeros({2})));
+  EXPECT_ERROR(
+      ModuleError,
+      "[register_parameter] the name \"a.b\" holds a dot; dots separate the names of a path",
+      module->register_parameter("a.b", zeros({2})));
   EXPECT_ERROR(ModuleError, "[register_parameter] the name \"w\" is taken by a parameter",
                module->register_parameter("w", zeros({2})));
   EXPECT_ERROR(ModuleError, "[register_module] the name \"b\" is taken by a buffer",
@@ -144,12 +146,14 @@ TEST(ModuleRegistration, RefusesBadNamesAndValues) {
                module->register_buffer("m", zeros({2})));
   EXPECT_ERROR(ModuleError, "[register_parameter] \"x\" is undefined; needed a tensor",
                module->register_parameter("x", Tensor()));
-  EXPECT_ERROR(ModuleError,
-               "[register_parameter] \"x\" is float32(2, 3) without data; needed a tensor with data",
-               module->register_parameter("x", Tensor::symbolic({DType::float32, {2, 3}, kCpu})));
-  EXPECT_ERROR(ModuleError,
-               "[register_parameter] \"x\" is int64(2,); needed a floating dtype (others are buffers)",
-               module->register_parameter("x", zeros({2}, {DType::int64, kCpu})));
+  EXPECT_ERROR(
+      ModuleError,
+      "[register_parameter] \"x\" is float32(2, 3) without data; needed a tensor with data",
+      module->register_parameter("x", Tensor::symbolic({DType::float32, {2, 3}, kCpu})));
+  EXPECT_ERROR(
+      ModuleError,
+      "[register_parameter] \"x\" is int64(2,); needed a floating dtype (others are buffers)",
+      module->register_parameter("x", zeros({2}, {DType::int64, kCpu})));
   EXPECT_ERROR(ModuleError, "[register_module] \"x\" is null; needed a module",
                module->register_module("x", std::shared_ptr<nn::Linear>()));
   EXPECT_ERROR(ModuleError, "[register_module] the name \"\\x0a\" is taken by a module",
@@ -164,18 +168,19 @@ TEST(ModuleRegistration, RefusesCycles) {
   EXPECT_ERROR(ModuleError,
                "[register_module] \"outer\" would contain itself, as \"inner\" of the new child",
                inner->register_module("outer", outer));
-  EXPECT_ERROR(ModuleError, "[register_module] \"me\" would contain itself, as \"\" of the new child",
+  EXPECT_ERROR(ModuleError,
+               "[register_module] \"me\" would contain itself, as \"\" of the new child",
                outer->register_module("me", outer));
 }
 
 TEST(ModuleNames, AreOrderedAndDotted) {
   const auto model = nn::make<Attention>(8, 2);
   EXPECT_EQ(names_of(model->named_parameters()),
-            (std::vector<std::string>{
-                "self_attn.q_proj.weight", "self_attn.q_proj.bias", "self_attn.k_proj.weight",
-                "self_attn.k_proj.bias", "self_attn.v_proj.weight", "self_attn.v_proj.bias",
-                "proj.dense.weight", "proj.dense.bias", "proj.layer_norm.weight",
-                "proj.layer_norm.bias"}));
+            (std::vector<std::string>{"self_attn.q_proj.weight", "self_attn.q_proj.bias",
+                                      "self_attn.k_proj.weight", "self_attn.k_proj.bias",
+                                      "self_attn.v_proj.weight", "self_attn.v_proj.bias",
+                                      "proj.dense.weight", "proj.dense.bias",
+                                      "proj.layer_norm.weight", "proj.layer_norm.bias"}));
   EXPECT_EQ(names_of(model->named_modules()),
             (std::vector<std::string>{"", "self_attn", "self_attn.q_proj", "self_attn.k_proj",
                                       "self_attn.v_proj", "self_attn.dropout", "proj", "proj.dense",
@@ -192,7 +197,8 @@ TEST(ModuleNames, BuffersAndParametersAreInterleavedByModule) {
   model->register_buffer("steps", zeros({1}, {DType::int64, kCpu}));
   model->register_buffer("scratch", zeros({1}), false);
   model->register_parameter("scale", ones({1}));
-  EXPECT_EQ(names_of(model->state_dict()), (std::vector<std::string>{"scale", "steps", "fc.weight"}));
+  EXPECT_EQ(names_of(model->state_dict()),
+            (std::vector<std::string>{"scale", "steps", "fc.weight"}));
   EXPECT_EQ(names_of(model->named_buffers()), (std::vector<std::string>{"steps", "scratch"}));
   EXPECT_EQ(model->buffer("steps").dtype(), DType::int64);
 }
@@ -349,8 +355,8 @@ class Recorder : public Interpreter {
   }
   void enter_module(const ModuleFrame& frame, std::span<const Tensor> inputs) override {
     modules.push_back(frame.module);
-    log += *frame.type + (frame.training ? "" : "/eval") + (frame.has_hooks ? "/hooked" : "") + "(" +
-           std::to_string(inputs.size()) + " ";
+    log += *frame.type + (frame.training ? "" : "/eval") + (frame.has_hooks ? "/hooked" : "") +
+           "(" + std::to_string(inputs.size()) + " ";
   }
   void exit_module(const ModuleFrame&, std::span<const Tensor> outputs) override {
     log += ")" + std::to_string(outputs.size()) + " ";
@@ -416,12 +422,14 @@ TEST(ModuleCall, ByNumberOfTensors) {
 TEST(ModuleCall, ScopesEndWhenForwardThrows) {
   EXPECT_THROW(nn::make<Throwing>()(ones({1})), ValueError);
   EXPECT_EQ(current_module(), nullptr);
-  EXPECT_ERROR(ModuleError, "[module] used an empty Child<Linear>; needed one made by add() or make()",
+  EXPECT_ERROR(ModuleError,
+               "[module] used an empty Child<Linear>; needed one made by add() or make()",
                nn::Child<nn::Linear>()(ones({1})));
 }
 
 TEST(Layers, ComputeWhatTheirNamesSay) {
-  const auto linear = nn::make<nn::Linear>(tensor({1, 2, 3, 4, 5, 6}, {2, 3}), tensor({10, 20}, {2}));
+  const auto linear =
+      nn::make<nn::Linear>(tensor({1, 2, 3, 4, 5, 6}, {2, 3}), tensor({10, 20}, {2}));
   EXPECT_EQ(linear(tensor({1, 1, 1}, {1, 3})).to_doubles(), (std::vector<double>{16, 35}));
   const auto embedding = nn::make<nn::Embedding>(4, 2);
   const Tensor rows = embedding(from_vector<std::int64_t>({3, 0}, {2}));
@@ -440,10 +448,12 @@ TEST(Layers, ComputeWhatTheirNamesSay) {
 
 TEST(Layers, RefuseBadArguments) {
   EXPECT_ERROR(ValueError, "[Linear] in_features is -1; needed at least 0", nn::Linear(-1, 2));
-  EXPECT_ERROR(ValueError, "[Embedding] embedding_dim is -2; needed at least 0", nn::Embedding(1, -2));
+  EXPECT_ERROR(ValueError, "[Embedding] embedding_dim is -2; needed at least 0",
+               nn::Embedding(1, -2));
   EXPECT_ERROR(ValueError, "[LayerNorm] normalized_shape is empty; needed one size or more",
                nn::LayerNorm(std::vector<std::int64_t>{}));
-  EXPECT_ERROR(ShapeError, "[Linear] the weight is float32(2,); needed a matrix (out_features, in_features)",
+  EXPECT_ERROR(ShapeError,
+               "[Linear] the weight is float32(2,); needed a matrix (out_features, in_features)",
                nn::Linear(zeros({2})));
   EXPECT_ERROR(ShapeError, "[Linear] the bias is float32(3,); needed (2,) to fit the weight",
                nn::Linear(zeros({2, 3}), zeros({3})));
@@ -467,8 +477,8 @@ TEST(Layers, InitialValuesAreUniformInOneOverRootFanIn) {
     sum += v;
     squares += v * v;
   }
-  EXPECT_NEAR(sum / 16384, 0, 0.0015);                       // 5 standard deviations
-  EXPECT_NEAR(squares / 16384 * 256 * 3, 1, 0.04);           // variance of U(-b, b) is b²/3
+  EXPECT_NEAR(sum / 16384, 0, 0.0015);              // 5 standard deviations
+  EXPECT_NEAR(squares / 16384 * 256 * 3, 1, 0.04);  // variance of U(-b, b) is b²/3
   EXPECT_EQ(nn::Linear(0, 3).bias.to_doubles(), (std::vector<double>{0, 0, 0}));
 }
 

@@ -20,8 +20,7 @@ struct Net : nn::Module {
 };
 
 struct Tied : nn::Module {
-  Tied()
-      : wte(add<nn::Embedding>("wte", 4, 2)), lm_head(add<nn::Linear>("lm_head", wte->weight)) {}
+  Tied() : wte(add<nn::Embedding>("wte", 4, 2)), lm_head(add<nn::Linear>("lm_head", wte->weight)) {}
   nn::Child<nn::Embedding> wte;
   nn::Child<nn::Linear> lm_head;
 };
@@ -61,7 +60,8 @@ TEST(LoadStateDict, CopiesIntoTheExistingStorage) {
   const void* storage = net->fc->weight.storage().get();
   const nn::StateDict state = clones(net->state_dict(), 1);
   const nn::LoadReport report = net->load_state_dict(state);
-  EXPECT_EQ(report.loaded, (std::vector<std::string>{"steps", "fc.weight", "fc.bias", "head.weight"}));
+  EXPECT_EQ(report.loaded,
+            (std::vector<std::string>{"steps", "fc.weight", "fc.bias", "head.weight"}));
   EXPECT_TRUE(report.ok());
   EXPECT_EQ(report.to_string(), "4 loaded");
   EXPECT_EQ(net->fc->weight.storage().get(), storage);
@@ -71,9 +71,9 @@ TEST(LoadStateDict, CopiesIntoTheExistingStorage) {
 TEST(LoadStateDict, ListsEveryProblemAndChangesNothing) {
   const auto net = nn::make<Net>();
   nn::StateDict state;
-  state.add("fc.weight", ones({3, 2}));                          // transposed: same count of values
-  state.add("fc.bias", ones({2}));                               // fits
-  state.add("steps", zeros({1}));                                // float32 for int64
+  state.add("fc.weight", ones({3, 2}));  // transposed: same count of values
+  state.add("fc.bias", ones({2}));       // fits
+  state.add("steps", zeros({1}));        // float32 for int64
   state.add("extra\n", zeros({2}, {DType::float16, kCpu}));
   state.add("bias", zeros({}));
   const auto before = values(net->state_dict());
@@ -109,8 +109,8 @@ TEST(LoadStateDict, GlobsAllowWhatTheyName) {
   state.add("old.a", ones({2}));
   state.add("old.b", ones({2}));
   const std::vector<double> head = net->head->weight.to_doubles();
-  const nn::LoadReport report =
-      net->load_state_dict(state, {.allow_missing = {"head.*", "step?"}, .allow_unexpected = {"old.[ab]"}});
+  const nn::LoadReport report = net->load_state_dict(
+      state, {.allow_missing = {"head.*", "step?"}, .allow_unexpected = {"old.[ab]"}});
   EXPECT_EQ(report.allowed_missing, (std::vector<std::string>{"steps", "head.weight"}));
   EXPECT_EQ(report.allowed_unexpected, (std::vector<std::string>{"old.a", "old.b"}));
   EXPECT_EQ(report.to_string(), "2 loaded, 2 kept, 2 passed over");
@@ -175,7 +175,9 @@ TEST(LoadStateDict, FromStridedAndOwnTensors) {
   nn::StateDict state = clones(net->state_dict());
   nn::StateDict strided;
   for (const auto& [name, tensor] : state) {
-    strided.add(name, name == "fc.weight" ? tenon::tensor({1, 2, 3, 4, 5, 6}, {3, 2}).transpose(0, 1) : tensor);
+    strided.add(name, name == "fc.weight"
+                          ? tenon::tensor({1, 2, 3, 4, 5, 6}, {3, 2}).transpose(0, 1)
+                          : tensor);
   }
   net->load_state_dict(strided);
   EXPECT_EQ(net->fc->weight.to_doubles(), (std::vector<double>{1, 3, 5, 2, 4, 6}));

@@ -1,4 +1,4 @@
-// A folder of its own for a test, removed with everything in it, and whole-file reading and writing.
+// A folder of its own for a test, removed with all that is in it, and whole-file reading and writing.
 #pragma once
 
 #include <cstdlib>

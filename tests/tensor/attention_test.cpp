@@ -327,6 +327,70 @@ TEST(Attention, CountsFlopsOfVisiblePairs) {
   EXPECT_EQ(flops(true), 2.0 * 6 * (1 + 2 + 3 + 4 + 4) * (8 + 6));
 }
 
+class PatternValue final : public TracedPayload {
+ public:
+  Dim size(int axis) const override { return Dim::of_pattern(1, axis); }
+  bool is_pattern() const override { return true; }
+};
+
+/// Records the names and attributes of the ops that a pattern function calls.
+class PatternRecorder final : public Interpreter {
+ public:
+  std::vector<Tensor> apply(const Op& op, std::span<const Tensor>, const Attrs& attrs) override {
+    names.push_back(op.name);
+    calls.push_back(attrs);
+    return {value()};
+  }
+  bool is_pattern() const override { return true; }
+  static Tensor value() { return Tensor::symbolic({}, std::make_shared<PatternValue>()); }
+
+  std::vector<std::string> names;
+  std::vector<Attrs> calls;
+};
+
+TEST(FusedOps, TheirDecompositionsArePatterns) {
+  PatternRecorder recorder;
+  const InterpreterGuard guard(recorder);
+  const Tensor x = PatternRecorder::value();
+  const auto decompose = [&](std::string_view name, const std::vector<Tensor>& inputs) {
+    recorder.names.clear();
+    recorder.calls.clear();
+    const Op& op = get_op(name);
+    EXPECT_EQ(op.decompose(inputs, op.pattern_attrs()).size(), 1U);
+    return recorder.names;
+  };
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(decompose("scaled_dot_product_attention", {x, x, x, Tensor()}),
+            (Names{"transpose", "matmul", "mul", "softmax", "dropout", "matmul"}));
+  // Field i of the fused op is capture i, wherever the decomposition puts it.
+  EXPECT_EQ(recorder.calls[2].as<BinaryAttrs>().other.capture(), 2);
+  EXPECT_EQ(wildcard_info(recorder.calls[4].value(0)).capture, 0);
+  EXPECT_EQ(decompose("bias_dropout_residual_layer_norm", {x, x, x, x, x}),
+            (Names{"add", "dropout", "add", "layer_norm"}));
+  EXPECT_EQ(wildcard_info(recorder.calls[1].value(0)).capture, 0);
+  EXPECT_EQ(wildcard_info(recorder.calls[3].value(1)).capture, 1);
+}
+
+TEST(FusedOps, TheirFrontsTakeWildcards) {
+  PatternRecorder recorder;
+  const InterpreterGuard guard(recorder);
+  const Tensor x = PatternRecorder::value();
+  scaled_dot_product_attention(x, x, x, {}, {.dropout_p = any()});
+  bias_dropout_residual_layer_norm(x, x, x, x, x, any(), any());
+  dropout(x, any());
+  matmul(x, x);
+  linear(x, x, x);
+  layer_norm(x, {8}, x, x, any());
+  softmax(x, -1);
+  ASSERT_EQ(recorder.calls.size(), 7U);
+  for (const std::size_t call : {0, 1, 2}) {
+    EXPECT_TRUE(wildcard_info(recorder.calls[call].value(0)).is_wildcard) << call;
+  }
+  EXPECT_TRUE(recorder.calls[0].as<AttentionAttrs>().scale.is_pattern());
+  EXPECT_TRUE(wildcard_info(recorder.calls[1].value(1)).is_wildcard);
+  EXPECT_EQ(recorder.calls[6].as<AxisAttrs>().dim, -1);
+}
+
 TEST(AttentionErrors, NameShapesAndNeeds) {
   const Tensor x = zeros({2, 3, 4});
   EXPECT_ERROR(

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tensor/attrs.h"
 #include "tensor/error.h"
 #include "tests/support/expect_error.h"

@@ -1,9 +1,11 @@
-// Random tensors in every memory layout that kernels must take, and their values as doubles. Both go
-// through raw pointers and strides, so that no op under test takes part.
+// Random tensors in every memory layout that kernels must take, and their values as doubles. Both
+// go through raw pointers and strides, so that no op under test takes part.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <string>
@@ -11,8 +13,9 @@
 
 #include "tensor/storage.h"
 #include "tensor/tensor.h"
+#include "tests/support/expect_error.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 enum class Memory {
   contiguous,
@@ -22,11 +25,12 @@ enum class Memory {
 };
 inline constexpr Memory kAllMemory[] = {Memory::contiguous, Memory::permuted, Memory::narrowed,
                                         Memory::expanded};
-inline constexpr DType kFloats[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16};
+inline constexpr DType kFloats[] = {DType::float32, DType::float64, DType::float16,
+                                    DType::bfloat16};
 inline constexpr DType kIntegers[] = {DType::int64, DType::int32, DType::uint8};
-inline constexpr DType kAllDTypes[] = {DType::float32, DType::float64, DType::float16,
-                                       DType::bfloat16, DType::int64, DType::int32,
-                                       DType::uint8, DType::boolean};
+inline constexpr DType kAllDTypes[] = {DType::float32,  DType::float64, DType::float16,
+                                       DType::bfloat16, DType::int64,   DType::int32,
+                                       DType::uint8,    DType::boolean};
 
 inline const char* name(Memory memory) {
   constexpr const char* kNames[] = {"contiguous", "permuted", "narrowed", "expanded"};
@@ -76,15 +80,17 @@ Tensor make_tensor(const Extents& sizes, DType dtype, Memory memory, Next&& next
   for (int axis = 0; axis < sizes.size(); ++axis) {
     elements += std::max<std::int64_t>(0, sizes[axis] - 1) * layout.strides[axis];
   }
-  auto storage =
-      Storage::allocate(static_cast<std::size_t>(elements) * size_of(dtype), kCpu);
+  auto storage = Storage::allocate(static_cast<std::size_t>(elements) * size_of(dtype), kCpu);
   dispatch_all(dtype, [&]<class T>() {
     auto* data = static_cast<T*>(storage->data());
     for_each_position(layout, [&](std::int64_t at) {
       const double value = next();
-      if constexpr (std::is_same_v<T, bool>) data[at] = value > 0;
-      else if constexpr (std::is_integral_v<T>) data[at] = static_cast<T>(static_cast<std::int64_t>(value));
-      else data[at] = T(static_cast<compute_type<T>>(value));
+      if constexpr (std::is_same_v<T, bool>)
+        data[at] = value > 0;
+      else if constexpr (std::is_integral_v<T>)
+        data[at] = static_cast<T>(static_cast<std::int64_t>(value));
+      else
+        data[at] = T(static_cast<compute_type<T>>(value));
     });
   });
   return Tensor(std::move(storage), dtype, layout);
@@ -110,14 +116,10 @@ inline std::vector<double> values_of(const Tensor& tensor) {
   return values;
 }
 
+inline TensorOptions of(DType dtype) { return {dtype, kCpu}; }
+
 /// Sizes as numbers.
 inline Extents sizes_of(const Tensor& tensor) { return tensor.layout().sizes; }
-
-inline std::string text_of(const Extents& sizes) {
-  std::string text;
-  for (std::int64_t size : sizes) text += std::to_string(size) + " ";
-  return "(" + text + ")";
-}
 
 /// Relative error that one operation, computed in float32 (float64) and rounded once, may have.
 inline double tolerance(DType dtype) {
@@ -130,7 +132,10 @@ inline double tolerance(DType dtype) {
   }
 }
 
-/// What is wrong with one value; NaN equals NaN.
+/// Half the distance of the smallest values of `dtype`: what rounding may cost beside zero.
+inline double smallest_step(DType dtype) { return dtype == DType::float16 ? 0x1p-25 : 1e-20; }
+
+/// NaN equals NaN, inf equals inf.
 inline bool is_close(double got, double expected, double rtol, double atol) {
   if (std::isnan(expected)) return std::isnan(got);
   if (got == expected) return true;
@@ -151,17 +156,9 @@ inline void expect_values(const Tensor& got, const std::vector<double>& expected
 /// Runs f, which must throw E with `text` in its message.
 template <class E, class F>
 void expect_error(F&& f, const std::string& text) {
-  try {
-    f();
-  } catch (const E& error) {
-    EXPECT_NE(std::string(error.what()).find(text), std::string::npos)
-        << "message: " << error.what() << "\nneeded: " << text;
-    return;
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another kind of error: " << error.what();
-    return;
-  }
-  ADD_FAILURE() << "nothing was thrown; needed: " << text;
+  const std::string message = error_text<E>(f);
+  EXPECT_NE(message.find(text), std::string::npos)
+      << "message: " << message << "\nneeded: " << text;
 }
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

@@ -1,5 +1,5 @@
-// Samples for kernel tests: tensors with given values under several memory layouts, and the rounding
-// error that a computation in a dtype may have. The layouts are made by hand, not by ops under test.
+// Samples for kernel tests: tensors with given values under several memory layouts, and comparison
+// within a rounding error. The layouts are made by hand, not by ops under test.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -1,0 +1,135 @@
+// The host side of CUDA kernels, which needs no GPU: merging of axes, indices to offsets, and how
+// reductions and rows are laid over threads.
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <random>
+
+#include "cuda/kernels/reduce_plan.h"
+#include "cuda/kernels/row_plan.h"
+#include "cuda/strides.h"
+
+namespace tenon::cuda {
+namespace {
+
+TensorView view_of(const Extents& sizes, const Extents& strides) {
+  TensorView view;
+  view.sizes = sizes;
+  view.strides = strides;
+  return view;
+}
+
+TEST(CudaStrides, DivisorIsExact) {
+  std::mt19937_64 random(1);
+  for (const std::uint32_t divisor : {1U, 2U, 3U, 7U, 10U, 641U, 65535U, 65536U, 1000003U,
+                                      (1U << 30) + 1, (1U << 31) - 1}) {
+    const Divisor fixed(divisor);
+    for (int i = 0; i < 2000; ++i) {
+      const auto n = static_cast<std::uint32_t>(random() & 0x7fffffffU);
+      for (const std::uint32_t value : {n, n / divisor * divisor, 0x7fffffffU, n % divisor}) {
+        ASSERT_EQ(fixed.divide(value), value / divisor) << value << " / " << divisor;
+      }
+    }
+  }
+}
+
+TEST(CudaStrides, MergesNeighbours) {
+  const TensorView flat = view_of({2, 3, 4}, {12, 4, 1});
+  const TensorView views[] = {flat, flat};
+  EXPECT_EQ(collapse_axes(views, true).sizes, Extents({24}));
+
+  const TensorView row = view_of({4}, {1});
+  const TensorView broadcast[] = {flat, row};
+  const StridedAxes axes = collapse_axes(broadcast, true);
+  EXPECT_EQ(axes.sizes, Extents({6, 4}));
+  EXPECT_EQ(axes.strides[0], Extents({4, 1}));
+  EXPECT_EQ(axes.strides[1], Extents({0, 1}));
+
+  // A permuted output and an input permuted likewise are one flat call.
+  const TensorView permuted = view_of({3, 2, 4}, {4, 12, 1});
+  const TensorView same[] = {permuted, permuted};
+  EXPECT_EQ(collapse_axes(same, true).sizes, Extents({24}));
+}
+
+TEST(CudaStrides, KeepsOneAxis) {
+  const TensorView scalar = view_of({}, {});
+  const TensorView ones = view_of({1, 1}, {5, 9});
+  for (const TensorView& view : {scalar, ones}) {
+    const TensorView views[] = {view};
+    EXPECT_EQ(collapse_axes(views, true).sizes, Extents({1}));
+  }
+}
+
+/// Offsets must be those of the logical index, whatever was merged.
+TEST(CudaStrides, OffsetsAreThoseOfTheIndex) {
+  const Extents sizes = {3, 1, 4, 5};
+  const Extents strides[] = {{20, 7, 5, 1}, {0, 3, 1, 4}};
+  const StridedAxes axes = collapse_axes(sizes, strides, /*sort=*/false);
+  const IndexMap<2> map(axes);
+  for (std::int64_t index = 0; index < 60; ++index) {
+    std::int64_t offsets[2];
+    map.offsets(index, offsets);
+    const std::int64_t i = index / 20, j = index / 5 % 4, k = index % 5;
+    EXPECT_EQ(offsets[0], 20 * i + 5 * j + k);
+    EXPECT_EQ(offsets[1], j + 4 * k);
+  }
+}
+
+TEST(CudaStrides, WideIndices) {
+  const std::int64_t half = std::int64_t{1} << 31;
+  const Extents sizes = {3, half};
+  const Extents strides[] = {{1, 3}};
+  const IndexMap<1> map(collapse_axes(sizes, strides, /*sort=*/false));
+  EXPECT_TRUE(map.wide);
+  std::int64_t offset[1];
+  map.offsets(2 * half + 5, offset);
+  EXPECT_EQ(offset[0], 2 + 15);
+}
+
+TEST(CudaPlans, SplitsCoverEachInputOnce) {
+  for (const Extents& sizes :
+       {Extents{1000000}, Extents{3, 70001}, Extents{1 << 20, 8}, Extents{40000, 3}, Extents{5, 5}}) {
+    for (std::int64_t axis = 0; axis < sizes.size(); ++axis) {
+      const ReducePlan plan = plan_reduction(view_of(sizes, contiguous_strides(sizes)), {axis});
+      EXPECT_EQ(plan.outputs * plan.count, sizes.product());
+      EXPECT_GE(plan.splits * plan.split_size, plan.count);
+      EXPECT_LT((plan.splits - 1) * plan.split_size, plan.count) << "an empty split";
+      EXPECT_LE(plan.splits, 1024);
+      if (!plan.by_columns) {
+        EXPECT_TRUE(plan.lanes == kReduceThreads || (plan.lanes <= 32 && 32 % plan.lanes == 0));
+      }
+      if (plan.splits > 1) EXPECT_EQ(plan.split_size % 16, 0);
+    }
+  }
+}
+
+TEST(CudaPlans, ReductionsRunAlongMemory) {
+  const Extents sizes = {4096, 1024};
+  const TensorView matrix = view_of(sizes, contiguous_strides(sizes));
+  EXPECT_FALSE(plan_reduction(matrix, {1}).by_columns);
+  EXPECT_TRUE(plan_reduction(matrix, {0}).by_columns);
+  EXPECT_FALSE(plan_reduction(matrix, {}).by_columns);
+  EXPECT_GT(plan_reduction(matrix, {}).splits, 1);
+}
+
+TEST(CudaPlans, RowsFitTheirThreads) {
+  for (const int chunks : {2, 4}) {
+    for (std::int64_t cols = 1; cols < 40000; cols = cols * 5 / 4 + 1) {
+      const RowPlan plan = plan_rows(100, cols, chunks);
+      EXPECT_EQ(plan.threads % 32, 0);
+      EXPECT_LE(plan.threads, kMaxRowThreads);
+      if (plan.lanes <= 32) {
+        EXPECT_EQ(32 % plan.lanes, 0);
+        EXPECT_EQ(plan.blocks, (100 * plan.lanes + plan.threads - 1) / plan.threads);
+      } else {
+        EXPECT_EQ(plan.lanes, plan.threads);
+        EXPECT_EQ(plan.blocks, 100);
+      }
+      EXPECT_EQ(plan.fits, cols <= std::int64_t{plan.lanes} * chunks * kRowGroup);
+      if (cols <= kMaxRowThreads * chunks * kRowGroup) EXPECT_TRUE(plan.fits) << cols;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tenon::cuda

@@ -1,0 +1,59 @@
+// Walks the op registry: an op without documentation, inference, a kernel on each device, or a test
+// against an independent reference does not pass.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "tensor/device_backend.h"
+#include "tensor/op.h"
+#include "tests/support/test_data.h"
+
+namespace tenon {
+namespace {
+
+/// Ops that PyTorch's cases do not cover, and the test that checks them against a reference.
+const std::map<std::string, std::string> kOracleTests = {
+    {"dropout", "tensor_dropout: known answers of Philox4x32-10 and masks element by element"},
+    {"bias_dropout_residual_layer_norm", "tensor_normalization: naive double reference"},
+    {"view", "tensor_shape_ops: element by element"},
+    {"cast", "tensor_shape_ops: element by element"},
+};
+
+class Coverage : public ::testing::TestWithParam<const Op*> {};
+
+TEST_P(Coverage, OpIsComplete) {
+  const Op& op = *GetParam();
+  EXPECT_GT(op.doc.size(), 10U) << "no documentation";
+  EXPECT_FALSE(op.operands.empty());
+  std::set<std::string> names;
+  for (const Operand& operand : op.operands) {
+    EXPECT_TRUE(names.insert(operand.name).second) << operand.name;
+  }
+  EXPECT_TRUE(op.infer || op.decompose) << "no shape inference";
+  EXPECT_FALSE(op.kernels(DeviceType::cpu).empty()) << "no CPU kernel";
+  EXPECT_EQ(op.pattern_attrs != nullptr && op.decompose == nullptr, false)
+      << "a fused op is matched by its decomposition";
+  const std::string cases = test::test_data("conformance/" + op.name + ".json");
+  EXPECT_TRUE(std::filesystem::exists(cases) || kOracleTests.contains(op.name))
+      << "neither conformance cases at " << cases << " nor a named oracle test";
+}
+
+TEST_P(Coverage, HasACudaKernelWhereCudaIsBuilt) {
+  is_available(kCuda);  // registers what this build has
+  if (get_op("add").kernels(DeviceType::cuda).empty()) GTEST_SKIP() << "a CPU-only build";
+  const Op& op = *GetParam();
+  EXPECT_TRUE(op.view || !op.kernels(DeviceType::cuda).empty()) << "no CUDA kernel";
+}
+
+INSTANTIATE_TEST_SUITE_P(AllOps, Coverage, ::testing::ValuesIn(all_ops()),
+                         [](const auto& info) { return info.param->name; });
+
+TEST(Registry, KnowsItsOps) {
+  EXPECT_EQ(find_op("no_such_op"), nullptr);
+  EXPECT_EQ(&get_op("softmax"), find_op("softmax"));
+}
+
+}  // namespace
+}  // namespace tenon
