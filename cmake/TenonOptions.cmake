@@ -4,7 +4,6 @@ set(TENON_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (when nvcc is found), ON or
 set_property(CACHE TENON_CUDA PROPERTY STRINGS AUTO ON OFF)
 option(TENON_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(TENON_BUILD_EXAMPLES "Build the examples" ${PROJECT_IS_TOP_LEVEL})
-option(TENON_BUILD_BENCHMARKS "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 set(TENON_SANITIZE "" CACHE STRING "Sanitizers, for example address;undefined")
 option(TENON_WERROR "Treat warnings as errors" OFF)
 set(default_arch "")

@@ -70,13 +70,15 @@ ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
   }
   ValueKind kind = ValueKind::constant;
   std::string name;
+  Tensor held = tensor;
   if (const auto state = states_.find(identity); state != states_.end()) {
     kind = state->second.kind;
     name = state->second.name;
+    if (state->second.held) held = state->second.held;
   } else {
     name = fmt::format("constant_{}", constants_++);
   }
-  const ValueId id = graph_.add_state(kind, std::move(name), tensor);
+  const ValueId id = graph_.add_state(kind, std::move(name), std::move(held));
   known_states_.emplace(identity, id);
   kept_alive_.push_back(tensor);
   return id;

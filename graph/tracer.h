@@ -26,7 +26,8 @@ struct ModuleTree {
   struct State {
     std::string name;
     ValueKind kind = ValueKind::parameter;
-    Tensor tensor;
+    Tensor tensor;     // recognized by identity
+    Tensor held = {};  // what the Graph holds instead, if defined: a copy on another device, say
   };
   std::unordered_map<const void*, Module> modules;
   std::vector<State> states;

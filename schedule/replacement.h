@@ -135,7 +135,7 @@ Replacement bind_parameters(Replacement replacement, std::vector<std::string> na
                         !arguments.contains(names[I])));
   replacement.call = [label = replacement.name, names = std::move(names),
                       arguments = std::move(arguments),
-                      call](std::span<const Tensor> tensors) -> std::vector<Tensor> {
+                      call](std::span<const Tensor> tensors) mutable -> std::vector<Tensor> {
     std::size_t next = 0;
     // Braces evaluate in order, so tensors are taken in the parameters' order.
     Parameters parameters{take_parameter<std::tuple_element_t<I, Parameters>>(

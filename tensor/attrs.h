@@ -63,9 +63,12 @@ struct WildcardInfo {
 WildcardInfo wildcard_info(const AttrValue& value);
 
 template <class A, class M>
+using MemberOf = M A::*;
+
+template <class A, class M>
 struct Field {
   std::string_view name;
-  M A::*member;
+  MemberOf<A, M> member;
   FieldKind kind;
 };
 template <class A, class M>

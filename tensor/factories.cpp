@@ -69,7 +69,8 @@ Generator& or_default(Generator* generator) {
 
 }  // namespace
 
-Tensor empty(const Extents& sizes, TensorOptions options) {
+template <std::same_as<Extents> Sizes>
+Tensor empty(const Sizes& sizes, TensorOptions options) {
   std::int64_t bytes = static_cast<std::int64_t>(size_of(options.dtype));
   bool has_zero = false;
   for (std::int64_t size : sizes) {
@@ -82,6 +83,8 @@ Tensor empty(const Extents& sizes, TensorOptions options) {
       Storage::allocate(has_zero ? 0 : static_cast<std::size_t>(bytes), options.device);
   return Tensor(std::move(storage), options.dtype, Layout::contiguous(sizes));
 }
+
+template Tensor empty(const Extents&, TensorOptions);
 
 Tensor empty(const Shape& shape, TensorOptions options) {
   return empty(numbers_of(shape), options);

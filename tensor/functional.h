@@ -100,7 +100,7 @@ Tensor dropout(const Tensor& input, double p = 0.5, DropoutMode mode = DropoutMo
 struct AttentionOptions {
   double dropout_p = 0;
   bool is_causal = false;             // query i sees keys j <= i (top-left aligned)
-  std::optional<double> scale;        // default 1/√d
+  std::optional<double> scale = {};   // default 1/√d
   DropoutMode mode = DropoutMode::follow;
 };
 /// softmax(query·keyᵀ·scale + mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> (…, L, Ev). A bool

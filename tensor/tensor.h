@@ -4,6 +4,7 @@
 //   Tensor y = softmax(x, -1).to(DType::bfloat16);
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
@@ -43,7 +44,7 @@ struct TensorImpl {
 /// Dtype, device and how to fill, for the factories below.
 struct TensorOptions {
   DType dtype = DType::float32;
-  Device device;
+  Device device = {};
 };
 
 class Tensor {
@@ -126,7 +127,9 @@ class Tensor {
 
 /// Uninitialized; sizes must be numbers >= 0.
 Tensor empty(const Shape& shape, TensorOptions options = {});
-Tensor empty(const Extents& sizes, TensorOptions options = {});
+/// A template, so that `empty({2, 3})` means a Shape.
+template <std::same_as<Extents> Sizes>
+Tensor empty(const Sizes& sizes, TensorOptions options = {});
 Tensor zeros(const Shape& shape, TensorOptions options = {});
 Tensor ones(const Shape& shape, TensorOptions options = {});
 Tensor full(const Shape& shape, double value, TensorOptions options = {});

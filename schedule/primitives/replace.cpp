@@ -54,6 +54,20 @@ std::vector<ValueId> parameters_of(const Graph& graph, const Subgraph& match) {
   return parameters;
 }
 
+/// The module's tree with its floating state at the dtype and device of what it is given, so that a
+/// replacement is written without regard to where the model is.
+ModuleTree tree_like(nn::Module& module, const TensorSpec& spec) {
+  ModuleTree tree = detail::module_tree(module);
+  for (ModuleTree::State& state : tree.states) {
+    state.held = state.tensor;
+    if (is_floating(state.held.dtype()) && is_floating(spec.dtype)) {
+      state.held = state.held.to(spec.dtype);
+    }
+    state.held = state.held.to(spec.device);
+  }
+  return tree;
+}
+
 std::string last_component(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
 /// One call of a replacement being written into the Graph.
@@ -94,7 +108,8 @@ class Rewrite {
     GraphBuilder builder(graph_, position_, parent);
     if (replacement_.module) {
       path_ = graph_.unique_call_path(graph_.call(parent).path, replacement_.name);
-      builder.add_tree(detail::module_tree(*replacement_.module), path_);
+      builder.add_tree(
+          tree_like(*replacement_.module, graph_.value(branches_[0]->inputs[0]).spec), path_);
     }
     std::vector<Tensor> inputs;
     for (ValueId id : branches_[0]->inputs) inputs.push_back(builder.tensor(id));
@@ -265,7 +280,8 @@ std::size_t count_outputs(const Graph& graph, const Replacement& replacement,
   GraphBuilder builder(draft, detail::position_after(draft, match.inputs),
                        detail::common_call(draft, match));
   if (replacement.module) {
-    builder.add_tree(detail::module_tree(*replacement.module), replacement.name);
+    builder.add_tree(tree_like(*replacement.module, graph.value(match.inputs[0]).spec),
+                     replacement.name);
   }
   std::vector<Tensor> inputs;
   for (ValueId id : match.inputs) inputs.push_back(builder.tensor(id));

@@ -4,7 +4,7 @@
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/dropout_call.h"
+#include "tensor/detail/dropout_call.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 

@@ -134,7 +134,7 @@ TEST(CudaBackend, TimesAndNames) {
 
 TEST(CudaBackend, MissingDevicesAreErrors) {
   EXPECT_FALSE(is_available({DeviceType::cuda, 63}));
-  EXPECT_THROW(empty({2}, {DType::float32, {DeviceType::cuda, 63}}), DeviceError);
+  EXPECT_THROW(empty(Shape{2}, {DType::float32, {DeviceType::cuda, 63}}), DeviceError);
   if (is_available(kCuda)) return;
   try {
     zeros({2}, {DType::float32, kCuda});

@@ -265,7 +265,7 @@ TEST(CudaOps, ViewsThatMustCopy) {
       {"view", ShapeAttrs{{24, 8}}, x.cpu.view({24, 8})},
       {"reshape", ShapeAttrs{{8, 24}}, x.cpu.reshape({8, 24})},
       {"permute", AxesAttrs{{2, 0, 1}}, x.cpu.permute({2, 0, 1})},
-      {"transpose", AxesAttrs{{0, 2}}, x.cpu.transpose(0, 2)},
+      {"transpose", AxisPairAttrs{{0, 2}}, x.cpu.transpose(0, 2)},
       {"narrow", NarrowAttrs{1, 2, 3}, x.cpu.narrow(1, 2, 3)},
       {"unsqueeze", AxisAttrs{1}, x.cpu.unsqueeze(1)}};
   for (const auto& [op, attrs, exact] : calls) {

@@ -106,6 +106,16 @@ inline double allowed_error(DType dtype, double exact, const Tolerance& toleranc
          tolerance.roundings * compute_u * (std::abs(exact) + tolerance.floor) + 1.001 * smallest;
 }
 
+/// Results beyond this round to infinity, give or take the last place.
+inline double largest_finite(DType dtype) {
+  switch (dtype) {
+    case DType::float16: return 65504;
+    case DType::bfloat16: return 0x1.fep127;
+    case DType::float32: return 0x1.fffffep127;
+    default: return 0x1.fffffffffffffp1023;
+  }
+}
+
 /// Compares elements; NaN equals NaN, Inf must be equal, integers exact.
 inline void expect_near(const Tensor& got, const std::vector<double>& exact,
                         const Tolerance& tolerance, const std::string& what) {
@@ -118,6 +128,10 @@ inline void expect_near(const Tensor& got, const std::vector<double>& exact,
       continue;
     }
     if (values[i] == exact[i]) continue;
+    if (floating && std::abs(exact[i]) > largest_finite(got.dtype())) {
+      ASSERT_EQ(values[i], std::copysign(HUGE_VAL, exact[i])) << what << ": element " << i;
+      continue;
+    }
     const double allowed = floating ? allowed_error(got.dtype(), exact[i], tolerance) : 0;
     ASSERT_LE(std::abs(values[i] - exact[i]), allowed)
         << what << ": element " << i << " of " << values.size() << " is " << values[i]

@@ -366,7 +366,7 @@ class Recorder : public Interpreter {
 };
 
 TEST(ModuleCall, InterpretersSeeEveryModuleCall) {
-  const auto model = nn::make<test::Projection>(4);
+  const auto model = nn::make<tutorial::Projection>(4);
   model->eval();
   model->dense->register_forward_pre_hook([](nn::Module&, std::span<Tensor>) {});
   Recorder recorder;
@@ -410,7 +410,7 @@ TEST(ModuleCall, TensorsInVectorsAndTuplesAreReported) {
 }
 
 TEST(ModuleCall, ByNumberOfTensors) {
-  const auto model = nn::make<test::Projection>(2);
+  const auto model = nn::make<tutorial::Projection>(2);
   model->eval();
   const std::vector<Tensor> inputs{ones({1, 2}), ones({1, 2})};
   EXPECT_EQ(model.call(inputs).at(0).to_doubles(), model(inputs[0], inputs[1]).to_doubles());

@@ -133,8 +133,7 @@ TEST(Matching, AnIntermediateUsedElsewhereIsNoMatch) {
   const Matches matches = sch.find([](const Tensor& x) { return relu(exp(x)); });
   EXPECT_TRUE(matches.empty());
   EXPECT_EQ(matches.explain(),
-            "near miss at relu: %exp is an intermediate of the match and is also used by add\n"
-            "near miss at add: add is add; the pattern has relu")
+            "near miss at relu: %exp is an intermediate of the match and is also used by add")
       << matches.explain();
 }
 
