@@ -41,7 +41,6 @@ Attrs captured_attrs(const FusedMatch& fused) {
 }
 
 void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
-  detail::check_current(graph, match);
   std::string nodes;
   for (NodeId id : match.nodes) nodes += (nodes.empty() ? "" : ", ") + graph.full_name(id);
   TENON_CHECK(match.nodes.size() > 1, ScheduleError, "nothing to fuse: the match is {} alone",
@@ -75,6 +74,7 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
 
 void fuse_matches(Graph& graph, const Matches& matches, const std::string& name) {
   TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  for (const Subgraph& match : matches) detail::check_current(graph, match);
   for (const Subgraph& match : matches) fuse_one(graph, match, name);
 }
 

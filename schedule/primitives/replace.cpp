@@ -25,7 +25,7 @@ std::string input_names(const Graph& graph, const Subgraph& match) {
 }
 
 /// Matches that share all inputs, in the order of their first one.
-std::vector<Branches> group_by_inputs(const Matches& matches) {
+std::vector<Branches> group_by_inputs(const std::vector<Subgraph>& matches) {
   std::vector<Branches> groups;
   for (const Subgraph& match : matches) {
     const auto group = std::find_if(groups.begin(), groups.end(), [&](const Branches& branches) {
@@ -81,7 +81,8 @@ class Rewrite {
         branches_(std::move(branches)),
         position_(detail::position_after(graph, branches_[0]->inputs)) {}
 
-  void run() {
+  /// Returns what stands for the matches' results now, in their order.
+  std::vector<ValueId> run() {
     std::vector<NodeId> matched;
     for (const Subgraph* branch : branches_) {
       matched.insert(matched.end(), branch->nodes.begin(), branch->nodes.end());
@@ -96,6 +97,7 @@ class Rewrite {
       graph_.replace_all_uses(branches_[i]->output, outputs[i]);
     }
     graph_.eliminate_dead_code();
+    return outputs;
   }
 
  private:
@@ -289,6 +291,17 @@ std::size_t count_outputs(const Graph& graph, const Replacement& replacement,
   return replacement.call(inputs).size();
 }
 
+/// Replaces the branches, and lets later matches read what now stands for their results.
+void rewrite(Graph& graph, const Replacement& replacement, const ReplaceOptions& options,
+             const Branches& branches, std::vector<Subgraph>& matches) {
+  const std::vector<ValueId> results = Rewrite(graph, replacement, options, branches).run();
+  for (Subgraph& match : matches) {
+    for (std::size_t i = 0; i < branches.size(); ++i) {
+      std::replace(match.inputs.begin(), match.inputs.end(), branches[i]->output, results[i]);
+    }
+  }
+}
+
 [[noreturn]] void refuse_groups(const Graph& graph, const std::vector<Branches>& groups,
                                 std::size_t outputs, const std::string& name) {
   std::string detail_text;
@@ -321,17 +334,16 @@ void replace_matches(Graph& graph, const Replacement& replacement, const Matches
                 replacement.name, replacement.tensor_parameters, match.inputs.size());
   }
   const std::size_t outputs = count_outputs(graph, replacement, matches[0]);
+  std::vector<Subgraph> current(matches.begin(), matches.end());
   if (outputs == 1) {
-    for (const Subgraph& match : matches) {
-      Rewrite(graph, replacement, options, {&match}).run();
-    }
+    for (const Subgraph& match : current) rewrite(graph, replacement, options, {&match}, current);
     return;
   }
-  const std::vector<Branches> groups = group_by_inputs(matches);
+  const std::vector<Branches> groups = group_by_inputs(current);
   for (const Branches& group : groups) {
     if (group.size() != outputs) refuse_groups(graph, groups, outputs, replacement.name);
   }
-  for (const Branches& group : groups) Rewrite(graph, replacement, options, group).run();
+  for (const Branches& group : groups) rewrite(graph, replacement, options, group, current);
 }
 
 }  // namespace tenon

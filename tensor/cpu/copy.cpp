@@ -13,8 +13,12 @@
 namespace tenon::cpu {
 namespace {
 
-/// Rows and columns of a tile; both sides of 8-byte elements then touch whole cache lines.
-constexpr std::int64_t kTile = 32;
+/// A tile has kTileRows along the source's dense axis, so that a few cache lines of it lie together,
+/// and kTileColumns along the target's; it fits the first-level cache.
+template <class Word>
+inline constexpr std::int64_t kTileRows = 256 / sizeof(Word);
+template <class Word>
+inline constexpr std::int64_t kTileColumns = sizeof(Word) >= 4 ? 32 : 64;
 
 template <class Word>
 void copy_row(char* const* data, const std::int64_t* strides, std::int64_t n, const void*) {
@@ -45,12 +49,12 @@ int transposed_axis(const RowPlan& plan, std::int64_t element) {
 template <class Word>
 void copy_tile(char* target, const char* source, std::int64_t target_stride,
                std::int64_t source_stride, std::int64_t rows, std::int64_t columns) {
-  Word tile[kTile][kTile];
+  Word tile[kTileColumns<Word>][kTileRows<Word>];
   for (std::int64_t c = 0; c < columns; ++c) {
     std::memcpy(tile[c], source + c * source_stride, static_cast<std::size_t>(rows) * sizeof(Word));
   }
   for (std::int64_t r = 0; r < rows; ++r) {
-    Word line[kTile];
+    Word line[kTileColumns<Word>];
     for (std::int64_t c = 0; c < columns; ++c) line[c] = tile[c][r];
     std::memcpy(target + r * target_stride, line, static_cast<std::size_t>(columns) * sizeof(Word));
   }
@@ -61,12 +65,14 @@ void copy_transposed(const RowPlan& plan, int axis) {
   const int row = plan.sizes.size() - 1;
   const std::int64_t rows = plan.sizes[axis];
   const std::int64_t columns = plan.sizes[row];
-  const std::int64_t row_tiles = (rows + kTile - 1) / kTile;
+  constexpr std::int64_t kHeight = kTileRows<Word>;
+  constexpr std::int64_t kWidth = kTileColumns<Word>;
+  const std::int64_t row_tiles = (rows + kHeight - 1) / kHeight;
   const std::int64_t planes = plan.sizes.product() / (rows * columns);
   constexpr auto kSize = static_cast<std::int64_t>(sizeof(Word));
 
   parallel_for(planes * row_tiles, [&](std::int64_t task) {
-    const std::int64_t r = task % row_tiles * kTile;
+    const std::int64_t r = task % row_tiles * kHeight;
     std::int64_t rest = task / row_tiles;
     char* target = plan.data[0] + r * plan.strides[0][axis];
     const char* source = plan.data[1] + r * kSize;
@@ -77,10 +83,10 @@ void copy_transposed(const RowPlan& plan, int axis) {
       target += index * plan.strides[0][other];
       source += index * plan.strides[1][other];
     }
-    for (std::int64_t c = 0; c < columns; c += kTile) {
+    for (std::int64_t c = 0; c < columns; c += kWidth) {
       copy_tile<Word>(target + c * kSize, source + c * plan.strides[1][row], plan.strides[0][axis],
-                      plan.strides[1][row], std::min(kTile, rows - r),
-                      std::min(kTile, columns - c));
+                      plan.strides[1][row], std::min(kHeight, rows - r),
+                      std::min(kWidth, columns - c));
     }
   });
 }

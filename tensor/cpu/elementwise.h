@@ -219,11 +219,11 @@ T wrap_mul(T a, T b) {
 /// The larger value; NaN when either is.
 template <class T>
 T nan_max(T a, T b) {
-  return a > b || a != a ? a : b;
+  return (a > b) | (a != a) ? a : b;
 }
 template <class T>
 T nan_min(T a, T b) {
-  return a < b || a != a ? a : b;
+  return (a < b) | (a != a) ? a : b;
 }
 
 }  // namespace tenon::cpu

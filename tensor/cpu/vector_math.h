@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 namespace tenon::cpu {
 
@@ -22,11 +23,23 @@ constexpr T polynomial(T x, T first, Rest... rest) {
   return first + x * polynomial(x, rest...);
 }
 
+/// `condition ? a : b` on the bits: the compiler makes no branch of it, and so vectorizes.
+template <class T>
+T select(bool condition, T a, T b) {
+  if constexpr (sizeof(T) == 4 || sizeof(T) == 8) {
+    using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+    const Bits mask = Bits(0) - static_cast<Bits>(condition);
+    return std::bit_cast<T>((std::bit_cast<Bits>(a) & mask) | (std::bit_cast<Bits>(b) & ~mask));
+  } else {
+    return condition ? a : b;
+  }
+}
+
 /// e^(high + low), |low| far below |high|: the low part is what `high` lost to rounding.
 inline float exp_of_sum(float high, float low) {
   // Beyond these bounds the result is 0 or inf anyway; a NaN passes both comparisons.
-  float x = high < -104.0F ? -104.0F : high;
-  x = x > 89.0F ? 89.0F : x;
+  float x = select(high < -104.0F, -104.0F, high);
+  x = select(x > 89.0F, 89.0F, x);
   constexpr float kRound =
       12582912.0F;  // adding 1.5·2^23 leaves the nearest integer in the low bits
   const float shifted = x * 1.44269504F + kRound;
@@ -70,9 +83,9 @@ inline float exp_of_square(float x, float c) {
 inline float erf(float x) {
   const float magnitude = std::fabs(x);
   const float near_zero = erf_near_zero(x);
-  const float z = magnitude > 14.0F ? 14.0F : magnitude;
+  const float z = select(magnitude > 14.0F, 14.0F, magnitude);
   const float far = std::copysign(1.0F - exp_of_square(z, 1.0F) * scaled_erfc(z), x);
-  return magnitude < 1.0F ? near_zero : far;
+  return select(magnitude < 1.0F, near_zero, far);
 }
 inline double erf(double x) { return std::erf(x); }
 
@@ -80,11 +93,11 @@ inline double erf(double x) { return std::erf(x); }
 inline float normal_cdf(float x) {
   constexpr float kRootHalf = 0.707106781F;
   const float magnitude = std::fabs(x);
-  const float bounded = magnitude > 20.0F ? 20.0F : magnitude;
+  const float bounded = select(magnitude > 20.0F, 20.0F, magnitude);
   const float center = 0.5F + 0.5F * erf_near_zero(x * kRootHalf);
   const float tail = 0.5F * exp_of_square(bounded, 0.5F) * scaled_erfc(bounded * kRootHalf);
-  const float far = x < 0.0F ? tail : 1.0F - tail;
-  return magnitude < 1.414F ? center : far;
+  const float far = select(x < 0.0F, tail, 1.0F - tail);
+  return select(magnitude < 1.414F, center, far);
 }
 inline double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
 
@@ -96,7 +109,7 @@ inline float tanh(float x) {
               polynomial(z, -0.3333333315F, 0.1333330015F, -0.05395846163F, 0.02176250291F,
                          -0.008323187058F, 0.002269501684F);  // |x| <= 0.632
   const float far = std::copysign(1.0F - 2.0F / (exp(2.0F * magnitude) + 1.0F), x);
-  return magnitude < 0.625F ? near_zero : far;
+  return select(magnitude < 0.625F, near_zero, far);
 }
 inline double tanh(double x) { return std::tanh(x); }
 

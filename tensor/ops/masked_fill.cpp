@@ -1,5 +1,6 @@
 // masked_fill: a number in place of the elements where a mask is true.
 #include "tensor/cpu/elementwise.h"
+#include "tensor/cpu/vector_math.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/pointwise.h"
 
@@ -27,7 +28,7 @@ void run_masked_fill(const KernelArgs& args) {
     const auto value = cpu::convert<compute_type<T>>(args.attributes<FillAttrs>().value);
     cpu::run_elementwise<T, T, bool>(
         args.outputs[0], args.inputs.first(2),
-        [value](compute_type<T> x, bool masked) { return masked ? value : x; });
+        [value](compute_type<T> x, bool masked) { return cpu::select(masked, value, x); });
   });
 }
 

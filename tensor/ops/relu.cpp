@@ -14,7 +14,7 @@ namespace ops {
 Op define_relu() {
   return unary_op("relu", "max(x, 0), elementwise; NaN stays NaN.", infer_numeric_like_input,
                   cpu::unary_kernel<cpu::Numbers>(
-                      "cpu.relu", [](auto x) { return x < decltype(x)(0) ? decltype(x)(0) : x; }));
+                      "cpu.relu", [](auto x) { return cpu::nan_max(x, decltype(x)(0)); }));
 }
 
 }  // namespace ops

@@ -1,5 +1,6 @@
 // where: each element from one of two tensors, as a condition says.
 #include "tensor/cpu/elementwise.h"
+#include "tensor/cpu/vector_math.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/pointwise.h"
 
@@ -28,8 +29,9 @@ std::vector<TensorSpec> infer_where(const InferContext& context) {
 void run_where(const KernelArgs& args) {
   dispatch_all(args.outputs[0].dtype, [&]<class T>() {
     using C = compute_type<T>;
-    cpu::run_elementwise<T, bool, T, T>(args.outputs[0], args.inputs.first(3),
-                                        [](bool condition, C x, C y) { return condition ? x : y; });
+    cpu::run_elementwise<T, bool, T, T>(
+        args.outputs[0], args.inputs.first(3),
+        [](bool condition, C x, C y) { return cpu::select(condition, x, y); });
   });
 }
 

@@ -236,6 +236,16 @@ TEST(PrimitivesOnOtherModels, ArgumentsBindByPatternParameter) {
   EXPECT_TRUE(verify(sch).ok());
 }
 
+TEST(PrimitivesOnOtherModels, MatchesThatFeedEachOther) {
+  const auto model = function_model([](const Tensor& x) { return relu(exp(relu(exp(x) + x))); });
+  Schedule sch = create_schedule(model, {randn({3})});
+  const Matches matches = sch.find([](const Tensor& x) { return exp(x); });
+  ASSERT_EQ(matches.size(), 2U);
+  sch.replace([](const Tensor& x) { return exp(x * 0.5) * exp(x * 0.5); }, matches);
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+}
+
 TEST(PrimitivesOnOtherModels, UserOfABranchBetweenBranches) {
   struct Model : nn::Module {
     Model()
@@ -414,8 +424,8 @@ TEST_F(Primitives, SecondPackingIsRefused) {
     return call_module("[qv]_proj", x);
   }));
   EXPECT_ERROR(ScheduleError,
-               "parameter 'self_attn.q_proj.weight' is part of another packing already; a model has "
-               "one packing of its parameters at a time",
+               "parameter 'self_attn.q_proj.bias' is part of another packing already; a model has one "
+               "packing of its parameters at a time",
                build(third));
 }
 
