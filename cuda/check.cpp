@@ -56,10 +56,11 @@ bool is_sticky(cudaError_t status) noexcept {
 bool is_lost() noexcept { return lost.load(std::memory_order_relaxed); }
 
 void require_alive() {
-  if (!is_lost()) [[likely]] return;
+  if (!is_lost()) [[likely]]
+    return;
   const std::lock_guard lock(reason_mutex);
-  throw DeviceLost(fmt::format(
-      "the GPU cannot be used any more: {}; only a new process helps", lost_reason()));
+  throw DeviceLost(
+      fmt::format("the GPU cannot be used any more: {}; only a new process helps", lost_reason()));
 }
 
 void throw_cuda_error(cudaError_t status, const char* call) {
@@ -69,8 +70,8 @@ void throw_cuda_error(cudaError_t status, const char* call) {
     mark_lost(status, function);
     require_alive();
   }
-  const std::string text =
-      fmt::format("{} failed: {} ({})", function, cudaGetErrorName(status), cudaGetErrorString(status));
+  const std::string text = fmt::format("{} failed: {} ({})", function, cudaGetErrorName(status),
+                                       cudaGetErrorString(status));
   switch (status) {
     case cudaErrorMemoryAllocation: throw OutOfMemory("out of memory on cuda: " + text, 0, 0, 0);
     case cudaErrorInvalidValue:

@@ -16,7 +16,8 @@ namespace tenon::cuda {
 [[noreturn]] void throw_cuda_error(cudaError_t status, const char* call);
 
 inline void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) [[unlikely]] throw_cuda_error(status, call);
+  if (status != cudaSuccess) [[unlikely]]
+    throw_cuda_error(status, call);
 }
 
 /// For errors after which only a new process helps.

@@ -92,8 +92,7 @@ std::uint32_t alignment_of(const void* data) {
 PlanKey key_of(const GemmProblem& p) {
   return {{p.m, p.n, p.k, p.batch, p.a.leading, p.b.leading, p.c_leading, p.a.batch_stride,
            p.b.batch_stride, p.c_batch_stride},
-          {alignment_of(p.a.data), alignment_of(p.b.data), alignment_of(p.c),
-           alignment_of(p.bias)},
+          {alignment_of(p.a.data), alignment_of(p.b.data), alignment_of(p.c), alignment_of(p.bias)},
           {static_cast<std::uint32_t>(p.dtype), p.a.transposed, p.b.transposed, p.bias != nullptr,
            p.accumulates}};
 }
@@ -121,9 +120,8 @@ LtMatrixLayout make_layout(const GemmProblem& p, std::int64_t rows, std::int64_t
   const auto batch = static_cast<std::int32_t>(p.batch);
   TENON_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(raw, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
                                                       &batch, sizeof(batch)));
-  TENON_CUBLAS_CHECK(
-      cublasLtMatrixLayoutSetAttribute(raw, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                       &batch_stride, sizeof(batch_stride)));
+  TENON_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(
+      raw, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride, sizeof(batch_stride)));
   return layout;
 }
 
@@ -203,8 +201,8 @@ void run_batch(Stream stream, const GemmProblem& p) {
   const std::lock_guard lock(library.mutex);
   const Plan* found = plan_of(library, p);
   TENON_CHECK(found != nullptr, DeviceError,
-              "[matmul] cuBLASLt has no algorithm for {}, {} x {} x {}, batch {}", name(p.dtype), p.m,
-              p.n, p.k, p.batch);
+              "[matmul] cuBLASLt has no algorithm for {}, {} x {} x {}, batch {}", name(p.dtype),
+              p.m, p.n, p.k, p.batch);
   const Plan& plan = *found;
   if (p.bias != nullptr) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
   const double one = 1;
@@ -212,12 +210,12 @@ void run_batch(Stream stream, const GemmProblem& p) {
   const float one_float = 1;
   const auto beta_float = static_cast<float>(beta);
   const bool is_double = p.dtype == DType::float64;
-  TENON_CUBLAS_CHECK(cublasLtMatmul(
-      library.handle.get(), plan.operation.get(),
-      is_double ? static_cast<const void*>(&one) : &one_float, p.b.data, plan.first.get(), p.a.data,
-      plan.second.get(), is_double ? static_cast<const void*>(&beta) : &beta_float, p.c,
-      plan.result.get(), p.c, plan.result.get(), &plan.algorithm, workspace,
-      kWorkspaceBytes, stream.handle));
+  TENON_CUBLAS_CHECK(cublasLtMatmul(library.handle.get(), plan.operation.get(),
+                                    is_double ? static_cast<const void*>(&one) : &one_float,
+                                    p.b.data, plan.first.get(), p.a.data, plan.second.get(),
+                                    is_double ? static_cast<const void*>(&beta) : &beta_float, p.c,
+                                    plan.result.get(), p.c, plan.result.get(), &plan.algorithm,
+                                    workspace, kWorkspaceBytes, stream.handle));
 }
 
 const void* advanced(const void* data, std::int64_t bytes) {

@@ -13,10 +13,11 @@ void throw_cublas_error(cublasStatus_t status, const char* call) {
     throw_cuda_error(pending, call);
   }
   const std::string_view text = call;
-  const std::string message = fmt::format("{} failed: {}", text.substr(0, text.find('(')),
-                                          cublasLtGetStatusString(status));
+  const std::string message =
+      fmt::format("{} failed: {}", text.substr(0, text.find('(')), cublasLtGetStatusString(status));
   switch (status) {
-    case CUBLAS_STATUS_ALLOC_FAILED: throw OutOfMemory("out of memory on cuda: " + message, 0, 0, 0);
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      throw OutOfMemory("out of memory on cuda: " + message, 0, 0, 0);
     case CUBLAS_STATUS_INVALID_VALUE: throw InternalError("internal error: " + message);
     default: throw DeviceError(message);
   }

@@ -15,7 +15,8 @@ namespace tenon::cuda {
 [[noreturn]] void throw_cublas_error(cublasStatus_t status, const char* call);
 
 inline void check(cublasStatus_t status, const char* call) {
-  if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]] throw_cublas_error(status, call);
+  if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]]
+    throw_cublas_error(status, call);
 }
 
 /// Owns `T`, a pointer-like resource that `kRelease` gives back.

@@ -46,11 +46,15 @@ StridedAxes collapse_axes(const Extents& sizes, std::span<const Extents> strides
     for (std::size_t k = 0; merges && k < strides.size(); ++k) {
       merges = result.strides[k][last] == strides[k][axis] * sizes[axis];
     }
-    if (merges) result.sizes[last] *= sizes[axis];
-    else result.sizes.push_back(sizes[axis]);
+    if (merges)
+      result.sizes[last] *= sizes[axis];
+    else
+      result.sizes.push_back(sizes[axis]);
     for (std::size_t k = 0; k < strides.size(); ++k) {
-      if (merges) result.strides[k][last] = strides[k][axis];
-      else result.strides[k].push_back(strides[k][axis]);
+      if (merges)
+        result.strides[k][last] = strides[k][axis];
+      else
+        result.strides[k].push_back(strides[k][axis]);
     }
   }
   if (result.sizes.empty()) {

@@ -56,7 +56,10 @@ static __host__ __device__ __noinline__
 #else
 inline
 #endif
-std::int64_t divide_wide(std::int64_t a, std::int64_t b) { return a / b; }
+    std::int64_t
+    divide_wide(std::int64_t a, std::int64_t b) {
+  return a / b;
+}
 
 /// A linear index (row-major over `sizes`) to the offsets of kOperands operands.
 template <int kOperands>
@@ -91,8 +94,9 @@ struct IndexMap {
 #endif
     for (int axis = rank - 1; axis > 0; --axis) {
       const std::int64_t quotient =
-          wide ? divide_wide(index, sizes[axis])
-               : static_cast<std::int64_t>(divisors[axis].divide(static_cast<std::uint32_t>(index)));
+          wide
+              ? divide_wide(index, sizes[axis])
+              : static_cast<std::int64_t>(divisors[axis].divide(static_cast<std::uint32_t>(index)));
       const std::int64_t position = index - quotient * sizes[axis];
       for (int i = 0; i < kOperands; ++i) result[i] += position * strides[i][axis];
       index = quotient;

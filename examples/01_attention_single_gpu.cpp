@@ -165,8 +165,9 @@ class Tutorial {
       if (options_.hidden == 0) options_.hidden = hidden.value_or(0);
       if (options_.heads == 0) options_.heads = heads.value_or(0);
       if (options_.hidden < 1 || options_.heads < 1) {
-        throw ValueError(options_.checkpoint +
-                         ": its config has no hidden_size and num_heads; give --hidden and --heads");
+        throw ValueError(
+            options_.checkpoint +
+            ": its config has no hidden_size and num_heads; give --hidden and --heads");
       }
     }
     model_ = nn::make<tutorial::Attention>(options_.hidden, options_.heads);
@@ -374,8 +375,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--batch", options.batch, "batch size of the timed input")->capture_default_str();
   app.add_option("--seq", options.seq, "sequence length of the timed input")->capture_default_str();
-  app.add_option("--hidden", options.hidden,
-                 "hidden size; without --checkpoint, a checkpoint of this size is written, then read");
+  app.add_option(
+      "--hidden", options.hidden,
+      "hidden size; without --checkpoint, a checkpoint of this size is written, then read");
   app.add_option("--heads", options.heads, "attention heads; must divide the hidden size");
   app.add_option("--checkpoint", options.checkpoint,
                  "JSON checkpoint to load (default: the one that ships with the tests)");

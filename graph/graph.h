@@ -62,10 +62,10 @@ struct Node {
 struct ModuleCall {
   CallId id = 0;
   CallId parent = kNone;
-  std::string path;  // "self_attn.q_proj"; "" for the root
-  std::string type;  // "Linear"
-  std::string repr;  // how the module prints itself, children excluded: "in_features=…"
-  bool leaf = false;       // a library layer: matched and shown as one node of its parent
+  std::string path;   // "self_attn.q_proj"; "" for the root
+  std::string type;   // "Linear"
+  std::string repr;   // how the module prints itself, children excluded: "in_features=…"
+  bool leaf = false;  // a library layer: matched and shown as one node of its parent
   bool has_hooks = false;
   bool flattened = false;  // its descendants are seen as its own nodes
   bool closed = false;     // not opened by a flattened ancestor

@@ -22,7 +22,8 @@ struct Location {
 
 class LoweredValue final : public TracedPayload {
  public:
-  LoweredValue(Location place, Shape shape) : location(std::move(place)), shape_(std::move(shape)) {}
+  LoweredValue(Location place, Shape shape)
+      : location(std::move(place)), shape_(std::move(shape)) {}
   Dim size(int axis) const override { return shape_[axis]; }
   bool is_pattern() const override { return false; }
   Location location;
@@ -86,8 +87,8 @@ class Lowering final : public Interpreter {
   std::unique_ptr<Program::Impl> program_;
   DimBindings bindings_;
   std::unordered_map<ValueId, Tensor> tensors_;
-  const Node* current_ = nullptr;      // the graph node being lowered
-  bool in_decomposition_ = false;      // its results are not the node's own
+  const Node* current_ = nullptr;  // the graph node being lowered
+  bool in_decomposition_ = false;  // its results are not the node's own
 };
 
 const Location& location_of(const Tensor& tensor) {
@@ -206,8 +207,8 @@ Tensor Lowering::state_tensor(ValueId id) {
   } else {
     location.buffer = known->buffer;
   }
-  program_->parameters.push_back({value.name, value.tensor, value.tensor.storage(),
-                                  value.tensor.layout()});
+  program_->parameters.push_back(
+      {value.name, value.tensor, value.tensor.storage(), value.tensor.layout()});
   return tensors_[id] = make_tensor(location, location.layout.sizes);
 }
 
@@ -296,9 +297,8 @@ void Lowering::emit(Instruction instruction) {
 Location Lowering::emit_copy(const Location& source) {
   Location target = source;
   target.layout = Layout::contiguous(source.layout.sizes);
-  target.buffer = new_buffer(static_cast<std::size_t>(source.layout.numel()) *
-                                 size_of(source.dtype),
-                             BufferKind::arena);
+  target.buffer = new_buffer(
+      static_cast<std::size_t>(source.layout.numel()) * size_of(source.dtype), BufferKind::arena);
   Instruction copy;
   copy.op = &get_op("contiguous");
   copy.inputs = {view_of(source)};
@@ -357,9 +357,9 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
     Location location;
     location.dtype = outputs[i].dtype;
     location.layout = output_layout(*instruction.kernel, outputs[i]);
-    location.buffer = new_buffer(static_cast<std::size_t>(location.layout.numel()) *
-                                     size_of(location.dtype),
-                                 BufferKind::arena);
+    location.buffer =
+        new_buffer(static_cast<std::size_t>(location.layout.numel()) * size_of(location.dtype),
+                   BufferKind::arena);
     instruction.outputs[i] = view_of(location);
     instruction.output_places.push_back({location.buffer, 0});
     results.push_back(make_tensor(location, location.layout.sizes));
@@ -413,12 +413,11 @@ void Lowering::place_outputs() {
   for (ValueId id : graph_.outputs()) {
     const bool state = graph_.value(id).tensor.defined();
     Location location = location_of(state ? state_tensor(id) : tensors_.at(id));
-    const bool whole = program_->buffers[static_cast<std::size_t>(location.buffer)].kind ==
-                           BufferKind::arena &&
-                       location.layout.offset == 0 &&
-                       static_cast<std::size_t>(location.layout.numel()) *
-                               size_of(location.dtype) ==
-                           program_->buffers[static_cast<std::size_t>(location.buffer)].bytes;
+    const bool whole =
+        program_->buffers[static_cast<std::size_t>(location.buffer)].kind == BufferKind::arena &&
+        location.layout.offset == 0 &&
+        static_cast<std::size_t>(location.layout.numel()) * size_of(location.dtype) ==
+            program_->buffers[static_cast<std::size_t>(location.buffer)].bytes;
     if (!whole) location = emit_copy(location);
     // The buffer leaves the arena: a run binds it to fresh memory, which the caller then owns.
     Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];

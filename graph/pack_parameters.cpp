@@ -33,10 +33,9 @@ std::vector<Group> find_groups(const Graph& graph) {
     if (!node.op->has(Trait::concatenation)) continue;
     const std::size_t axis = node.attrs.find("dim");
     const bool rows = axis < node.attrs.size() && equal(node.attrs.value(axis), std::int64_t{0});
-    const bool parameters =
-        std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId input) {
-          return graph.value(input).kind == ValueKind::parameter;
-        });
+    const bool parameters = std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId input) {
+      return graph.value(input).kind == ValueKind::parameter;
+    });
     if (rows && parameters) groups.push_back(node.inputs);
   }
   return groups;
@@ -54,8 +53,8 @@ void check_groups(const Graph& graph, const std::vector<Group>& groups) {
                   "parameter '{}' would have to lie in two places of packed storage; a weight that "
                   "is shared (tied) cannot be packed twice",
                   value.name);
-      const std::size_t own = static_cast<std::size_t>(value.tensor.layout().numel()) *
-                              size_of(value.tensor.dtype());
+      const std::size_t own =
+          static_cast<std::size_t>(value.tensor.layout().numel()) * size_of(value.tensor.dtype());
       TENON_CHECK(is_adjacent(graph, groups[g]) || value.tensor.storage()->bytes() == own,
                   ScheduleError,
                   "parameter '{}' is part of another packing already; a model has one packing of "

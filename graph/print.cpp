@@ -42,9 +42,10 @@ class DotWriter {
   }
 
   std::string write() {
-    out_ = "digraph tenon {\n  rankdir=TB; fontname=\"Helvetica\"; compound=true;\n"
-           "  node [shape=box, style=\"rounded,filled\", fillcolor=\"#eef3fb\", "
-           "fontname=\"Helvetica\", fontsize=11];\n  edge [color=\"#5b6b82\"];\n";
+    out_ =
+        "digraph tenon {\n  rankdir=TB; fontname=\"Helvetica\"; compound=true;\n"
+        "  node [shape=box, style=\"rounded,filled\", fillcolor=\"#eef3fb\", "
+        "fontname=\"Helvetica\", fontsize=11];\n  edge [color=\"#5b6b82\"];\n";
     for (ValueId id : graph_.inputs()) {
       out_ += fmt::format("  v{} [shape=ellipse, fillcolor=\"#e4f4e4\", label=\"{}\\n{}\"];\n", id,
                           escape(graph_.value(id).name), graph_.value(id).spec.to_string());

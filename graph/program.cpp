@@ -56,9 +56,10 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
     const InputSlot& slot = p.inputs[i];
     TENON_CHECK(inputs[i].layout().sizes == slot.sizes && inputs[i].dtype() == slot.dtype &&
                     inputs[i].device() == p.device,
-                ShapeError, "[run] input '{}' is {} on {}; the program was lowered for {}({}) on {}",
-                slot.name, inputs[i].spec().to_string(), inputs[i].device().to_string(),
-                name(slot.dtype), fmt::join(slot.sizes, ", "), p.device.to_string());
+                ShapeError,
+                "[run] input '{}' is {} on {}; the program was lowered for {}({}) on {}", slot.name,
+                inputs[i].spec().to_string(), inputs[i].device().to_string(), name(slot.dtype),
+                fmt::join(slot.sizes, ", "), p.device.to_string());
     held.push_back(inputs[i].contiguous());
   }
   const std::lock_guard lock(p.mutex);
@@ -90,7 +91,9 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
 
 std::int64_t Program::count_kernels(std::span<const Tensor> inputs) {
   run(inputs);  // so that the counted run finds its memory cached
-  return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] { run(inputs); });
+  return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] {
+    run(inputs);
+  });
 }
 
 const std::vector<InstructionInfo>& Program::instructions() const { return impl_->infos; }

@@ -62,8 +62,8 @@ ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
                 op_name);
     return traced->id;
   }
-  TENON_CHECK(tensor.is_eager(), TraceError, "[{}] an operand holds neither data nor a traced value",
-              op_name);
+  TENON_CHECK(tensor.is_eager(), TraceError,
+              "[{}] an operand holds neither data nor a traced value", op_name);
   const TensorImpl* identity = tensor.impl().get();
   if (const auto known = known_states_.find(identity); known != known_states_.end()) {
     return known->second;
@@ -162,8 +162,7 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
     TensorSpec spec = input.spec;
     spec.shape = Shape();
     for (const Dim& size : input.spec.shape) {
-      spec.shape.push_back(
-          Dim::symbol(fmt::format("s{}", symbols++), size.hint(), graph.guards()));
+      spec.shape.push_back(Dim::symbol(fmt::format("s{}", symbols++), size.hint(), graph.guards()));
     }
     std::string name = input.name;
     if (name.empty()) name = tensors.empty() ? "input" : fmt::format("input_{}", tensors.size());

@@ -55,8 +55,8 @@ class Matcher {
     fitted_ = 0;
     reason_.clear();
     Bindings bindings;
-    bindings.values.assign(
-        static_cast<std::size_t>(pattern_.parameters) + pattern_.calls.size(), kNone);
+    bindings.values.assign(static_cast<std::size_t>(pattern_.parameters) + pattern_.calls.size(),
+                           kNone);
     std::optional<Subgraph> match;
     if (match_value(pattern_.output, output, bindings)) match = make_match(bindings, output);
     if (match) {
@@ -156,8 +156,8 @@ class Matcher {
   bool match_node(const Pattern::Call& call, ValueId value, Bindings& bindings) {
     const Value& v = graph_.value(value);
     if (v.kind != ValueKind::result) {
-      return fail(bindings, fmt::format("{} is not a result of {}", graph_.value_name(value),
-                                        call.op->name));
+      return fail(bindings,
+                  fmt::format("{} is not a result of {}", graph_.value_name(value), call.op->name));
     }
     const Node& node = graph_.node(v.producer);
     const std::string name = graph_.full_name(node.id);
@@ -166,15 +166,16 @@ class Matcher {
              fail(bindings, fmt::format("{} stands for two calls of the pattern", name));
     }
     if (node.op != call.op) {
-      return fail(bindings, fmt::format("{} is {}; the pattern has {}", name, node.op->name,
-                                        call.op->name));
+      return fail(bindings,
+                  fmt::format("{} is {}; the pattern has {}", name, node.op->name, call.op->name));
     }
     if (graph_.visible_call(node.id) != visible_) {
       return fail(bindings, fmt::format("{} lies inside another module than the rest; "
                                         "trace({{.flatten = true}}) shows them as one",
                                         name));
     }
-    if (hooked(node)) return fail(bindings, fmt::format("{} belongs to a module with a hook", name));
+    if (hooked(node))
+      return fail(bindings, fmt::format("{} belongs to a module with a hook", name));
     if (used_.contains(node.id) || bindings.taken.contains(node.id)) {
       return fail(bindings, fmt::format("{} is matched already", name));
     }
@@ -216,8 +217,8 @@ class Matcher {
       const int wanted = call.inputs[i];
       if ((operand == kNone) != (wanted < 0)) {
         return fail(bindings,
-                    fmt::format("{} {} operand '{}', unlike the pattern",
-                                graph_.full_name(node.id), operand == kNone ? "lacks" : "has",
+                    fmt::format("{} {} operand '{}', unlike the pattern", graph_.full_name(node.id),
+                                operand == kNone ? "lacks" : "has",
                                 node.op->operands[std::min(i, node.op->operands.size() - 1)].name));
       }
       if (operand != kNone && !match_value(wanted, operand, bindings)) return false;
@@ -325,12 +326,10 @@ class Matcher {
     Subgraph match;
     match.output = output;
     match.captures = bindings.captures;
-    match.inputs.assign(bindings.values.begin(),
-                        bindings.values.begin() + pattern_.parameters);
+    match.inputs.assign(bindings.values.begin(), bindings.values.begin() + pattern_.parameters);
     match.nodes.assign(bindings.taken.begin(), bindings.taken.end());
-    std::sort(match.nodes.begin(), match.nodes.end(), [&](NodeId a, NodeId b) {
-      return graph_.position(a) < graph_.position(b);
-    });
+    std::sort(match.nodes.begin(), match.nodes.end(),
+              [&](NodeId a, NodeId b) { return graph_.position(a) < graph_.position(b); });
     for (NodeId id : match.nodes) {
       for (ValueId inner : graph_.node(id).outputs) {
         if (inner == output) continue;
@@ -398,8 +397,8 @@ std::string Matches::explain() const {
                    [](const NearMiss& a, const NearMiss& b) { return a.matched > b.matched; });
   std::string text;
   for (std::size_t i = 0; i < std::min<std::size_t>(sorted.size(), 8); ++i) {
-    text += fmt::format("{}near miss at {}: {}", i > 0 ? "\n" : "", sorted[i].node,
-                        sorted[i].reason);
+    text +=
+        fmt::format("{}near miss at {}: {}", i > 0 ? "\n" : "", sorted[i].node, sorted[i].reason);
   }
   return text.empty() ? "no node begins to match" : text;
 }

@@ -17,9 +17,9 @@ struct Subgraph {
   std::vector<NodeId> nodes;
   std::vector<ValueId> inputs;  // by pattern parameter
   ValueId output = kNone;
-  std::map<int, AttrValue> captures;  // what any(k) stood for
+  std::map<int, AttrValue> captures;                       // what any(k) stood for
   std::vector<std::pair<std::string, std::string>> names;  // (module path, node), for printing
-  std::vector<std::vector<ValueId>> operands;  // of each node, to notice later changes
+  std::vector<std::vector<ValueId>> operands;              // of each node, to notice later changes
 };
 
 /// A place where the pattern began to match and did not; `matched` calls of it fitted.

@@ -134,10 +134,9 @@ Pattern record_pattern(
 
 Pattern pattern_of_decomposition(const Op& op) {
   TENON_INTERNAL(op.decompose && op.pattern_attrs, "[{}] is no pattern", op.name);
-  return record_pattern(static_cast<int>(op.operands.size()),
-                        [&](std::span<const Tensor> tensors) {
-                          return op.decompose(tensors, op.pattern_attrs());
-                        });
+  return record_pattern(static_cast<int>(op.operands.size()), [&](std::span<const Tensor> tensors) {
+    return op.decompose(tensors, op.pattern_attrs());
+  });
 }
 
 }  // namespace tenon

@@ -43,9 +43,9 @@ struct ReplaceOptions {
 };
 
 struct Replacement {
-  std::string name;                     // of the new call
-  std::shared_ptr<nn::Module> module;   // null for a function
-  int tensor_parameters = 0;            // how many tensors `call` takes
+  std::string name;                    // of the new call
+  std::shared_ptr<nn::Module> module;  // null for a function
+  int tensor_parameters = 0;           // how many tensors `call` takes
   std::function<std::vector<Tensor>(std::span<const Tensor>)> call;
 };
 
@@ -65,7 +65,7 @@ struct Signature<R (C::*)(A...)> : Signature<R(A...)> {};
 template <class C, class R, class... A>
 struct Signature<R (C::*)(A...) const> : Signature<R(A...)> {};
 template <class F>
-  requires requires { &F::operator(); }
+requires requires { &F::operator(); }
 struct Signature<F> : Signature<decltype(&F::operator())> {};
 
 [[noreturn]] void throw_missing_argument(const std::string& replacement, const std::string& name);

@@ -95,9 +95,10 @@ Schedule Schedule::operator[](std::string_view path) const {
       }
     }
     const auto names = children_of(*state_->model, state_->graph, known);
-    detail::fail<ScheduleError>("schedule path '{}' does not exist; below '{}' there {} {}", whole,
-                                known, names.size() == 1 ? "is" : "are",
-                                names.empty() ? "no modules" : fmt::format("{}", fmt::join(names, ", ")));
+    detail::fail<ScheduleError>(
+        "schedule path '{}' does not exist; below '{}' there {} {}", whole, known,
+        names.size() == 1 ? "is" : "are",
+        names.empty() ? "no modules" : fmt::format("{}", fmt::join(names, ", ")));
   }
   return Schedule(state_, std::move(whole));
 }
@@ -120,14 +121,13 @@ Matches Schedule::find(const std::string& regex) const {
 
 void Schedule::apply_replace(const Replacement& replacement, const Matches& matches,
                              const ReplaceOptions& options) {
-  state_->transact({"replace", path_, fmt::format("{} by {}", matches.to_string(),
-                                                  replacement.name)},
-                   [&](Graph& graph) { replace_matches(graph, replacement, matches, options); });
+  state_->transact(
+      {"replace", path_, fmt::format("{} by {}", matches.to_string(), replacement.name)},
+      [&](Graph& graph) { replace_matches(graph, replacement, matches, options); });
 }
 
 void Schedule::decompose() {
-  state_->transact({"decompose", path_, ""},
-                   [&](Graph& graph) { decompose_module(graph, path_); });
+  state_->transact({"decompose", path_, ""}, [&](Graph& graph) { decompose_module(graph, path_); });
 }
 
 void Schedule::trace(const TraceOptions& options) {

@@ -66,10 +66,8 @@ class Schedule {
 
   /// Matches of a pattern, a callable on Tensors, among the nodes of this module and those below.
   template <class F>
-    requires(!std::convertible_to<F, std::string>)
-  Matches find(F&& pattern) const {
-    return find_pattern(record_pattern(pattern));
-  }
+  requires(!std::convertible_to<F, std::string>) Matches find(F&& pattern)
+  const { return find_pattern(record_pattern(pattern)); }
   /// Module calls whose whole name, or path below this module, matches a regular expression.
   Matches find(const std::string& regex) const;
 
@@ -79,7 +77,7 @@ class Schedule {
     apply_replace(make_replacement(module, options), matches, options);
   }
   template <class F>
-    requires requires { typename detail::Signature<F>::Parameters; }
+  requires requires { typename detail::Signature<F>::Parameters; }
   void replace(F function, const Matches& matches, ReplaceOptions options = {}) {
     apply_replace(make_replacement(function, options), matches, options);
   }
@@ -112,9 +110,9 @@ Schedule create_schedule(std::shared_ptr<nn::Module> model, const ForwardFunctio
                          const std::vector<ExampleInput>& examples);
 template <class T>
 Schedule create_schedule(const nn::Child<T>& model, const std::vector<ExampleInput>& examples) {
-  return create_schedule(model.shared(),
-                         [model](std::span<const Tensor> inputs) { return model.call(inputs); },
-                         examples);
+  return create_schedule(
+      model.shared(), [model](std::span<const Tensor> inputs) { return model.call(inputs); },
+      examples);
 }
 
 struct BuildOptions {

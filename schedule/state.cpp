@@ -14,9 +14,9 @@ void ScheduleState::transact(AppliedPrimitive primitive,
     symbols.insert(symbols.end(), shape.begin(), shape.end());
   }
   GuardTransaction guards(graph.guards(), symbols);
-  const std::string where =
-      primitive.path.empty() ? primitive.primitive
-                             : fmt::format("{} on '{}'", primitive.primitive, primitive.path);
+  const std::string where = primitive.path.empty()
+                                ? primitive.primitive
+                                : fmt::format("{} on '{}'", primitive.primitive, primitive.path);
   Graph draft = graph;
   try {
     rewrite(draft);
@@ -38,8 +38,8 @@ void ScheduleState::transact(AppliedPrimitive primitive,
 ModuleTree module_tree(nn::Module& root) {
   ModuleTree tree;
   for (const auto& [path, module] : root.named_modules()) {
-    tree.modules.emplace(module, ModuleTree::Module{path, module->type_name(),
-                                                    module->extra_repr(), module->is_leaf()});
+    tree.modules.emplace(module, ModuleTree::Module{path, module->type_name(), module->extra_repr(),
+                                                    module->is_leaf()});
   }
   for (const auto& [name, tensor] : root.named_parameters()) {
     tree.states.push_back({name, ValueKind::parameter, tensor});
@@ -60,11 +60,10 @@ std::vector<CallId> calls_below(const Graph& graph, const std::string& path) {
 
 void check_current(const Graph& graph, const Subgraph& match) {
   for (std::size_t i = 0; i < match.nodes.size(); ++i) {
-    TENON_CHECK(graph.has_node(match.nodes[i]) &&
-                    graph.node(match.nodes[i]).inputs == match.operands[i],
-                ScheduleError,
-                "the match is out of date: {} was changed since find(); find it again",
-                match.names[i].second);
+    TENON_CHECK(
+        graph.has_node(match.nodes[i]) && graph.node(match.nodes[i]).inputs == match.operands[i],
+        ScheduleError, "the match is out of date: {} was changed since find(); find it again",
+        match.names[i].second);
   }
 }
 

@@ -33,7 +33,8 @@ std::optional<Sizes> assign_sizes(const Graph& graph, const std::vector<std::int
     std::vector<std::int64_t> free;
     dim.resolved().collect_symbols(free);
     const bool own = free.size() == 1 && free[0] == id;
-    if (own) bindings[id] = candidates.empty() ? dim.hint() : candidates[next++ % candidates.size()];
+    if (own)
+      bindings[id] = candidates.empty() ? dim.hint() : candidates[next++ % candidates.size()];
   }
   for (const auto& [id, dim] : symbols) {
     if (!bindings.contains(id)) bindings[id] = dim.resolved().evaluate(bindings);
@@ -191,9 +192,8 @@ VerifyReport verify(const Schedule& schedule, const VerifyOptions& options) {
   const auto inputs = random_inputs(schedule.original(), report.sizes, generator);
   if (options.eval) compare_mode(schedule, inputs, false, options.seed, report);
   if (options.training) compare_mode(schedule, inputs, true, options.seed, report);
-  report.milliseconds = std::chrono::duration<double, std::milli>(
-                            std::chrono::steady_clock::now() - start)
-                            .count();
+  report.milliseconds =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   return report;
 }
 

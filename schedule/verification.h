@@ -27,10 +27,11 @@ struct VerifyOptions {
 struct OutputComparison {
   bool training = false;
   int output = 0;
-  double max_abs_difference = 0;  ///< scheduled against unscheduled, at the model's dtype and device
-  double scheduled_error = 0;     ///< to the float64 reference
-  double unscheduled_error = 0;   ///< to the float64 reference
-  double allowed_error = 0;       ///< what scheduled_error must not exceed
+  double max_abs_difference =
+      0;                         ///< scheduled against unscheduled, at the model's dtype and device
+  double scheduled_error = 0;    ///< to the float64 reference
+  double unscheduled_error = 0;  ///< to the float64 reference
+  double allowed_error = 0;      ///< what scheduled_error must not exceed
   double float64_difference = 0;  ///< between the two Graphs in float64
   double float64_allowed = 0;
   bool ok = false;

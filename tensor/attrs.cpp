@@ -55,8 +55,7 @@ std::string to_string(const AttrValue& value) {
                  [](std::int64_t i) {
                    return wildcard_info(i).is_wildcard ? std::string("any()") : std::to_string(i);
                  },
-                 [](double d) { return number_text(d); },
-                 [](const std::string& s) { return s; },
+                 [](double d) { return number_text(d); }, [](const std::string& s) { return s; },
                  [](DType d) { return std::string(name(d)); },
                  [](const std::vector<std::int64_t>& v) {
                    return fmt::format("({})", fmt::join(v, ", "));
@@ -69,18 +68,17 @@ std::string to_string(const AttrValue& value) {
 
 bool equal(const AttrValue& a, const AttrValue& b) {
   if (a.index() != b.index()) return false;
-  return std::visit(
-      Overloaded{[&](std::monostate) { return true; },
-                 [&](double d) {
-                   return std::bit_cast<std::uint64_t>(d) ==
-                              std::bit_cast<std::uint64_t>(std::get<double>(b)) ||
-                          d == std::get<double>(b);
-                 },
-                 [&](const Dim& d) { return d.same_as(std::get<Dim>(b)); },
-                 [&](const Shape& s) { return s.same_as(std::get<Shape>(b)); },
-                 [&](const Scalar& s) { return s.same_as(std::get<Scalar>(b)); },
-                 [&]<class T>(const T& x) { return x == std::get<T>(b); }},
-      a);
+  return std::visit(Overloaded{[&](std::monostate) { return true; },
+                               [&](double d) {
+                                 return std::bit_cast<std::uint64_t>(d) ==
+                                            std::bit_cast<std::uint64_t>(std::get<double>(b)) ||
+                                        d == std::get<double>(b);
+                               },
+                               [&](const Dim& d) { return d.same_as(std::get<Dim>(b)); },
+                               [&](const Shape& s) { return s.same_as(std::get<Shape>(b)); },
+                               [&](const Scalar& s) { return s.same_as(std::get<Scalar>(b)); },
+                               [&]<class T>(const T& x) { return x == std::get<T>(b); }},
+                    a);
 }
 
 namespace detail {

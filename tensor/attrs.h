@@ -26,11 +26,11 @@ namespace tenon {
 
 /// How a field takes part in matching.
 enum class FieldKind : std::uint8_t {
-  value,  ///< must be equal
-  axis,   ///< an axis of operand 0, negative values count from the end
-  axes,   ///< a list of axes of operand 0, its order counts
+  value,     ///< must be equal
+  axis,      ///< an axis of operand 0, negative values count from the end
+  axes,      ///< a list of axes of operand 0, its order counts
   axis_set,  ///< axes of operand 0 in any order
-  site,   ///< identifies the call (a dropout site): never compared, carried by rewrites
+  site,      ///< identifies the call (a dropout site): never compared, carried by rewrites
 };
 
 /// Every type that a field may have, seen through one variant. Enums appear as their names.
@@ -72,7 +72,8 @@ struct Field {
   FieldKind kind;
 };
 template <class A, class M>
-constexpr Field<A, M> field(std::string_view name, M A::*member, FieldKind kind = FieldKind::value) {
+constexpr Field<A, M> field(std::string_view name, M A::*member,
+                            FieldKind kind = FieldKind::value) {
   return {name, member, kind};
 }
 
@@ -116,16 +117,18 @@ template <class A>
 const AttrsType& attrs_type() {
   static const AttrsType type = [] {
     AttrsType result{&typeid(A), {}, nullptr, nullptr};
-    std::apply([&](const auto&... f) { (result.fields.push_back({std::string(f.name), f.kind}), ...); },
-               A::fields());
+    std::apply(
+        [&](const auto&... f) {
+          (result.fields.push_back({std::string(f.name), f.kind}), ...);
+        },
+        A::fields());
     result.get = [](const void* attrs, std::size_t index) {
       AttrValue value;
       std::size_t i = 0;
       std::apply(
           [&](const auto&... f) {
-            ((i++ == index
-                  ? void(value = to_attr_value(static_cast<const A*>(attrs)->*(f.member)))
-                  : void()),
+            ((i++ == index ? void(value = to_attr_value(static_cast<const A*>(attrs)->*(f.member)))
+                           : void()),
              ...);
           },
           A::fields());
@@ -158,7 +161,7 @@ class Attrs {
  public:
   Attrs() = default;
   template <class A>
-    requires requires { A::fields(); }
+  requires requires { A::fields(); }
   Attrs(A attrs)
       : data_(std::make_shared<const A>(std::move(attrs))), type_(&detail::attrs_type<A>()) {}
 

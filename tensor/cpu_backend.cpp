@@ -29,10 +29,9 @@ class CpuBackend final : public DeviceBackend {
       data = std::aligned_alloc(kAlignment, rounded);
     }
     if (data == nullptr) {
-      throw OutOfMemory(
-          fmt::format("out of memory on cpu: {} bytes requested, {} bytes live", bytes,
-                      live_.load()),
-          bytes, 0, live_.load());
+      throw OutOfMemory(fmt::format("out of memory on cpu: {} bytes requested, {} bytes live",
+                                    bytes, live_.load()),
+                        bytes, 0, live_.load());
     }
     const std::size_t live = live_ += bytes;
     std::size_t peak = peak_.load();

@@ -59,9 +59,7 @@ Device Device::parse(std::string_view text) {
   return device;
 }
 
-std::string Device::to_string() const {
-  return is_cpu() ? "cpu" : "cuda:" + std::to_string(index);
-}
+std::string Device::to_string() const { return is_cpu() ? "cpu" : "cuda:" + std::to_string(index); }
 
 void register_device_backend(DeviceType type, std::unique_ptr<DeviceBackend> backend) {
   backends()[static_cast<std::size_t>(type)] = std::move(backend);

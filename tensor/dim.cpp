@@ -95,8 +95,9 @@ bool any_symbol(const Dim& dim, const std::function<bool(const std::shared_ptr<D
   if (expr == nullptr) return false;
   for (const DimTerm& term : expr->terms) {
     for (const DimAtom& atom : term.atoms) {
-      if (atom.symbol ? f(atom.symbol)
-                      : any_symbol(atom.quotient->first, f) || any_symbol(atom.quotient->second, f)) {
+      if (atom.symbol
+              ? f(atom.symbol)
+              : any_symbol(atom.quotient->first, f) || any_symbol(atom.quotient->second, f)) {
         return true;
       }
     }

@@ -66,7 +66,8 @@ class Dim {
   /// The number when symbols have the given values; InternalError for a symbol that has none.
   std::int64_t evaluate(const DimBindings& bindings) const;
   /// The same expression with each symbol for which `replacement(id)` has a Dim replaced by it.
-  Dim substitute(const std::function<std::optional<Dim>(const detail::DimSymbol&)>& replacement) const;
+  Dim substitute(
+      const std::function<std::optional<Dim>(const detail::DimSymbol&)>& replacement) const;
   /// Adds the ids of the symbols in it to `ids`.
   void collect_symbols(std::vector<std::int64_t>& ids) const;
   /// Bound symbols replaced by what they were bound to.
@@ -188,8 +189,8 @@ class Scalar {
  public:
   Scalar() = default;
   template <class T>
-    requires std::integral<T> || std::floating_point<T>
-  Scalar(T value) : coefficient_(static_cast<double>(value)) {}
+  requires std::integral<T> || std::floating_point<T> Scalar(T value)
+      : coefficient_(static_cast<double>(value)) {}
   Scalar(const Dim& dim);
   static Scalar wildcard(int capture);
 

@@ -44,12 +44,11 @@ class ElementBits {
     if (i / 4 != block_index_) {
       block_index_ = i / 4;
       // Counter word 3 has its top bit set: these blocks are apart from dropout's (philox.h).
-      block_ = philox4x32_10({{static_cast<std::uint32_t>(block_index_),
-                               static_cast<std::uint32_t>(block_index_ >> 32),
-                               static_cast<std::uint32_t>(stream_),
-                               static_cast<std::uint32_t>(stream_ >> 32) | 0x80000000U}},
-                             static_cast<std::uint32_t>(seed_),
-                             static_cast<std::uint32_t>(seed_ >> 32));
+      block_ = philox4x32_10(
+          {{static_cast<std::uint32_t>(block_index_),
+            static_cast<std::uint32_t>(block_index_ >> 32), static_cast<std::uint32_t>(stream_),
+            static_cast<std::uint32_t>(stream_ >> 32) | 0x80000000U}},
+          static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32));
     }
     return block_.word[i % 4];
   }
@@ -79,8 +78,7 @@ Tensor empty(const Sizes& sizes, TensorOptions options) {
     TENON_CHECK(!__builtin_mul_overflow(bytes, size == 0 ? 1 : size, &bytes), ShapeError,
                 "a tensor of sizes {} does not fit into 64-bit byte counts", fmt::join(sizes, "x"));
   }
-  auto storage =
-      Storage::allocate(has_zero ? 0 : static_cast<std::size_t>(bytes), options.device);
+  auto storage = Storage::allocate(has_zero ? 0 : static_cast<std::size_t>(bytes), options.device);
   return Tensor(std::move(storage), options.dtype, Layout::contiguous(sizes));
 }
 
@@ -113,9 +111,8 @@ Tensor randn(const Shape& shape, TensorOptions options, Generator* generator) {
 Tensor uniform(const Shape& shape, double low, double high, TensorOptions options,
                Generator* generator) {
   ElementBits bits(or_default(generator));
-  return generate(shape, options, [&](std::int64_t i) {
-    return low + (high - low) * unit_interval(bits(i));
-  });
+  return generate(shape, options,
+                  [&](std::int64_t i) { return low + (high - low) * unit_interval(bits(i)); });
 }
 
 Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {

@@ -83,8 +83,7 @@ Tensor softmax(const Tensor& input, std::int64_t dim);
 Tensor layer_norm(const Tensor& input, const std::vector<std::int64_t>& normalized_shape,
                   const Tensor& weight = {}, const Tensor& bias = {}, double eps = 1e-5);
 /// layer_norm over the last axis, whatever its size: for patterns and generic code.
-Tensor layer_norm(const Tensor& input, const Tensor& weight, const Tensor& bias,
-                  double eps = 1e-5);
+Tensor layer_norm(const Tensor& input, const Tensor& weight, const Tensor& bias, double eps = 1e-5);
 
 enum class DropoutMode : std::uint8_t { follow, train, eval };
 std::string_view enum_name(DropoutMode mode);
@@ -99,15 +98,16 @@ Tensor dropout(const Tensor& input, double p = 0.5, DropoutMode mode = DropoutMo
 
 struct AttentionOptions {
   double dropout_p = 0;
-  bool is_causal = false;             // query i sees keys j <= i (top-left aligned)
-  std::optional<double> scale = {};   // default 1/√d
+  bool is_causal = false;            // query i sees keys j <= i (top-left aligned)
+  std::optional<double> scale = {};  // default 1/√d
   DropoutMode mode = DropoutMode::follow;
 };
 /// softmax(query·keyᵀ·scale + mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> (…, L, Ev). A bool
 /// mask lets through where true, a floating mask is added; it broadcasts to (…, L, S). A row whose
 /// keys are all masked gives NaN, as PyTorch's math path does.
 Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                                    const Tensor& attn_mask = {}, const AttentionOptions& options = {});
+                                    const Tensor& attn_mask = {},
+                                    const AttentionOptions& options = {});
 /// layer_norm(dropout(input + bias) + residual): one kernel for the tail of a residual block.
 Tensor bias_dropout_residual_layer_norm(const Tensor& input, const Tensor& bias,
                                         const Tensor& residual, const Tensor& weight,

@@ -163,7 +163,12 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
     if (inputs[i]) input_views[i] = inputs[i].view_of_data();
   }
   for (const Tensor& output : outputs) output_views.push_back(output.view_of_data());
-  KernelArgs args{&op, input_views, output_views, &attrs, training, default_generator().state(),
+  KernelArgs args{&op,
+                  input_views,
+                  output_views,
+                  &attrs,
+                  training,
+                  default_generator().state(),
                   device_backend(device.type).stream(device.index)};
   const Kernel* kernel = select_kernel(op, device.type, args);
   if (kernel == nullptr) {
@@ -176,8 +181,8 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const TensorView& view = input_views[i];
     if (!view.present) continue;
-    const bool accepted = kernel->accepts ? kernel->accepts(static_cast<int>(i), view)
-                                          : view.is_contiguous();
+    const bool accepted =
+        kernel->accepts ? kernel->accepts(static_cast<int>(i), view) : view.is_contiguous();
     if (accepted) continue;
     packed.push_back(packed_copy(inputs[i]));
     input_views[i] = packed.back().view_of_data();

@@ -12,7 +12,7 @@ namespace tenon {
 
 /// One active module call, pushed by nn::Module when it is called.
 struct ModuleFrame {
-  const void* module = nullptr;    // identity of the module object
+  const void* module = nullptr;       // identity of the module object
   const std::string* type = nullptr;  // its class name
   bool training = true;
   bool has_hooks = false;

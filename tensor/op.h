@@ -141,8 +141,14 @@ class Op {
 class OpBuilder {
  public:
   explicit OpBuilder(std::string name) { op_.name = std::move(name); }
-  OpBuilder& doc(std::string text) { op_.doc = std::move(text); return *this; }
-  OpBuilder& operand(std::string name) { op_.operands.push_back({std::move(name)}); return *this; }
+  OpBuilder& doc(std::string text) {
+    op_.doc = std::move(text);
+    return *this;
+  }
+  OpBuilder& operand(std::string name) {
+    op_.operands.push_back({std::move(name)});
+    return *this;
+  }
   OpBuilder& optional(std::string name) {
     op_.operands.push_back({std::move(name), true});
     return *this;
@@ -155,13 +161,34 @@ class OpBuilder {
     op_.traits |= static_cast<std::uint32_t>(trait);
     return *this;
   }
-  OpBuilder& infer(Op::Infer f) { op_.infer = f; return *this; }
-  OpBuilder& view(Op::View f) { op_.view = f; return trait(Trait::view); }
-  OpBuilder& decompose(Op::Decompose f) { op_.decompose = f; return *this; }
-  OpBuilder& pattern_attrs(Attrs (*f)()) { op_.pattern_attrs = f; return *this; }
-  OpBuilder& identity(Op::Identity f) { op_.identity = f; return *this; }
-  OpBuilder& flops(Op::Flops f) { op_.flops = f; return *this; }
-  OpBuilder& cpu(Kernel kernel) { op_.add_kernel(DeviceType::cpu, kernel); return *this; }
+  OpBuilder& infer(Op::Infer f) {
+    op_.infer = f;
+    return *this;
+  }
+  OpBuilder& view(Op::View f) {
+    op_.view = f;
+    return trait(Trait::view);
+  }
+  OpBuilder& decompose(Op::Decompose f) {
+    op_.decompose = f;
+    return *this;
+  }
+  OpBuilder& pattern_attrs(Attrs (*f)()) {
+    op_.pattern_attrs = f;
+    return *this;
+  }
+  OpBuilder& identity(Op::Identity f) {
+    op_.identity = f;
+    return *this;
+  }
+  OpBuilder& flops(Op::Flops f) {
+    op_.flops = f;
+    return *this;
+  }
+  OpBuilder& cpu(Kernel kernel) {
+    op_.add_kernel(DeviceType::cpu, kernel);
+    return *this;
+  }
   Op done() { return std::move(op_); }
 
  private:

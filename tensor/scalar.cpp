@@ -47,9 +47,8 @@ Scalar Scalar::simplified() const {
     result.coefficient_ *= power(static_cast<double>(factor.first.hint()), factor.second);
     return true;
   });
-  std::sort(result.factors_.begin(), result.factors_.end(), [](const auto& a, const auto& b) {
-    return a.first.to_string() < b.first.to_string();
-  });
+  std::sort(result.factors_.begin(), result.factors_.end(),
+            [](const auto& a, const auto& b) { return a.first.to_string() < b.first.to_string(); });
   return result;
 }
 

@@ -111,9 +111,9 @@ __device__ __forceinline__ void compute_elements(const PointwiseParams<kInputs>&
   // First index and distance of this thread's vectors or elements.
   const std::int64_t step = by_vectors ? kPointwiseThreads * kLength : kPointwiseThreads;
   const std::int64_t begin =
-      by_vectors ? (block * kChunks * kPointwiseThreads + threadIdx.x) * kLength
-                 : p.first_single + (block - p.vector_blocks) * (kPointwiseThreads * kCount) +
-                       threadIdx.x;
+      by_vectors
+          ? (block * kChunks * kPointwiseThreads + threadIdx.x) * kLength
+          : p.first_single + (block - p.vector_blocks) * (kPointwiseThreads * kCount) + threadIdx.x;
   const std::int64_t end = by_vectors ? p.first_single : p.numel;
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {

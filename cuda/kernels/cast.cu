@@ -135,8 +135,9 @@ void run_cast(const KernelArgs& args) {
 }  // namespace
 
 void register_cast_kernels() {
-  register_kernel("cast", DeviceType::cuda, {.name = "cuda.cast", .run = run_cast,
-                                             .accepts = any_layout, .strided_output = true});
+  register_kernel(
+      "cast", DeviceType::cuda,
+      {.name = "cuda.cast", .run = run_cast, .accepts = any_layout, .strided_output = true});
 }
 
 }  // namespace tenon::cuda

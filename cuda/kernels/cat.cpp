@@ -24,8 +24,9 @@ void run_cat(const KernelArgs& args) {
 }  // namespace
 
 void register_cat_kernels() {
-  register_kernel("cat", DeviceType::cuda, {.name = "cuda.cat", .run = run_cat,
-                                            .accepts = any_layout, .strided_output = true});
+  register_kernel(
+      "cat", DeviceType::cuda,
+      {.name = "cuda.cat", .run = run_cat, .accepts = any_layout, .strided_output = true});
 }
 
 }  // namespace tenon::cuda

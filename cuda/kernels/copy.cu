@@ -81,8 +81,12 @@ int transposed_axis(const StridedAxes& axes) {
 void copy_transposed(Stream stream, const char* name, StridedAxes axes, int row_axis,
                      const TensorView& source, const TensorView& target) {
   const int inner = axes.sizes.size() - 1;
-  TransposeParams p{target.data, source.data, axes.sizes[row_axis], axes.sizes[inner],
-                    axes.strides[0][row_axis], axes.strides[1][inner]};
+  TransposeParams p{target.data,
+                    source.data,
+                    axes.sizes[row_axis],
+                    axes.sizes[inner],
+                    axes.strides[0][row_axis],
+                    axes.strides[1][inner]};
   p.row_tiles = ceil_div(p.rows, kTile);
   p.col_tiles = ceil_div(p.cols, kTile);
   for (Extents* list : {&axes.sizes, &axes.strides[0], &axes.strides[1]}) {

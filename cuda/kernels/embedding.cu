@@ -19,16 +19,18 @@ struct EmbeddingParams {
   bool narrow_indices = false;  // int32
   const void* weight = nullptr;
   void* output = nullptr;
-  std::int64_t count = 0;        // of indices
-  std::int64_t vocabulary = 0;   // V
-  std::int64_t units = 0;        // of a row
-  std::uint64_t nan_pattern = 0; // the dtype's NaN, repeated over 8 bytes
+  std::int64_t count = 0;         // of indices
+  std::int64_t vocabulary = 0;    // V
+  std::int64_t units = 0;         // of a row
+  std::uint64_t nan_pattern = 0;  // the dtype's NaN, repeated over 8 bytes
 };
 
 template <class U>
 __device__ __forceinline__ U filled_unit(std::uint64_t pattern) {
-  if constexpr (std::is_same_v<U, Unit16>) return {pattern, pattern};
-  else return static_cast<U>(pattern);
+  if constexpr (std::is_same_v<U, Unit16>)
+    return {pattern, pattern};
+  else
+    return static_cast<U>(pattern);
 }
 
 template <class U>
@@ -64,7 +66,8 @@ void run_units(Stream stream, EmbeddingParams p, std::int64_t row_bytes) {
 void run_embedding(const KernelArgs& args) {
   const TensorView& indices = args.inputs[0];
   const TensorView& weight = args.inputs[1];
-  EmbeddingParams p{indices.data, indices.dtype == DType::int32, weight.data, args.outputs[0].data,
+  EmbeddingParams p{indices.data,    indices.dtype == DType::int32,
+                    weight.data,     args.outputs[0].data,
                     indices.numel(), weight.sizes[0]};
   p.nan_pattern = nan_pattern(weight.dtype);
   const auto element_bytes = static_cast<std::int64_t>(size_of(weight.dtype));

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   const C scale = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
   if (!group.active) return;
   Row<T>::for_each_chunk(group, cols, [&](int chunk, int first) {
-    C (&x)[kRowGroup] = row.values[chunk];
+    C(&x)[kRowGroup] = row.values[chunk];
 #pragma unroll
     for (int i = 0; i < kRowGroup; ++i) x[i] *= scale;
     C vector[kRowGroup];
@@ -99,7 +99,8 @@ __device__ __forceinline__ compute_type<T> value_at(const NormParams& p, const T
   if constexpr (kTail) {
     const std::uint32_t keep = kept_bits(tail.dropout, row, column / kRowGroup);
     value += widen(static_cast<const T*>(tail.bias)[column]);
-    value = (keep >> column % kRowGroup & 1U) != 0 ? value * static_cast<C>(tail.dropout.scale) : C(0);
+    value =
+        (keep >> column % kRowGroup & 1U) != 0 ? value * static_cast<C>(tail.dropout.scale) : C(0);
     value += widen(static_cast<const T*>(tail.residual)[row * p.cols + column]);
   }
   return value;

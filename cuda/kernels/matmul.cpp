@@ -20,11 +20,13 @@ namespace {
 std::optional<GemmOperand> as_operand(const void* data, std::int64_t rows, std::int64_t cols,
                                       std::int64_t row_stride, std::int64_t col_stride) {
   // The stride of an axis of size 1 is free: take the one that fits.
-  if ((cols <= 1 || col_stride == 1) && (rows <= 1 || row_stride >= std::max<std::int64_t>(1, cols))) {
+  if ((cols <= 1 || col_stride == 1) &&
+      (rows <= 1 || row_stride >= std::max<std::int64_t>(1, cols))) {
     const std::int64_t leading = rows <= 1 ? std::max<std::int64_t>(1, cols) : row_stride;
     return GemmOperand{data, false, leading, 0};
   }
-  if ((rows <= 1 || row_stride == 1) && (cols <= 1 || col_stride >= std::max<std::int64_t>(1, rows))) {
+  if ((rows <= 1 || row_stride == 1) &&
+      (cols <= 1 || col_stride >= std::max<std::int64_t>(1, rows))) {
     const std::int64_t leading = cols <= 1 ? std::max<std::int64_t>(1, rows) : col_stride;
     return GemmOperand{data, true, leading, 0};
   }

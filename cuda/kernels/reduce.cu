@@ -24,9 +24,9 @@ struct ReduceParams {
   std::int64_t splits = 1;
   std::int64_t split_size = 0;
   int lanes = 1;
-  bool vectors = false;     // rows are contiguous and aligned
-  bool divides = false;     // mean
-  bool flips_input = false;   // a minimum is the maximum of order-reversed values
+  bool vectors = false;      // rows are contiguous and aligned
+  bool divides = false;      // mean
+  bool flips_input = false;  // a minimum is the maximum of order-reversed values
   bool flips_output = false;
   std::int64_t divisor = 1;
   IndexMap<1> kept;
@@ -36,22 +36,29 @@ struct ReduceParams {
 /// Reverses the order of values: exact and its own inverse.
 template <class C>
 __device__ __forceinline__ C flipped(C value) {
-  if constexpr (std::is_floating_point_v<C>) return -value;
-  else return static_cast<C>(~value);
+  if constexpr (std::is_floating_point_v<C>)
+    return -value;
+  else
+    return static_cast<C>(~value);
 }
 
 template <class Op, class Acc>
 __device__ __forceinline__ Acc identity_of() {
-  if constexpr (std::is_same_v<Op, Sum>) return Acc(0);
-  else if constexpr (std::is_floating_point_v<Acc>) return -std::numeric_limits<Acc>::infinity();
-  else return std::numeric_limits<Acc>::lowest();
+  if constexpr (std::is_same_v<Op, Sum>)
+    return Acc(0);
+  else if constexpr (std::is_floating_point_v<Acc>)
+    return -std::numeric_limits<Acc>::infinity();
+  else
+    return std::numeric_limits<Acc>::lowest();
 }
 
 template <class Op, class Acc, class T>
 __device__ __forceinline__ Acc read(const ReduceParams& p, T value) {
   const Acc wide = static_cast<Acc>(widen(value));
-  if constexpr (std::is_same_v<Op, Sum>) return wide;
-  else return p.flips_input ? flipped(wide) : wide;
+  if constexpr (std::is_same_v<Op, Sum>)
+    return wide;
+  else
+    return p.flips_input ? flipped(wide) : wide;
 }
 
 template <class Op, class Out, class Acc>
@@ -195,15 +202,14 @@ void reduce(const KernelArgs& args, const Finish& finish) {
   const char* name = args.op->name.c_str();
   const ReducePlan plan = plan_reduction(args.inputs[0], args.attributes<ReduceAttrs>().dim);
   if (plan.outputs == 0) return;
-  ReduceParams p =
-      params_of(plan, args.inputs[0].data, args.outputs[0].data, vector_length<T>);
+  ReduceParams p = params_of(plan, args.inputs[0].data, args.outputs[0].data, vector_length<T>);
   p.divides = finish.divides;
   p.divisor = finish.divisor;
   p.flips_input = p.flips_output = finish.flips;
   if (plan.splits == 1) return run_pass<Op, T, Acc, Out>(stream, name, plan, p);
 
-  const ScratchMemory partial(
-      stream.device, static_cast<std::size_t>(plan.outputs * plan.splits) * sizeof(Acc));
+  const ScratchMemory partial(stream.device,
+                              static_cast<std::size_t>(plan.outputs * plan.splits) * sizeof(Acc));
   p.target = partial.data();
   run_pass<Op, T, Acc, Out>(stream, name, plan, p);
   TensorView totals;
@@ -231,9 +237,8 @@ void run_mean(const KernelArgs& args) {
   const std::int64_t outputs = args.outputs[0].numel();
   if (outputs == 0) return;
   const Finish finish{.divides = true, .divisor = args.inputs[0].numel() / outputs};
-  dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
-    reduce<Sum, T, compute_type<T>, T>(args, finish);
-  });
+  dispatch_float(args.inputs[0].dtype,
+                 [&]<typename T>() { reduce<Sum, T, compute_type<T>, T>(args, finish); });
 }
 
 template <bool kMinimum>
@@ -241,15 +246,16 @@ void run_extremum(const KernelArgs& args) {
   require_elements(args);
   const Finish finish{.flips = kMinimum};
   switch (args.inputs[0].dtype) {
-    case DType::int64: return reduce<NanMax, std::int64_t, std::int64_t, std::int64_t>(args, finish);
-    case DType::int32: return reduce<NanMax, std::int32_t, std::int32_t, std::int32_t>(args, finish);
+    case DType::int64:
+      return reduce<NanMax, std::int64_t, std::int64_t, std::int64_t>(args, finish);
+    case DType::int32:
+      return reduce<NanMax, std::int32_t, std::int32_t, std::int32_t>(args, finish);
     case DType::uint8:
     case DType::boolean:  // a byte of 0 or 1
       return reduce<NanMax, std::uint8_t, std::uint8_t, std::uint8_t>(args, finish);
     default:
-      dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
-        reduce<NanMax, T, compute_type<T>, T>(args, finish);
-      });
+      dispatch_float(args.inputs[0].dtype,
+                     [&]<typename T>() { reduce<NanMax, T, compute_type<T>, T>(args, finish); });
   }
 }
 

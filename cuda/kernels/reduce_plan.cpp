@@ -25,7 +25,8 @@ void plan_splits(ReducePlan& plan) {
   const std::int64_t threads = std::max<std::int64_t>(1, plan.outputs) * threads_of_output;
   const std::int64_t most =
       std::min(kMaxSplits, plan.count / (threads_of_output * kInputsPerThread));
-  std::int64_t splits = std::clamp<std::int64_t>(kWantedThreads / threads, 1, std::max<std::int64_t>(1, most));
+  std::int64_t splits =
+      std::clamp<std::int64_t>(kWantedThreads / threads, 1, std::max<std::int64_t>(1, most));
   plan.split_size = plan.count;
   if (splits > 1) {
     plan.split_size = ceil_div(ceil_div(plan.count, splits), kSplitAlignment) * kSplitAlignment;
@@ -57,11 +58,13 @@ ReducePlan plan_reduction(const TensorView& input, const std::vector<std::int64_
   plan.reduced = collapse_axes(reduced_sizes, reduced_strides, /*sort=*/true);
   const std::int64_t kept_inner = plan.kept.strides[0].back();
   const std::int64_t reduced_inner = plan.reduced.strides[0].back();
-  plan.by_columns = kept_inner == 1 && plan.kept.sizes.back() >= kFewestColumns && reduced_inner != 1;
+  plan.by_columns =
+      kept_inner == 1 && plan.kept.sizes.back() >= kFewestColumns && reduced_inner != 1;
   if (!plan.by_columns) {
     const auto wanted = static_cast<std::uint64_t>(std::max<std::int64_t>(1, plan.count / 8));
-    plan.lanes = wanted > 32 * 8 ? kReduceThreads
-                                 : static_cast<int>(std::bit_ceil(std::min<std::uint64_t>(wanted, 32)));
+    plan.lanes = wanted > 32 * 8
+                     ? kReduceThreads
+                     : static_cast<int>(std::bit_ceil(std::min<std::uint64_t>(wanted, 32)));
   }
   plan_splits(plan);
   const std::int64_t outputs_of_block =

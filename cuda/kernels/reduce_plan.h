@@ -22,9 +22,9 @@ struct ReducePlan {
   /// Neighbouring threads read neighbouring outputs (the input is contiguous along a kept axis);
   /// otherwise neighbouring inputs of one output.
   bool by_columns = false;
-  int lanes = 1;               // threads of one output, when not by columns: 1, 2, …, 32 or the block
-  std::int64_t splits = 1;     // blocks or groups that share an output; above 1 a second pass follows
-  std::int64_t split_size = 0; // inputs of each
+  int lanes = 1;  // threads of one output, when not by columns: 1, 2, …, 32 or the block
+  std::int64_t splits = 1;  // blocks or groups that share an output; above 1 a second pass follows
+  std::int64_t split_size = 0;  // inputs of each
   std::int64_t blocks = 0;
 };
 

@@ -16,10 +16,10 @@ template <class T>
 inline constexpr int row_chunks = sizeof(T) == 8 ? 2 : 4;
 
 struct RowPlan {
-  int lanes = 1;       // threads of a row: 1, 2, …, 32, or the whole block
-  int threads = 128;   // of a block
+  int lanes = 1;      // threads of a row: 1, 2, …, 32, or the whole block
+  int threads = 128;  // of a block
   std::int64_t blocks = 0;
-  bool fits = false;   // lanes · chunks · kRowGroup >= cols
+  bool fits = false;  // lanes · chunks · kRowGroup >= cols
 };
 
 /// `chunks` is row_chunks of the dtype; rows, cols >= 1.

@@ -35,10 +35,13 @@ void run_masked_fill(const KernelArgs& args) {
 }  // namespace
 
 void register_select_kernels() {
-  register_kernel("where", DeviceType::cuda, {.name = "cuda.where", .run = run_where,
-                                              .accepts = any_layout, .strided_output = true});
+  register_kernel(
+      "where", DeviceType::cuda,
+      {.name = "cuda.where", .run = run_where, .accepts = any_layout, .strided_output = true});
   register_kernel("masked_fill", DeviceType::cuda,
-                  {.name = "cuda.masked_fill", .run = run_masked_fill, .accepts = any_layout,
+                  {.name = "cuda.masked_fill",
+                   .run = run_masked_fill,
+                   .accepts = any_layout,
                    .strided_output = true});
 }
 

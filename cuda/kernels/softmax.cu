@@ -32,8 +32,10 @@ struct RunningSum {
 
   __device__ __forceinline__ void add(C value) {
     if (value == -std::numeric_limits<C>::infinity()) return;  // a term of 0
-    if (value != value) sum = value;
-    else merge({value, C(1)});
+    if (value != value)
+      sum = value;
+    else
+      merge({value, C(1)});
   }
   __device__ __forceinline__ void merge(const RunningSum& other) {
     const C larger = NumberMax{}(maximum, other.maximum);

@@ -9,8 +9,24 @@ namespace tenon::cuda {
 namespace {
 
 enum class UnaryOp {
-  neg, abs, square, relu,  // integers too
-  exp, log, sqrt, rsqrt, reciprocal, sin, cos, tanh, sigmoid, erf, silu, gelu, gelu_tanh, pow
+  neg,
+  abs,
+  square,
+  relu,  // integers too
+  exp,
+  log,
+  sqrt,
+  rsqrt,
+  reciprocal,
+  sin,
+  cos,
+  tanh,
+  sigmoid,
+  erf,
+  silu,
+  gelu,
+  gelu_tanh,
+  pow
 };
 
 /// 0.5·(1 + tanh(u)) = 1/(1 + e^(-2u)), which does not cancel where tanh(u) is close to -1.
@@ -30,15 +46,20 @@ __device__ __forceinline__ C power(C x, double exponent) {
 
 template <class C>
 __device__ __forceinline__ C negated(C x) {
-  if constexpr (std::is_integral_v<C>) return static_cast<C>(0 - static_cast<std::uint64_t>(x));
-  else return -x;
+  if constexpr (std::is_integral_v<C>)
+    return static_cast<C>(0 - static_cast<std::uint64_t>(x));
+  else
+    return -x;
 }
 
 template <class C>
 __device__ __forceinline__ C magnitude(C x) {
-  if constexpr (std::is_unsigned_v<C>) return x;
-  else if constexpr (std::is_integral_v<C>) return x < 0 ? negated(x) : x;
-  else return absolute(x);
+  if constexpr (std::is_unsigned_v<C>)
+    return x;
+  else if constexpr (std::is_integral_v<C>)
+    return x < 0 ? negated(x) : x;
+  else
+    return absolute(x);
 }
 
 template <class C>

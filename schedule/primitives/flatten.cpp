@@ -29,7 +29,8 @@ void retrace_module(Graph& graph, const std::string& path, const TraceOptions& o
       return call.type == leaf || call.path == leaf || call.path.ends_with("." + leaf);
     });
   }
-  TENON_CHECK(called, ScheduleError, "module '{}' is not called in the recorded forward pass", path);
+  TENON_CHECK(called, ScheduleError, "module '{}' is not called in the recorded forward pass",
+              path);
   TENON_CHECK(unknown.empty(), ScheduleError, "leaf_modules: no module below '{}' is called '{}'",
               path, unknown.empty() ? "" : unknown[0]);
   std::vector<NodeId> below;

@@ -59,9 +59,8 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
   call.repr = attrs.to_string();
   call.inputs = fused->match.inputs;
   const CallId id = graph.add_call(std::move(call));
-  const NodeId node =
-      graph.add_node(*fused->op, fused->match.inputs, attrs, id,
-                     detail::position_after(graph, fused->match.inputs));
+  const NodeId node = graph.add_node(*fused->op, fused->match.inputs, attrs, id,
+                                     detail::position_after(graph, fused->match.inputs));
   graph.rename(node, graph.call(id).name());
   const ValueId output = graph.node(node).outputs.at(0);
   graph.mutable_call(id).outputs = {output};

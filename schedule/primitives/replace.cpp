@@ -110,8 +110,8 @@ class Rewrite {
     GraphBuilder builder(graph_, position_, parent);
     if (replacement_.module) {
       path_ = graph_.unique_call_path(graph_.call(parent).path, replacement_.name);
-      builder.add_tree(
-          tree_like(*replacement_.module, graph_.value(branches_[0]->inputs[0]).spec), path_);
+      builder.add_tree(tree_like(*replacement_.module, graph_.value(branches_[0]->inputs[0]).spec),
+                       path_);
     }
     std::vector<Tensor> inputs;
     for (ValueId id : branches_[0]->inputs) inputs.push_back(builder.tensor(id));
@@ -134,7 +134,8 @@ class Rewrite {
     if (!replacement_.module) return;
     std::vector<ValueId> fresh;
     for (ValueId id : graph_.values()) {
-      if (!known_.contains(id) && graph_.value(id).kind == ValueKind::parameter) fresh.push_back(id);
+      if (!known_.contains(id) && graph_.value(id).kind == ValueKind::parameter)
+        fresh.push_back(id);
     }
     check_weight_names();
     for (std::size_t i = 0; i < fresh.size(); ++i) {
@@ -207,8 +208,8 @@ class Rewrite {
     std::vector<ValueId> sources;
     for (const Subgraph* branch : branches_) {
       const std::vector<ValueId> own = parameters_of(graph_, *branch);
-      TENON_CHECK(own.size() == fresh.size() && last_component(graph_.value(own[i]).name) ==
-                                                    last_component(name),
+      TENON_CHECK(own.size() == fresh.size() &&
+                      last_component(graph_.value(own[i]).name) == last_component(name),
                   ScheduleError,
                   "parameter '{}' of {} has no source: {} has {} parameters{}, the replacement {}; "
                   "name its sources in ReplaceOptions::weights",

@@ -16,10 +16,10 @@ template <class E, class... A>
 
 }  // namespace tenon::detail
 
-#define TENON_CHECK(condition, ErrorKind, ...)                  \
-  do {                                                          \
-    if (!(condition)) [[unlikely]]                              \
-      ::tenon::detail::fail<::tenon::ErrorKind>(__VA_ARGS__);   \
+#define TENON_CHECK(condition, ErrorKind, ...)                \
+  do {                                                        \
+    if (!(condition)) [[unlikely]]                            \
+      ::tenon::detail::fail<::tenon::ErrorKind>(__VA_ARGS__); \
   } while (false)
 
 #define TENON_INTERNAL(condition, ...)                                                       \

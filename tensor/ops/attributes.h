@@ -94,11 +94,10 @@ struct AttentionAttrs {
   DropoutMode mode = DropoutMode::follow;
   std::int64_t site = 0;
   static constexpr auto fields() {
-    return std::tuple{
-        field("dropout_p", &AttentionAttrs::dropout_p),
-        field("is_causal", &AttentionAttrs::is_causal), field("scale", &AttentionAttrs::scale),
-        field("mode", &AttentionAttrs::mode),
-        field("site", &AttentionAttrs::site, FieldKind::site)};
+    return std::tuple{field("dropout_p", &AttentionAttrs::dropout_p),
+                      field("is_causal", &AttentionAttrs::is_causal),
+                      field("scale", &AttentionAttrs::scale), field("mode", &AttentionAttrs::mode),
+                      field("site", &AttentionAttrs::site, FieldKind::site)};
   }
 };
 

@@ -1,9 +1,9 @@
 // bias_dropout_residual_layer_norm: the tail of a residual block in one kernel.
 #include "tensor/cpu/layer_norm.h"
 #include "tensor/detail/check.h"
+#include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/detail/dropout_call.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 

@@ -2,9 +2,9 @@
 #include "tensor/cpu/dropout.h"
 
 #include "tensor/detail/check.h"
+#include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/detail/dropout_call.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 

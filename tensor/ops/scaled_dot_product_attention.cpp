@@ -4,9 +4,9 @@
 
 #include "tensor/cpu/attention.h"
 #include "tensor/detail/check.h"
+#include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/detail/dropout_call.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 

@@ -14,9 +14,7 @@ struct Mlp : nn::Module {
       : up(add<nn::Linear>("up", size, 4 * size)),
         down(add<nn::Linear>("down", 4 * size, size)),
         norm(add<nn::LayerNorm>("norm", size)) {}
-  Tensor forward(const Tensor& x) const {
-    return norm(dropout(down(gelu(up(x))), 0.1) + x);
-  }
+  Tensor forward(const Tensor& x) const { return norm(dropout(down(gelu(up(x))), 0.1) + x); }
   nn::Child<nn::Linear> up, down;
   nn::Child<nn::LayerNorm> norm;
 };

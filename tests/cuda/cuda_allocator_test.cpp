@@ -8,13 +8,14 @@ namespace tenon::test {
 namespace {
 
 TEST(CudaAllocator, BlockSizes) {
-  for (std::size_t bytes : {std::size_t{1}, std::size_t{511}, std::size_t{512}, std::size_t{513},
-                            std::size_t{100000}, std::size_t{1} << 20, (std::size_t{1} << 20) + 1,
-                            std::size_t{3} << 30}) {
+  for (std::size_t bytes :
+       {std::size_t{1}, std::size_t{511}, std::size_t{512}, std::size_t{513}, std::size_t{100000},
+        std::size_t{1} << 20, (std::size_t{1} << 20) + 1, std::size_t{3} << 30}) {
     const std::size_t block = cuda::block_bytes(bytes);
     EXPECT_GE(block, bytes);
     EXPECT_EQ(block % 512, 0U);
-    EXPECT_LE(block, bytes + std::max<std::size_t>({512, bytes / 8, bytes > (1 << 20) ? 2 << 20 : 0}));
+    EXPECT_LE(block,
+              bytes + std::max<std::size_t>({512, bytes / 8, bytes > (1 << 20) ? 2 << 20 : 0}));
     EXPECT_EQ(cuda::block_bytes(block), block) << "a block of its own size is used as it is";
   }
 }
@@ -92,7 +93,8 @@ TEST(CudaAllocator, CachedBlocksAreGivenBackBeforeMemoryIsShort) {
   const std::size_t large = free_now / 10 * 6;
   void* first = backend.allocate(large, 0);
   backend.free(first, large, 0);
-  const std::size_t other = free_now / 10 * 4 + free_now / 20 * 3;  // fits no cached block, nor beside it
+  const std::size_t other =
+      free_now / 10 * 4 + free_now / 20 * 3;  // fits no cached block, nor beside it
   void* second = backend.allocate(other, 0);
   backend.free(second, other, 0);
   cuda::device_context(0).allocator().release_cached();

@@ -15,7 +15,7 @@ TEST(CudaGemm, Linear) {
   SKIP_WITHOUT_GPU();
   Generator generator(31);
   const std::vector<std::pair<Sizes, std::int64_t>> shapes = {
-      {{4, 16}, 8},   {{1, 1}, 1},    {{77, 33}, 5}, {{2, 3, 64}, 48}, {{128, 256}, 64}, {{7}, 9},
+      {{4, 16}, 8},    {{1, 1}, 1},   {{77, 33}, 5}, {{2, 3, 64}, 48}, {{128, 256}, 64}, {{7}, 9},
       {{3, 1, 40}, 1}, {{64, 1}, 64}, {{5, 0}, 6},   {{0, 5}, 6},      {{2, 5}, 0}};
   for (const DType dtype : kFloats) {
     for (const auto& [sizes, outputs] : shapes) {
@@ -37,11 +37,13 @@ TEST(CudaGemm, Matmul) {
   SKIP_WITHOUT_GPU();
   Generator generator(32);
   const std::vector<std::pair<Sizes, Sizes>> shapes = {
-      {{4, 16}, {16, 8}},           {{1, 1}, {1, 1}},             {{33, 7}, {7, 65}},
-      {{3, 8, 16}, {3, 16, 4}},     {{3, 8, 16}, {16, 4}},        {{8, 16}, {3, 16, 4}},
-      {{2, 1, 5, 6}, {3, 6, 7}},    {{2, 3, 5, 6}, {2, 1, 6, 7}}, {{4, 1, 9}, {9, 3}},
-      {{2, 3, 1, 64}, {2, 3, 64, 1}}, {{5, 0}, {0, 6}},           {{0, 5}, {5, 6}},
-      {{0, 2, 3}, {0, 3, 4}},       {{6, 1, 8}, {1, 8, 8}}};
+      {{4, 16}, {16, 8}},        {{1, 1}, {1, 1}},
+      {{33, 7}, {7, 65}},        {{3, 8, 16}, {3, 16, 4}},
+      {{3, 8, 16}, {16, 4}},     {{8, 16}, {3, 16, 4}},
+      {{2, 1, 5, 6}, {3, 6, 7}}, {{2, 3, 5, 6}, {2, 1, 6, 7}},
+      {{4, 1, 9}, {9, 3}},       {{2, 3, 1, 64}, {2, 3, 64, 1}},
+      {{5, 0}, {0, 6}},          {{0, 5}, {5, 6}},
+      {{0, 2, 3}, {0, 3, 4}},    {{6, 1, 8}, {1, 8, 8}}};
   for (const DType dtype : kFloats) {
     for (const auto& [left, right] : shapes) {
       for (const Placement placement : kPlacements) {
@@ -75,9 +77,12 @@ TEST(CudaGemm, LargeBatches) {
   SKIP_WITHOUT_GPU();
   Generator generator(34);
   for (const std::int64_t batch : {65535, 65536, 70000}) {
-    const Operand2 a = make_operand({batch, 2, 3}, DType::float32, Placement::contiguous, generator, kLow, kHigh);
-    const Operand2 b = make_operand({batch, 3, 2}, DType::float32, Placement::contiguous, generator, kLow, kHigh);
-    expect_near(matmul(a.cuda, b.cuda), exact_result("matmul", {a.cpu, b.cpu}, {}), kTolerance, "matmul");
+    const Operand2 a =
+        make_operand({batch, 2, 3}, DType::float32, Placement::contiguous, generator, kLow, kHigh);
+    const Operand2 b =
+        make_operand({batch, 3, 2}, DType::float32, Placement::contiguous, generator, kLow, kHigh);
+    expect_near(matmul(a.cuda, b.cuda), exact_result("matmul", {a.cpu, b.cpu}, {}), kTolerance,
+                "matmul");
     if (HasFatalFailure()) return;
   }
 }
@@ -89,13 +94,16 @@ TEST(CudaGemm, SmallIntegersAreExact) {
     for (const std::int64_t k : {1, 31, 200, 512}) {
       // |sum| <= 512 · 2 · 2 stays exact in all compute types, and below 256·8 in the 16-bit results'
       // reach only where rounded once: compare with the rounded exact value.
-      const Operand2 a = make_operand({48, k}, DType::int32, Placement::contiguous, generator, -2, 3);
-      const Operand2 w = make_operand({40, k}, DType::int32, Placement::contiguous, generator, -2, 3);
-      const Operand2 bias = make_operand({40}, DType::int32, Placement::contiguous, generator, -4, 5);
+      const Operand2 a =
+          make_operand({48, k}, DType::int32, Placement::contiguous, generator, -2, 3);
+      const Operand2 w =
+          make_operand({40, k}, DType::int32, Placement::contiguous, generator, -2, 3);
+      const Operand2 bias =
+          make_operand({40}, DType::int32, Placement::contiguous, generator, -4, 5);
       const auto typed = [&](const Tensor& x) { return x.to(dtype); };
       const Tensor got = linear(typed(a.cuda), typed(w.cuda), typed(bias.cuda));
-      const Tensor exact = linear(a.cpu.to(DType::float64), w.cpu.to(DType::float64),
-                                  bias.cpu.to(DType::float64));
+      const Tensor exact =
+          linear(a.cpu.to(DType::float64), w.cpu.to(DType::float64), bias.cpu.to(DType::float64));
       expect_bit_equal(got, exact.to(dtype), "linear of integers");
       if (HasFatalFailure()) return;
     }
@@ -109,7 +117,8 @@ TEST(CudaGemm, PropagatesNanAndInf) {
     x.narrow(0, 1, 1).narrow(1, 5, 1).copy_(full({1, 1}, std::nan(""), {dtype}));
     x.narrow(0, 2, 1).narrow(1, 5, 1).copy_(full({1, 1}, HUGE_VAL, {dtype}));
     const Tensor weight = ones({8, 32}, {dtype});
-    check_op("linear", {from_cpu(x), from_cpu(weight), {}}, {}, kTolerance, "linear of NaN and Inf");
+    check_op("linear", {from_cpu(x), from_cpu(weight), {}}, {}, kTolerance,
+             "linear of NaN and Inf");
   }
 }
 

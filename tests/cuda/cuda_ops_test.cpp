@@ -83,8 +83,8 @@ struct BinaryCase {
   bool floats_only = false;
   bool takes_bool = true;
 };
-constexpr BinaryCase kBinary[] = {{"add"}, {"sub", false, false}, {"mul"}, {"div", true, false},
-                                  {"maximum"}, {"minimum"}};
+constexpr BinaryCase kBinary[] = {
+    {"add"}, {"sub", false, false}, {"mul"}, {"div", true, false}, {"maximum"}, {"minimum"}};
 
 std::vector<DType> dtypes_of(const BinaryCase& test) {
   std::vector<DType> dtypes(std::begin(kFloats), std::end(kFloats));
@@ -120,9 +120,9 @@ TEST(CudaOps, BinaryBroadcasts) {
   SKIP_WITHOUT_GPU();
   Generator generator(3);
   const std::vector<std::pair<Sizes, Sizes>> shapes = {
-      {{5, 64}, {64}},      {{5, 64}, {5, 1}}, {{4, 1, 16}, {3, 1}}, {{2, 3, 40}, {2, 1, 40}},
-      {{7, 3}, {1}},        {{6, 1}, {1, 6}},  {{1, 1}, {2, 2}},     {{9}, {4, 9}},
-      {{0, 3}, {1, 3}},     {{3, 1}, {3, 0}}};
+      {{5, 64}, {64}},  {{5, 64}, {5, 1}}, {{4, 1, 16}, {3, 1}}, {{2, 3, 40}, {2, 1, 40}},
+      {{7, 3}, {1}},    {{6, 1}, {1, 6}},  {{1, 1}, {2, 2}},     {{9}, {4, 9}},
+      {{0, 3}, {1, 3}}, {{3, 1}, {3, 0}}};
   for (const BinaryCase& test : kBinary) {
     for (const DType dtype : dtypes_of(test)) {
       for (const auto& [left, right] : shapes) {
@@ -230,8 +230,8 @@ TEST(CudaOps, CastsEveryPair) {
 TEST(CudaOps, CopiesAnyLayout) {
   SKIP_WITHOUT_GPU();
   Generator generator(7);
-  const std::vector<Sizes> shapes = {{3, 5}, {70, 45}, {4, 33, 65}, {2, 3, 40, 8}, {1, 1}, {128, 64},
-                                     {0, 4}, {2, 9, 1, 31}};
+  const std::vector<Sizes> shapes = {{3, 5}, {70, 45},  {4, 33, 65}, {2, 3, 40, 8},
+                                     {1, 1}, {128, 64}, {0, 4},      {2, 9, 1, 31}};
   for (const DType dtype : {DType::uint8, DType::bfloat16, DType::float32, DType::float64}) {
     for (const Sizes& sizes : shapes) {
       const auto rank = static_cast<std::int64_t>(sizes.size());
@@ -272,8 +272,8 @@ TEST(CudaOps, ViewsThatMustCopy) {
     expect_bit_equal(run_guarded(op, {x.cuda}, attrs, 1), exact, op);
   }
   const Operand2 row = make_operand({1, 6}, DType::float32, Placement::contiguous, generator);
-  expect_bit_equal(run_guarded("expand", {row.cuda}, ShapeAttrs{{5, 6}}, 0),
-                   row.cpu.expand({5, 6}), "expand");
+  expect_bit_equal(run_guarded("expand", {row.cuda}, ShapeAttrs{{5, 6}}, 0), row.cpu.expand({5, 6}),
+                   "expand");
   expect_bit_equal(run_guarded("squeeze", {row.cuda}, AxisAttrs{0}, 0), row.cpu.squeeze(0),
                    "squeeze");
 }
@@ -329,11 +329,12 @@ struct ReduceShape {
 };
 const std::vector<ReduceShape>& reduce_shapes() {
   static const std::vector<ReduceShape> shapes = {
-      {{}, {}},          {{1}, {}},          {{100}, {}},           {{70000}, {}},
-      {{5, 77}, {1}},    {{5, 77}, {0}},     {{300, 9}, {0}},       {{64, 40}, {0}},
-      {{4000, 33}, {0}}, {{3, 4, 5}, {1}},   {{3, 4, 5}, {0, 2}},   {{6, 2, 64, 8}, {0, 2}},
-      {{2, 9000}, {1}},  {{130, 260}, {1}},  {{2, 3, 4, 5}, {1, 3}}, {{17, 1, 33}, {1}},
-      {{7, 128}, {0, 1}}};
+      {{}, {}},           {{1}, {}},           {{100}, {}},
+      {{70000}, {}},      {{5, 77}, {1}},      {{5, 77}, {0}},
+      {{300, 9}, {0}},    {{64, 40}, {0}},     {{4000, 33}, {0}},
+      {{3, 4, 5}, {1}},   {{3, 4, 5}, {0, 2}}, {{6, 2, 64, 8}, {0, 2}},
+      {{2, 9000}, {1}},   {{130, 260}, {1}},   {{2, 3, 4, 5}, {1, 3}},
+      {{17, 1, 33}, {1}}, {{7, 128}, {0, 1}}};
   return shapes;
 }
 
@@ -366,7 +367,8 @@ TEST(CudaOps, ReductionsOfIntegersAreExact) {
   Generator generator(12);
   for (const DType dtype : kFloats) {
     // Small integers: every partial sum is exact in float32 and float64.
-    const Operand2 x = make_operand({257, 1000}, DType::int32, Placement::contiguous, generator, -3, 4);
+    const Operand2 x =
+        make_operand({257, 1000}, DType::int32, Placement::contiguous, generator, -3, 4);
     const Operand2 typed{x.cpu.to(dtype), x.cuda.to(dtype)};
     for (const std::vector<std::int64_t>& dim : {std::vector<std::int64_t>{0}, {1}}) {
       expect_near(sum(typed.cuda, dim), sum(x.cpu, dim).to_doubles(), {0, 0}, "sum of integers");
@@ -405,12 +407,16 @@ TEST(CudaOps, ManyRows) {
   SKIP_WITHOUT_GPU();
   Generator generator(13);
   for (const std::int64_t rows : {65535, 65536, 70000}) {
-    const Operand2 x = make_operand({rows, 3}, DType::float32, Placement::contiguous, generator, 1, 2);
+    const Operand2 x =
+        make_operand({rows, 3}, DType::float32, Placement::contiguous, generator, 1, 2);
     const Operand2 row = make_operand({3}, DType::float32, Placement::contiguous, generator, 1, 2);
-    expect_near(add(x.cuda, row.cuda), exact_result("add", {x.cpu, row.cpu}, BinaryAttrs{}), {}, "add");
+    expect_near(add(x.cuda, row.cuda), exact_result("add", {x.cpu, row.cpu}, BinaryAttrs{}), {},
+                "add");
     expect_near(sum(x.cuda, {1}), exact_result("sum", {x.cpu}, ReduceAttrs{{1}, false}), {}, "sum");
-    expect_near(sum(x.cuda, {0}), exact_result("sum", {x.cpu}, ReduceAttrs{{0}, false}), {64, 0}, "sum");
-    const Operand2 cube = make_operand({rows, 9, 10}, DType::uint8, Placement::transposed, generator, 0, 99);
+    expect_near(sum(x.cuda, {0}), exact_result("sum", {x.cpu}, ReduceAttrs{{0}, false}), {64, 0},
+                "sum");
+    const Operand2 cube =
+        make_operand({rows, 9, 10}, DType::uint8, Placement::transposed, generator, 0, 99);
     expect_bit_equal(cube.cuda.contiguous(), cube.cpu, "copy");
     if (HasFatalFailure()) return;
   }

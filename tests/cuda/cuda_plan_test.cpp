@@ -21,8 +21,8 @@ TensorView view_of(const Extents& sizes, const Extents& strides) {
 
 TEST(CudaStrides, DivisorIsExact) {
   std::mt19937_64 random(1);
-  for (const std::uint32_t divisor : {1U, 2U, 3U, 7U, 10U, 641U, 65535U, 65536U, 1000003U,
-                                      (1U << 30) + 1, (1U << 31) - 1}) {
+  for (const std::uint32_t divisor :
+       {1U, 2U, 3U, 7U, 10U, 641U, 65535U, 65536U, 1000003U, (1U << 30) + 1, (1U << 31) - 1}) {
     const Divisor fixed(divisor);
     for (int i = 0; i < 2000; ++i) {
       const auto n = static_cast<std::uint32_t>(random() & 0x7fffffffU);
@@ -87,8 +87,8 @@ TEST(CudaStrides, WideIndices) {
 }
 
 TEST(CudaPlans, SplitsCoverEachInputOnce) {
-  for (const Extents& sizes :
-       {Extents{1000000}, Extents{3, 70001}, Extents{1 << 20, 8}, Extents{40000, 3}, Extents{5, 5}}) {
+  for (const Extents& sizes : {Extents{1000000}, Extents{3, 70001}, Extents{1 << 20, 8},
+                               Extents{40000, 3}, Extents{5, 5}}) {
     for (std::int64_t axis = 0; axis < sizes.size(); ++axis) {
       const ReducePlan plan = plan_reduction(view_of(sizes, contiguous_strides(sizes)), {axis});
       EXPECT_EQ(plan.outputs * plan.count, sizes.product());

@@ -9,19 +9,20 @@ namespace tenon::test {
 namespace {
 
 // Lanes of a warp, a warp's registers (1024), a block's (16384; 8192 for float64), and beyond.
-const std::vector<Sizes> kRowShapes = {{3, 1},     {5, 7},    {4, 8},    {9, 77},    {2, 3, 64},
-                                       {6, 256},   {3, 1000}, {2, 1024}, {2, 1032},  {2, 4096},
-                                       {2, 8200},  {1, 9001}, {1, 16384}, {2, 16392}, {1, 20011}};
+const std::vector<Sizes> kRowShapes = {{3, 1},    {5, 7},    {4, 8},     {9, 77},    {2, 3, 64},
+                                       {6, 256},  {3, 1000}, {2, 1024},  {2, 1032},  {2, 4096},
+                                       {2, 8200}, {1, 9001}, {1, 16384}, {2, 16392}, {1, 20011}};
 
 TEST(CudaRows, Softmax) {
   SKIP_WITHOUT_GPU();
   Generator generator(21);
   for (const DType dtype : kFloats) {
     for (const Sizes& sizes : kRowShapes) {
-      for (const Placement placement : {Placement::contiguous, Placement::unaligned,
-                                        Placement::transposed}) {
+      for (const Placement placement :
+           {Placement::contiguous, Placement::unaligned, Placement::transposed}) {
         const Operand2 x = make_operand(sizes, dtype, placement, generator, -8, 8);
-        check_op("softmax", {x}, AxisAttrs{-1}, {64, 1e-3}, describe("softmax", dtype, sizes, placement));
+        check_op("softmax", {x}, AxisAttrs{-1}, {64, 1e-3},
+                 describe("softmax", dtype, sizes, placement));
         if (HasFatalFailure()) return;
       }
     }
@@ -32,8 +33,8 @@ TEST(CudaRows, SoftmaxAlongOtherAxes) {
   SKIP_WITHOUT_GPU();
   Generator generator(22);
   const std::vector<std::pair<Sizes, std::int64_t>> shapes = {
-      {{5, 33}, 0}, {{2, 50, 40}, 1}, {{3, 1, 9}, 1}, {{1000, 3}, 0}, {{2, 3, 4, 5}, 2}, {{4}, 0},
-      {{}, 0}};
+      {{5, 33}, 0},      {{2, 50, 40}, 1}, {{3, 1, 9}, 1}, {{1000, 3}, 0},
+      {{2, 3, 4, 5}, 2}, {{4}, 0},         {{}, 0}};
   for (const DType dtype : kFloats) {
     for (const auto& [sizes, axis] : shapes) {
       const Operand2 x = make_operand(sizes, dtype, Placement::contiguous, generator, -8, 8);
@@ -48,9 +49,9 @@ TEST(CudaRows, SoftmaxOfSpecialValues) {
   SKIP_WITHOUT_GPU();
   const double inf = std::numeric_limits<double>::infinity();
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  const std::vector<std::vector<double>> heads = {
-      {-inf, -inf, -inf, -inf}, {-inf, 0, 1, -inf}, {inf, 0, 1, 2}, {nan, 0, 1, 2},
-      {nan, -inf, -inf, nan},   {1e4, -1e4, 1e4, 0}};
+  const std::vector<std::vector<double>> heads = {{-inf, -inf, -inf, -inf}, {-inf, 0, 1, -inf},
+                                                  {inf, 0, 1, 2},           {nan, 0, 1, 2},
+                                                  {nan, -inf, -inf, nan},   {1e4, -1e4, 1e4, 0}};
   for (const DType dtype : kFloats) {
     for (const std::int64_t cols : {4, 100, 2000, 20000}) {
       for (const std::vector<double>& head : heads) {
@@ -71,22 +72,25 @@ TEST(CudaRows, LayerNorm) {
   Generator generator(23);
   for (const DType dtype : kFloats) {
     for (const Sizes& sizes : kRowShapes) {
-      for (const Placement placement : {Placement::contiguous, Placement::unaligned,
-                                        Placement::transposed}) {
+      for (const Placement placement :
+           {Placement::contiguous, Placement::unaligned, Placement::transposed}) {
         const Sizes vector = {sizes.back()};
         const Operand2 x = make_operand(sizes, dtype, placement, generator);
         const Operand2 weight = make_operand(vector, dtype, placement, generator);
         const Operand2 bias = make_operand(vector, dtype, Placement::contiguous, generator);
         const std::string what = describe("layer_norm", dtype, sizes, placement);
         check_op("layer_norm", {x, weight, bias}, LayerNormAttrs{1, 1e-5}, {32, 4}, what);
-        check_op("layer_norm", {x, {}, bias}, LayerNormAttrs{1, 1e-5}, {32, 4}, what + ", no weight");
-        check_op("layer_norm", {x, weight, {}}, LayerNormAttrs{1, 1e-5}, {32, 4}, what + ", no bias");
+        check_op("layer_norm", {x, {}, bias}, LayerNormAttrs{1, 1e-5}, {32, 4},
+                 what + ", no weight");
+        check_op("layer_norm", {x, weight, {}}, LayerNormAttrs{1, 1e-5}, {32, 4},
+                 what + ", no bias");
         if (HasFatalFailure()) return;
       }
     }
     const Operand2 x = make_operand({3, 4, 5, 6}, dtype, Placement::contiguous, generator);
     const Operand2 weight = make_operand({5, 6}, dtype, Placement::contiguous, generator);
-    check_op("layer_norm", {x, weight, {}}, LayerNormAttrs{2, 1e-3}, {32, 4}, "layer_norm, two axes");
+    check_op("layer_norm", {x, weight, {}}, LayerNormAttrs{2, 1e-3}, {32, 4},
+             "layer_norm, two axes");
   }
 }
 
@@ -95,8 +99,10 @@ TEST(CudaRows, LayerNormKeepsSmallVariances) {
   SKIP_WITHOUT_GPU();
   Generator generator(24);
   for (const std::int64_t cols : {64, 1000, 5000, 20000}) {
-    const Operand2 x = make_operand({2, cols}, DType::float32, Placement::contiguous, generator, 4096, 4097);
-    check_op("layer_norm", {x, {}, {}}, LayerNormAttrs{1, 1e-5}, {1 << 15, 4}, "layer_norm of a large mean");
+    const Operand2 x =
+        make_operand({2, cols}, DType::float32, Placement::contiguous, generator, 4096, 4097);
+    check_op("layer_norm", {x, {}, {}}, LayerNormAttrs{1, 1e-5}, {1 << 15, 4},
+             "layer_norm of a large mean");
   }
   const Tensor constant = full({4, 100}, 3, {DType::float32, kCuda});
   for (const double value : layer_norm(constant, {100}).to_doubles()) EXPECT_EQ(value, 0);
@@ -107,11 +113,15 @@ TEST(CudaRows, ManyRows) {
   Generator generator(25);
   for (const std::int64_t rows : {65535, 65536, 70000}) {
     const Operand2 x = make_operand({rows, 8}, DType::bfloat16, Placement::contiguous, generator);
-    const Operand2 wide = make_operand({rows, 3, 2}, DType::float32, Placement::contiguous, generator);
-    expect_near(softmax(x.cuda, -1), exact_result("softmax", {x.cpu}, AxisAttrs{-1}), {64, 1e-3}, "softmax");
-    expect_near(softmax(wide.cuda, 1), exact_result("softmax", {wide.cpu}, AxisAttrs{1}), {64, 1e-3}, "softmax");
-    expect_near(layer_norm(x.cuda, {8}), exact_result("layer_norm", {x.cpu, {}, {}}, LayerNormAttrs{1, 1e-5}),
-                {32, 4}, "layer_norm");
+    const Operand2 wide =
+        make_operand({rows, 3, 2}, DType::float32, Placement::contiguous, generator);
+    expect_near(softmax(x.cuda, -1), exact_result("softmax", {x.cpu}, AxisAttrs{-1}), {64, 1e-3},
+                "softmax");
+    expect_near(softmax(wide.cuda, 1), exact_result("softmax", {wide.cpu}, AxisAttrs{1}),
+                {64, 1e-3}, "softmax");
+    expect_near(layer_norm(x.cuda, {8}),
+                exact_result("layer_norm", {x.cpu, {}, {}}, LayerNormAttrs{1, 1e-5}), {32, 4},
+                "layer_norm");
     if (HasFatalFailure()) return;
   }
 }
@@ -130,9 +140,9 @@ struct DropoutCase {
   Sizes sizes;
   double p;
 };
-const std::vector<DropoutCase> kDropout = {{{}, 0.5},         {{5}, 0.5},        {{40, 64}, 0.1},
-                                           {{7, 77}, 0.3},    {{3, 5, 1024}, 0.1}, {{2, 20000}, 0.9},
-                                           {{4, 9}, 1.0},     {{70000, 3}, 0.2}};
+const std::vector<DropoutCase> kDropout = {{{}, 0.5},      {{5}, 0.5},          {{40, 64}, 0.1},
+                                           {{7, 77}, 0.3}, {{3, 5, 1024}, 0.1}, {{2, 20000}, 0.9},
+                                           {{4, 9}, 1.0},  {{70000, 3}, 0.2}};
 
 TEST(CudaRows, DropoutMasksAreTheCpus) {
   SKIP_WITHOUT_GPU();
@@ -177,8 +187,8 @@ TEST(CudaRows, BiasDropoutResidualLayerNorm) {
         const Operand2 norm_bias = make_operand(vector, dtype, Placement::contiguous, generator);
         for (const double p : {0.0, 0.1, 0.5}) {
           const BiasDropoutResidualLayerNormAttrs attrs{p, 1e-5, DropoutMode::train, 4};
-          check_op("bias_dropout_residual_layer_norm", {x, bias, residual, weight, norm_bias}, attrs,
-                   {64, 6}, describe("fused tail", dtype, sizes, placement));
+          check_op("bias_dropout_residual_layer_norm", {x, bias, residual, weight, norm_bias},
+                   attrs, {64, 6}, describe("fused tail", dtype, sizes, placement));
           if (HasFatalFailure()) return;
         }
       }

@@ -64,8 +64,8 @@ inline Operand2 make_operand(const Sizes& sizes, DType dtype, Placement placemen
     case Placement::gapped: base.back() += 3; break;
   }
   const bool is_bool = dtype == DType::boolean;
-  const Tensor numbers = uniform(to_shape(base), is_bool ? 0 : low, is_bool ? 2 : high,
-                                 {DType::float64}, &generator);
+  const Tensor numbers =
+      uniform(to_shape(base), is_bool ? 0 : low, is_bool ? 2 : high, {DType::float64}, &generator);
   const Tensor values = is_bool ? numbers.to(DType::uint8).to(dtype) : numbers.to(dtype);
   const auto place = [&](const Tensor& tensor) -> Tensor {
     switch (placement) {
@@ -165,11 +165,20 @@ inline Tensor run_guarded(const char* op_name, const std::vector<Tensor>& inputs
   const std::int64_t first = kGuard + shift * element;
   const Tensor buffer = full({first + bytes + kGuard}, kSentinel, {DType::uint8, kCuda});
   Sizes sizes = spec.shape.hints();
-  TensorView output{static_cast<std::byte*>(buffer.view_of_data().data) + first, spec.dtype,
-                    kCuda, Extents(sizes), contiguous_strides(Extents(sizes)), true};
+  TensorView output{static_cast<std::byte*>(buffer.view_of_data().data) + first,
+                    spec.dtype,
+                    kCuda,
+                    Extents(sizes),
+                    contiguous_strides(Extents(sizes)),
+                    true};
   std::vector<TensorView> views(std::max(inputs.size(), op.operands.size()));
   std::vector<Tensor> packed;
-  KernelArgs args{&op, views, std::span(&output, 1), &attrs, training, default_generator().state(),
+  KernelArgs args{&op,
+                  views,
+                  std::span(&output, 1),
+                  &attrs,
+                  training,
+                  default_generator().state(),
                   device_backend(DeviceType::cuda).stream(0)};
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i]) views[i] = inputs[i].view_of_data();
@@ -179,8 +188,8 @@ inline Tensor run_guarded(const char* op_name, const std::vector<Tensor>& inputs
   if (kernel == nullptr) return {};
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i]) continue;
-    const bool accepted = kernel->accepts ? kernel->accepts(static_cast<int>(i), views[i])
-                                          : views[i].is_contiguous();
+    const bool accepted =
+        kernel->accepts ? kernel->accepts(static_cast<int>(i), views[i]) : views[i].is_contiguous();
     if (accepted) continue;
     packed.push_back(inputs[i].contiguous());
     views[i] = packed.back().view_of_data();

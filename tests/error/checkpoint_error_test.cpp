@@ -351,9 +351,8 @@ TEST(CheckpointTensor, Base64) {
 }
 
 TEST(CheckpointAliases, AndTests) {
-  const std::string head =
-      R"({"format": "tenon.checkpoint", "version": 1, "tensors": )"
-      R"({"w": {"dtype": "uint8", "shape": [1], "data": [1]}}, )";
+  const std::string head = R"({"format": "tenon.checkpoint", "version": 1, "tensors": )"
+                           R"({"w": {"dtype": "uint8", "shape": [1], "data": [1]}}, )";
   const int n = static_cast<int>(head.size());
   expect_errors({
       {head + R"("aliases": {"a": "x"}})", at("alias \"a\": no tensor \"x\"", n + 23)},

@@ -82,15 +82,15 @@ TEST_P(ProgramMatchesEager, OnSeveralSizes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, ProgramMatchesEager,
-    ::testing::Values(ProgramCase{"view_of_permuted", view_of_permuted},
-                      ProgramCase{"returns_input", returns_input},
-                      ProgramCase{"returns_view", returns_view}, ProgramCase{"slices", slices},
-                      ProgramCase{"broadcasts", broadcasts},
-                      ProgramCase{"concatenates", concatenates},
-                      ProgramCase{"causal_attention", decomposed_attention}),
-    [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, ProgramMatchesEager,
+                         ::testing::Values(ProgramCase{"view_of_permuted", view_of_permuted},
+                                           ProgramCase{"returns_input", returns_input},
+                                           ProgramCase{"returns_view", returns_view},
+                                           ProgramCase{"slices", slices},
+                                           ProgramCase{"broadcasts", broadcasts},
+                                           ProgramCase{"concatenates", concatenates},
+                                           ProgramCase{"causal_attention", decomposed_attention}),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(Program, OutputsBelongToTheCaller) {
   const auto model = function_model(returns_input);
@@ -128,7 +128,8 @@ TEST(Program, ReadsParametersAtRunTimeAndNoticesMoves) {
 TEST(Program, RefusesOtherInputs) {
   const auto model = nn::make<nn::Linear>(4, 4);
   Executor run(create_schedule(model, {{"x", randn({2, 4})}}).graph());
-  EXPECT_ERROR(ShapeError, "[lower] input 'x' has shape (4,); traced with (s0, 4)", run(randn({4})));
+  EXPECT_ERROR(ShapeError, "[lower] input 'x' has shape (4,); traced with (s0, 4)",
+               run(randn({4})));
   EXPECT_ERROR(DTypeError, "[lower] input 'x' is float64; traced with float32",
                run(randn({2, 4}, {DType::float64, kCpu})));
   EXPECT_ERROR(ShapeError, "[lower] 2 inputs were given; the graph has 1",

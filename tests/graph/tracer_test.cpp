@@ -24,11 +24,11 @@ TEST(Tracer, NamesNodesByModulePath) {
   const auto model = nn::make<tutorial::Attention>(16, 2);
   const Schedule sch = create_schedule(model, {{"hidden_states", randn({2, 5, 16})}});
   const std::vector<std::string> expected = {
-      "self_attn.q_proj",    "self_attn.view",      "self_attn.permute",   "self_attn.k_proj",
-      "self_attn.view_1",    "self_attn.permute_1", "self_attn.v_proj",    "self_attn.view_2",
-      "self_attn.permute_2", "self_attn.transpose", "self_attn.matmul",    "self_attn.div",
-      "self_attn.softmax",   "self_attn.dropout",   "self_attn.matmul_1",  "self_attn.permute_3",
-      "self_attn.reshape",   "proj.dense",          "proj.dropout",        "proj.add",
+      "self_attn.q_proj",    "self_attn.view",      "self_attn.permute",  "self_attn.k_proj",
+      "self_attn.view_1",    "self_attn.permute_1", "self_attn.v_proj",   "self_attn.view_2",
+      "self_attn.permute_2", "self_attn.transpose", "self_attn.matmul",   "self_attn.div",
+      "self_attn.softmax",   "self_attn.dropout",   "self_attn.matmul_1", "self_attn.permute_3",
+      "self_attn.reshape",   "proj.dense",          "proj.dropout",       "proj.add",
       "proj.layer_norm"};
   EXPECT_EQ(node_names(sch.graph()), expected);
   EXPECT_NO_THROW(verify(sch.graph()));
@@ -67,9 +67,8 @@ TEST(Tracer, OneTraceRunsEverySize) {
 }
 
 TEST(Tracer, BrokenGuardIsNamed) {
-  const auto model = function_model([](const Tensor& x) {
-    return x.size(0) == Dim(4) ? x + 1.0 : x + 2.0;
-  });
+  const auto model =
+      function_model([](const Tensor& x) { return x.size(0) == Dim(4) ? x + 1.0 : x + 2.0; });
   const Schedule sch = create_schedule(model, {{"x", randn({4, 3})}});
   Executor run(sch.graph());
   EXPECT_NO_THROW(run(randn({4, 9})));
@@ -99,7 +98,9 @@ TEST(Tracer, TracedTensorsDoNotOutliveTheTrace) {
 
 TEST(Tracer, CapturedTensorsAreConstantsAndTiedParametersOneState) {
   struct Tied : nn::Module {
-    Tied() : a(add<nn::Linear>("a", 4, 4, false)), b(register_module("b", std::make_shared<nn::Linear>(a->weight))) {}
+    Tied()
+        : a(add<nn::Linear>("a", 4, 4, false)),
+          b(register_module("b", std::make_shared<nn::Linear>(a->weight))) {}
     Tensor forward(const Tensor& x) const { return b(a(x)) + full({4}, 0.5); }
     nn::Child<nn::Linear> a, b;
   };

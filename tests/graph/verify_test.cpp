@@ -77,15 +77,16 @@ INSTANTIATE_TEST_SUITE_P(
                   [](Planted& p) { S::value(p.graph, p.out(p.relu)).producer = p.exp; }},
         Violation{"V4_MissingUse", 4, [](Planted& p) { S::value(p.graph, p.x).uses.clear(); }},
         Violation{"V4_StrangeUse", 4,
-                  [](Planted& p) { S::value(p.graph, p.x).uses.push_back({p.sum, 0}); }},
+                  [](Planted& p) {
+                    S::value(p.graph, p.x).uses.push_back({p.sum, 0});
+                  }},
         Violation{"V5_MissingOperand", 5,
                   [](Planted& p) { S::node(p.graph, p.exp).inputs[0] = 99; }},
         Violation{"V5_StateWithoutTensor", 5,
                   [](Planted& p) { S::value(p.graph, p.w).tensor = Tensor::symbolic({}); }},
         Violation{"V6_NodeNames", 6, [](Planted& p) { S::node(p.graph, p.relu).name = "exp"; }},
         Violation{"V6_InputNames", 6, [](Planted& p) { S::value(p.graph, p.w).name = "x"; }},
-        Violation{"V7_TwiceInTheOrder", 7,
-                  [](Planted& p) { S::order(p.graph).push_back(p.exp); }},
+        Violation{"V7_TwiceInTheOrder", 7, [](Planted& p) { S::order(p.graph).push_back(p.exp); }},
         Violation{"V8_NoOutput", 8, [](Planted& p) { S::outputs(p.graph).clear(); }},
         Violation{"V8_UnknownOutput", 8, [](Planted& p) { S::outputs(p.graph) = {99}; }},
         Violation{"V9_NoSuchCall", 9, [](Planted& p) { S::node(p.graph, p.exp).call = 7; }},
@@ -96,15 +97,11 @@ INSTANTIATE_TEST_SUITE_P(
         Violation{"V11_WrongShape", 11,
                   [](Planted& p) { S::value(p.graph, p.out(p.relu)).spec.shape[1] = 4; }},
         Violation{"V11_WrongDtype", 11,
-                  [](Planted& p) {
-                    S::value(p.graph, p.out(p.sum)).spec.dtype = DType::float64;
-                  }},
+                  [](Planted& p) { S::value(p.graph, p.out(p.sum)).spec.dtype = DType::float64; }},
         Violation{"V12_NegativeSize", 12,
                   [](Planted& p) { S::value(p.graph, p.out(p.relu)).spec.shape[1] = -3; }},
         Violation{"V13_SharedMask", 13,
-                  [](Planted& p) {
-                    p.graph.set_attribute(p.second, 2, std::int64_t{0});
-                  }}),
+                  [](Planted& p) { p.graph.set_attribute(p.second, 2, std::int64_t{0}); }}),
     [](const auto& info) { return info.param.name; });
 
 TEST(Graph, ErasesOnlyWhatIsUnused) {

@@ -11,8 +11,8 @@
 #include <limits>
 #include <numeric>
 
-#include "nn/nn.h"
 #include "examples/attention_model.h"
+#include "nn/nn.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/test_data.h"
@@ -217,7 +217,7 @@ TEST(CheckpointFixture, TheRecordedPyTorchOutputIsMet) {
   const double entropy = checkpoint.metadata.number("mean_attention_entropy").value();
   EXPECT_LT(entropy, 0.5 * std::log(24.0));
   const auto model = nn::make<tutorial::Attention>(checkpoint.config.integer("hidden_size").value(),
-                                               checkpoint.config.integer("num_heads").value());
+                                                   checkpoint.config.integer("num_heads").value());
   nn::load_into(*model, checkpoint);
   model->eval();
   ASSERT_EQ(checkpoint.tests.size(), 1U);

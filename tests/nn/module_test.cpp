@@ -7,8 +7,8 @@
 #include <sstream>
 #include <tuple>
 
-#include "nn/nn.h"
 #include "examples/attention_model.h"
+#include "nn/nn.h"
 #include "tests/support/expect_error.h"
 
 namespace tenon {

@@ -45,9 +45,8 @@ TEST(Matching, TheModelsOwnFunctionIsAPattern) {
 
 TEST(Matching, FunctionalSpellingMatchesModules) {
   const Schedule sch = create_schedule(nn::make<test::ResidualMlp>(8), {randn({3, 8})});
-  const Matches matches = sch.find([](const Tensor& x, const Tensor& w, const Tensor& b) {
-    return gelu(linear(x, w, b));
-  });
+  const Matches matches = sch.find(
+      [](const Tensor& x, const Tensor& w, const Tensor& b) { return gelu(linear(x, w, b)); });
   EXPECT_EQ(matches.to_string(), "[[('', up), ('', act)]]");
 }
 
@@ -71,14 +70,17 @@ TEST_P(NearMisses, StayUnmatchedAndSayWhy) {
 INSTANTIATE_TEST_SUITE_P(
     All, NearMisses,
     ::testing::Values(
-        NearMissCase{"OtherHeadCount",
-                     [](const Schedule& s) { return s.find(qkv_pattern(4)); },
+        NearMissCase{"OtherHeadCount", [](const Schedule& s) { return s.find(qkv_pattern(4)); },
                      "self_attn.view has shape=(s0, s1, 2, 8); the pattern has "},
         NearMissCase{"OtherPermutation",
-                     [](const Schedule& s) { return s.find(qkv_pattern(2, {0, 2, 3, 1})); },
+                     [](const Schedule& s) {
+                       return s.find(qkv_pattern(2, {0, 2, 3, 1}));
+                     },
                      "self_attn.permute has dims=(0, 2, 1, 3); the pattern has (0, 2, 3, 1)"},
         NearMissCase{"PrefixOfAName",
-                     [](const Schedule& s) { return s.find(qkv_pattern(2, {0, 2, 1, 3}, "q_pro")); },
+                     [](const Schedule& s) {
+                       return s.find(qkv_pattern(2, {0, 2, 1, 3}, "q_pro"));
+                     },
                      "module 'self_attn.q_proj' does not match \"q_pro\" as a whole"},
         NearMissCase{"OtherDropout",
                      [](const Schedule& s) {
@@ -186,8 +188,7 @@ TEST(Matching, EdgesCount) {
     return sum - product;
   });
   const Schedule sch = create_schedule(model, {randn({3}), randn({3})});
-  EXPECT_TRUE(
-      sch.find([](const Tensor& x, const Tensor& y) { return (x + y) * y - x; }).empty());
+  EXPECT_TRUE(sch.find([](const Tensor& x, const Tensor& y) { return (x + y) * y - x; }).empty());
 }
 
 TEST(Matching, AParameterUsedTwiceMustBeOneValue) {
@@ -237,10 +238,11 @@ TEST(Patterns, RefuseWhatCannotBeOne) {
                "a pattern function asked for a whole shape or rank, which is unknown until the "
                "pattern is matched; use size(axis)",
                sch.find([](const Tensor& x) { return x.dim() == 2 ? exp(x) : relu(x); }));
-  EXPECT_ERROR(TraceError,
-               "a pattern function cannot compare sizes or turn them into numbers: they are unknown "
-               "until the pattern is matched",
-               sch.find([](const Tensor& x) { return x.size(0) > 3 ? exp(x) : relu(x); }));
+  EXPECT_ERROR(
+      TraceError,
+      "a pattern function cannot compare sizes or turn them into numbers: they are unknown "
+      "until the pattern is matched",
+      sch.find([](const Tensor& x) { return x.size(0) > 3 ? exp(x) : relu(x); }));
   const Tensor outside = ones({3});
   EXPECT_ERROR(ScheduleError,
                "[add] a pattern computes on its parameters alone; an operand is another tensor",

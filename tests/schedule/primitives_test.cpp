@@ -179,8 +179,8 @@ TEST(PrimitivesOnStacks, EveryLayerAtOnce) {
 
 TEST(PrimitivesOnOtherModels, CrossAttentionSharesKeysAndValuesOnly) {
   const auto model = nn::make<test::CrossAttention>(kHidden, kHeads);
-  Schedule sch = create_schedule(
-      model, {{"x", randn({2, 5, kHidden})}, {"memory", randn({2, 7, kHidden})}});
+  Schedule sch =
+      create_schedule(model, {{"x", randn({2, 5, kHidden})}, {"memory", randn({2, 7, kHidden})}});
   const Matches all = sch.find(qkv_pattern());
   ASSERT_EQ(all.size(), 3U);
   expect_refused(sch,
@@ -263,9 +263,8 @@ TEST(PrimitivesOnOtherModels, UserOfABranchBetweenBranches) {
     nn::Child<nn::Linear> fused;
   };
   Schedule sch = create_schedule(nn::make<Model>(), {randn({3, kHidden})});
-  sch.replace(nn::make<FusedQK>(), sch.find([](const Tensor& x) {
-    return call_module("[qk]_proj", x);
-  }));
+  sch.replace(nn::make<FusedQK>(),
+              sch.find([](const Tensor& x) { return call_module("[qk]_proj", x); }));
   const VerifyReport report = verify(sch);
   EXPECT_TRUE(report.ok()) << report.to_string();
 }
@@ -287,17 +286,18 @@ TEST_F(Primitives, ExplicitWeightMap) {
   const Matches qkv = sch.find(qkv_pattern());
   expect_refused(sch, "parameter 'w' of Renamed has no source",
                  [&] { sch.replace(nn::make<Renamed>(), qkv); });
-  expect_refused(sch, "weights: the model uses no parameter 'x_proj.weight' (a source of 'w')", [&] {
-    sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"w", {"x_proj.weight"}}}});
-  });
+  expect_refused(sch, "weights: the model uses no parameter 'x_proj.weight' (a source of 'w')",
+                 [&] {
+                   sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"w", {"x_proj.weight"}}}});
+                 });
   expect_refused(sch, "weights: Renamed has no parameter 'u'", [&] {
     sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"u", {"q_proj.weight"}}}});
   });
-  expect_refused(sch, "parameter 'w' of Renamed is float32(48, 16); its sources make float32(32, 16)",
-                 [&] {
-                   sch.replace(nn::make<Renamed>(), qkv,
-                               {.weights = {{"w", {"q_proj.weight", "k_proj.weight"}}}});
-                 });
+  expect_refused(
+      sch, "parameter 'w' of Renamed is float32(48, 16); its sources make float32(32, 16)", [&] {
+        sch.replace(nn::make<Renamed>(), qkv,
+                    {.weights = {{"w", {"q_proj.weight", "k_proj.weight"}}}});
+      });
   sch.replace(nn::make<Renamed>(), qkv,
               {.weights = {{"w", {"q_proj.weight", "k_proj.weight", "v_proj.weight"}},
                            {"b", {"q_proj.bias", "k_proj.bias", "v_proj.bias"}}}});
@@ -322,10 +322,11 @@ TEST_F(Primitives, WrongReplacementsAreRefusedOrCaughtByVerification) {
 }
 
 TEST_F(Primitives, ForgottenScaleIsCaught) {
-  sch.replace([](const Tensor& q, const Tensor& k,
-                 const Tensor& v) { return scaled_dot_product_attention(
-                     q, k, v, {}, {.dropout_p = 0.1, .scale = 1.0}); },
-              sch.find(tutorial::scaled_dot_product));
+  sch.replace(
+      [](const Tensor& q, const Tensor& k, const Tensor& v) {
+        return scaled_dot_product_attention(q, k, v, {}, {.dropout_p = 0.1, .scale = 1.0});
+      },
+      sch.find(tutorial::scaled_dot_product));
   EXPECT_FALSE(verify(sch).ok());
 }
 
@@ -333,9 +334,10 @@ TEST_F(Primitives, Refusals) {
   const Matches qkv = sch.find(qkv_pattern());
   const Matches core = sch.find(tutorial::scaled_dot_product);
   expect_refused(sch, "the match is empty: near miss at", [&] {
-    sch.replace(nn::make<tutorial::FlashAttention>(), sch.find([](const Tensor& q, const Tensor& k) {
-      return softmax(matmul(q, k), -1);
-    }), kFlashArguments);
+    sch.replace(
+        nn::make<tutorial::FlashAttention>(),
+        sch.find([](const Tensor& q, const Tensor& k) { return softmax(matmul(q, k), -1); }),
+        kFlashArguments);
   });
   struct TwoOutputs : tutorial::FusedQKV {
     TwoOutputs() : FusedQKV(kHidden, kHeads) {}
@@ -347,43 +349,45 @@ TEST_F(Primitives, Refusals) {
   };
   expect_refused(sch, "TwoOutputs returns 2 tensors; needed 1 (each match on its own) or 3",
                  [&] { sch.replace(nn::make<TwoOutputs>(), qkv); });
-  expect_refused(sch, "function returns float32(s0, 2, 8, s1) in place of %self_attn.matmul_1; "
-                      "needed float32(s0, 2, s1, 8)",
+  expect_refused(sch,
+                 "function returns float32(s0, 2, 8, s1) in place of %self_attn.matmul_1; "
+                 "needed float32(s0, 2, s1, 8)",
                  [&] {
-                   sch.replace([](const Tensor& q, const Tensor& k, const Tensor& v) {
-                     return (dropout(q, 0.1) + k + v).transpose(-2, -1);
-                   }, core);
+                   sch.replace(
+                       [](const Tensor& q, const Tensor& k, const Tensor& v) {
+                         return (dropout(q, 0.1) + k + v).transpose(-2, -1);
+                       },
+                       core);
                  });
-  expect_refused(sch, "FusedQKV takes 1 tensors; the pattern has 3 parameters", [&] {
-    sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), core);
-  });
+  expect_refused(sch, "FusedQKV takes 1 tensors; the pattern has 3 parameters",
+                 [&] { sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), core); });
   expect_refused(sch, "drop at 1 place in training, function at 0", [&] {
-    sch.replace([](const Tensor& q, const Tensor& k, const Tensor& v) {
-      return scaled_dot_product_attention(q, k, v);
-    }, core);
+    sch.replace([](const Tensor& q, const Tensor& k,
+                   const Tensor& v) { return scaled_dot_product_attention(q, k, v); },
+                core);
   });
   expect_refused(sch, "the rewrite holds for some sizes only: it needs s1 == 5", [&] {
-    sch.replace([](const Tensor& q, const Tensor& k, const Tensor& v) {
-      return scaled_dot_product_attention(q, k, v, {}, {.dropout_p = 0.1}) + zeros({5, 8});
-    }, core);
+    sch.replace(
+        [](const Tensor& q, const Tensor& k, const Tensor& v) {
+          return scaled_dot_product_attention(q, k, v, {}, {.dropout_p = 0.1}) + zeros({5, 8});
+        },
+        core);
   });
   expect_refused(sch, "no fused op is registered for the composition of", [&] {
-    sch.fuse(sch.find([](const Tensor& x, const Tensor& v) {
-      return matmul(dropout(softmax(x, -1), 0.1), v);
-    }));
+    sch.fuse(sch.find(
+        [](const Tensor& x, const Tensor& v) { return matmul(dropout(softmax(x, -1), 0.1), v); }));
   });
   expect_refused(sch, "has nothing to decompose", [&] { sch["proj.layer_norm"].decompose(); });
   expect_refused(sch, "FlashAttention needs a value for its parameter 'p'", [&] {
     sch.replace(nn::make<tutorial::FlashAttention>(), core,
                 {.concrete_args = {{"attention_mask", std::monostate{}}}});
   });
-  EXPECT_THROW(sch.replace(nn::make<tutorial::FlashAttention>(), core,
-                           {.concrete_args = {{"q", 1.0}}}),
-               ScheduleError);
+  EXPECT_THROW(
+      sch.replace(nn::make<tutorial::FlashAttention>(), core, {.concrete_args = {{"q", 1.0}}}),
+      ScheduleError);
   sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), qkv);
-  expect_refused(sch, "the match is out of date", [&] {
-    sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), qkv);
-  });
+  expect_refused(sch, "the match is out of date",
+                 [&] { sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), qkv); });
 }
 
 TEST_F(Primitives, FrozenHookedAndSharedWeightsAreRefused) {
@@ -413,27 +417,27 @@ TEST_F(Primitives, SecondPackingIsRefused) {
     nn::Child<nn::Linear> fused;
   };
   Schedule other = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
-  other.replace(nn::make<FusedQK>(), other.find([](const Tensor& x) {
-    return call_module("[kv]_proj", x);
-  }));
+  other.replace(nn::make<FusedQK>(),
+                other.find([](const Tensor& x) { return call_module("[kv]_proj", x); }));
   // k and v lie next to each other in the first packing: that is compatible.
   EXPECT_NO_THROW(build(other));
   Schedule third = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
   struct FusedQV : FusedQK {};
-  third.replace(nn::make<FusedQV>(), third.find([](const Tensor& x) {
-    return call_module("[qv]_proj", x);
-  }));
-  EXPECT_ERROR(ScheduleError,
-               "parameter 'self_attn.q_proj.bias' is part of another packing already; a model has one "
-               "packing of its parameters at a time",
-               build(third));
+  third.replace(nn::make<FusedQV>(),
+                third.find([](const Tensor& x) { return call_module("[qv]_proj", x); }));
+  EXPECT_ERROR(
+      ScheduleError,
+      "parameter 'self_attn.q_proj.bias' is part of another packing already; a model has one "
+      "packing of its parameters at a time",
+      build(third));
 }
 
 TEST_F(Primitives, PathsThatDoNotExist) {
-  EXPECT_ERROR(ScheduleError,
-               "schedule path 'self_attn.x_proj' does not exist; below 'self_attn' there are q_proj, "
-               "k_proj, v_proj, dropout",
-               sch["self_attn"]["x_proj"]);
+  EXPECT_ERROR(
+      ScheduleError,
+      "schedule path 'self_attn.x_proj' does not exist; below 'self_attn' there are q_proj, "
+      "k_proj, v_proj, dropout",
+      sch["self_attn"]["x_proj"]);
   EXPECT_ERROR(ScheduleError,
                "schedule path 'attn.q_proj' does not exist; below '' there are self_attn, proj",
                sch["attn.q_proj"]);

@@ -51,8 +51,7 @@ struct CrossAttention : nn::Module {
 template <class Block>
 struct Stack : nn::Module {
   template <class... A>
-  explicit Stack(int layers, const A&... arguments)
-      : layer(add<nn::ModuleList<Block>>("layer")) {
+  explicit Stack(int layers, const A&... arguments) : layer(add<nn::ModuleList<Block>>("layer")) {
     for (int i = 0; i < layers; ++i) layer->push_back(nn::make<Block>(arguments...));
   }
   Tensor forward(const Tensor& x) const {
@@ -67,14 +66,11 @@ struct Stack : nn::Module {
 template <class F>
 struct FunctionModel : nn::Module {
   explicit FunctionModel(F f) : function(std::move(f)) {}
-  Tensor forward(const Tensor& x) const
-    requires std::is_invocable_v<F, const Tensor&>
-  {
+  Tensor forward(const Tensor& x) const requires std::is_invocable_v<F, const Tensor&> {
     return function(x);
   }
-  Tensor forward(const Tensor& x, const Tensor& y) const
-    requires std::is_invocable_v<F, const Tensor&, const Tensor&>
-  {
+  Tensor forward(const Tensor& x, const Tensor& y)
+      const requires std::is_invocable_v<F, const Tensor&, const Tensor&> {
     return function(x, y);
   }
   F function;

@@ -103,10 +103,9 @@ TEST(Dim, ConstantsBehaveLikeIntegers) {
 TEST(Any, TravelsThroughNumbers) {
   for (int capture : {-1, 0, 5, 1000}) {
     const Any any(capture);
-    for (const AttrValue& value : {AttrValue(static_cast<double>(any)),
-                                   AttrValue(static_cast<std::int64_t>(any)),
-                                   AttrValue(static_cast<Dim>(any)),
-                                   AttrValue(static_cast<Scalar>(any))}) {
+    for (const AttrValue& value :
+         {AttrValue(static_cast<double>(any)), AttrValue(static_cast<std::int64_t>(any)),
+          AttrValue(static_cast<Dim>(any)), AttrValue(static_cast<Scalar>(any))}) {
       EXPECT_TRUE(wildcard_info(value).is_wildcard);
       EXPECT_EQ(wildcard_info(value).capture, capture);
     }

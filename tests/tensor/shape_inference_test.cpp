@@ -37,7 +37,9 @@ class ShapeInference : public ::testing::Test {
   InterpreterGuard pushed{infer_only};
 
   std::string shape(const Tensor& tensor) const { return tensor.shape().to_string(); }
-  Tensor of(Shape sizes) const { return Tensor::symbolic({DType::float32, std::move(sizes), kCpu}); }
+  Tensor of(Shape sizes) const {
+    return Tensor::symbolic({DType::float32, std::move(sizes), kCpu});
+  }
 };
 
 TEST_F(ShapeInference, SizesStaySymbolicWithoutGuards) {
@@ -58,7 +60,8 @@ TEST_F(ShapeInference, SizesStaySymbolicWithoutGuards) {
   EXPECT_EQ(shape(chunk(x, 4, -1)[3]), "(b, s, 256)");
   EXPECT_EQ(shape(embedding(Tensor::symbolic({DType::int64, {batch, length}, kCpu}), of({100, 8}))),
             "(b, s, 8)");
-  EXPECT_EQ(shape(where(Tensor::symbolic({DType::boolean, {length, 1}, kCpu}), x, x)), "(b, s, 1024)");
+  EXPECT_EQ(shape(where(Tensor::symbolic({DType::boolean, {length, 1}, kCpu}), x, x)),
+            "(b, s, 1024)");
   EXPECT_TRUE(guards->guards.empty()) << guards->guards.at(0).to_string();
 }
 
@@ -79,11 +82,13 @@ TEST_F(ShapeInference, ASizeOfOneBroadcastsUnderAGuard) {
 }
 
 TEST_F(ShapeInference, DifferentExampleSizesAreRefused) {
+  EXPECT_ERROR(
+      ShapeError,
+      "[add] shapes (b, s, 1024) and (b, 1024) do not broadcast: axis -2 has sizes s and b; "
+      "they must be equal, or one of them 1",
+      add(x, of({batch, 1024})));
   EXPECT_ERROR(ShapeError,
-               "[add] shapes (b, s, 1024) and (b, 1024) do not broadcast: axis -2 has sizes s and b; "
-               "they must be equal, or one of them 1",
-               add(x, of({batch, 1024})));
-  EXPECT_ERROR(ShapeError, "[view] shape (b, 7, 1024) has 7168*b elements; the input (b, s, 1024) has 1024*b*s",
+               "[view] shape (b, 7, 1024) has 7168*b elements; the input (b, s, 1024) has 1024*b*s",
                view(x, {batch, 7, 1024}));
 }
 
@@ -128,10 +133,15 @@ TEST(PatternFronts, AxesPassAsGiven) {
   narrow(x, -1, 0, 64);
   cast(x, DType::float32);
   view(x, {-1, 64});
-  const std::vector<std::string> expected = {
-      "transpose(dims=(-2, -1))", "permute(dims=(0, -1, 1))", "sum(dim=(-1, 0), keepdim=true)",
-      "unsqueeze(dim=-1)",        "squeeze(dim=3)",           "cat(dim=-1)",
-      "narrow(dim=-1, start=0, length=64)", "cast(dtype=float32)", "view(shape=(-1, 64))"};
+  const std::vector<std::string> expected = {"transpose(dims=(-2, -1))",
+                                             "permute(dims=(0, -1, 1))",
+                                             "sum(dim=(-1, 0), keepdim=true)",
+                                             "unsqueeze(dim=-1)",
+                                             "squeeze(dim=3)",
+                                             "cat(dim=-1)",
+                                             "narrow(dim=-1, start=0, length=64)",
+                                             "cast(dtype=float32)",
+                                             "view(shape=(-1, 64))"};
   EXPECT_EQ(pattern.calls, expected);
 }
 
