@@ -150,8 +150,20 @@ std::shared_ptr<GuardList> guard_list(const Dim& a, const Dim& b) {
   return list;
 }
 
+/// The same expression over symbols of the same ids that know no guard list: a list that held its own
+/// symbols would keep itself alive.
+Dim detached(const Dim& dim) {
+  return dim.substitute([](const DimSymbol& symbol) -> std::optional<Dim> {
+    auto copy = std::make_shared<DimSymbol>();
+    copy->id = symbol.id;
+    copy->name = symbol.name;
+    copy->hint = symbol.hint;
+    return DimExpr::make({DimTerm{1, {{std::move(copy), nullptr}}}});
+  });
+}
+
 void record_guard(const Dim& a, DimGuard::Relation relation, const Dim& b) {
-  if (const auto list = guard_list(a, b)) list->add({a, relation, b});
+  if (const auto list = guard_list(a, b)) list->add({detached(a), relation, detached(b)});
 }
 
 void require_no_pattern(const Dim& a, const Dim& b) {
