@@ -77,29 +77,6 @@ __device__ __forceinline__ void write(const ReduceParams& p, std::int64_t group,
   static_cast<Out*>(p.target)[group] = convert<Out>(value);
 }
 
-/// `total` combined with the inputs first, first + step, … of one output.
-template <class Op, class Acc, class T>
-__device__ __forceinline__ Acc combine_strided(const ReduceParams& p, const T* source,
-                                               std::int64_t first, std::int64_t end, int step,
-                                               Acc total) {
-  const Op op{};
-  if (p.reduced.rank == 1) {
-    const std::int64_t stride = p.reduced.inner_stride(0);
-#pragma unroll 4
-    for (std::int64_t r = first; r < end; r += step) {
-      total = op(total, read<Op, Acc>(p, source[r * stride]));
-    }
-    return total;
-  }
-#pragma unroll 1
-  for (std::int64_t r = first; r < end; r += step) {
-    std::int64_t offset[1];
-    p.reduced.offsets(r, offset);
-    total = op(total, read<Op, Acc>(p, source[offset[0]]));
-  }
-  return total;
-}
-
 /// One group of lanes an output (or a split of one).
 template <class Op, class T, class Acc, class Out>
 __global__ void __launch_bounds__(kReduceThreads) reduce_rows_kernel(const ReduceParams p) {
@@ -133,7 +110,12 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_rows_kernel(const Reduc
         }
       }
     }
-    sums[0] = combine_strided<Op, Acc>(p, row, singles + lane, end, p.lanes, sums[0]);
+#pragma unroll 4
+    for (std::int64_t r = singles + lane; r < end; r += p.lanes) {
+      std::int64_t offset[1];
+      p.reduced.offsets(r, offset);
+      sums[0] = op(sums[0], read<Op, Acc>(p, row[offset[0]]));
+    }
   }
 #pragma unroll
   for (int i = 1; i < kSums; ++i) sums[0] = op(sums[0], sums[i]);
@@ -158,7 +140,12 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_columns_kernel(const Re
     std::int64_t base[1];
     p.kept.offsets(output, base);
     const T* column = static_cast<const T*>(p.source) + base[0];
-    sum = combine_strided<Op, Acc>(p, column, begin + y, end, kColumnLanes, sum);
+#pragma unroll 4
+    for (std::int64_t r = begin + y; r < end; r += kColumnLanes) {
+      std::int64_t offset[1];
+      p.reduced.offsets(r, offset);
+      sum = op(sum, read<Op, Acc>(p, column[offset[0]]));
+    }
   }
   partial[y][x] = sum;
   __syncthreads();

@@ -14,8 +14,8 @@ TEST(CudaAllocator, BlockSizes) {
     const std::size_t block = cuda::block_bytes(bytes);
     EXPECT_GE(block, bytes);
     EXPECT_EQ(block % 512, 0U);
-    EXPECT_LE(block, bytes + std::max<std::size_t>(
-                                 {512, bytes / 8, bytes > (1 << 20) ? std::size_t{2} << 20 : 0}));
+    EXPECT_LE(block,
+              bytes + std::max<std::size_t>({512, bytes / 8, bytes > (1 << 20) ? 2 << 20 : 0}));
     EXPECT_EQ(cuda::block_bytes(block), block) << "a block of its own size is used as it is";
   }
 }
