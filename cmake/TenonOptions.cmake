@@ -44,6 +44,8 @@ add_library(tenon_flags INTERFACE)
 target_compile_features(tenon_flags INTERFACE cxx_std_20)
 target_compile_options(tenon_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow>"
+  # sqrt and friends as instructions: nobody reads errno.
+  "$<$<COMPILE_LANGUAGE:CXX>:-fno-math-errno>"
   # Error messages name sources relative to the checkout.
   "$<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=>")
 if(TENON_CPU_ARCH)

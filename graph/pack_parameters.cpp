@@ -8,6 +8,7 @@
 
 #include "graph/program.h"
 #include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
 
 namespace tenon {
 namespace {
@@ -76,6 +77,7 @@ void pack(const Graph& graph, const Group& group) {
     layout.offset = offset;
     offset += layout.numel();
     Tensor slice(packed.storage(), parameter.dtype(), layout);
+    const NoGradGuard no_grad;
     slice.copy_(parameter);
     parameter.set_data_(slice);
   }

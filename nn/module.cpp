@@ -9,6 +9,7 @@
 
 #include "nn/detail/text.h"
 #include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
 
 namespace tenon::nn {
 
@@ -263,6 +264,7 @@ void Module::convert(const std::function<TensorOptions(const Tensor&)>& target) 
     const TensorOptions options = target(tensor);
     if (options.dtype == tensor.dtype() && options.device == tensor.device()) continue;
     Tensor converted = empty(tensor.layout().sizes, options);
+    const NoGradGuard no_grad;
     converted.copy_(tensor);
     changes.emplace_back(tensor, std::move(converted));
   }

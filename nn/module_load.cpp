@@ -9,6 +9,7 @@
 #include "nn/detail/text.h"
 #include "nn/module.h"
 #include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
 
 namespace tenon::nn {
 
@@ -133,6 +134,7 @@ LoadReport Module::load_state_dict(const StateDict& state, const LoadOptions& op
               "[load_state_dict] {} cannot take this state dict, nothing was changed:{}",
               type_name(), report.problems());
   for (Target& target : targets.list) {
+    const NoGradGuard no_grad;
     if (!target.sources.empty()) target.tensor.copy_(target.sources.front().second);
   }
   return report;

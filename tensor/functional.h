@@ -4,6 +4,7 @@
 // Every function goes through apply() and so works eagerly, under the tracer and in patterns.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -24,8 +25,9 @@ Tensor div(const Tensor& input, const Tensor& other);
 Tensor div(const Tensor& input, const Scalar& other);
 Tensor maximum(const Tensor& input, const Tensor& other);
 Tensor minimum(const Tensor& input, const Tensor& other);
-/// input to the power of a number.
 Tensor pow(const Tensor& input, double exponent);
+/// Elementwise power, broadcast.
+Tensor pow(const Tensor& input, const Tensor& exponent);
 Tensor neg(const Tensor& input);
 Tensor abs(const Tensor& input);
 Tensor exp(const Tensor& input);
@@ -44,6 +46,8 @@ Tensor silu(const Tensor& input);
 /// x·Φ(x) for Approximate::none; 0.5x(1+tanh(√(2/π)(x+0.044715x³))) for tanh.
 enum class Approximate : std::uint8_t { none, tanh };
 Tensor gelu(const Tensor& input, Approximate approximate = Approximate::none);
+/// log(1 + exp(beta·x))/beta; x itself where beta·x > threshold.
+Tensor softplus(const Tensor& input, double beta = 1, double threshold = 20);
 
 inline Tensor operator+(const Tensor& a, const Tensor& b) { return add(a, b); }
 inline Tensor operator-(const Tensor& a, const Tensor& b) { return sub(a, b); }
@@ -57,6 +61,22 @@ inline Tensor operator+(const Scalar& a, const Tensor& b) { return add(b, a); }
 inline Tensor operator*(const Scalar& a, const Tensor& b) { return mul(b, a); }
 inline Tensor operator-(const Tensor& a) { return neg(a); }
 
+// Comparisons give bool; NaN equals nothing. Any dtype.
+Tensor eq(const Tensor& input, const Tensor& other);
+Tensor eq(const Tensor& input, const Scalar& other);
+Tensor ne(const Tensor& input, const Tensor& other);
+Tensor ne(const Tensor& input, const Scalar& other);
+Tensor lt(const Tensor& input, const Tensor& other);
+Tensor lt(const Tensor& input, const Scalar& other);
+Tensor le(const Tensor& input, const Tensor& other);
+Tensor le(const Tensor& input, const Scalar& other);
+Tensor gt(const Tensor& input, const Tensor& other);
+Tensor gt(const Tensor& input, const Scalar& other);
+Tensor ge(const Tensor& input, const Tensor& other);
+Tensor ge(const Tensor& input, const Scalar& other);
+
+/// The input, through which no gradient flows.
+Tensor detach(const Tensor& input);
 /// Elements where mask (bool, broadcastable to input) is true become `value`.
 Tensor masked_fill(const Tensor& input, const Tensor& mask, double value);
 /// input where condition (bool) is true, else other; all three broadcast.
@@ -74,10 +94,24 @@ Tensor sum(const Tensor& input, const std::vector<std::int64_t>& dim = {}, bool 
 Tensor mean(const Tensor& input, const std::vector<std::int64_t>& dim = {}, bool keepdim = false);
 Tensor amax(const Tensor& input, const std::vector<std::int64_t>& dim = {}, bool keepdim = false);
 Tensor amin(const Tensor& input, const std::vector<std::int64_t>& dim = {}, bool keepdim = false);
+/// Σ(x - mean)²/(n - correction) over the given axes (all when empty); NaN when n <= correction.
+Tensor var(const Tensor& input, const std::vector<std::int64_t>& dim = {}, double correction = 1,
+           bool keepdim = false);
+/// The int64 index of the largest element along `dim`, the first of equals (NaN counts as largest);
+/// without `dim`, into the flattened input.
+Tensor argmax(const Tensor& input, std::optional<std::int64_t> dim = {}, bool keepdim = false);
+/// Sums of the first 1, 2, … elements along `dim`.
+Tensor cumsum(const Tensor& input, std::int64_t dim);
 
 // --- normalization and attention ----------------------------------------------------------------
 /// exp(x - max) / Σ exp(x - max) along `dim`; a row of -inf gives NaN, as in PyTorch.
 Tensor softmax(const Tensor& input, std::int64_t dim);
+/// x - max - log Σ exp(x - max) along `dim`.
+Tensor log_softmax(const Tensor& input, std::int64_t dim);
+/// x/√(mean(x²) + eps)·weight over the last normalized_shape.size() axes; eps defaults to the
+/// machine epsilon of the input's dtype, as in PyTorch.
+Tensor rms_norm(const Tensor& input, const std::vector<std::int64_t>& normalized_shape,
+                const Tensor& weight = {}, std::optional<double> eps = {});
 /// (x - mean)/√(var + eps)·weight + bias over the last normalized_shape.size() axes; population
 /// variance. `weight` and `bias` may be undefined.
 Tensor layer_norm(const Tensor& input, const std::vector<std::int64_t>& normalized_shape,
@@ -96,6 +130,13 @@ Approximate parse_enum(Approximate, std::string_view text);
 /// site, element index), see tensor/philox.h. 0 <= p <= 1.
 Tensor dropout(const Tensor& input, double p = 0.5, DropoutMode mode = DropoutMode::follow);
 
+/// Per channel (axis 1) of (N, C, …): (x - mean)/√(var + eps)·weight + bias. In training, with the
+/// batch's statistics (population variance), and running_mean and running_var, if defined, move by
+/// `momentum` towards them (unbiased variance) in place; in eval with the running ones.
+Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
+                  const Tensor& weight = {}, const Tensor& bias = {},
+                  DropoutMode mode = DropoutMode::follow, double momentum = 0.1, double eps = 1e-5);
+
 struct AttentionOptions {
   double dropout_p = 0;
   bool is_causal = false;            // query i sees keys j <= i (top-left aligned)
@@ -113,6 +154,33 @@ Tensor bias_dropout_residual_layer_norm(const Tensor& input, const Tensor& bias,
                                         const Tensor& residual, const Tensor& weight,
                                         const Tensor& norm_bias, double p, double eps = 1e-5,
                                         DropoutMode mode = DropoutMode::follow);
+
+// --- convolution and pooling, (N, C, H, W) -------------------------------------------------------
+using Size2 = std::array<std::int64_t, 2>;  // along H and W
+/// Cross-correlation: (N, C, H, W), (O, C/groups, KH, KW), (O) -> (N, O, H', W').
+Tensor conv2d(const Tensor& input, const Tensor& weight, const Tensor& bias = {},
+              Size2 stride = {1, 1}, Size2 padding = {0, 0}, Size2 dilation = {1, 1},
+              std::int64_t groups = 1);
+/// Largest value of each window; padding counts as -inf.
+Tensor max_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 padding = {0, 0});
+/// Mean of each window; padding counts as zeros.
+Tensor avg_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 padding = {0, 0});
+
+// --- losses -------------------------------------------------------------------------------------
+enum class Reduction : std::uint8_t { none, mean, sum };
+std::string_view enum_name(Reduction reduction);
+Reduction parse_enum(Reduction, std::string_view text);
+/// (input - target)², reduced.
+Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction = Reduction::mean);
+struct CrossEntropyOptions {
+  std::int64_t ignore_index = -100;
+  Reduction reduction = Reduction::mean;  // mean: over the targets that are not ignored
+  double label_smoothing = 0;
+};
+/// -log softmax(input)[target]: input (N, C) or (N, C, d…) or (C), int64 targets (N), (N, d…) or ().
+/// With smoothing s, (1-s) of that plus s times the mean over classes.
+Tensor cross_entropy(const Tensor& input, const Tensor& target,
+                     const CrossEntropyOptions& options = {});
 
 // --- shape --------------------------------------------------------------------------------------
 /// The same elements with another shape; one size may be -1. ShapeError when strides forbid a view.
@@ -136,6 +204,13 @@ std::vector<Tensor> split(const Tensor& input, const std::vector<std::int64_t>& 
 /// `chunks` pieces as equal as possible, as PyTorch cuts them.
 std::vector<Tensor> chunk(const Tensor& input, std::int64_t chunks, std::int64_t dim = 0);
 Tensor cat(const std::vector<Tensor>& tensors, std::int64_t dim = 0);
+/// Tensors of one shape along a new axis.
+Tensor stack(const std::vector<Tensor>& tensors, std::int64_t dim = 0);
+/// The slice at `index` (negative: from the end), without the axis.
+Tensor select(const Tensor& input, std::int64_t dim, std::int64_t index);
+/// The lower (upper) triangle of the last two axes, zero elsewhere; diagonal > 0 is above the main.
+Tensor tril(const Tensor& input, std::int64_t diagonal = 0);
+Tensor triu(const Tensor& input, std::int64_t diagonal = 0);
 /// Element type conversion: floats round to nearest even, float to integer truncates.
 Tensor cast(const Tensor& input, DType dtype);
 
@@ -143,5 +218,9 @@ Tensor cast(const Tensor& input, DType dtype);
 /// Rows of weight (V, D) by index (int64 or int32, any shape): (…) -> (…, D). ValueError for an
 /// index outside [0, V) on the CPU; on CUDA such a row is NaN.
 Tensor embedding(const Tensor& input, const Tensor& weight);
+/// The slices of `input` along `dim` at index (1-D, int64 or int32).
+Tensor index_select(const Tensor& input, std::int64_t dim, const Tensor& index);
+/// output[i][j] = input[index[i][j]][j] for dim 0, and so on: the shape is that of index.
+Tensor gather(const Tensor& input, std::int64_t dim, const Tensor& index);
 
 }  // namespace tenon

@@ -1,5 +1,7 @@
 #include "tensor/interpreter.h"
 
+#include <algorithm>
+
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
 #include "tensor/device_backend.h"
@@ -7,6 +9,12 @@
 #include "tensor/random.h"
 
 namespace tenon {
+namespace autograd {
+/// The seam to autograd/: runs a call under `inner` and records it; defined in autograd/tape.cpp.
+std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
+                           Interpreter& inner);
+}  // namespace autograd
+
 namespace {
 
 class EagerInterpreter final : public Interpreter {
@@ -36,6 +44,8 @@ struct ThreadState {
   std::vector<Interpreter*> interpreters;
   std::vector<ModuleFrame> modules;
   std::int64_t next_site = 0;
+  const CallSite* replayed = nullptr;  // what a CallSiteScope stands for
+  bool grad_enabled = true;
 };
 
 thread_local ThreadState state;
@@ -88,6 +98,18 @@ void require_eager(const Op& op, std::span<const Tensor> inputs) {
 
 }  // namespace
 
+void Interpreter::assign(const Tensor& target, const Tensor& source) {
+  const Op& copy = get_op("contiguous");
+  const TensorView sources[] = {source.view_of_data()};
+  const TensorView targets[] = {target.view_of_data()};
+  KernelArgs args{.op = &copy, .inputs = sources, .outputs = targets, .attrs = nullptr};
+  args.stream = device_backend(target.device().type).stream(target.device().index);
+  const Kernel* kernel = select_kernel(copy, target.device().type, args);
+  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", target.device().to_string());
+  if (sources[0].numel() > 0) detail::run_kernel(*kernel, args);
+  target.storage()->bump_version();
+}
+
 InterpreterGuard::InterpreterGuard(Interpreter& interpreter) {
   state.interpreters.push_back(&interpreter);
 }
@@ -98,8 +120,35 @@ Interpreter& current_interpreter() {
 }
 
 const ModuleFrame* current_module() {
+  if (state.replayed) return state.replayed->in_module ? &state.replayed->frame : nullptr;
   return state.modules.empty() ? nullptr : &state.modules.back();
 }
+
+CallSite current_call_site() {
+  CallSite site;
+  if (const ModuleFrame* frame = current_module()) {
+    site.in_module = true;
+    site.frame = *frame;
+  }
+  site.random = state.replayed ? state.replayed->random : default_generator().state();
+  site.call = current_interpreter().current_call();
+  return site;
+}
+
+CallSiteScope::CallSiteScope(const CallSite& site) : outer_(state.replayed) {
+  state.replayed = &site;
+  current_interpreter().resume_call(site.call);
+}
+CallSiteScope::~CallSiteScope() {
+  current_interpreter().leave_call();
+  state.replayed = outer_;
+}
+
+bool grad_enabled() { return state.grad_enabled; }
+GradModeGuard::GradModeGuard(bool enabled) : outer_(state.grad_enabled) {
+  state.grad_enabled = enabled;
+}
+GradModeGuard::~GradModeGuard() { state.grad_enabled = outer_; }
 
 std::int64_t next_dropout_site() {
   if (state.modules.empty() && state.next_site + 1 >= kMaxDropoutSites) {
@@ -134,7 +183,11 @@ std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs, const At
     TENON_CHECK(operand.optional || (i < inputs.size() && inputs[i].defined()), ValueError,
                 "[{}] operand '{}' is undefined", op.name, operand.name);
   }
-  return current_interpreter().apply(op, inputs, attrs);
+  Interpreter& inner = current_interpreter();
+  const bool recorded = state.grad_enabled && !op.not_differentiable &&
+                        std::any_of(inputs.begin(), inputs.end(),
+                                    [](const Tensor& input) { return input.requires_grad(); });
+  return recorded ? autograd::record(op, inputs, attrs, inner) : inner.apply(op, inputs, attrs);
 }
 
 Tensor apply1(const Op& op, std::initializer_list<Tensor> inputs, const Attrs& attrs) {
@@ -168,7 +221,7 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
                   output_views,
                   &attrs,
                   training,
-                  default_generator().state(),
+                  state.replayed ? state.replayed->random : default_generator().state(),
                   device_backend(device.type).stream(device.index)};
   const Kernel* kernel = select_kernel(op, device.type, args);
   if (kernel == nullptr) {

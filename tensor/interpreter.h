@@ -26,6 +26,16 @@ class Interpreter {
                                     const Attrs& attrs) = 0;
   virtual void enter_module(const ModuleFrame&, std::span<const Tensor> /*inputs*/) {}
   virtual void exit_module(const ModuleFrame&, std::span<const Tensor> /*outputs*/) {}
+  /// Makes `target` hold the values of `source`, which has its dtype and shape.
+  virtual void assign(const Tensor& target, const Tensor& source);
+  /// A tensor that will stand for the value `tensor` has now, whatever is assigned to it later.
+  virtual Tensor capture(const Tensor& tensor) { return tensor; }
+  /// The recorded module call that ops belong to now (kNoCall: none), and a way back to it: backward
+  /// emits each gradient op where its forward op was.
+  static constexpr std::int32_t kNoCall = -1;
+  virtual std::int32_t current_call() const { return kNoCall; }
+  virtual void resume_call(std::int32_t /*call*/) {}
+  virtual void leave_call() {}
   /// Shapes are unknown until a match: op front ends must not ask for ranks or sizes.
   virtual bool is_pattern() const { return false; }
 };
@@ -54,6 +64,46 @@ class ModuleScope {
   ModuleFrame frame_;
 };
 
+/// Where an op was called: what its masks and its mode depend on.
+struct CallSite {
+  bool in_module = false;
+  ModuleFrame frame;
+  RandomState random;
+  std::int32_t call = Interpreter::kNoCall;
+};
+CallSite current_call_site();
+
+/// Ops called during the guard's lifetime act as if called at `site`: the same mode, the same dropout
+/// masks, the same place in a recording. The site must outlive the guard.
+class CallSiteScope {
+ public:
+  explicit CallSiteScope(const CallSite& site);
+  ~CallSiteScope();
+  CallSiteScope(const CallSiteScope&) = delete;
+  CallSiteScope& operator=(const CallSiteScope&) = delete;
+
+ private:
+  const CallSite* outer_;
+};
+
+/// Whether calls are recorded for backward on this thread; on unless a NoGradGuard is alive.
+bool grad_enabled();
+/// Sets grad mode for its lifetime.
+class GradModeGuard {
+ public:
+  explicit GradModeGuard(bool enabled);
+  ~GradModeGuard();
+  GradModeGuard(const GradModeGuard&) = delete;
+  GradModeGuard& operator=(const GradModeGuard&) = delete;
+
+ private:
+  bool outer_;
+};
+class NoGradGuard : public GradModeGuard {
+ public:
+  NoGradGuard() : GradModeGuard(false) {}
+};
+
 /// The innermost interpreter of this thread.
 Interpreter& current_interpreter();
 /// The innermost module call of this thread, or null.
@@ -61,7 +111,8 @@ const ModuleFrame* current_module();
 /// The number of the next dropout call of the current forward, in call order.
 std::int64_t next_dropout_site();
 
-/// Calls an op. Checks the number of operands, then asks the innermost interpreter.
+/// Calls an op. Checks the number of operands, then asks the innermost interpreter; autograd records
+/// the call when an operand requires a gradient and grad mode is on.
 std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs = {});
 /// The same for an op with one output.
 Tensor apply1(const Op& op, std::initializer_list<Tensor> inputs, const Attrs& attrs = {});

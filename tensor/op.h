@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
@@ -94,6 +95,33 @@ class InferContext {
   const Attrs& attrs_;
 };
 
+/// One recorded call and the cotangents of its outputs, as a vjp sees them. Only operands and outputs
+/// that the op declared with saves_inputs and saves_outputs are there; specs always are.
+class VjpContext {
+ public:
+  virtual ~VjpContext() = default;
+  virtual const Op& op() const = 0;
+  virtual const Attrs& attrs() const = 0;
+  virtual int num_inputs() const = 0;
+  /// False for an absent optional operand.
+  virtual bool has(int i) const = 0;
+  /// Whether the gradient of operand i is wanted; a vjp may leave the others undefined.
+  virtual bool needs(int i) const = 0;
+  virtual const TensorSpec& input_spec(int i) const = 0;
+  virtual const TensorSpec& output_spec(int i) const = 0;
+  /// A saved operand; undefined when absent.
+  virtual Tensor input(int i) const = 0;
+  virtual Tensor output(int i) const = 0;
+  /// The gradient of output i; undefined where nothing depended on it.
+  virtual Tensor cotangent(int i) const = 0;
+  /// The same with zeros in place of an undefined one.
+  virtual Tensor cotangent_or_zeros(int i) const = 0;
+  template <class A>
+  const A& attributes() const {
+    return attrs().as<A>();
+  }
+};
+
 struct Operand {
   std::string name;
   bool optional = false;
@@ -111,6 +139,9 @@ class Op {
   using Identity = bool (*)(const Attrs&, bool training);
   /// Floating-point operations of one call (a multiply-add counts as two).
   using Flops = double (*)(const KernelArgs&);
+  /// The gradients of the operands, in operand order; undefined where there is none. Emits ops, so it
+  /// runs eagerly, under the tracer and under autograd itself.
+  using Vjp = std::vector<Tensor> (*)(const VjpContext&);
 
   std::string name;
   std::string doc;
@@ -123,6 +154,11 @@ class Op {
   Attrs (*pattern_attrs)() = nullptr;
   Identity identity = nullptr;
   Flops flops = nullptr;
+  Vjp vjp = nullptr;
+  std::uint32_t saved_inputs = 0;   // bit i: the vjp reads operand i
+  std::uint32_t saved_outputs = 0;  // bit i: the vjp reads output i
+  /// No gradient flows through: comparisons, argmax, detach.
+  bool not_differentiable = false;
 
   bool has(Trait trait) const { return (traits & static_cast<std::uint32_t>(trait)) != 0; }
   const std::vector<Kernel>& kernels(DeviceType device) const {
@@ -183,6 +219,24 @@ class OpBuilder {
   }
   OpBuilder& flops(Op::Flops f) {
     op_.flops = f;
+    return *this;
+  }
+  /// See Op::Vjp. An op that has none is differentiated through its decomposition.
+  OpBuilder& vjp(Op::Vjp f) {
+    op_.vjp = f;
+    return *this;
+  }
+  /// The operands that the vjp reads; nothing else is kept until backward.
+  OpBuilder& saves_inputs(std::initializer_list<int> operands) {
+    for (int i : operands) op_.saved_inputs |= 1U << i;
+    return *this;
+  }
+  OpBuilder& saves_outputs(std::initializer_list<int> outputs) {
+    for (int i : outputs) op_.saved_outputs |= 1U << i;
+    return *this;
+  }
+  OpBuilder& not_differentiable() {
+    op_.not_differentiable = true;
     return *this;
   }
   OpBuilder& cpu(Kernel kernel) {

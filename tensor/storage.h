@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "tensor/device.h"
@@ -23,6 +24,9 @@ class Storage {
   void* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
+  /// Counts writes in place: backward refuses a saved value whose storage was written since.
+  std::uint64_t version() const { return version_; }
+  void bump_version() { ++version_; }
 
  private:
   Storage(void* data, std::size_t bytes, Device device, std::shared_ptr<void> owner)
@@ -30,6 +34,7 @@ class Storage {
   void* data_;
   std::size_t bytes_;
   Device device_;
+  std::uint64_t version_ = 0;
   std::shared_ptr<void> owner_;  // set for borrowed memory
 };
 

@@ -25,16 +25,12 @@ Shape to_shape(const Extents& sizes) {
   return Shape(std::move(dims));
 }
 
-/// Copies between tensors of one shape and dtype on one device, with any strides on both sides.
-void copy_on_device(const TensorView& source, const TensorView& target) {
-  const Op& copy = get_op("contiguous");
-  const TensorView sources[] = {source};
-  const TensorView targets[] = {target};
-  KernelArgs args{.op = &copy, .inputs = sources, .outputs = targets, .attrs = nullptr};
-  args.stream = device_backend(source.device.type).stream(source.device.index);
-  const Kernel* kernel = select_kernel(copy, source.device.type, args);
-  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", source.device.to_string());
-  if (source.numel() > 0) detail::run_kernel(*kernel, args);
+bool same_sizes(const Shape& a, const Shape& b) {
+  if (a.rank() != b.rank()) return false;
+  for (int axis = 0; axis < a.rank(); ++axis) {
+    if (!unify(a[axis], b[axis])) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -132,18 +128,54 @@ double Tensor::item() const {
 }
 
 void Tensor::copy_(const Tensor& source) {
-  const TensorView target = view_of_data();
-  TENON_CHECK(source.layout().sizes == target.sizes, ShapeError,
+  TENON_CHECK(same_sizes(source.shape(), shape()), ShapeError,
               "copy_ of a tensor of shape {} into one of shape {}", source.shape().to_string(),
               shape().to_string());
-  const Tensor typed = source.dtype() == dtype() ? source : cast(source, dtype());
-  if (typed.device() == device()) {
-    copy_on_device(typed.view_of_data(), target);
-    return;
+  Tensor typed = source.dtype() == dtype() ? source : cast(source, dtype());
+  if (typed.device() != device()) typed = typed.to(device());
+  const bool tracked = grad_enabled() && (requires_grad() || typed.requires_grad());
+  if (tracked) {
+    TENON_CHECK(!(requires_grad() && is_leaf()), ValueError,
+                "a leaf that requires a gradient was changed in place; do it under NoGradGuard");
+    TENON_CHECK(
+        !impl_->is_recorded_view, ValueError,
+        "a view of a tensor with a gradient was changed in place; change the tensor itself, "
+        "or a clone()");
+    if (typed.requires_grad() && typed.is_leaf()) typed = typed.view(typed.shape());
   }
-  const Tensor moved = typed.to(device());
-  copy_on_device(moved.view_of_data(), target);
+  current_interpreter().assign(*this, typed);
+  if (!tracked) return;
+  impl_->requires_grad = typed.requires_grad();
+  impl_->producer = typed.impl_->producer;
+  impl_->output_index = typed.impl_->output_index;
+  impl_->version = is_eager() ? impl_->storage->version() : 0;
 }
+
+void Tensor::add_(const Tensor& other) { copy_(add(*this, other)); }
+void Tensor::mul_(const Scalar& factor) { copy_(mul(*this, factor)); }
+void Tensor::zero_() { copy_(tenon::expand(full({}, 0, {dtype(), device()}), shape())); }
+
+Tensor& Tensor::requires_grad_(bool on) {
+  TENON_CHECK(is_leaf(), ValueError,
+              "requires_grad_ of a computed tensor; only leaves can be changed, see detach()");
+  TENON_CHECK(!on || is_floating(dtype()), DTypeError,
+              "requires_grad_ of a {} tensor; only floats have gradients", name(dtype()));
+  impl_->requires_grad = on;
+  return *this;
+}
+
+void Tensor::set_grad(const Tensor& gradient) {
+  impl_of(impl_);
+  if (gradient) {
+    TENON_CHECK(gradient.shape().same_as(shape()) && gradient.dtype() == dtype() &&
+                    gradient.device() == device(),
+                ShapeError, "set_grad: a gradient {} for a tensor {}", gradient.spec().to_string(),
+                spec().to_string());
+  }
+  impl_->grad = gradient.impl();
+}
+
+Tensor Tensor::detach() const { return tenon::detach(*this); }
 
 void Tensor::set_data_(const Tensor& other) {
   const TensorImpl& source = eager_impl(other.impl_);

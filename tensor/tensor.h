@@ -33,12 +33,26 @@ class TracedPayload {
   virtual bool is_pattern() const = 0;
 };
 
+/// What autograd hangs on a tensor; only autograd/ looks inside.
+class AutogradRecord {
+ public:
+  virtual ~AutogradRecord() = default;
+};
+
 struct TensorImpl {
   TensorSpec spec;
   Layout layout;                     // eager tensors
   std::shared_ptr<Storage> storage;  // null: traced or spec-only
   std::shared_ptr<const TracedPayload> payload;
-  bool requires_grad = false;  // a parameter that is not frozen; tied names share it
+  /// Gradients flow to or through it: a leaf that asks for one (a parameter that is not frozen), or
+  /// computed from one while grad mode was on.
+  bool requires_grad = false;
+  std::shared_ptr<AutogradRecord> producer;  // the recorded call that made it; null: a leaf
+  int output_index = 0;                      // which output of `producer`
+  bool is_recorded_view = false;             // made by a recorded view op
+  std::uint64_t version = 0;                 // the storage's when `producer` was recorded
+  std::shared_ptr<TensorImpl> grad;          // a leaf's accumulated gradient; null: undefined
+  std::shared_ptr<AutogradRecord> hooks;     // gradient hooks
 };
 
 /// Dtype, device and how to fill, for the factories below.
@@ -95,8 +109,29 @@ class Tensor {
   std::vector<double> to_doubles() const;
   /// The only element, as a number; an error under the tracer, which has no numbers.
   double item() const;
-  /// Copies values from `source` (same shape; dtype and device may differ) into this storage.
+
+  // Changes in place. Eagerly they write this storage and bump its version, so that backward notices
+  // a changed saved value; under the tracer the handle stands for a new value from here on. Refused
+  // with ValueError while grad mode is on: a leaf that requires a gradient, and a view where
+  // gradients flow; under the tracer also what has views (TraceError).
+  /// Copies values from `source` (same shape; dtype and device may differ).
   void copy_(const Tensor& source);
+  void add_(const Tensor& other);
+  void mul_(const Scalar& factor);
+  void zero_();
+
+  // Autograd; see autograd/autograd.h for backward.
+  bool requires_grad() const { return impl_ && impl_->requires_grad; }
+  /// Asks for a gradient, or no longer. ValueError for a computed tensor and for integers.
+  Tensor& requires_grad_(bool on = true);
+  /// True unless it was computed from something that requires a gradient.
+  bool is_leaf() const { return !impl_ || impl_->producer == nullptr; }
+  /// The gradient that backward accumulated; undefined when none has reached this leaf.
+  Tensor grad() const { return impl_ && impl_->grad ? Tensor(impl_->grad) : Tensor(); }
+  /// Sets the gradient, or clears it with an undefined tensor. ShapeError when it does not fit.
+  void set_grad(const Tensor& gradient);
+  /// The same values, cut off from the tape.
+  Tensor detach() const;
   /// Lets this handle, and all that share it, refer to another tensor's storage, dtype and layout.
   void set_data_(const Tensor& other);
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 
+#include "tensor/interpreter.h"
 #include "tensor/tensor.h"
 
 namespace tenon::nn::detail {
@@ -14,6 +15,7 @@ class TensorBytes {
   explicit TensorBytes(const Tensor& tensor) : host_(tensor) {
     if (!tensor.device().is_cpu() || !tensor.is_contiguous()) {
       host_ = empty(tensor.layout().sizes, TensorOptions{tensor.dtype(), kCpu});
+      const NoGradGuard no_grad;
       host_.copy_(tensor);
     }
   }

@@ -3,15 +3,58 @@
 
 #include "tensor/op.h"
 
-#define TENON_FOR_EACH_OP(X)                                                                     \
-  X(add)                                                                                         \
-  X(sub) X(mul) X(div) X(maximum) X(minimum) X(neg) X(abs) X(exp) X(log) X(sqrt) X(rsqrt)        \
-      X(reciprocal) X(square) X(sin) X(cos) X(tanh) X(sigmoid) X(erf) X(relu) X(silu) X(gelu)    \
-          X(pow) X(masked_fill) X(where) X(matmul) X(linear) X(sum) X(mean) X(amax) X(amin)      \
-              X(softmax) X(layer_norm) X(dropout) X(scaled_dot_product_attention)                \
-                  X(bias_dropout_residual_layer_norm) X(view) X(reshape) X(permute) X(transpose) \
-                      X(expand) X(narrow) X(unsqueeze) X(squeeze) X(contiguous) X(cat) X(cast)   \
-                          X(embedding)
+// clang-format off
+#define TENON_FOR_EACH_OP(X) \
+  X(add) \
+  X(sub) \
+  X(mul) \
+  X(div) \
+  X(maximum) \
+  X(minimum) \
+  X(neg) \
+  X(abs) \
+  X(exp) \
+  X(log) \
+  X(sqrt) \
+  X(rsqrt) \
+  X(reciprocal) \
+  X(square) \
+  X(sin) \
+  X(cos) \
+  X(tanh) \
+  X(sigmoid) \
+  X(erf) \
+  X(relu) \
+  X(silu) \
+  X(gelu) \
+  X(pow) \
+  X(masked_fill) \
+  X(where) \
+  X(matmul) \
+  X(linear) \
+  X(sum) \
+  X(mean) \
+  X(amax) \
+  X(amin) \
+  X(softmax) \
+  X(layer_norm) \
+  X(dropout) \
+  X(scaled_dot_product_attention) \
+  X(bias_dropout_residual_layer_norm) \
+  X(view) \
+  X(reshape) \
+  X(permute) \
+  X(transpose) \
+  X(expand) \
+  X(narrow) \
+  X(unsqueeze) \
+  X(squeeze) \
+  X(contiguous) \
+  X(detach) \
+  X(cat) \
+  X(cast) \
+  X(embedding)
+// clang-format on
 
 namespace tenon::ops {
 #define TENON_DECLARE_OP(name) Op define_##name();

@@ -1,0 +1,55 @@
+// Reverse-mode differentiation. Calls on tensors that require a gradient are recorded as they run;
+// backward walks the record from the roots to the leaves, calling each op's vjp. A vjp emits ordinary
+// ops, so backward runs eagerly or under the tracer, and can be differentiated itself.
+//
+//   Tensor loss = mse_loss(model(x), y);
+//   backward(loss);                        // accumulates into parameter.grad()
+//   NoGradGuard no_grad;                   // nothing is recorded while it lives
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "tensor/interpreter.h"
+#include "tensor/tensor.h"
+
+namespace tenon {
+
+struct BackwardOptions {
+  /// Keeps what was saved, so that backward can run through the same record again.
+  bool retain_graph = false;
+  /// Records backward itself, for gradients of gradients; implies retain_graph.
+  bool create_graph = false;
+};
+
+/// Adds the gradient of `root` to grad() of every leaf it was computed from. `cotangent` has root's
+/// shape and dtype; without it root must have one element (ValueError) and the seed is 1. ValueError
+/// when root does not require a gradient, when its record was released by an earlier backward, and
+/// when a saved value was changed in place since.
+void backward(const Tensor& root, const Tensor& cotangent = {},
+              const BackwardOptions& options = {});
+/// The same for several roots at once; `cotangents` is empty or has one entry (maybe undefined) each.
+void backward(std::span<const Tensor> roots, std::span<const Tensor> cotangents,
+              const BackwardOptions& options = {});
+
+struct GradOptions {
+  bool retain_graph = false;
+  bool create_graph = false;
+  /// An input that no output depends on gives an undefined tensor instead of ValueError.
+  bool allow_unused = false;
+};
+
+/// The gradients of `outputs` with respect to `inputs` (leaves or computed); no grad() changes.
+std::vector<Tensor> grad(std::span<const Tensor> outputs, std::span<const Tensor> inputs,
+                         std::span<const Tensor> cotangents = {}, const GradOptions& options = {});
+
+/// Called with a gradient when it is complete; a defined result replaces it.
+using GradientHook = std::function<Tensor(const Tensor& gradient)>;
+
+/// Calls `hook` with the gradient of `tensor` in each later backward: of a leaf before it is added to
+/// grad(), of a computed tensor before it flows on. Hooks run in the order they were added. The
+/// returned function takes the hook off.
+std::function<void()> register_hook(const Tensor& tensor, GradientHook hook);
+
+}  // namespace tenon

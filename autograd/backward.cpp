@@ -1,0 +1,255 @@
+// The walk from roots to leaves. A node runs once all gradients of its outputs are summed: nodes are
+// taken in descending order of recording, and every user of an output was recorded after it.
+#include <algorithm>
+#include <map>
+#include <unordered_map>
+
+#include "autograd/detail/tape.h"
+#include "tensor/detail/check.h"
+#include "tensor/functional.h"
+
+namespace tenon {
+namespace autograd {
+namespace {
+
+/// What a vjp reads of a recorded call; checks that saved values are still what they were.
+class RecordedCall final : public VjpContext {
+ public:
+  RecordedCall(const std::shared_ptr<TapeNode>& node, std::vector<Tensor>& cotangents)
+      : node_(*node), shared_(node), cotangents_(cotangents) {}
+
+  const Op& op() const override { return *node_.op; }
+  const Attrs& attrs() const override { return node_.attrs; }
+  int num_inputs() const override { return static_cast<int>(node_.inputs.size()); }
+  bool has(int i) const override { return i < num_inputs() && node_.inputs[at(i)].has_value(); }
+  bool needs(int i) const override { return i < num_inputs() && node_.edges[at(i)].needed(); }
+  const TensorSpec& input_spec(int i) const override { return *node_.inputs.at(at(i)); }
+  const TensorSpec& output_spec(int i) const override { return node_.outputs.at(at(i)); }
+
+  Tensor input(int i) const override {
+    if (!has(i)) return {};
+    const SavedTensor& saved = node_.saved_inputs.at(at(i));
+    TENON_INTERNAL(saved.tensor, "[{}] its vjp reads operand {}, which it does not save",
+                   node_.op->name, i);
+    require_unchanged(saved, "operand", node_.op->operands[std::min(at(i), last_operand())].name);
+    return saved.tensor;
+  }
+  Tensor output(int i) const override {
+    const SavedTensor& saved = node_.saved_outputs.at(at(i));
+    TENON_INTERNAL(saved.tensor, "[{}] its vjp reads output {}, which it does not save",
+                   node_.op->name, i);
+    require_unchanged(saved, "output", std::to_string(i));
+    if (!grad_enabled()) return saved.tensor;
+    auto impl = std::make_shared<TensorImpl>(*saved.tensor.impl());
+    impl->requires_grad = true;
+    impl->producer = shared_;
+    impl->output_index = i;
+    impl->version = saved.version;
+    return Tensor(std::move(impl));
+  }
+  Tensor cotangent(int i) const override { return cotangents_.at(at(i)); }
+  Tensor cotangent_or_zeros(int i) const override {
+    Tensor& cotangent = cotangents_.at(at(i));
+    if (!cotangent) {
+      const TensorSpec& spec = output_spec(i);
+      cotangent = expand(full({}, 0, {spec.dtype, spec.device}), spec.shape);
+    }
+    return cotangent;
+  }
+
+ private:
+  static std::size_t at(int i) { return static_cast<std::size_t>(i); }
+  std::size_t last_operand() const { return node_.op->operands.size() - 1; }
+  void require_unchanged(const SavedTensor& saved, const char* what,
+                         const std::string& which) const {
+    if (!saved.tensor.is_eager()) return;
+    TENON_CHECK(saved.tensor.storage()->version() == saved.version, ValueError,
+                "backward of [{}] needs its {} '{}', which was changed in place since forward; "
+                "change a clone() instead",
+                node_.op->name, what, which);
+  }
+
+  const TapeNode& node_;
+  const std::shared_ptr<TapeNode>& shared_;
+  std::vector<Tensor>& cotangents_;
+};
+
+Tensor run_hooks(const AutogradRecord* record, Tensor gradient, const TensorSpec& spec) {
+  if (record == nullptr) return gradient;
+  const auto hooks = static_cast<const HookList*>(record)->hooks;  // a hook may remove itself
+  for (const auto& [id, hook] : hooks) {
+    Tensor replaced = hook(gradient);
+    if (!replaced) continue;
+    TENON_CHECK(replaced.shape().same_as(spec.shape) && replaced.dtype() == spec.dtype, ShapeError,
+                "a gradient hook returned {} for a gradient {}", replaced.spec().to_string(),
+                spec.to_string());
+    gradient = std::move(replaced);
+  }
+  return gradient;
+}
+
+class Walk {
+ public:
+  Walk(const BackwardOptions& options, std::span<const Tensor> inputs)
+      : options_(options), accumulates_(inputs.empty()) {
+    for (const Tensor& input : inputs) wanted_.push_back(edge_of(input));
+    results_.resize(inputs.size());
+  }
+
+  void seed(const Tensor& root, const Tensor& cotangent) { add(edge_of(root), cotangent); }
+
+  void run() {
+    const GradModeGuard mode(options_.create_graph);
+    while (!pending_.empty()) {
+      const auto last = std::prev(pending_.end());
+      const std::shared_ptr<TapeNode> node = last->second.node;
+      std::vector<Tensor> cotangents = std::move(last->second.cotangents);
+      pending_.erase(last);
+      visit(node, cotangents);
+    }
+    finish_leaves();
+  }
+
+  std::vector<Tensor> take_results() { return std::move(results_); }
+
+ private:
+  struct Pending {
+    std::shared_ptr<TapeNode> node;
+    std::vector<Tensor> cotangents;
+  };
+
+  void add(const Edge& edge, const Tensor& gradient) {
+    if (!gradient || !edge.needed()) return;
+    if (edge.leaf) {
+      auto [found, inserted] = leaves_.try_emplace(edge.leaf.get(), leaf_order_.size());
+      if (inserted) leaf_order_.push_back({edge.leaf, {}});
+      accumulate(leaf_order_[found->second].second, gradient);
+      return;
+    }
+    Pending& entry = pending_[edge.node->sequence];
+    entry.node = edge.node;
+    entry.cotangents.resize(edge.node->outputs.size());
+    accumulate(entry.cotangents[static_cast<std::size_t>(edge.output)], gradient);
+  }
+
+  static void accumulate(Tensor& sum, const Tensor& gradient) {
+    sum = sum ? tenon::add(sum, gradient) : gradient;
+  }
+
+  void visit(const std::shared_ptr<TapeNode>& node, std::vector<Tensor>& cotangents) {
+    TENON_CHECK(!node->released, ValueError,
+                "backward through [{}] a second time, after its saved values were released; give "
+                "the first backward retain_graph",
+                node->op->name);
+    const CallSiteScope site(node->site);
+    for (std::size_t i = 0; i < cotangents.size(); ++i) {
+      if (!cotangents[i]) continue;
+      const AutogradRecord* hooks = i < node->hooks.size() ? node->hooks[i].get() : nullptr;
+      cotangents[i] = run_hooks(hooks, cotangents[i], node->outputs[i]);
+    }
+    collect(node, cotangents);
+    TENON_CHECK(node->op->vjp != nullptr, ValueError, "[{}] has no gradient", node->op->name);
+    const RecordedCall call(node, cotangents);
+    const std::vector<Tensor> gradients = node->op->vjp(call);
+    for (std::size_t i = 0; i < node->edges.size() && i < gradients.size(); ++i) {
+      if (!gradients[i] || !node->edges[i].needed()) continue;
+      const TensorSpec& spec = *node->inputs[i];
+      TENON_INTERNAL(
+          gradients[i].dtype() == spec.dtype && gradients[i].shape().rank() == spec.shape.rank(),
+          "[{}] gave a gradient {} for operand {}, which is {}", node->op->name,
+          gradients[i].spec().to_string(), i, spec.to_string());
+      add(node->edges[i], gradients[i]);
+    }
+    if (!options_.retain_graph && !options_.create_graph) node->release();
+  }
+
+  /// Gradients of computed tensors that the caller asked for.
+  void collect(const std::shared_ptr<TapeNode>& node, const std::vector<Tensor>& cotangents) {
+    for (std::size_t i = 0; i < wanted_.size(); ++i) {
+      if (wanted_[i].node == node) {
+        results_[i] = cotangents[static_cast<std::size_t>(wanted_[i].output)];
+      }
+    }
+  }
+
+  void finish_leaves() {
+    for (auto& [leaf, gradient] : leaf_order_) {
+      gradient = run_hooks(leaf->hooks.get(), gradient, leaf->spec);
+      if (accumulates_) {
+        const Tensor before = leaf->grad ? Tensor(leaf->grad) : Tensor();
+        // Contiguous, so that optimizers read it linearly.
+        leaf->grad = (before ? tenon::add(before, gradient) : contiguous(gradient)).impl();
+        continue;
+      }
+      for (std::size_t i = 0; i < wanted_.size(); ++i) {
+        if (wanted_[i].leaf == leaf) results_[i] = gradient;
+      }
+    }
+  }
+
+  const BackwardOptions options_;
+  const bool accumulates_;
+  std::map<std::uint64_t, Pending> pending_;
+  std::unordered_map<const TensorImpl*, std::size_t> leaves_;
+  std::vector<std::pair<std::shared_ptr<TensorImpl>, Tensor>> leaf_order_;
+  std::vector<Edge> wanted_;
+  std::vector<Tensor> results_;
+};
+
+void seed_all(Walk& walk, std::span<const Tensor> roots, std::span<const Tensor> cotangents) {
+  TENON_CHECK(cotangents.empty() || cotangents.size() == roots.size(), ValueError,
+              "backward: {} roots and {} cotangents", roots.size(), cotangents.size());
+  for (std::size_t i = 0; i < roots.size(); ++i) {
+    TENON_CHECK(
+        roots[i].requires_grad(), ValueError,
+        "backward from a tensor that requires no gradient: it was not computed from one that "
+        "does, or grad mode was off");
+    Tensor cotangent = cotangents.empty() ? Tensor() : cotangents[i];
+    if (!cotangent) {
+      TENON_CHECK(roots[i].numel() == 1, ValueError,
+                  "backward from a tensor of shape {} needs a cotangent of that shape; without one "
+                  "only a single element can be a root",
+                  roots[i].shape().to_string());
+      cotangent = expand(full({}, 1, {roots[i].dtype(), roots[i].device()}), roots[i].shape());
+    }
+    TENON_CHECK(cotangent.shape().same_as(roots[i].shape()) &&
+                    cotangent.dtype() == roots[i].dtype() &&
+                    cotangent.device() == roots[i].device(),
+                ShapeError, "backward: a cotangent {} for a root {}", cotangent.spec().to_string(),
+                roots[i].spec().to_string());
+    walk.seed(roots[i], cotangent);
+  }
+}
+
+}  // namespace
+}  // namespace autograd
+
+void backward(const Tensor& root, const Tensor& cotangent, const BackwardOptions& options) {
+  backward(std::span(&root, 1), std::span(&cotangent, 1), options);
+}
+
+void backward(std::span<const Tensor> roots, std::span<const Tensor> cotangents,
+              const BackwardOptions& options) {
+  autograd::Walk walk(options, {});
+  autograd::seed_all(walk, roots, cotangents);
+  walk.run();
+}
+
+std::vector<Tensor> grad(std::span<const Tensor> outputs, std::span<const Tensor> inputs,
+                         std::span<const Tensor> cotangents, const GradOptions& options) {
+  TENON_CHECK(!inputs.empty(), ValueError, "grad: no inputs to differentiate by");
+  for (const Tensor& input : inputs) {
+    TENON_CHECK(input.requires_grad(), ValueError, "grad: an input requires no gradient");
+  }
+  autograd::Walk walk({options.retain_graph, options.create_graph}, inputs);
+  autograd::seed_all(walk, outputs, cotangents);
+  walk.run();
+  std::vector<Tensor> results = walk.take_results();
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    TENON_CHECK(results[i] || options.allow_unused, ValueError,
+                "grad: no output depends on input {}; allow_unused gives an undefined gradient", i);
+  }
+  return results;
+}
+
+}  // namespace tenon

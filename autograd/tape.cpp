@@ -1,0 +1,163 @@
+// Recording: an op call runs under the innermost interpreter and leaves a TapeNode on its outputs.
+#include <algorithm>
+#include <atomic>
+
+#include "autograd/detail/tape.h"
+#include "tensor/detail/check.h"
+
+namespace tenon::autograd {
+namespace {
+
+std::atomic<std::uint64_t> next_sequence{1};
+
+std::uint64_t version_of(const Tensor& tensor) {
+  return tensor.is_eager() ? tensor.storage()->version() : 0;
+}
+
+/// A handle on the same value that knows nothing of the tape.
+Tensor without_record(const Tensor& tensor) {
+  auto impl = std::make_shared<TensorImpl>(*tensor.impl());
+  impl->requires_grad = false;
+  impl->producer = nullptr;
+  impl->grad = nullptr;
+  impl->hooks = nullptr;
+  return Tensor(std::move(impl));
+}
+
+void require_current(const Op& op, const Tensor& input) {
+  const TensorImpl& impl = *input.impl();
+  TENON_CHECK(
+      !impl.producer || !impl.storage || impl.storage->version() == impl.version, ValueError,
+      "[{}] an operand was changed in place through another tensor that shares its storage, "
+      "so its gradient is no longer known",
+      op.name);
+}
+
+std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs,
+                                    const Attrs& attrs, Interpreter& inner) {
+  auto node = std::make_shared<TapeNode>();
+  node->sequence = next_sequence.fetch_add(1, std::memory_order_relaxed);
+  node->op = &op;
+  node->attrs = attrs;
+  node->site = current_call_site();
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    node->edges.push_back(edge_of(inputs[i]));
+    node->inputs.push_back(inputs[i] ? std::optional(inputs[i].spec()) : std::nullopt);
+    node->saved_inputs.emplace_back();
+    if (inputs[i] && ((op.saved_inputs >> std::min<std::size_t>(i, 31)) & 1U) != 0) {
+      node->saved_inputs.back() = {inner.capture(inputs[i]), version_of(inputs[i])};
+    }
+  }
+  return node;
+}
+
+}  // namespace
+
+Edge edge_of(const Tensor& tensor) {
+  Edge edge;
+  if (!tensor.requires_grad()) return edge;
+  const TensorImpl& impl = *tensor.impl();
+  if (impl.producer) {
+    edge.node = std::static_pointer_cast<TapeNode>(impl.producer);
+    edge.output = impl.output_index;
+  } else {
+    edge.leaf = tensor.impl();
+  }
+  return edge;
+}
+
+void TapeNode::release() {
+  released = true;
+  saved_inputs.clear();
+  saved_outputs.clear();
+}
+
+TapeNode::~TapeNode() {
+  // A long chain would otherwise be destroyed by recursion, a stack frame per call.
+  thread_local std::vector<std::shared_ptr<TapeNode>> pending;
+  thread_local bool draining = false;
+  for (Edge& edge : edges) {
+    if (edge.node) pending.push_back(std::move(edge.node));
+  }
+  for (auto* saved : {&saved_inputs, &saved_outputs}) {
+    for (SavedTensor& entry : *saved) {
+      if (!entry.tensor || entry.tensor.impl().use_count() > 1) continue;
+      if (entry.tensor.impl()->producer) {
+        pending.push_back(std::static_pointer_cast<TapeNode>(entry.tensor.impl()->producer));
+        entry.tensor.impl()->producer = nullptr;
+      }
+    }
+  }
+  if (draining) return;
+  draining = true;
+  while (!pending.empty()) {
+    const std::shared_ptr<TapeNode> next = std::move(pending.back());
+    pending.pop_back();
+  }
+  draining = false;
+}
+
+std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
+                           Interpreter& inner) {
+  for (const Tensor& input : inputs) {
+    if (input) require_current(op, input);
+  }
+  if (op.vjp == nullptr && op.decompose != nullptr) return op.decompose(inputs, attrs);
+  // Operands are captured before the call: it may be the one that changes them.
+  const std::shared_ptr<TapeNode> node = make_node(op, inputs, attrs, inner);
+  std::vector<Tensor> outputs;
+  {
+    const NoGradGuard no_grad;
+    outputs = inner.apply(op, inputs, attrs);
+  }
+  const bool is_identity = std::any_of(inputs.begin(), inputs.end(), [&](const Tensor& input) {
+    return input && outputs.size() == 1 && outputs[0].is_same(input);
+  });
+  if (is_identity) return outputs;
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    node->outputs.push_back(outputs[i].spec());
+    node->saved_outputs.emplace_back();
+    if (((op.saved_outputs >> std::min<std::size_t>(i, 31)) & 1U) != 0) {
+      node->saved_outputs.back() = {without_record(inner.capture(outputs[i])),
+                                    version_of(outputs[i])};
+    }
+    if (!is_floating(outputs[i].dtype())) continue;
+    TensorImpl& impl = *outputs[i].impl();
+    impl.requires_grad = true;
+    impl.producer = node;
+    impl.output_index = static_cast<int>(i);
+    impl.is_recorded_view = op.view != nullptr;
+    impl.version = version_of(outputs[i]);
+  }
+  return outputs;
+}
+
+}  // namespace tenon::autograd
+
+namespace tenon {
+
+std::function<void()> register_hook(const Tensor& tensor, GradientHook hook) {
+  TENON_CHECK(tensor.requires_grad(), ValueError,
+              "register_hook on a tensor that requires no gradient");
+  std::shared_ptr<autograd::HookList> list;
+  if (const autograd::Edge edge = autograd::edge_of(tensor); edge.node) {
+    auto& hooks = edge.node->hooks;
+    hooks.resize(std::max(hooks.size(), static_cast<std::size_t>(edge.output) + 1));
+    auto& slot = hooks[static_cast<std::size_t>(edge.output)];
+    if (!slot) slot = std::make_shared<autograd::HookList>();
+    list = slot;
+  } else {
+    auto& slot = tensor.impl()->hooks;
+    if (!slot) slot = std::make_shared<autograd::HookList>();
+    list = std::static_pointer_cast<autograd::HookList>(slot);
+  }
+  const std::int64_t id = list->next++;
+  list->hooks.emplace_back(id, std::move(hook));
+  return [weak = std::weak_ptr(list), id] {
+    if (const auto alive = weak.lock()) {
+      std::erase_if(alive->hooks, [id](const auto& entry) { return entry.first == id; });
+    }
+  };
+}
+
+}  // namespace tenon
