@@ -184,7 +184,7 @@ std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs, const At
                 "[{}] operand '{}' is undefined", op.name, operand.name);
   }
   Interpreter& inner = current_interpreter();
-  const bool recorded = state.grad_enabled && !op.not_differentiable &&
+  const bool recorded = state.grad_enabled && !op.not_differentiable && inner.records_gradients() &&
                         std::any_of(inputs.begin(), inputs.end(),
                                     [](const Tensor& input) { return input.requires_grad(); });
   return recorded ? autograd::record(op, inputs, attrs, inner) : inner.apply(op, inputs, attrs);

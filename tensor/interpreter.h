@@ -28,6 +28,8 @@ class Interpreter {
   virtual void exit_module(const ModuleFrame&, std::span<const Tensor> /*outputs*/) {}
   /// Makes `target` hold the values of `source`, which has its dtype and shape.
   virtual void assign(const Tensor& target, const Tensor& source);
+  /// Whether autograd records the calls that this interpreter sees.
+  virtual bool records_gradients() const { return true; }
   /// A tensor that will stand for the value `tensor` has now, whatever is assigned to it later.
   virtual Tensor capture(const Tensor& tensor) { return tensor; }
   /// The recorded module call that ops belong to now (kNoCall: none), and a way back to it: backward
