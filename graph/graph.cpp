@@ -200,7 +200,31 @@ std::string Graph::unique_call_path(const std::string& parent_path, const std::s
 }
 
 bool Graph::is_output(ValueId id) const {
-  return std::find(outputs_.begin(), outputs_.end(), id) != outputs_.end();
+  return std::find(outputs_.begin(), outputs_.end(), id) != outputs_.end() ||
+         std::any_of(writes_.begin(), writes_.end(),
+                     [&](const StateWrite& w) { return w.value == id || w.state == id; });
+}
+
+void Graph::set_write(ValueId state, ValueId value) {
+  for (StateWrite& write : writes_) {
+    if (write.state == state) {
+      write.value = value;
+      return;
+    }
+  }
+  writes_.push_back({state, value});
+}
+
+Graph Graph::without_nodes() const {
+  Graph result;
+  result.guards_ = guards_;
+  for (ValueId id : inputs_) result.add_input(value(id).name, value(id).spec);
+  for (ModuleCall call : calls_) {
+    call.inputs.clear();
+    call.outputs.clear();
+    result.add_call(std::move(call));
+  }
+  return result;
 }
 
 void Graph::replace_all_uses(ValueId from, ValueId to) {
@@ -212,6 +236,9 @@ void Graph::replace_all_uses(ValueId from, ValueId to) {
   }
   mutable_value(from).uses.clear();
   std::replace(outputs_.begin(), outputs_.end(), from, to);
+  for (StateWrite& write : writes_) {
+    if (write.value == from) write.value = to;
+  }
   for (ModuleCall& call : calls_) {
     std::replace(call.inputs.begin(), call.inputs.end(), from, to);
     std::replace(call.outputs.begin(), call.outputs.end(), from, to);

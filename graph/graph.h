@@ -56,6 +56,13 @@ struct Node {
   std::vector<ValueId> outputs;
   std::string name;  // unique within its visible call
   CallId call = kNone;
+  bool gradient = false;  // emitted by backward; replays the mask of its forward node
+};
+
+/// A state that holds another value after a run: what changed it in place, made functional.
+struct StateWrite {
+  ValueId state = kNone;
+  ValueId value = kNone;
 };
 
 /// One call of a module while the model was traced. Call 0 is the root's.
@@ -90,6 +97,8 @@ class Graph {
   std::vector<ValueId> values() const;
   const std::vector<ValueId>& inputs() const { return inputs_; }
   const std::vector<ValueId>& outputs() const { return outputs_; }
+  /// What a run writes back, after every read of the state.
+  const std::vector<StateWrite>& writes() const { return writes_; }
   const std::vector<ModuleCall>& calls() const { return calls_; }
   const ModuleCall& call(CallId id) const { return calls_.at(static_cast<std::size_t>(id)); }
   /// The node's place in order().
@@ -118,6 +127,13 @@ class Graph {
   CallId add_call(ModuleCall call);
   ModuleCall& mutable_call(CallId id) { return calls_.at(static_cast<std::size_t>(id)); }
   void set_outputs(std::vector<ValueId> outputs) { outputs_ = std::move(outputs); }
+  /// After a run `state` holds `value`; replaces an earlier write of the same state.
+  void set_write(ValueId state, ValueId value);
+  void drop_writes() { writes_.clear(); }
+  /// Marks a node as emitted by backward.
+  void mark_gradient(NodeId id) { mutable_node(id).gradient = true; }
+  /// The inputs, module calls and guards of this Graph, without nodes, state or outputs.
+  Graph without_nodes() const;
   /// Names a node `base`, or `base_<n>` where that is taken among the nodes seen with it.
   void rename(NodeId id, const std::string& base);
   /// Makes the names of nodes that are now seen together unique, in the given order.
@@ -140,6 +156,7 @@ class Graph {
   Value& mutable_value(ValueId id);
   ValueId add_value(Value value);
   std::string unique_name(const std::string& base, CallId visible, NodeId except) const;
+  /// Returned or written by a run.
   bool is_output(ValueId id) const;
 
   // Indexed by id; null once erased. Copies of a Graph copy the entries they change.
@@ -148,6 +165,7 @@ class Graph {
   std::vector<NodeId> order_;
   std::vector<ValueId> inputs_;
   std::vector<ValueId> outputs_;
+  std::vector<StateWrite> writes_;
   std::vector<ModuleCall> calls_;
   std::vector<int> nodes_per_call_;  // nodes whose innermost call this is
   std::shared_ptr<GuardList> guards_;

@@ -50,6 +50,7 @@ class Lowering final : public Interpreter {
     bind_inputs(inputs);
     for (NodeId id : graph_.order()) lower_node(graph_.node(id));
     place_outputs();
+    place_writes();
     plan();
     return std::move(program_);
   }
@@ -75,11 +76,14 @@ class Lowering final : public Interpreter {
   std::vector<Tensor> emit_kernel(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
                                   const std::vector<TensorSpec>& outputs);
   Location emit_copy(const Location& source);
+  void emit_copy_to(const Location& source, const Location& target);
   Layout output_layout(const Kernel& kernel, const TensorSpec& spec) const;
   std::optional<Layout> layout_for_views(ValueId id, const Extents& sizes) const;
   TensorView view_of(const Location& location) const;
   void emit(Instruction instruction);
   void place_outputs();
+  void place_writes();
+  bool write_in_place(const Location& value, const Location& state);
   void plan();
 
   const Graph& graph_;
@@ -299,16 +303,20 @@ Location Lowering::emit_copy(const Location& source) {
   target.layout = Layout::contiguous(source.layout.sizes);
   target.buffer = new_buffer(
       static_cast<std::size_t>(source.layout.numel()) * size_of(source.dtype), BufferKind::arena);
+  emit_copy_to(source, target);
+  return target;
+}
+
+void Lowering::emit_copy_to(const Location& source, const Location& target) {
   Instruction copy;
   copy.op = &get_op("contiguous");
   copy.inputs = {view_of(source)};
   copy.outputs = {view_of(target)};
   copy.input_places = {{source.buffer, source.layout.offset}};
-  copy.output_places = {{target.buffer, 0}};
+  copy.output_places = {{target.buffer, target.layout.offset}};
   copy.kernel = select_kernel(*copy.op, program_->device.type, copy.args());
   TENON_INTERNAL(copy.kernel != nullptr, "no copy kernel on {}", program_->device.to_string());
   if (target.layout.numel() > 0) emit(std::move(copy));
-  return target;
 }
 
 std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> inputs,
@@ -424,6 +432,99 @@ void Lowering::place_outputs() {
     buffer.kind = BufferKind::output;
     buffer.index = static_cast<int>(program_->outputs.size());
     program_->outputs.push_back({location.dtype, location.layout, location.buffer});
+  }
+}
+
+/// Whether an instruction's operand or result may lie where `state` does.
+bool overlaps(const TensorView& view, const Place& place, const Location& state) {
+  if (!view.present || place.buffer != state.buffer) return false;
+  const auto begin = [](std::int64_t offset, DType dtype) {
+    return offset * static_cast<std::int64_t>(size_of(dtype));
+  };
+  const auto end = [&](std::int64_t offset, DType dtype, const Extents& sizes,
+                       const Extents& strides) {
+    std::int64_t last = offset;
+    for (int axis = 0; axis < sizes.size(); ++axis) {
+      if (sizes[axis] == 0) return begin(offset, dtype);
+      last += (sizes[axis] - 1) * strides[axis];
+    }
+    return begin(last + 1, dtype);
+  };
+  return begin(place.offset, view.dtype) <
+             end(state.layout.offset, state.dtype, state.layout.sizes, state.layout.strides) &&
+         begin(state.layout.offset, state.dtype) <
+             end(place.offset, view.dtype, view.sizes, view.strides);
+}
+
+/// Lets the instruction that makes `value` write it straight into the state's storage, where nothing
+/// reads the old contents afterwards. False when that cannot be.
+bool Lowering::write_in_place(const Location& value, const Location& state) {
+  const Buffer& buffer = program_->buffers[static_cast<std::size_t>(value.buffer)];
+  if (buffer.kind != BufferKind::arena || !value.layout.is_contiguous() ||
+      !state.layout.is_contiguous() || value.layout.offset != 0 || value.dtype != state.dtype ||
+      static_cast<std::size_t>(value.layout.numel()) * size_of(value.dtype) != buffer.bytes) {
+    return false;
+  }
+  auto& instructions = program_->instructions;
+  const auto makes_value = [&](const Instruction& instruction) {
+    return std::any_of(instruction.output_places.begin(), instruction.output_places.end(),
+                       [&](const Place& place) { return place.buffer == value.buffer; });
+  };
+  const auto maker = std::find_if(instructions.begin(), instructions.end(), makes_value);
+  if (maker == instructions.end()) return false;
+  for (auto at = maker; at != instructions.end(); ++at) {
+    for (std::size_t k = 0; k < at->inputs.size(); ++k) {
+      if (!overlaps(at->inputs[k], at->input_places[k], state)) continue;
+      // A pointwise kernel reads an element before it writes the same one.
+      const bool same_elements = at == maker && at->op->has(Trait::elementwise) &&
+                                 at->input_places[k].offset == state.layout.offset &&
+                                 at->inputs[k].sizes == state.layout.sizes &&
+                                 at->inputs[k].strides == state.layout.strides;
+      if (!same_elements) return false;
+    }
+    for (std::size_t k = 0; k < at->outputs.size(); ++k) {
+      if (overlaps(at->outputs[k], at->output_places[k], state)) return false;
+    }
+  }
+  const auto move = [&](std::vector<Place>& places) {
+    for (Place& place : places) {
+      if (place.buffer == value.buffer) {
+        place = {state.buffer, place.offset + state.layout.offset};
+      }
+    }
+  };
+  for (auto at = maker; at != instructions.end(); ++at) {
+    move(at->input_places);
+    move(at->output_places);
+  }
+  return true;
+}
+
+/// State writes come last: nothing reads a state's old contents after them.
+void Lowering::place_writes() {
+  struct Pending {
+    Location value;
+    Location state;
+    ValueId id = kNone;
+  };
+  std::vector<Pending> pending;
+  for (const StateWrite& write : graph_.writes()) {
+    const Value& state = graph_.value(write.state);
+    TENON_CHECK(!options_.float_dtype || converted(state.spec.dtype) == state.spec.dtype,
+                GraphError, "[lower] %{} is written, which another dtype does not allow",
+                state.name);
+    Location target = location_of(state_tensor(write.state));
+    Location value = location_of(graph_.value(write.value).tensor ? state_tensor(write.value)
+                                                                  : tensors_.at(write.value));
+    const bool is_state =
+        program_->buffers[static_cast<std::size_t>(value.buffer)].kind == BufferKind::state;
+    if (is_state) value = emit_copy(value);  // another write may come before it is read
+    pending.push_back({value, target, write.state});
+  }
+  for (const Pending& write : pending) {
+    program_->written.push_back(graph_.value(write.id).tensor.storage());
+    if (write_in_place(write.value, write.state)) continue;
+    emit_copy_to(write.value, write.state);
   }
 }
 

@@ -57,6 +57,11 @@ class DotWriter {
                           i, i);
       out_ += fmt::format("  {} -> out{};\n", source(graph_.outputs()[i]), i);
     }
+    for (const StateWrite& write : graph_.writes()) {
+      out_ += fmt::format("  w{} [shape=ellipse, fillcolor=\"#f3e4f4\", label=\"{}\"];\n",
+                          write.state, escape(graph_.value(write.state).name));
+      out_ += fmt::format("  {} -> w{};\n", source(write.value), write.state);
+    }
     return out_ + "}\n";
   }
 
@@ -130,6 +135,10 @@ std::string to_text(const Graph& graph) {
                         value.spec.to_string());
   }
   for (NodeId id : graph.order()) text += "  " + node_line(graph, graph.node(id)) + "\n";
+  for (const StateWrite& write : graph.writes()) {
+    text += fmt::format("  write {} <- {}\n", graph.value_name(write.state),
+                        graph.value_name(write.value));
+  }
   for (const DimGuard& guard : graph.guards()->guards) {
     text += "  guard " + guard.to_string() + "\n";
   }

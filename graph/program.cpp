@@ -86,6 +86,7 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
     args.stream = stream;
     detail::run_kernel(*instruction.kernel, args);
   }
+  for (const auto& storage : p.written) storage->bump_version();
   return outputs;
 }
 

@@ -97,19 +97,129 @@ Attrs GraphBuilder::pin_mode(const Op& op, const Attrs& attrs) const {
   return attrs.with(field, std::string(enum_name(pinned)));
 }
 
+NodeId GraphBuilder::add(const Op& op, std::vector<ValueId> operands, Attrs attrs) {
+  operands.resize(std::max(operands.size(), op.operands.size()), kNone);
+  const NodeId id =
+      graph_.add_node(op, std::move(operands), std::move(attrs), calls_.back(), position_);
+  position_ = std::min(position_, graph_.order().size() - 1) + 1;
+  added_.push_back(id);
+  graph_.rename(id, resumed_calls_ > 0 ? op.name + "_grad" : op.name);
+  if (resumed_calls_ > 0) graph_.mark_gradient(id);
+  return id;
+}
+
 std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> inputs,
                                         const Attrs& attrs) {
   TENON_CHECK(!calls_.empty(), TraceError, "[{}] called outside of the traced module", op.name);
   std::vector<ValueId> operands;
   for (const Tensor& input : inputs) operands.push_back(value_of(input, op.name));
-  operands.resize(std::max(operands.size(), op.operands.size()), kNone);
-  const CallId call = calls_.back();
-  const NodeId id = graph_.add_node(op, std::move(operands), pin_mode(op, attrs), call, position_);
-  position_ = std::min(position_, graph_.order().size() - 1) + 1;
-  added_.push_back(id);
-  graph_.rename(id, op.name);
+  const NodeId id = add(op, std::move(operands), pin_mode(op, attrs));
+  static const Op& detach = get_op("detach");
+  const bool cut_off = !records_gradients_ && !grad_enabled() && !op.not_differentiable;
   std::vector<Tensor> outputs;
-  for (ValueId output : graph_.node(id).outputs) outputs.push_back(tensor(output));
+  for (ValueId output : std::vector<ValueId>(graph_.node(id).outputs)) {
+    if (cut_off && is_floating(graph_.value(output).spec.dtype)) {
+      output = graph_.node(add(detach, {output}, {})).outputs[0];
+    }
+    outputs.push_back(tensor(output));
+  }
+  return outputs;
+}
+
+Tensor GraphBuilder::capture(const Tensor& tensor) {
+  auto impl = std::make_shared<TensorImpl>(*tensor.impl());
+  const ValueId id = value_of(tensor, "capture");
+  impl->payload = std::make_shared<TracedValue>(this, id, graph_.value(id).spec.shape);
+  impl->storage = nullptr;
+  return Tensor(std::move(impl));
+}
+
+void GraphBuilder::assign(const Tensor& target, const Tensor& source) {
+  const ValueId value = value_of(source, "copy_");
+  const ValueId current = value_of(target, "copy_");
+  if (!target.is_eager()) {
+    TENON_CHECK(graph_.value(current).kind != ValueKind::input, TraceError,
+                "[copy_] under the tracer an input cannot be changed in place; change a clone()");
+    require_no_views(current);
+    target.impl()->payload =
+        std::make_shared<TracedValue>(this, value, graph_.value(value).spec.shape);
+    return;
+  }
+  const auto [state, first] = states_written_.try_emplace(target.impl().get(), current);
+  graph_.set_write(state->second, value);
+  written_at_[state->second] = added_.size();
+  known_states_[target.impl().get()] = value;
+}
+
+void GraphBuilder::require_no_views(ValueId id) const {
+  const Value& value = graph_.value(id);
+  const bool is_view = value.producer != kNone && graph_.node(value.producer).op->view;
+  const bool has_views = std::any_of(value.uses.begin(), value.uses.end(), [&](const Use& use) {
+    return graph_.node(use.node).op->view != nullptr;
+  });
+  TENON_CHECK(!is_view && !has_views, TraceError,
+              "[copy_] under the tracer {} cannot be changed in place: {}; change a clone()",
+              graph_.value_name(id), is_view ? "it is a view" : "there are views of it");
+}
+
+void GraphBuilder::check_views_of_written_state() const {
+  std::unordered_map<NodeId, std::size_t> place;
+  for (std::size_t i = 0; i < added_.size(); ++i) place[added_[i]] = i;
+  for (const auto& [state, written] : written_at_) {
+    std::vector<ValueId> aliases{state};
+    while (!aliases.empty()) {
+      const ValueId alias = aliases.back();
+      aliases.pop_back();
+      for (const Use& use : graph_.value(alias).uses) {
+        const Node& user = graph_.node(use.node);
+        TENON_CHECK(alias == state || place.at(use.node) < written, TraceError,
+                    "{} reads a view of {}, which was changed in place since; take the view again",
+                    graph_.full_name(use.node), graph_.value_name(state));
+        if (user.op->view) aliases.insert(aliases.end(), user.outputs.begin(), user.outputs.end());
+      }
+    }
+  }
+}
+
+void GraphBuilder::resume_call(std::int32_t call) {
+  calls_.push_back(call == kNoCall ? 0 : call);
+  ++resumed_calls_;
+}
+
+void GraphBuilder::leave_call() {
+  calls_.pop_back();
+  --resumed_calls_;
+}
+
+std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Tensor> inputs) {
+  std::unordered_map<ValueId, Tensor> tensors;
+  for (std::size_t i = 0; i < source.inputs().size(); ++i) {
+    tensors[source.inputs()[i]] = inputs[i];
+  }
+  const auto tensor_of = [&](ValueId id) {
+    if (id == kNone) return Tensor();
+    const Value& value = source.value(id);
+    return value.tensor ? value.tensor : tensors.at(id);
+  };
+  for (NodeId id : source.order()) {
+    const Node& node = source.node(id);
+    std::vector<Tensor> operands;
+    for (ValueId operand : node.inputs) operands.push_back(tensor_of(operand));
+    calls_.push_back(node.call);
+    const std::size_t first = added_.size();
+    const std::vector<Tensor> outputs = tenon::apply(*node.op, operands, node.attrs);
+    calls_.pop_back();
+    if (added_.size() == first + 1) graph_.rename(added_.back(), node.name);
+    for (std::size_t i = 0; i < outputs.size(); ++i) tensors[node.outputs[i]] = outputs[i];
+  }
+  std::vector<Tensor> outputs;
+  for (ValueId id : source.outputs()) outputs.push_back(tensor_of(id));
+  const NoGradGuard no_grad;
+  std::vector<std::pair<Tensor, Tensor>> writes;
+  for (const StateWrite& write : source.writes()) {
+    writes.emplace_back(source.value(write.state).tensor, tensor_of(write.value));
+  }
+  for (auto& [state, value] : writes) state.copy_(value);
   return outputs;
 }
 
@@ -151,6 +261,14 @@ void GraphBuilder::exit_module(const ModuleFrame&, std::span<const Tensor> outpu
   if (only != kNone) graph_.rename(only, call.name());
 }
 
+Shape symbolic_shape(const Shape& sizes, const Graph& graph, int& next_symbol) {
+  Shape shape;
+  for (const Dim& size : sizes) {
+    shape.push_back(Dim::symbol(fmt::format("s{}", next_symbol++), size.hint(), graph.guards()));
+  }
+  return shape;
+}
+
 Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
             const ForwardFunction& forward) {
   Graph graph;
@@ -160,10 +278,7 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
   int symbols = 0;
   for (const ExampleInput& input : inputs) {
     TensorSpec spec = input.spec;
-    spec.shape = Shape();
-    for (const Dim& size : input.spec.shape) {
-      spec.shape.push_back(Dim::symbol(fmt::format("s{}", symbols++), size.hint(), graph.guards()));
-    }
+    spec.shape = symbolic_shape(input.spec.shape, graph, symbols);
     std::string name = input.name;
     if (name.empty()) name = tensors.empty() ? "input" : fmt::format("input_{}", tensors.size());
     tensors.push_back(builder.tensor(graph.add_input(std::move(name), std::move(spec))));
@@ -171,6 +286,7 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
   std::vector<Tensor> outputs;
   {
     const InterpreterGuard guard(builder);
+    const GradModeGuard grad_mode(true);
     outputs = forward(tensors);
   }
   std::vector<ValueId> ids;
@@ -179,6 +295,7 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
     ids.push_back(builder.value_of(output, "return"));
   }
   graph.set_outputs(std::move(ids));
+  builder.check_views_of_written_state();
   graph.eliminate_dead_code();
   return graph;
 }

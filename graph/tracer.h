@@ -53,6 +53,9 @@ using ForwardFunction = std::function<std::vector<Tensor>(std::span<const Tensor
 Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
             const ForwardFunction& forward);
 
+/// A fresh symbol for every size of `spec`, in `graph`'s guard list; names continue at `next_symbol`.
+Shape symbolic_shape(const Shape& sizes, const Graph& graph, int& next_symbol);
+
 /// Adds op calls to an existing Graph at a position, advancing it: how primitives write new nodes.
 class GraphBuilder final : public Interpreter {
  public:
@@ -66,15 +69,32 @@ class GraphBuilder final : public Interpreter {
   /// Modules and state that calls and tensors may refer to, beside what the Graph has already.
   void add_tree(const ModuleTree& tree, const std::string& path_prefix);
   std::size_t position() const { return position_; }
+  /// Calls every node of `source`, in order, under this builder and returns its outputs: with
+  /// autograd recording, the forward half of a training Graph. `inputs` stand for source's inputs;
+  /// calls keep their ids, so this Graph starts as source.without_nodes(). State writes are repeated.
+  std::vector<Tensor> replay(const Graph& source, std::span<const Tensor> inputs);
+  /// Lets autograd record the calls: for a training Graph. A forward Graph only notes where grad mode
+  /// is off, by a `detach` behind each node.
+  void record_gradients() { records_gradients_ = true; }
+  /// TraceError when a view of a state is read after the state was changed in place.
+  void check_views_of_written_state() const;
   /// Nodes added so far.
   const std::vector<NodeId>& added() const { return added_; }
 
   std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
                             const Attrs& attrs) override;
+  void assign(const Tensor& target, const Tensor& source) override;
+  Tensor capture(const Tensor& tensor) override;
+  bool records_gradients() const override { return records_gradients_; }
+  std::int32_t current_call() const override { return calls_.empty() ? kNoCall : calls_.back(); }
+  void resume_call(std::int32_t call) override;
+  void leave_call() override;
   void enter_module(const ModuleFrame& frame, std::span<const Tensor> inputs) override;
   void exit_module(const ModuleFrame& frame, std::span<const Tensor> outputs) override;
 
  private:
+  NodeId add(const Op& op, std::vector<ValueId> operands, Attrs attrs);
+  void require_no_views(ValueId id) const;
   Attrs pin_mode(const Op& op, const Attrs& attrs) const;
 
   Graph& graph_;
@@ -85,6 +105,11 @@ class GraphBuilder final : public Interpreter {
   std::unordered_map<const TensorImpl*, ModuleTree::State> states_;
   std::unordered_map<const TensorImpl*, ValueId> known_states_;
   std::vector<Tensor> kept_alive_;  // constants are known by address
+  std::unordered_map<const TensorImpl*, ValueId>
+      states_written_;                                   // the value before the first write
+  std::unordered_map<ValueId, std::size_t> written_at_;  // state: nodes added before its last write
+  int resumed_calls_ = 0;                                // depth of gradient emission
+  bool records_gradients_ = false;
   bool root_training_ = true;
   bool root_seen_ = false;
   int constants_ = 0;

@@ -11,7 +11,8 @@
 //   V10 no state is without a use
 //   V11 inferring a node again gives the specs it has
 //   V12 sizes are not negative and ranks are within the limit
-//   V13 random ops have distinct call sites
+//   V13 random ops have distinct call sites, gradient ops aside
+//   V14 only state is written, each once, with a value of its dtype and shape
 #include "graph/verify.h"
 
 #include <algorithm>
@@ -125,6 +126,7 @@ class Verifier {
     if (!node.op->has(Trait::random)) return;
     const std::size_t field = node.attrs.find("site");
     if (field == node.attrs.size()) return;
+    if (node.gradient) return;  // it replays its forward node's mask
     if (!sites_.insert(to_string(node.attrs.value(field))).second) {
       broken(13, "{} draws the mask of another node", name);
     }
@@ -150,11 +152,29 @@ class Verifier {
     for (ValueId id : graph_.outputs()) {
       if (!values_.contains(id)) broken(8, "an output of the graph does not exist");
     }
+    for (const StateWrite& write : graph_.writes()) check_write(write);
+  }
+
+  void check_write(const StateWrite& write) {
+    if (!values_.contains(write.state) || !values_.contains(write.value)) {
+      broken(14, "a state write names a value that does not exist");
+    }
+    const Value& state = graph_.value(write.state);
+    const std::string name = graph_.value_name(write.state);
+    if (!state.tensor) broken(14, "{} is written, but is no state", name);
+    if (!written_.insert(write.state).second) broken(14, "{} is written twice", name);
+    const TensorSpec& value = graph_.value(write.value).spec;
+    if (!(state.spec == value)) {
+      broken(14, "{} is {}, written with {}", name, state.spec.to_string(), value.to_string());
+    }
   }
 
   bool is_output(ValueId id) const {
+    const auto& writes = graph_.writes();
     return std::find(graph_.outputs().begin(), graph_.outputs().end(), id) !=
-           graph_.outputs().end();
+               graph_.outputs().end() ||
+           std::any_of(writes.begin(), writes.end(),
+                       [&](const StateWrite& w) { return w.state == id || w.value == id; });
   }
 
   const Graph& graph_;
@@ -164,6 +184,7 @@ class Verifier {
   std::set<std::pair<CallId, std::string>> names_;
   std::set<std::tuple<ValueId, NodeId, int>> operands_;
   std::set<std::string> sites_;
+  std::unordered_set<ValueId> written_;
 };
 
 }  // namespace

@@ -143,7 +143,7 @@ void Schedule::fuse(const Matches& matches, const FuseOptions& options) {
 const Graph& Schedule::graph() const { return state_->graph; }
 const Graph& Schedule::original() const { return state_->original; }
 const std::vector<AppliedPrimitive>& Schedule::applied() const { return state_->applied; }
-const nn::Module& Schedule::model() const { return *state_->model; }
+nn::Module& Schedule::model() const { return *state_->model; }
 
 Executor build(const Schedule& schedule, const BuildOptions& options) {
   if (options.verify) {

@@ -92,7 +92,7 @@ class Schedule {
   const Graph& graph() const;
   const Graph& original() const;
   const std::vector<AppliedPrimitive>& applied() const;
-  const nn::Module& model() const;
+  nn::Module& model() const;
 
  private:
   Matches find_pattern(const Pattern& pattern) const;

@@ -1,7 +1,8 @@
-// Schedule verification: the scheduled against the unscheduled Graph on random inputs, in eval and in
-// training mode with the same dropout masks.
+// Schedule verification: the scheduled against the unscheduled Graph on random inputs, forward and
+// backward, in eval and in training mode with the same dropout masks.
 //
-// Two questions are asked of every output. Does the rewritten Graph mean the same: both Graphs in
+// Two questions are asked of every output, of the gradient of every parameter and input, and of every
+// buffer. Does the rewritten Graph mean the same: both Graphs in
 // float64 on the CPU agree to rounding. Do the kernels that will run compute it well: at the model's
 // dtype and device, the error to the float64 reference is at most twice that of the unscheduled
 // model plus a rounding floor.
@@ -23,10 +24,10 @@ struct VerifyOptions {
   std::vector<std::vector<std::int64_t>> sizes = {};
 };
 
-/// One output in one mode.
-struct OutputComparison {
+/// One compared result in one mode.
+struct Comparison {
+  std::string name;  ///< "output 0", "gradient of q_proj.weight", "buffer norm.running_mean"
   bool training = false;
-  int output = 0;
   double max_abs_difference =
       0;                         ///< scheduled against unscheduled, at the model's dtype and device
   double scheduled_error = 0;    ///< to the float64 reference
@@ -38,13 +39,16 @@ struct OutputComparison {
 };
 
 struct VerifyReport {
-  std::vector<OutputComparison> outputs;
+  std::vector<Comparison> results;
+  /// Dropout sites that draw masks in training: equal sets are needed.
+  std::vector<std::string> masks_missing;  ///< drawn by the model only
+  std::vector<std::string> masks_added;    ///< drawn by the schedule only
   std::vector<std::vector<std::int64_t>> sizes;
   double milliseconds = 0;
   bool ok() const;
   /// The largest max_abs_difference.
   double max_abs_difference() const;
-  /// One line an output, with the figures.
+  /// One line a result, with the figures.
   std::string to_string() const;
 };
 

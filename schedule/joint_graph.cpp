@@ -1,0 +1,111 @@
+#include "schedule/joint_graph.h"
+
+#include <algorithm>
+
+#include "autograd/autograd.h"
+#include "graph/verify.h"
+#include "tensor/detail/check.h"
+
+namespace tenon {
+
+JointGraph::JointGraph(const Graph& forward, const ModuleTree& tree)
+    : forward_(forward), graph_(forward.without_nodes()), builder_(graph_, SIZE_MAX, 0) {
+  builder_.add_tree(tree, "");
+  builder_.record_gradients();
+  for (ValueId id : graph_.inputs()) {
+    inputs_.push_back(builder_.tensor(id));
+    symbols_ += graph_.value(id).spec.shape.rank();
+  }
+}
+
+Tensor JointGraph::add_input(const ExampleInput& input) {
+  TensorSpec spec = input.spec;
+  const bool numbers = std::all_of(spec.shape.begin(), spec.shape.end(),
+                                   [](const Dim& d) { return d.is_constant(); });
+  if (numbers) spec.shape = symbolic_shape(spec.shape, graph_, symbols_);
+  return builder_.tensor(graph_.add_input(input.name, std::move(spec)));
+}
+
+Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step) {
+  std::vector<Tensor> results;
+  {
+    const InterpreterGuard guard(builder_);
+    const GradModeGuard grad_mode(true);
+    const std::vector<Tensor> outputs = builder_.replay(forward_, inputs_);
+    results = step(outputs);
+  }
+  std::vector<ValueId> ids;
+  for (const Tensor& result : results) ids.push_back(builder_.value_of(result, "return"));
+  graph_.set_outputs(std::move(ids));
+  builder_.check_views_of_written_state();
+  graph_.eliminate_dead_code();
+  verify(graph_);
+  return std::move(graph_);
+}
+
+namespace {
+
+/// What gradients are taken by: parameters that ask for one, and floating inputs.
+std::vector<std::pair<std::string, Tensor>> differentiated(const Graph& forward,
+                                                           JointGraph& joint) {
+  std::vector<std::pair<std::string, Tensor>> leaves;
+  for (ValueId id : forward.values()) {
+    const Value& value = forward.value(id);
+    if (value.tensor.requires_grad()) leaves.emplace_back(value.name, value.tensor);
+  }
+  for (std::size_t i = 0; i < forward.inputs().size(); ++i) {
+    if (!is_floating(joint.input(i).dtype())) continue;
+    leaves.emplace_back("input " + forward.value(forward.inputs()[i]).name,
+                        joint.input(i).requires_grad_());
+  }
+  return leaves;
+}
+
+}  // namespace
+
+GradientGraph differentiate(const Graph& forward, const ModuleTree& tree) {
+  GradientGraph result;
+  Graph pure = forward;
+  for (const StateWrite& write : forward.writes()) {
+    std::vector<ValueId> outputs = pure.outputs();
+    outputs.push_back(write.value);
+    pure.set_outputs(std::move(outputs));
+  }
+  pure.drop_writes();
+  JointGraph joint(pure, tree);
+  const auto leaves = differentiated(forward, joint);
+  const std::size_t num_outputs = forward.outputs().size();
+  result.graph = joint.record([&](std::span<const Tensor> outputs) {
+    std::vector<Tensor> results(outputs.begin(),
+                                outputs.begin() + static_cast<std::ptrdiff_t>(num_outputs));
+    std::vector<Tensor> roots;
+    std::vector<Tensor> cotangents;
+    for (std::size_t i = 0; i < num_outputs; ++i) {
+      result.outputs.push_back(fmt::format("output {}", i));
+      if (!outputs[i].requires_grad()) continue;
+      roots.push_back(outputs[i]);
+      cotangents.push_back(
+          joint.add_input({fmt::format("cotangent of output {}", i), outputs[i].spec()}));
+      result.cotangents.push_back(i);
+    }
+    if (!roots.empty()) {
+      std::vector<Tensor> wanted;
+      for (const auto& [name, leaf] : leaves) wanted.push_back(leaf);
+      const auto gradients = grad(roots, wanted, cotangents, {.allow_unused = true});
+      for (std::size_t i = 0; i < leaves.size(); ++i) {
+        if (!gradients[i]) continue;
+        result.outputs.push_back("gradient of " + leaves[i].first);
+        results.push_back(gradients[i]);
+      }
+    }
+    for (std::size_t i = num_outputs; i < outputs.size(); ++i) {
+      const ValueId state = forward.writes()[i - num_outputs].state;
+      result.outputs.push_back("buffer " + forward.value(state).name);
+      results.push_back(outputs[i].detach());
+    }
+    return results;
+  });
+  return result;
+}
+
+}  // namespace tenon

@@ -1,0 +1,90 @@
+// Training from a schedule: forward, backward, gradient clipping and the optimizer's update as one
+// Program, lowered together.
+//
+//   auto sch = create_schedule(model, {{"tokens", tokens}});
+//   schedules(sch);                                             // any primitives
+//   auto step = build_training(sch, {.loss = next_token_loss,
+//                                    .targets = {{"targets", targets}},
+//                                    .optimizer = std::make_shared<nn::AdamW>(*model, options),
+//                                    .max_grad_norm = 1.0});
+//   for (auto& [x, y] : batches) float loss = step.run({x, y}).loss.item();
+#pragma once
+
+#include <functional>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "graph/executor.h"
+#include "nn/optimizer.h"
+#include "schedule/schedule.h"
+
+namespace tenon {
+
+/// From the model's outputs and the targets to the loss, a tensor of one element.
+using LossFunction =
+    std::function<Tensor(std::span<const Tensor> outputs, std::span<const Tensor> targets)>;
+
+struct TrainingOptions {
+  /// Without it the model's first output is the loss.
+  LossFunction loss = {};
+  /// Inputs of a step beside the model's, handed to `loss`.
+  std::vector<ExampleInput> targets = {};
+  /// What uses the gradients; without one a step returns them.
+  std::shared_ptr<nn::Optimizer> optimizer = {};
+  /// Scales all gradients together so that their global 2-norm is at most this.
+  std::optional<double> max_grad_norm = {};
+  /// Gradients of this many runs are averaged into one update.
+  int micro_batches = 1;
+  /// Compare the scheduled with the unscheduled model first; see schedule/verification.h.
+  bool verify = true;
+};
+
+struct TrainingResult {
+  Tensor loss;
+  /// The global gradient norm before clipping; undefined without max_grad_norm or without an update.
+  Tensor grad_norm;
+  /// Without an optimizer: by parameter name. A parameter that the loss does not depend on is absent.
+  std::vector<std::pair<std::string, Tensor>> gradients;
+  /// False for a micro-batch that only accumulated.
+  bool updated = true;
+};
+
+/// What a training Program does with a forward Graph; parameters, optimizer state and accumulators
+/// are state that a run writes.
+class TrainingStep {
+ public:
+  /// One batch: the model's inputs, then the targets. Advances the generator as a call of the model
+  /// in training mode does.
+  TrainingResult run(std::span<const Tensor> inputs);
+  TrainingResult run(std::initializer_list<Tensor> inputs) {
+    return run(std::span(inputs.begin(), inputs.size()));
+  }
+  /// The joint Graph of the run that updates.
+  const Graph& graph() const { return update_->graph(); }
+  /// The Program that updates, for inputs like these.
+  Program& program(std::span<const Tensor> inputs) { return update_->program(inputs, true); }
+
+ private:
+  friend TrainingStep build_training(const Schedule&, const TrainingOptions&);
+  struct Gradients;
+  TrainingResult unpack(const std::vector<Tensor>& outputs, bool updated) const;
+
+  TrainingOptions options_;
+  std::shared_ptr<nn::Module> model_;
+  std::vector<std::string> gradient_names_;  // outputs behind the loss, without an optimizer
+  std::unique_ptr<Executor> accumulate_;     // micro_batches > 1: all but the last
+  std::unique_ptr<Executor> update_;
+  int done_ = 0;  // micro-batches since the last update
+};
+
+/// Verifies the schedule, derives the joint Graph and packs the parameters that the schedule joins.
+/// The optimizer must hold parameters of the schedule's model. ScheduleError when the loss has more
+/// than one element; ValueError naming a parameter that the optimizer would clip and that has no
+/// gradient.
+TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options);
+
+}  // namespace tenon
