@@ -39,6 +39,13 @@ if(TENON_CCACHE)
   endforeach()
 endif()
 
+# A compiler cache makes repeated builds cheap, precompiled headers the first one; they do not mix.
+set(precompile ON)
+if(TENON_CCACHE)
+  set(precompile OFF)
+endif()
+option(TENON_PRECOMPILE_HEADERS "Precompile the headers that most sources include" ${precompile})
+
 add_library(tenon_flags INTERFACE)
 # Not CMAKE_CXX_STANDARD: CUDA would inherit it, and CMake 3.25 does not know that nvcc takes C++20.
 target_compile_features(tenon_flags INTERFACE cxx_std_20)

@@ -1,5 +1,17 @@
 # The functions by which folders declare what they hold: tenon_folder, tenon_program.
 
+# tenon_precompile(<target>): the headers that nearly every source includes, parsed once a target.
+function(tenon_precompile target)
+  if(NOT TENON_PRECOMPILE_HEADERS)
+    return()
+  endif()
+  set(headers <algorithm> <cmath> <functional> <map> <memory> <optional> <span> <string>
+              <unordered_map> <vector> <fmt/format.h> <fmt/ranges.h>
+              "${PROJECT_SOURCE_DIR}/tensor/tensor.h")
+  list(TRANSFORM headers REPLACE "(.+)" "$<$<COMPILE_LANGUAGE:CXX>:\\1>")
+  target_precompile_headers(${target} PRIVATE ${headers})
+endfunction()
+
 # tenon_folder(<name> [HEADERS <public header>...] [SOURCES <file>...] [LIBRARIES <target>...])
 # Declares the calling folder's object library tenon_<name>, puts it into libtenon, and installs its
 # public headers. Internal headers are not listed.
@@ -13,6 +25,9 @@ function(tenon_folder name)
     target_include_directories(tenon_${name} PRIVATE "${PROJECT_SOURCE_DIR}"
                                                      "${PROJECT_BINARY_DIR}/generated")
     target_link_libraries(tenon_${name} PRIVATE tenon_flags ${arg_LIBRARIES})
+    if(NOT name STREQUAL cuda)  # few sources of its own language
+      tenon_precompile(tenon_${name})
+    endif()
     target_link_libraries(tenon PRIVATE tenon_${name})
   endif()
   foreach(header IN LISTS arg_HEADERS)

@@ -144,6 +144,7 @@ const Graph& Schedule::graph() const { return state_->graph; }
 const Graph& Schedule::original() const { return state_->original; }
 const std::vector<AppliedPrimitive>& Schedule::applied() const { return state_->applied; }
 nn::Module& Schedule::model() const { return *state_->model; }
+const std::shared_ptr<nn::Module>& Schedule::shared_model() const { return state_->model; }
 
 Executor build(const Schedule& schedule, const BuildOptions& options) {
   if (options.verify) {

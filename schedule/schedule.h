@@ -93,6 +93,7 @@ class Schedule {
   const Graph& original() const;
   const std::vector<AppliedPrimitive>& applied() const;
   nn::Module& model() const;
+  const std::shared_ptr<nn::Module>& shared_model() const;
 
  private:
   Matches find_pattern(const Pattern& pattern) const;

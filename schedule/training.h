@@ -5,15 +5,14 @@
 //   schedules(sch);                                             // any primitives
 //   auto step = build_training(sch, {.loss = next_token_loss,
 //                                    .targets = {{"targets", targets}},
-//                                    .optimizer = std::make_shared<nn::AdamW>(*model, options),
-//                                    .max_grad_norm = 1.0});
+//                                    .optimizer = std::make_shared<nn::AdamW>(
+//                                        model->named_parameters(), options)});
 //   for (auto& [x, y] : batches) float loss = step.run({x, y}).loss.item();
 #pragma once
 
 #include <functional>
 #include <initializer_list>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,8 +34,6 @@ struct TrainingOptions {
   std::vector<ExampleInput> targets = {};
   /// What uses the gradients; without one a step returns them.
   std::shared_ptr<nn::Optimizer> optimizer = {};
-  /// Scales all gradients together so that their global 2-norm is at most this.
-  std::optional<double> max_grad_norm = {};
   /// Gradients of this many runs are averaged into one update.
   int micro_batches = 1;
   /// Compare the scheduled with the unscheduled model first; see schedule/verification.h.
@@ -45,7 +42,7 @@ struct TrainingOptions {
 
 struct TrainingResult {
   Tensor loss;
-  /// The global gradient norm before clipping; undefined without max_grad_norm or without an update.
+  /// The global gradient norm before clipping; undefined where the optimizer does not clip.
   Tensor grad_norm;
   /// Without an optimizer: by parameter name. A parameter that the loss does not depend on is absent.
   std::vector<std::pair<std::string, Tensor>> gradients;
@@ -70,21 +67,18 @@ class TrainingStep {
 
  private:
   friend TrainingStep build_training(const Schedule&, const TrainingOptions&);
-  struct Gradients;
-  TrainingResult unpack(const std::vector<Tensor>& outputs, bool updated) const;
-
   TrainingOptions options_;
   std::shared_ptr<nn::Module> model_;
   std::vector<std::string> gradient_names_;  // outputs behind the loss, without an optimizer
-  std::unique_ptr<Executor> accumulate_;     // micro_batches > 1: all but the last
+  bool returns_norm_ = false;
+  std::unique_ptr<Executor> accumulate_;  // micro_batches > 1: all but the last
   std::unique_ptr<Executor> update_;
   int done_ = 0;  // micro-batches since the last update
 };
 
 /// Verifies the schedule, derives the joint Graph and packs the parameters that the schedule joins.
 /// The optimizer must hold parameters of the schedule's model. ScheduleError when the loss has more
-/// than one element; ValueError naming a parameter that the optimizer would clip and that has no
-/// gradient.
+/// than one element; ValueError naming a parameter that the optimizer clips and that has no gradient.
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options);
 
 }  // namespace tenon

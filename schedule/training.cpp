@@ -1,0 +1,210 @@
+#include "schedule/training.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "autograd/autograd.h"
+#include "schedule/detail/state.h"
+#include "schedule/joint_graph.h"
+#include "schedule/verification.h"
+#include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
+
+namespace tenon {
+namespace {
+
+/// What the gradients of a step are taken by, and, with micro-batches, where they add up.
+struct Target {
+  std::string name;
+  Tensor parameter;
+  Tensor accumulator = {};  // float32 for 16-bit parameters
+};
+
+std::vector<Target> targets_of(const Schedule& schedule, const nn::Optimizer* optimizer) {
+  std::vector<Target> targets;
+  if (optimizer != nullptr) {
+    for (const auto& [name, parameter] : optimizer->parameters())
+      targets.push_back({name, parameter});
+    return targets;
+  }
+  for (const auto& [name, parameter] : schedule.model().named_parameters()) {
+    if (parameter.requires_grad()) targets.push_back({name, parameter});
+  }
+  return targets;
+}
+
+void check_options(const Schedule& schedule, const TrainingOptions& options,
+                   const std::vector<Target>& targets) {
+  TENON_CHECK(options.micro_batches >= 1, ScheduleError,
+              "build_training: micro_batches is {}; needed at least 1", options.micro_batches);
+  TENON_CHECK(options.optimizer || options.micro_batches == 1, ScheduleError,
+              "build_training: micro_batches without an optimizer: there is no update to wait for");
+  TENON_CHECK(!targets.empty(), ScheduleError,
+              "build_training: no parameter of {} requires a gradient",
+              schedule.model().type_name());
+  std::unordered_map<const TensorImpl*, bool> own;
+  for (const auto& [name, parameter] : schedule.model().named_parameters()) {
+    own[parameter.impl().get()] = true;
+  }
+  for (const Target& target : targets) {
+    TENON_CHECK(own.contains(target.parameter.impl().get()), ScheduleError,
+                "build_training: the optimizer's parameter '{}' is not one of the schedule's model",
+                target.name);
+  }
+}
+
+ModuleTree tree_of(const Schedule& schedule, const TrainingOptions& options,
+                   const std::vector<Target>& targets) {
+  ModuleTree tree = detail::module_tree(schedule.model());
+  if (options.optimizer) {
+    for (const auto& [name, tensor] : options.optimizer->state_tensors()) {
+      tree.states.push_back({"optimizer." + name, ValueKind::buffer, tensor});
+    }
+  }
+  for (const Target& target : targets) {
+    if (!target.accumulator) continue;
+    tree.states.push_back({"accumulated." + target.name, ValueKind::buffer, target.accumulator});
+  }
+  return tree;
+}
+
+Tensor loss_of(const TrainingOptions& options, std::span<const Tensor> outputs,
+               std::span<const Tensor> targets) {
+  const Tensor loss = options.loss ? options.loss(outputs, targets) : outputs[0];
+  TENON_CHECK(loss && is_floating(loss.dtype()), ScheduleError,
+              "build_training: the loss is not a floating tensor");
+  const bool one = std::all_of(loss.shape().begin(), loss.shape().end(),
+                               [](const Dim& size) { return size.same_as(1); });
+  TENON_CHECK(one, ScheduleError,
+              "build_training: the loss has shape {}; needed one element, reduce it",
+              loss.shape().to_string());
+  TENON_CHECK(loss.requires_grad(), ScheduleError,
+              "build_training: the loss depends on no parameter that requires a gradient");
+  return loss;
+}
+
+/// gradient/n in the accumulator's dtype.
+Tensor share(const Tensor& gradient, const Tensor& accumulator, int n) {
+  return gradient.to(accumulator.dtype()) * (1.0 / n);
+}
+
+class StepTrace {
+ public:
+  StepTrace(const Schedule& schedule, const TrainingOptions& options,
+            const std::vector<Target>& targets)
+      : options_(options),
+        targets_(targets),
+        joint_(schedule.graph(), tree_of(schedule, options, targets)) {
+    for (const ExampleInput& target : options.targets) extra_.push_back(joint_.add_input(target));
+  }
+
+  /// Forward and backward, whose gradients are only added up.
+  Graph accumulating() {
+    return joint_.record([&](std::span<const Tensor> outputs) {
+      const Tensor loss = loss_of(options_, outputs, extra_);
+      const auto gradients = gradients_of(loss);
+      const NoGradGuard no_grad;
+      for (std::size_t i = 0; i < targets_.size(); ++i) {
+        Tensor sum = targets_[i].accumulator;
+        if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
+      }
+      return std::vector{loss};
+    });
+  }
+
+  /// Forward, backward and the optimizer's update; without an optimizer the gradients are returned,
+  /// and `names` says whose they are.
+  Graph updating(std::vector<std::string>& names) {
+    return joint_.record([&](std::span<const Tensor> outputs) {
+      const Tensor loss = loss_of(options_, outputs, extra_);
+      auto gradients = gradients_of(loss);
+      const NoGradGuard no_grad;
+      std::vector<Tensor> results{loss};
+      if (options_.micro_batches > 1) add_accumulated(gradients);
+      if (options_.optimizer) {
+        const Tensor norm = options_.optimizer->update(gradients);
+        if (norm) results.push_back(norm);
+        return results;
+      }
+      for (std::size_t i = 0; i < gradients.size(); ++i) {
+        if (!gradients[i]) continue;
+        names.push_back(targets_[i].name);
+        results.push_back(gradients[i]);
+      }
+      return results;
+    });
+  }
+
+ private:
+  std::vector<Tensor> gradients_of(const Tensor& loss) const {
+    std::vector<Tensor> parameters;
+    for (const Target& target : targets_) parameters.push_back(target.parameter);
+    return grad(std::span(&loss, 1), parameters, {}, {.allow_unused = true});
+  }
+
+  void add_accumulated(std::vector<Tensor>& gradients) const {
+    for (std::size_t i = 0; i < targets_.size(); ++i) {
+      if (!gradients[i]) continue;
+      Tensor sum = targets_[i].accumulator;
+      gradients[i] =
+          (sum + share(gradients[i], sum, options_.micro_batches)).to(gradients[i].dtype());
+      sum.zero_();
+    }
+  }
+
+  const TrainingOptions& options_;
+  const std::vector<Target>& targets_;
+  JointGraph joint_;
+  std::vector<Tensor> extra_;
+};
+
+void require_verified(const Schedule& schedule) {
+  const VerifyReport report = verify(schedule);
+  if (report.ok()) return;
+  throw VerificationError("build_training refused: the scheduled model differs from the model\n" +
+                          report.to_string());
+}
+
+}  // namespace
+
+TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options) {
+  std::vector<Target> targets = targets_of(schedule, options.optimizer.get());
+  check_options(schedule, options, targets);
+  if (options.verify) require_verified(schedule);
+  if (options.micro_batches > 1) {
+    for (Target& target : targets) {
+      const Tensor& parameter = target.parameter;
+      const DType dtype = parameter.dtype() == DType::float64 ? DType::float64 : DType::float32;
+      target.accumulator = zeros(parameter.shape(), {dtype, parameter.device()});
+    }
+  }
+  TrainingStep step;
+  step.options_ = options;
+  step.model_ = std::shared_ptr<nn::Module>(schedule.shared_model());
+  Graph update = StepTrace(schedule, options, targets).updating(step.gradient_names_);
+  if (options.micro_batches > 1) {
+    step.accumulate_ =
+        std::make_unique<Executor>(StepTrace(schedule, options, targets).accumulating());
+  }
+  pack_parameters(schedule.graph());
+  step.returns_norm_ = options.optimizer && update.outputs().size() > 1;
+  step.update_ = std::make_unique<Executor>(std::move(update));
+  return step;
+}
+
+TrainingResult TrainingStep::run(std::span<const Tensor> inputs) {
+  const bool updates = ++done_ >= options_.micro_batches;
+  if (updates) done_ = 0;
+  const std::vector<Tensor> outputs = (updates ? *update_ : *accumulate_).run(inputs, true);
+  TrainingResult result;
+  result.updated = updates;
+  result.loss = outputs[0];
+  if (!updates) return result;
+  std::size_t next = 1;
+  if (returns_norm_) result.grad_norm = outputs[next++];
+  for (const std::string& name : gradient_names_)
+    result.gradients.emplace_back(name, outputs[next++]);
+  return result;
+}
+
+}  // namespace tenon
