@@ -50,6 +50,11 @@ bool does_nothing(const Attrs& attrs, bool training) {
   return a.p == 0 || a.mode == DropoutMode::eval || (a.mode == DropoutMode::follow && !training);
 }
 
+/// The same call on the gradient: at the same site it draws the same mask.
+std::vector<Tensor> vjp_dropout(const VjpContext& call) {
+  return {dropout_with(call.cotangent(0), call.attributes<DropoutAttrs>())};
+}
+
 }  // namespace
 
 Op define_dropout() {
@@ -63,6 +68,7 @@ Op define_dropout() {
       .trait(Trait::random)
       .infer(infer_float_like_input)
       .identity(does_nothing)
+      .vjp(vjp_dropout)
       .cpu({.name = "cpu.dropout",
             .run = cpu::dropout,
             .accepts = any_layout,

@@ -18,4 +18,12 @@ Tensor sum_to(const Tensor& gradient, const Shape& shape) {
   return added == 0 ? total : reshape(total, shape);
 }
 
+Tensor as_rows(const Tensor& tensor) {
+  const Shape& shape = tensor.shape();
+  if (shape.rank() == 2) return tensor;
+  Dim rows = 1;
+  for (int axis = 0; axis + 1 < shape.rank(); ++axis) rows *= shape[axis];
+  return reshape(tensor, {rows, shape[-1]});
+}
+
 }  // namespace tenon::ops

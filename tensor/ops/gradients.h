@@ -10,4 +10,7 @@ namespace tenon::ops {
 /// the operand was repeated.
 Tensor sum_to(const Tensor& gradient, const Shape& shape);
 
+/// (…, N) as a matrix (R, N), its leading axes merged into rows; without any, one row.
+Tensor as_rows(const Tensor& tensor);
+
 }  // namespace tenon::ops

@@ -3,6 +3,7 @@
 
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 
@@ -50,6 +51,19 @@ double count_flops(const KernelArgs& args) {
          static_cast<double>(args.inputs[1].size(1));
 }
 
+std::vector<Tensor> vjp_linear(const VjpContext& call) {
+  const Tensor gradient = call.cotangent(0);  // (…, N)
+  std::vector<Tensor> gradients(3);
+  // […,N] x [N,K] -> […,K]
+  if (call.needs(0)) gradients[0] = matmul(gradient, call.input(1));
+  if (!call.needs(1) && !call.needs(2)) return gradients;
+  const Tensor rows = as_rows(gradient);  // (R, N)
+  // [R,N]^T x [R,K] -> [N,K]
+  if (call.needs(1)) gradients[1] = matmul(transpose(rows, 0, 1), as_rows(call.input(0)));
+  if (call.needs(2)) gradients[2] = sum(rows, {0});
+  return gradients;
+}
+
 }  // namespace
 
 Op define_linear() {
@@ -63,6 +77,8 @@ Op define_linear() {
       .infer(infer_linear)
       .decompose(decompose_linear)
       .flops(count_flops)
+      .vjp(vjp_linear)
+      .saves_inputs({0, 1})
       .cpu({.name = "cpu.gemm", .run = cpu::linear, .accepts = any_layout, .strided_output = true})
       .done();
 }

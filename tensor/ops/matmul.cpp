@@ -1,8 +1,11 @@
 // matmul: matrix product with broadcast batch axes.
 #include "tensor/cpu/matmul.h"
 
+#include <algorithm>
+
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 
@@ -64,6 +67,34 @@ double count_flops(const KernelArgs& args) {
          static_cast<double>(args.inputs[0].size(-1));
 }
 
+/// Whether one matrix serves the whole batch: it has no leading axes, or only axes of size 1.
+bool is_shared(const Shape& shape) {
+  return std::all_of(shape.begin(), shape.end() - 2, [](const Dim& d) { return d.same_as(1); });
+}
+
+std::vector<Tensor> vjp_matmul(const VjpContext& call) {
+  const Tensor gradient = call.cotangent(0);  // (…, M, N)
+  std::vector<Tensor> gradients(2);
+  if (call.needs(0)) {
+    // […, M,N] x […, K,N]^T -> […, M,K]
+    const Tensor product = matmul(gradient, transpose(call.input(1), -2, -1));
+    gradients[0] = sum_to(product, call.input_spec(0).shape);
+  }
+  if (call.needs(1)) {
+    const Tensor input = call.input(0);  // (…, M, K)
+    const Shape& shape = call.input_spec(1).shape;
+    if (is_shared(shape) && input.dim() == gradient.dim()) {
+      // The batch joins the sum over rows, one product: [B·M,K]^T x [B·M,N] -> [K,N]
+      const Tensor product = matmul(transpose(as_rows(input), 0, 1), as_rows(gradient));
+      gradients[1] = shape.rank() == 2 ? product : reshape(product, shape);
+    } else {
+      // […, M,K]^T x […, M,N] -> […, K,N]
+      gradients[1] = sum_to(matmul(transpose(input, -2, -1), gradient), shape);
+    }
+  }
+  return gradients;
+}
+
 }  // namespace
 
 Op define_matmul() {
@@ -75,6 +106,8 @@ Op define_matmul() {
       .operand("other")
       .infer(infer_matmul)
       .flops(count_flops)
+      .vjp(vjp_matmul)
+      .saves_inputs({0, 1})
       .cpu({.name = "cpu.gemm", .run = cpu::matmul, .accepts = any_layout, .strided_output = true})
       .done();
 }
