@@ -1,8 +1,9 @@
-// layer_norm, and bias_dropout_residual_layer_norm = layer_norm(dropout(input + bias) + residual).
+// layer_norm, rms_norm, and bias_dropout_residual_layer_norm = layer_norm(dropout(input + bias) +
+// residual).
 // Rows are contiguous. An aligned row is read once and held in registers; its mean, and then the mean
 // of its squared deviations, are computed in float32 (float64 for float64) from there. Rows that are
 // unaligned, or too long for the registers of a block, are read again in each pass.
-#include "cuda/device/rows.cuh"
+#include "cuda/device/norm.cuh"
 #include "cuda/kernels/dropout.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
@@ -50,7 +51,7 @@ __device__ __forceinline__ void add_tail(const TailParams& tail, const RowGroup&
   });
 }
 
-template <class T, bool kTail>
+template <class T, bool kCenters, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_held_rows_kernel(const NormParams p, const TailParams tail) {
   using C = compute_type<T>;
@@ -60,21 +61,10 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   Row<T> row;
   row.load(group, cols, static_cast<const T*>(p.input) + group.row * p.cols);
   if constexpr (kTail) add_tail(tail, group, cols, row);
-  C sum = C(0);
-  row.for_each(group, cols, [&](C& x) { sum += x; });
-  const C mean = group_reduce(sum, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
-  C squares = C(0);
-  row.for_each(group, cols, [&](C& x) {
-    x -= mean;
-    squares += x * x;
-  });
-  const C variance = group_reduce(squares, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
-  const C scale = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
+  normalize<kCenters>(row, group, cols, p.eps, scratch);
   if (!group.active) return;
   Row<T>::for_each_chunk(group, cols, [&](int chunk, int first) {
     C(&x)[kRowGroup] = row.values[chunk];
-#pragma unroll
-    for (int i = 0; i < kRowGroup; ++i) x[i] *= scale;
     C vector[kRowGroup];
     if (p.weight) {
       load_widened(static_cast<const T*>(p.weight) + first, vector);
@@ -106,17 +96,20 @@ __device__ __forceinline__ compute_type<T> value_at(const NormParams& p, const T
   return value;
 }
 
-template <class T, bool kTail>
+template <class T, bool kCenters, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_rows_kernel(const NormParams p, const TailParams tail) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
   const RowGroup group(p.rows, p.lanes);
-  C sum = C(0);
-  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    sum += value_at<T, kTail>(p, tail, group.row, i);
+  C mean = C(0);
+  if constexpr (kCenters) {
+    C sum = C(0);
+    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+      sum += value_at<T, kTail>(p, tail, group.row, i);
+    }
+    mean = group_reduce(sum, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
   }
-  const C mean = group_reduce(sum, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
   C squares = C(0);
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     const C deviation = value_at<T, kTail>(p, tail, group.row, i) - mean;
@@ -138,7 +131,7 @@ const void* data_of(const KernelArgs& args, std::size_t i) {
   return i < args.inputs.size() && args.inputs[i].present ? args.inputs[i].data : nullptr;
 }
 
-template <bool kTail>
+template <bool kCenters, bool kTail>
 void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
   if (p.rows == 0 || p.cols == 0) return;
   const char* name = args.op->name.c_str();
@@ -151,20 +144,23 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
     const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
     p.lanes = plan.lanes;
     launch(stream_of(args), name,
-           plan.fits && aligned ? norm_held_rows_kernel<T, kTail> : norm_rows_kernel<T, kTail>,
+           plan.fits && aligned ? norm_held_rows_kernel<T, kCenters, kTail>
+                                : norm_rows_kernel<T, kCenters, kTail>,
            plan.blocks, plan.threads, 0, p, tail);
   });
 }
 
-void run_layer_norm(const KernelArgs& args) {
+template <bool kCenters>
+void run_norm(const KernelArgs& args) {
   const auto& attrs = args.attributes<LayerNormAttrs>();
   const TensorView& input = args.inputs[0];
-  NormParams p{input.data, data_of(args, 1), data_of(args, 2), args.outputs[0].data};
+  NormParams p{input.data, data_of(args, 1), kCenters ? data_of(args, 2) : nullptr,
+               args.outputs[0].data};
   p.eps = attrs.eps;
   p.cols = 1;
   for (std::int64_t i = 1; i <= attrs.axes; ++i) p.cols *= input.size(static_cast<int>(-i));
   p.rows = p.cols == 0 ? 0 : input.numel() / p.cols;
-  run<false>(args, p, {});
+  run<kCenters, false>(args, p, {});
 }
 
 void run_bias_dropout_residual_layer_norm(const KernelArgs& args) {
@@ -176,14 +172,15 @@ void run_bias_dropout_residual_layer_norm(const KernelArgs& args) {
   p.rows = p.cols == 0 ? 0 : input.numel() / p.cols;
   const TailParams tail{data_of(args, 1), data_of(args, 2),
                         dropout_params(attrs.p, attrs.mode, attrs.site, args)};
-  run<true>(args, p, tail);
+  run<true, true>(args, p, tail);
 }
 
 }  // namespace
 
 void register_layer_norm_kernels() {
   register_kernel("layer_norm", DeviceType::cuda,
-                  {.name = "cuda.layer_norm", .run = run_layer_norm});
+                  {.name = "cuda.layer_norm", .run = run_norm<true>});
+  register_kernel("rms_norm", DeviceType::cuda, {.name = "cuda.rms_norm", .run = run_norm<false>});
   register_kernel("bias_dropout_residual_layer_norm", DeviceType::cuda,
                   {.name = "cuda.bias_dropout_residual_layer_norm",
                    .run = run_bias_dropout_residual_layer_norm});

@@ -11,7 +11,9 @@ void register_all_kernels() {
   register_cat_kernels();
   register_reduce_kernels();
   register_softmax_kernels();
+  register_softmax_backward_kernels();
   register_layer_norm_kernels();
+  register_layer_norm_backward_kernels();
   register_dropout_kernels();
   register_embedding_kernels();
   register_matmul_kernels();

@@ -33,4 +33,19 @@ RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks) {
   return plan;
 }
 
+ColumnSumPlan plan_column_sums(std::int64_t rows, std::int64_t cols) {
+  // Enough blocks to fill any current GPU, and at least 8 rows for each thread of a split.
+  constexpr std::int64_t kWantedBlocks = 1024;
+  constexpr std::int64_t kMaxSplits = 256;
+  constexpr std::int64_t kFewestRows = 8 * kRowLanes;
+  ColumnSumPlan plan;
+  const std::int64_t column_blocks = ceil_div(cols, kColumnsOfBlock);
+  const std::int64_t most = std::min(kMaxSplits, ceil_div(rows, kFewestRows));
+  const std::int64_t splits = std::clamp<std::int64_t>(kWantedBlocks / column_blocks, 1, most);
+  plan.rows_of_split = ceil_div(rows, splits);
+  plan.splits = ceil_div(rows, plan.rows_of_split);
+  plan.blocks = column_blocks * plan.splits;
+  return plan;
+}
+
 }  // namespace tenon::cuda

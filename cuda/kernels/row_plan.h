@@ -25,4 +25,17 @@ struct RowPlan {
 /// `chunks` is row_chunks of the dtype; rows, cols >= 1.
 RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks);
 
+/// Sums over the rows of a matrix, for every column: blocks of kColumnsOfBlock columns times `splits`
+/// runs of rows, whose partial sums a second launch adds in order.
+struct ColumnSumPlan {
+  std::int64_t splits = 1;
+  std::int64_t rows_of_split = 0;
+  std::int64_t blocks = 0;  // of the first launch
+};
+inline constexpr int kColumnsOfBlock = 32;
+inline constexpr int kRowLanes = 8;  // threads of a column in a block
+
+/// rows, cols >= 1.
+ColumnSumPlan plan_column_sums(std::int64_t rows, std::int64_t cols);
+
 }  // namespace tenon::cuda

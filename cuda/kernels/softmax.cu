@@ -1,4 +1,4 @@
-// softmax along one axis of a contiguous tensor (outer, axis, inner), in float32 (float64 for
+// softmax and log_softmax along one axis of a contiguous tensor (outer, axis, inner), in float32 (float64 for
 // float64). Three kernels: rows (inner == 1) that are aligned and fit the registers of a warp or block
 // are read once; other rows are read twice, with a running maximum and sum; columns (inner > 1)
 // likewise, with neighbouring threads on neighbouring columns.
@@ -48,7 +48,20 @@ struct RunningSum {
   }
 };
 
-template <class T>
+/// One element of the result: exp(x - maximum)/sum, or its logarithm.
+template <bool kLog, class C>
+struct Finish {
+  C maximum;
+  C scale;  // 1/sum, or log(sum)
+
+  __device__ __forceinline__ Finish(C largest, C sum)
+      : maximum(largest), scale(kLog ? log_of(sum) : C(1) / sum) {}
+  __device__ __forceinline__ C operator()(C x) const {
+    return kLog ? (x - maximum) - scale : exp_of(x - maximum) * scale;
+  }
+};
+
+template <class T, bool kLog>
 __global__ void __launch_bounds__(kMaxRowThreads) softmax_held_rows_kernel(const SoftmaxParams p) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
@@ -61,16 +74,17 @@ __global__ void __launch_bounds__(kMaxRowThreads) softmax_held_rows_kernel(const
   maximum = group_reduce(maximum, p.lanes, scratch, NumberMax{});
   C sum = C(0);
   row.for_each(group, cols, [&](C& x) {
-    x = exp_of(x - maximum);
-    sum += x;
+    const C term = exp_of(x - maximum);
+    if constexpr (!kLog) x = term;
+    sum += term;
   });
   sum = group_reduce(sum, p.lanes, scratch, Sum{});
-  const C scale = C(1) / sum;
-  row.for_each(group, cols, [&](C& x) { x *= scale; });
+  const Finish<kLog, C> finish(maximum, sum);
+  row.for_each(group, cols, [&](C& x) { x = kLog ? finish(x) : x * finish.scale; });
   if (group.active) row.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
 }
 
-template <class T>
+template <class T, bool kLog>
 __global__ void __launch_bounds__(kMaxRowThreads) softmax_rows_kernel(const SoftmaxParams p) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
@@ -84,16 +98,16 @@ __global__ void __launch_bounds__(kMaxRowThreads) softmax_rows_kernel(const Soft
   // A thread that saw nothing but -inf would make NaN of its 0.
   const C part = own.sum == C(0) ? C(0) : own.sum * exp_of(own.maximum - maximum);
   const C sum = group_reduce(part, p.lanes, scratch, Sum{});
-  const C scale = C(1) / sum;
+  const Finish<kLog, C> finish(maximum, sum);
   if (!group.active) return;
 #pragma unroll 4
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    target[i] = convert<T>(exp_of(widen(source[i]) - maximum) * scale);
+    target[i] = convert<T>(finish(widen(source[i])));
   }
 }
 
 /// kColumnThreads columns a block, kColumnLanes threads each.
-template <class T>
+template <class T, bool kLog>
 __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
     softmax_columns_kernel(const SoftmaxParams p) {
   using C = compute_type<T>;
@@ -115,27 +129,28 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
   if (column >= p.rows) return;
   RunningSum<C> total;
   for (int i = 0; i < kColumnLanes; ++i) total.merge({maxima[i][x], sums[i][x]});
-  const C scale = C(1) / total.sum;
+  const Finish<kLog, C> finish(total.maximum, total.sum);
   T* target = static_cast<T*>(p.target) + base;
   for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
-    target[i * p.inner] = convert<T>(exp_of(widen(source[i * p.inner]) - total.maximum) * scale);
+    target[i * p.inner] = convert<T>(finish(widen(source[i * p.inner])));
   }
 }
 
-template <class T>
-void run_typed(Stream stream, SoftmaxParams p) {
+template <class T, bool kLog>
+void run_typed(Stream stream, const char* name, SoftmaxParams p) {
   if (p.inner > 1) {
-    return launch(stream, "softmax", softmax_columns_kernel<T>, ceil_div(p.rows, kColumnThreads),
+    return launch(stream, name, softmax_columns_kernel<T, kLog>, ceil_div(p.rows, kColumnThreads),
                   kColumnThreads * kColumnLanes, 0, p);
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
   const bool held = plan.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
                     is_aligned(p.target, kVectorBytes);
-  launch(stream, "softmax", held ? softmax_held_rows_kernel<T> : softmax_rows_kernel<T>,
+  launch(stream, name, held ? softmax_held_rows_kernel<T, kLog> : softmax_rows_kernel<T, kLog>,
          plan.blocks, plan.threads, 0, p);
 }
 
+template <bool kLog>
 void run_softmax(const KernelArgs& args) {
   const TensorView& input = args.inputs[0];
   SoftmaxParams p{input.data, args.outputs[0].data};
@@ -145,13 +160,16 @@ void run_softmax(const KernelArgs& args) {
   p.cols = input.rank() == 0 ? 1 : input.sizes[axis];
   for (int i = axis + 1; i < input.rank(); ++i) p.inner *= input.sizes[i];
   p.rows = input.numel() / p.cols;
-  dispatch_float(input.dtype, [&]<typename T>() { run_typed<T>(stream_of(args), p); });
+  const char* name = args.op->name.c_str();
+  dispatch_float(input.dtype, [&]<typename T>() { run_typed<T, kLog>(stream_of(args), name, p); });
 }
 
 }  // namespace
 
 void register_softmax_kernels() {
-  register_kernel("softmax", DeviceType::cuda, {.name = "cuda.softmax", .run = run_softmax});
+  register_kernel("softmax", DeviceType::cuda, {.name = "cuda.softmax", .run = run_softmax<false>});
+  register_kernel("log_softmax", DeviceType::cuda,
+                  {.name = "cuda.log_softmax", .run = run_softmax<true>});
 }
 
 }  // namespace tenon::cuda

@@ -1,13 +1,18 @@
-// layer_norm and bias_dropout_residual_layer_norm on the CPU: each row is read once, kept in float
-// (double for float64), and written once.
+// layer_norm, rms_norm, their gradients and bias_dropout_residual_layer_norm on the CPU: each row is
+// read once, kept in float (double for float64), and written once.
 #pragma once
 
 #include "tensor/op.h"
 
 namespace tenon::cpu {
 
-/// Operand 0 has a dense last axis, the others are contiguous.
+/// Operand 0 has any layout, the others are contiguous.
 void layer_norm(const KernelArgs& args);
+void rms_norm(const KernelArgs& args);
+
+/// Operands grad and input have any layout, weight is contiguous; outputs are contiguous.
+void layer_norm_backward(const KernelArgs& args);
+void rms_norm_backward(const KernelArgs& args);
 
 /// All operands have a dense last axis.
 void bias_dropout_residual_layer_norm(const KernelArgs& args);

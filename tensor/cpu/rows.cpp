@@ -74,6 +74,19 @@ double row_sum(const C* x, std::int64_t n) {
 }
 
 template <class C>
+double row_dot(const C* a, const C* b, std::int64_t n) {
+  double total = 0;
+  for (std::int64_t begin = 0; begin < n; begin += kRun) {
+    const C* left = a + begin;
+    const C* right = b + begin;
+    total += sum_run<C>(
+        std::min(kRun, n - begin), [&](std::int64_t i) { return load(left + i) * load(right + i); },
+        [&](std::int64_t i) { return left[i] * right[i]; });
+  }
+  return total;
+}
+
+template <class C>
 double center_row(C* x, std::int64_t n, C mean) {
   double total = 0;
   for (std::int64_t begin = 0; begin < n; begin += kRun) {
@@ -161,13 +174,14 @@ TENON_INSTANTIATE_ROWS(double)
 TENON_INSTANTIATE_ROWS(Half)
 TENON_INSTANTIATE_ROWS(BFloat16)
 
-#define TENON_INSTANTIATE_STATISTICS(C)                 \
-  template void add_row<C>(C*, const C*, std::int64_t); \
-  template double row_sum<C>(const C*, std::int64_t);   \
-  template double center_row<C>(C*, std::int64_t, C);   \
-  template C row_max<C>(const C*, std::int64_t);        \
-  template double exp_row<C>(C*, std::int64_t, C);      \
-  template void scale_row<C>(C*, std::int64_t, C);      \
+#define TENON_INSTANTIATE_STATISTICS(C)                         \
+  template void add_row<C>(C*, const C*, std::int64_t);         \
+  template double row_sum<C>(const C*, std::int64_t);           \
+  template double row_dot<C>(const C*, const C*, std::int64_t); \
+  template double center_row<C>(C*, std::int64_t, C);           \
+  template C row_max<C>(const C*, std::int64_t);                \
+  template double exp_row<C>(C*, std::int64_t, C);              \
+  template void scale_row<C>(C*, std::int64_t, C);              \
   template void pad_row<C>(C*, std::int64_t);
 TENON_INSTANTIATE_STATISTICS(float)
 TENON_INSTANTIATE_STATISTICS(double)

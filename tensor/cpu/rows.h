@@ -26,6 +26,10 @@ void add_row(C* target, const C* other, std::int64_t n);
 template <class C>
 double row_sum(const C* x, std::int64_t n);
 
+/// Σ a[i]·b[i], summed as row_sum does.
+template <class C>
+double row_dot(const C* a, const C* b, std::int64_t n);
+
 /// x[i] -= mean, and Σ x[i]² of the differences.
 template <class C>
 double center_row(C* x, std::int64_t n, C mean);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "tensor/ops/attributes.h"
+#include "tensor/ops/norm_attributes.h"
 #include "tensor/tensor.h"
 
 namespace tenon::ops {
@@ -12,5 +13,20 @@ Tensor sum_to(const Tensor& gradient, const Shape& shape);
 
 /// (…, N) as a matrix (R, N), its leading axes merged into rows; without any, one row.
 Tensor as_rows(const Tensor& tensor);
+/// dim is non-negative; `output` is what the forward op returned.
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, std::int64_t dim);
+Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, std::int64_t dim);
+
+/// Gradients of a normalization's operands; undefined where not asked for.
+struct NormGradients {
+  Tensor input;
+  Tensor weight;
+  Tensor bias;
+};
+/// `weight` may be undefined; attrs says which gradients are wanted.
+NormGradients layer_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                  const NormBackwardAttrs& attrs);
+NormGradients rms_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                const NormBackwardAttrs& attrs);
 
 }  // namespace tenon::ops

@@ -85,6 +85,16 @@ void require_same_dtype(const InferContext& context) {
   }
 }
 
+void require_same_shape(const InferContext& context, int i, int j) {
+  const Shape& a = context[i].shape;
+  const Shape& b = context[j].shape;
+  bool fits = a.rank() == b.rank();
+  for (int axis = 0; fits && axis < a.rank(); ++axis) fits = unify(a[axis], b[axis]);
+  TENON_CHECK(fits, ShapeError, "[{}] operands '{}' {} and '{}' {}; needed equal shapes",
+              context.op().name, operand_name(context, i), a.to_string(), operand_name(context, j),
+              b.to_string());
+}
+
 void require_floating(const InferContext& context, int i) {
   TENON_CHECK(is_floating(context[i].dtype), DTypeError,
               "[{}] operand '{}' is {}; needed float32, float64, float16 or bfloat16",

@@ -20,6 +20,8 @@ std::vector<std::int64_t> axes_of(std::string_view op, const Tensor& input,
                                   std::vector<std::int64_t> axes);
 /// DTypeError unless all present operands have the dtype of operand 0.
 void require_same_dtype(const InferContext& context);
+/// ShapeError unless operands i and j have one shape.
+void require_same_shape(const InferContext& context, int i, int j);
 /// DTypeError unless operand i is float32, float64, float16 or bfloat16.
 void require_floating(const InferContext& context, int i);
 /// The output of a pointwise op with one operand: its spec.

@@ -1,36 +1,18 @@
-// layer_norm over the last axes.
+// layer_norm over the last axes, and its gradients.
 #include "tensor/cpu/layer_norm.h"
 
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
+#include "tensor/ops/norm_rules.h"
 #include "tensor/ops/op_list.h"
 
 namespace tenon {
-namespace {
-
-/// ShapeError unless the last sizes of `shape` are `normalized`.
-void require_last_axes(const Shape& shape, const Shape& normalized, const char* what) {
-  bool fits = normalized.rank() >= 1 && normalized.rank() <= shape.rank();
-  for (int axis = 1; fits && axis <= normalized.rank(); ++axis) {
-    fits = unify(shape[-axis], normalized[-axis]);
-  }
-  TENON_CHECK(fits, ShapeError,
-              "[layer_norm] input {} and {} {}; needed the sizes of the last axes",
-              shape.to_string(), what, normalized.to_string());
-}
-
-}  // namespace
 
 Tensor layer_norm(const Tensor& input, const std::vector<std::int64_t>& normalized_shape,
                   const Tensor& weight, const Tensor& bias, double eps) {
   static const Op& op = get_op("layer_norm");
-  if (!ops::in_pattern()) {
-    require_last_axes(input.shape(),
-                      Shape(std::vector<Dim>(normalized_shape.begin(), normalized_shape.end())),
-                      "normalized_shape");
-  }
+  ops::require_normalized_shape("layer_norm", input, normalized_shape);
   return apply1(op, {input, weight, bias},
                 LayerNormAttrs{static_cast<std::int64_t>(normalized_shape.size()), eps});
 }
@@ -44,27 +26,37 @@ namespace ops {
 namespace {
 
 std::vector<TensorSpec> infer_layer_norm(const InferContext& context) {
-  require_floating(context, 0);
-  require_same_dtype(context);
-  const std::int64_t axes = context.attributes<LayerNormAttrs>().axes;
-  const Shape& input = context[0].shape;
-  TENON_CHECK(axes >= 1 && axes <= input.rank(), ShapeError,
-              "[layer_norm] input {} over its last {} axes; needed from 1 to {}", input.to_string(),
-              axes, input.rank());
-  for (int i = 1; i <= 2; ++i) {
-    if (!context.has(i)) continue;
-    TENON_CHECK(context[i].shape.rank() == axes, ShapeError,
-                "[layer_norm] input {} and {} {}; needed the sizes of the last {} axes",
-                input.to_string(), i == 1 ? "weight" : "bias", context[i].shape.to_string(), axes);
-    require_last_axes(input, context[i].shape, i == 1 ? "weight" : "bias");
-  }
-  return {context[0]};
+  return infer_norm(context, context.attributes<LayerNormAttrs>().axes);
+}
+
+std::vector<Tensor> vjp_layer_norm(const VjpContext& call) {
+  const auto& attrs = call.attributes<LayerNormAttrs>();
+  const NormGradients gradients =
+      layer_norm_backward(call.cotangent(0), call.input(0), call.input(1),
+                          {attrs.axes, attrs.eps, call.needs(0), call.needs(1), call.needs(2)});
+  return {gradients.input, gradients.weight, gradients.bias};
+}
+
+std::vector<Tensor> decompose_layer_norm_backward(std::span<const Tensor> inputs,
+                                                  const Attrs& attrs) {
+  return decompose_norm_backward(inputs, attrs.as<NormBackwardAttrs>(), /*centers=*/true);
 }
 
 /// The kernel walks the input by its strides; weight and bias are small, so they are packed.
 bool accepts(int operand, const TensorView& view) { return operand == 0 || view.is_contiguous(); }
 
+/// The gradient kernel walks grad and input by their strides.
+bool accepts_backward(int operand, const TensorView& view) {
+  return operand <= 1 || view.is_contiguous();
+}
+
 }  // namespace
+
+NormGradients layer_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                  const NormBackwardAttrs& attrs) {
+  static const Op& op = get_op("layer_norm_backward");
+  return call_norm_backward(op, grad, input, weight, attrs);
+}
 
 Op define_layer_norm() {
   return OpBuilder("layer_norm")
@@ -75,10 +67,30 @@ Op define_layer_norm() {
       .optional("weight")
       .optional("bias")
       .infer(infer_layer_norm)
+      .vjp(vjp_layer_norm)
+      .saves_inputs({0, 1})
       .cpu({.name = "cpu.layer_norm",
             .run = cpu::layer_norm,
             .accepts = accepts,
             .strided_output = true})
+      .done();
+}
+
+Op define_layer_norm_backward() {
+  return OpBuilder("layer_norm_backward")
+      .doc(
+          "The gradients of layer_norm that were asked for, of input, weight and bias in this "
+          "order. With x̂ the normalized input and g = grad·weight: (g - mean(g) - "
+          "x̂·mean(g·x̂))/√(var + eps), Σ grad·x̂ and Σ grad over rows. Statistics are computed "
+          "again.")
+      .operand("grad")
+      .operand("input")
+      .optional("weight")
+      .infer(infer_norm_backward)
+      .decompose(decompose_layer_norm_backward)
+      .cpu({.name = "cpu.layer_norm_backward",
+            .run = cpu::layer_norm_backward,
+            .accepts = accepts_backward})
       .done();
 }
 

@@ -37,7 +37,13 @@
   X(amax) \
   X(amin) \
   X(softmax) \
+  X(softmax_backward) \
+  X(log_softmax) \
+  X(log_softmax_backward) \
   X(layer_norm) \
+  X(layer_norm_backward) \
+  X(rms_norm) \
+  X(rms_norm_backward) \
   X(dropout) \
   X(scaled_dot_product_attention) \
   X(bias_dropout_residual_layer_norm) \

@@ -1,0 +1,166 @@
+// Gradients of softmax, (g - Σ g·y)·y, and of log_softmax, g - exp(y)·Σ g, along one axis of contiguous
+// tensors (outer, axis, inner). Rows (inner == 1) that are aligned and fit the registers of a warp or
+// block are read once, other rows and columns (inner > 1) twice.
+#include "cuda/device/rows.cuh"
+#include "cuda/kernels/register.h"
+#include "cuda/launch.h"
+#include "tensor/ops/attributes.h"
+
+namespace tenon::cuda {
+namespace {
+
+constexpr int kColumnThreads = 32;  // columns of a block
+constexpr int kColumnLanes = 8;     // threads of a column
+
+struct BackwardParams {
+  const void* grad = nullptr;
+  const void* output = nullptr;  // of the forward op
+  void* target = nullptr;
+  std::int64_t rows = 0;  // outer · inner
+  std::int64_t cols = 0;  // along the axis
+  std::int64_t inner = 1;
+  int lanes = 1;
+};
+
+/// A term of the sum over the axis, and an element of the result given that sum.
+struct SoftmaxRule {
+  template <class C>
+  static __device__ __forceinline__ C term(C g, C y) {
+    return g * y;
+  }
+  template <class C>
+  static __device__ __forceinline__ C result(C g, C y, C sum) {
+    return (g - sum) * y;
+  }
+};
+struct LogSoftmaxRule {
+  template <class C>
+  static __device__ __forceinline__ C term(C g, C) {
+    return g;
+  }
+  template <class C>
+  static __device__ __forceinline__ C result(C g, C y, C sum) {
+    return g - exp_of(y) * sum;
+  }
+};
+
+template <class T, class Rule>
+__global__ void __launch_bounds__(kMaxRowThreads) held_rows_kernel(const BackwardParams p) {
+  using C = compute_type<T>;
+  __shared__ C scratch[kWarp];
+  const RowGroup group(p.rows, p.lanes);
+  const int cols = static_cast<int>(p.cols);
+  Row<T> grad;
+  Row<T> output;
+  grad.load(group, cols, static_cast<const T*>(p.grad) + group.row * p.cols);
+  output.load(group, cols, static_cast<const T*>(p.output) + group.row * p.cols);
+  C sum = C(0);
+  Row<T>::for_each_chunk(group, cols, [&](int chunk, int) {
+#pragma unroll
+    for (int i = 0; i < kRowGroup; ++i) {
+      sum += Rule::term(grad.values[chunk][i], output.values[chunk][i]);
+    }
+  });
+  sum = group_reduce(sum, p.lanes, scratch, Sum{});
+  if (!group.active) return;
+  Row<T>::for_each_chunk(group, cols, [&](int chunk, int) {
+#pragma unroll
+    for (int i = 0; i < kRowGroup; ++i) {
+      C& g = grad.values[chunk][i];
+      g = Rule::result(g, output.values[chunk][i], sum);
+    }
+  });
+  grad.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
+}
+
+template <class T, class Rule>
+__global__ void __launch_bounds__(kMaxRowThreads) rows_kernel(const BackwardParams p) {
+  using C = compute_type<T>;
+  __shared__ C scratch[kWarp];
+  const RowGroup group(p.rows, p.lanes);
+  const T* grad = static_cast<const T*>(p.grad) + group.row * p.cols;
+  const T* output = static_cast<const T*>(p.output) + group.row * p.cols;
+  C sum = C(0);
+#pragma unroll 4
+  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+    sum += Rule::term(widen(grad[i]), widen(output[i]));
+  }
+  sum = group_reduce(sum, p.lanes, scratch, Sum{});
+  if (!group.active) return;
+  T* target = static_cast<T*>(p.target) + group.row * p.cols;
+#pragma unroll 4
+  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+    target[i] = convert<T>(Rule::result(widen(grad[i]), widen(output[i]), sum));
+  }
+}
+
+/// kColumnThreads columns a block, kColumnLanes threads each.
+template <class T, class Rule>
+__global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
+    columns_kernel(const BackwardParams p) {
+  using C = compute_type<T>;
+  __shared__ C sums[kColumnLanes][kColumnThreads];
+  const int x = static_cast<int>(threadIdx.x) % kColumnThreads;
+  const int y = static_cast<int>(threadIdx.x) / kColumnThreads;
+  const std::int64_t column = block_index() * kColumnThreads + x;
+  const std::int64_t base =
+      column < p.rows ? column / p.inner * p.cols * p.inner + column % p.inner : 0;
+  const T* grad = static_cast<const T*>(p.grad) + base;
+  const T* output = static_cast<const T*>(p.output) + base;
+  C sum = C(0);
+  if (column < p.rows) {
+    for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
+      sum += Rule::term(widen(grad[i * p.inner]), widen(output[i * p.inner]));
+    }
+  }
+  sums[y][x] = sum;
+  __syncthreads();
+  if (column >= p.rows) return;
+  sum = sums[0][x];
+  for (int i = 1; i < kColumnLanes; ++i) sum += sums[i][x];
+  T* target = static_cast<T*>(p.target) + base;
+  for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
+    const std::int64_t at = i * p.inner;
+    target[at] = convert<T>(Rule::result(widen(grad[at]), widen(output[at]), sum));
+  }
+}
+
+template <class T, class Rule>
+void run_typed(Stream stream, const char* name, BackwardParams p) {
+  if (p.inner > 1) {
+    return launch(stream, name, columns_kernel<T, Rule>, ceil_div(p.rows, kColumnThreads),
+                  kColumnThreads * kColumnLanes, 0, p);
+  }
+  const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
+  p.lanes = plan.lanes;
+  const bool held = plan.fits && p.cols % kRowGroup == 0 && is_aligned(p.grad, kVectorBytes) &&
+                    is_aligned(p.output, kVectorBytes) && is_aligned(p.target, kVectorBytes);
+  launch(stream, name, held ? held_rows_kernel<T, Rule> : rows_kernel<T, Rule>, plan.blocks,
+         plan.threads, 0, p);
+}
+
+template <class Rule>
+void run(const KernelArgs& args) {
+  const TensorView& grad = args.inputs[0];
+  if (grad.numel() == 0) return;
+  BackwardParams p{grad.data, args.inputs[1].data, args.outputs[0].data};
+  const std::int64_t dim = args.attributes<AxisAttrs>().dim;
+  const int axis = static_cast<int>(dim < 0 ? dim + grad.rank() : dim);
+  p.cols = grad.rank() == 0 ? 1 : grad.sizes[axis];
+  for (int i = axis + 1; i < grad.rank(); ++i) p.inner *= grad.sizes[i];
+  p.rows = grad.numel() / p.cols;
+  dispatch_float(grad.dtype, [&]<typename T>() {
+    run_typed<T, Rule>(stream_of(args), args.op->name.c_str(), p);
+  });
+}
+
+}  // namespace
+
+void register_softmax_backward_kernels() {
+  register_kernel("softmax_backward", DeviceType::cuda,
+                  {.name = "cuda.softmax_backward", .run = run<SoftmaxRule>});
+  register_kernel("log_softmax_backward", DeviceType::cuda,
+                  {.name = "cuda.log_softmax_backward", .run = run<LogSoftmaxRule>});
+}
+
+}  // namespace tenon::cuda

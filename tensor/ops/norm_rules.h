@@ -1,0 +1,28 @@
+// What layer_norm and rms_norm share: shape rules, and the composition their gradients are made of.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tensor/op.h"
+#include "tensor/ops/gradients.h"
+
+namespace tenon::ops {
+
+/// ShapeError unless the last sizes of `input` are `normalized_shape`; nothing in a pattern.
+void require_normalized_shape(std::string_view op, const Tensor& input,
+                              const std::vector<std::int64_t>& normalized_shape);
+
+/// The spec of operand 0, a floating tensor whose last `axes` sizes the operands after it have.
+std::vector<TensorSpec> infer_norm(const InferContext& context, std::int64_t axes);
+/// Operands grad, input and weight (optional), NormBackwardAttrs: the specs of the gradients asked for.
+std::vector<TensorSpec> infer_norm_backward(const InferContext& context);
+
+/// A call of a gradient op; nothing runs when nothing is asked for.
+NormGradients call_norm_backward(const Op& op, const Tensor& grad, const Tensor& input,
+                                 const Tensor& weight, const NormBackwardAttrs& attrs);
+/// The same gradients in plain ops. Without `centers` the mean is not subtracted (rms_norm).
+std::vector<Tensor> decompose_norm_backward(std::span<const Tensor> inputs,
+                                            const NormBackwardAttrs& attrs, bool centers);
+
+}  // namespace tenon::ops
