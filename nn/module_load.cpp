@@ -1,112 +1,8 @@
-// state_dict, and loading one in two phases: everything is checked before anything is copied.
-#include <fnmatch.h>
-
-#include <algorithm>
-#include <cstring>
-#include <unordered_map>
-
-#include "nn/detail/tensor_bytes.h"
-#include "nn/detail/text.h"
+// state_dict, and loading one.
+#include "nn/detail/load_state.h"
 #include "nn/module.h"
-#include "tensor/detail/check.h"
-#include "tensor/interpreter.h"
 
 namespace tenon::nn {
-
-namespace {
-
-// One tensor of the module with all its names, and the state dict's tensors for them.
-struct Target {
-  Tensor tensor;
-  std::vector<std::string> names;
-  std::vector<std::pair<std::string, Tensor>> sources;
-  bool is_named = false;  // the state dict has one of its names, be it with an unfit tensor
-};
-
-struct Targets {
-  std::vector<Target> list;
-  std::unordered_map<std::string, std::size_t> by_name;
-};
-
-Targets targets_of(const StateDict& own) {
-  Targets targets;
-  std::unordered_map<const void*, std::size_t> by_tensor;
-  for (const auto& [name, tensor] : own) {
-    const auto [entry, is_new] = by_tensor.emplace(tensor.impl().get(), targets.list.size());
-    if (is_new) targets.list.push_back({tensor, {}, {}, false});
-    targets.list[entry->second].names.push_back(name);
-    targets.by_name.emplace(name, entry->second);
-  }
-  return targets;
-}
-
-bool matches_any(const std::vector<std::string>& globs, const std::string& name) {
-  return std::any_of(globs.begin(), globs.end(), [&](const std::string& glob) {
-    return fnmatch(glob.c_str(), name.c_str(), 0) == 0;
-  });
-}
-
-bool same_bits(const Tensor& a, const Tensor& b) {
-  if (a.is_same(b)) return true;
-  if (a.dtype() != b.dtype() || !(a.layout().sizes == b.layout().sizes)) return false;
-  const detail::TensorBytes bytes_a(a), bytes_b(b);
-  return std::ranges::equal(bytes_a.span(), bytes_b.span());
-}
-
-// Notes what is wrong with `given` for `target`; true when it can be copied.
-bool fits(const std::string& name, const Tensor& given, const Tensor& target, LoadReport& report) {
-  const LoadIssue issue{name, given.spec().to_string(), target.spec().to_string()};
-  const bool converts = is_floating(given.dtype()) && is_floating(target.dtype());
-  if (!given.is_eager() || !(given.layout().sizes == target.layout().sizes) ||
-      (given.dtype() != target.dtype() && !converts)) {
-    report.mismatched.push_back(issue);
-    return false;
-  }
-  if (given.dtype() != target.dtype()) report.converted.push_back(issue);
-  return true;
-}
-
-void report_target(const Target& target, const LoadOptions& options, LoadReport& report) {
-  if (target.is_named) {
-    if (target.sources.empty()) return;
-    const auto& [first_name, first] = target.sources.front();
-    for (const auto& [name, tensor] : target.sources) {
-      if (!same_bits(first, tensor)) {
-        report.conflicting.push_back({name, "other values than " + detail::quote(first_name),
-                                      "the same, as both name one tensor"});
-      }
-    }
-    report.loaded.insert(report.loaded.end(), target.names.begin(), target.names.end());
-    return;
-  }
-  for (const std::string& name : target.names) {
-    if (matches_any(options.allow_missing, name)) {
-      report.allowed_missing.push_back(name);
-    } else {
-      report.missing.push_back({name, "", target.tensor.spec().to_string()});
-    }
-  }
-}
-
-LoadReport match(Targets& targets, const StateDict& state, const LoadOptions& options) {
-  LoadReport report;
-  for (const auto& [name, tensor] : state) {
-    const auto found = targets.by_name.find(name);
-    if (found != targets.by_name.end()) {
-      Target& target = targets.list[found->second];
-      target.is_named = true;
-      if (fits(name, tensor, target.tensor, report)) target.sources.emplace_back(name, tensor);
-    } else if (matches_any(options.allow_unexpected, name)) {
-      report.allowed_unexpected.push_back(name);
-    } else {
-      report.unexpected.push_back({name, tensor.spec().to_string(), ""});
-    }
-  }
-  for (const Target& target : targets.list) report_target(target, options, report);
-  return report;
-}
-
-}  // namespace
 
 void Module::collect_state(const std::string& prefix, StateDict& state) const {
   for (const Named& named : parameters_) state.add(prefix + named.name, named.tensor);
@@ -123,21 +19,11 @@ StateDict Module::state_dict() const {
 }
 
 LoadReport Module::check_state_dict(const StateDict& state, const LoadOptions& options) const {
-  Targets targets = targets_of(state_dict());
-  return match(targets, state, options);
+  return detail::check_state(state_dict(), state, options);
 }
 
 LoadReport Module::load_state_dict(const StateDict& state, const LoadOptions& options) {
-  Targets targets = targets_of(state_dict());
-  LoadReport report = match(targets, state, options);
-  TENON_CHECK(report.ok(), ModuleError,
-              "[load_state_dict] {} cannot take this state dict, nothing was changed:{}",
-              type_name(), report.problems());
-  for (Target& target : targets.list) {
-    const NoGradGuard no_grad;
-    if (!target.sources.empty()) target.tensor.copy_(target.sources.front().second);
-  }
-  return report;
+  return detail::load_state(state_dict(), state, options, type_name());
 }
 
 }  // namespace tenon::nn

@@ -1,9 +1,13 @@
-// Everything of tenon::nn: modules, layers, containers and checkpoints.
+// Everything of tenon::nn: modules, layers, containers, optimizers and checkpoints.
 #pragma once
 
 #include "nn/activations.h"
+#include "nn/adam.h"
 #include "nn/checkpoint.h"
+#include "nn/clip_grad.h"
 #include "nn/containers.h"
 #include "nn/layers.h"
 #include "nn/module.h"
+#include "nn/optimizer.h"
+#include "nn/sgd.h"
 #include "nn/state_dict.h"

@@ -18,6 +18,7 @@ void register_all_kernels() {
   register_embedding_kernels();
   register_matmul_kernels();
   register_attention_kernels();
+  register_optimizer_kernels();
 }
 
 }  // namespace tenon::cuda

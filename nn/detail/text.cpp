@@ -2,6 +2,7 @@
 #include "nn/detail/text.h"
 
 #include <cxxabi.h>
+#include <fnmatch.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -127,6 +128,12 @@ std::string class_name(const char* mangled) {
   }
   const std::size_t colons = name.rfind("::");
   return colons == std::string::npos ? name : name.substr(colons + 2);
+}
+
+bool matches_any(const std::vector<std::string>& globs, const std::string& name) {
+  return std::any_of(globs.begin(), globs.end(), [&](const std::string& glob) {
+    return fnmatch(glob.c_str(), name.c_str(), 0) == 0;
+  });
 }
 
 }  // namespace tenon::nn::detail

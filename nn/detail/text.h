@@ -26,6 +26,9 @@ std::string python_float(double value);
 /// `; nearest: "a", "b"`, up to three candidates of least edit distance; "" when there are none.
 std::string nearest_names(std::string_view wanted, const std::vector<std::string>& candidates);
 
+/// Whether a glob (*, ?, [a-z]) matches the whole name.
+bool matches_any(const std::vector<std::string>& globs, const std::string& name);
+
 /// "foo::(anonymous namespace)::Bar<int>" -> "Bar", from std::type_info::name().
 std::string class_name(const char* mangled);
 

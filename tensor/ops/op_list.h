@@ -59,7 +59,9 @@
   X(detach) \
   X(cat) \
   X(cast) \
-  X(embedding)
+  X(embedding) \
+  X(adam_step) \
+  X(sgd_step)
 // clang-format on
 
 namespace tenon::ops {

@@ -1,0 +1,26 @@
+// Clipping of gradients by their global norm; optimizers do the same with max_grad_norm, without a
+// pass over the gradients for the scaling.
+#pragma once
+
+#include <span>
+
+#include "nn/module.h"
+#include "tensor/tensor.h"
+
+namespace tenon::nn {
+
+/// √(Σ g²) over all elements of all gradients, shape (): float64 if one of them is, else float32.
+/// Undefined gradients are passed over; ValueError when none is left.
+Tensor global_norm(std::span<const Tensor> gradients);
+/// min(1, max_norm/(norm + 1e-6)), PyTorch's coefficient. NaN when the norm is.
+Tensor clip_coefficient(const Tensor& norm, double max_norm);
+/// Scales the parameters' gradients so that their norm is at most max_norm, and returns the norm
+/// before. ValueError naming a parameter that requires a gradient and has none.
+Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm);
+
+namespace detail {
+/// ValueError naming a parameter that should have a gradient and has none.
+void require_gradients(const Module::NamedTensors& parameters, std::span<const Tensor> gradients);
+}  // namespace detail
+
+}  // namespace tenon::nn
