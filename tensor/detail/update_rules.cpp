@@ -10,16 +10,6 @@ const std::string& operand_name(const InferContext& context, int i) {
   return context.op().operands[static_cast<std::size_t>(i)].name;
 }
 
-void require_same_shape(const InferContext& context, int i, int param) {
-  bool same = context[i].shape.rank() == context[param].shape.rank();
-  for (int axis = 0; same && axis < context[i].shape.rank(); ++axis) {
-    same = unify(context[i].shape[axis], context[param].shape[axis]);
-  }
-  TENON_CHECK(same, ShapeError, "[{}] operand '{}' has shape {} and 'param' {}; needed one shape",
-              context.op().name, operand_name(context, i), context[i].shape.to_string(),
-              context[param].shape.to_string());
-}
-
 }  // namespace
 
 void require_gradient_of(const InferContext& context, int grad, int param) {

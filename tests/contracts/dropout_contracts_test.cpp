@@ -106,9 +106,9 @@ TEST_F(Contract3_11, TwoForwardsNeverShareAMaskAndTheSequenceResumes) {
 TEST_F(Contract3_11, AttentionDropoutInsideTheKernelEqualsTheComposition) {
   const Op& op = get_op("scaled_dot_product_attention");
   const Attrs attrs = AttentionAttrs{0.3, false, 0.25, DropoutMode::train, 12};
-  const Tensor inputs[] = {randn({2, 3, 9, 8}, {DType::float64}),
-                           randn({2, 3, 13, 8}, {DType::float64}),
-                           randn({2, 3, 13, 4}, {DType::float64}), Tensor()};
+  const std::vector<Tensor> inputs = {randn({2, 3, 9, 8}, {DType::float64}),
+                                      randn({2, 3, 13, 8}, {DType::float64}),
+                                      randn({2, 3, 13, 4}, {DType::float64}), Tensor()};
   EXPECT_LT(max_difference(apply(op, inputs, attrs)[0], op.decompose(inputs, attrs)[0]), 1e-13);
 }
 

@@ -32,7 +32,7 @@ std::uint64_t gradient_digest() {
     const NoGradGuard no_grad;
     Tensor(tensor).copy_(randn(tensor.shape(), {}, &generator) * 0.1);
   }
-  backward(model(randn({3, 33, 64}, {}, &generator)).square().mean());
+  backward(mean(square(model(randn({3, 33, 64}, {}, &generator)))));
   std::uint64_t digest = 0xcbf29ce484222325ULL;
   for (const auto& [name, tensor] : model->named_parameters()) {
     for (const float value : tensor.grad().to_vector<float>()) {
@@ -109,7 +109,7 @@ TEST(Contract5, OddLayoutsWorkForwardAndBackward) {
   backward(sum(row.expand({7, 5}) * 2.0));  // stride 0
   EXPECT_EQ(row.grad().to_doubles(), std::vector<double>(5, 14.0));
   Tensor base = randn({9}).requires_grad_();
-  backward(sum(base.narrow(0, 1, 7).square()));  // not aligned
+  backward(sum(square(base.narrow(0, 1, 7))));  // not aligned
   EXPECT_LT(max_difference(base.grad().narrow(0, 1, 7), base.narrow(0, 1, 7) * 2.0), 1e-7);
   EXPECT_EQ(base.grad().to_doubles()[0], 0);
 }

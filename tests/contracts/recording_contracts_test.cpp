@@ -132,24 +132,23 @@ TEST(Contract3_5, ADecompositionGivesShapeGradientAndCpuPath) {
   const Tensor k = randn({2, 3, 7, 4}, {DType::float64});
   const Tensor v = randn({2, 3, 7, 6}, {DType::float64});
   const Attrs attrs = AttentionAttrs{0, false, 0.5, DropoutMode::follow, 0};
-  const Tensor inputs[] = {q, k, v, Tensor()};
+  const std::vector<Tensor> inputs = {q, k, v, Tensor()};
   EXPECT_LT(max_difference(op.decompose(inputs, attrs)[0], apply(op, inputs, attrs)[0]), 1e-14);
   const TensorSpec* specs[] = {&q.spec(), &k.spec(), &v.spec(), nullptr};
   EXPECT_TRUE(infer_by_decomposition(op, specs, attrs)[0].shape.same_as(Shape{2, 3, 5, 6}));
 }
 
 TEST(Contract3_6, OneTraceServesEverySizeAndGuardsAreCheckedAtLower) {
-  const auto model = function_model([](const Tensor& x) {
-    return x.size(1) == Dim(4) ? x.sum() * 1.0 / Scalar(x.size(0)) : x.sum();
-  });
+  const auto model = function_model(
+      [](const Tensor& x) { return x.size(1) == Dim(4) ? sum(x) / Scalar(x.size(0)) : sum(x); });
   Executor run(create_schedule(model, {{"x", randn({2, 4})}}).graph());
   for (const std::int64_t rows : {1, 2, 9}) {
     const Tensor x = randn({rows, 4});
-    EXPECT_LT(max_difference(run(x), x.sum() / static_cast<double>(rows)), 1e-6);
+    EXPECT_LT(max_difference(run(x), sum(x) / static_cast<double>(rows)), 1e-6);
   }
   const std::string text = test::error_text<TraceError>([&] { run(randn({2, 5})); });
   EXPECT_NE(text.find("break a guard of the trace: s1 == 4"), std::string::npos) << text;
-  const auto steered = function_model([](const Tensor& x) { return x * x.sum().item(); });
+  const auto steered = function_model([](const Tensor& x) { return x * sum(x).item(); });
   EXPECT_ERROR(TraceError,
                "item() under the tracer: a Graph serves all inputs, so a number computed from one "
                "of them cannot steer it",

@@ -55,7 +55,7 @@ TEST_F(Contract3_7, ProgramOutputsBelongToTheCaller) {
 
 TEST_F(Contract3_7, AStepReadsAndWritesParametersAsState) {
   const auto step =
-      build_training(sch, {.loss = [](auto outputs, auto) { return outputs[0].square().mean(); },
+      build_training(sch, {.loss = [](auto outputs, auto) { return mean(square(outputs[0])); },
                            .optimizer = std::make_shared<nn::SGD>(model->named_parameters(),
                                                                   nn::SgdOptions{.lr = 0.1})});
   std::set<std::string> written;
@@ -123,7 +123,7 @@ TEST_F(Contract3_10, PackedParametersAreViewsOfOneStorageUnderTheirOldNames) {
 TEST_F(Contract3_10, AStepOnPackedParametersMovesTheModelsOwn) {
   fuse_qkv();
   auto step =
-      build_training(sch, {.loss = [](auto outputs, auto) { return outputs[0].square().mean(); },
+      build_training(sch, {.loss = [](auto outputs, auto) { return mean(square(outputs[0])); },
                            .optimizer = std::make_shared<nn::SGD>(model->named_parameters(),
                                                                   nn::SgdOptions{.lr = 0.5})});
   const std::vector<float> before = model->parameter("self_attn.k_proj.weight").to_vector<float>();
