@@ -1,5 +1,6 @@
-// Elementwise ops of two operands, the second of which may be a number: floats in float32 (float64
-// for float64), integers wrapping around, bool as logic. Any strides; see device/pointwise.cuh.
+// Elementwise ops of two operands, the second of which may be a number (not for pow): floats in
+// float32 (float64 for float64), integers wrapping around, bool as logic. Any strides; see
+// device/pointwise.cuh.
 #include "cuda/device/math.cuh"
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
@@ -8,7 +9,7 @@
 namespace tenon::cuda {
 namespace {
 
-enum class BinaryOp { add, sub, mul, div, maximum, minimum };
+enum class BinaryOp { add, sub, mul, div, maximum, minimum, pow };
 
 template <class C>
 __device__ __forceinline__ std::uint64_t bits_of(C x) {
@@ -46,17 +47,22 @@ struct BinaryFunction {
         case BinaryOp::add: return each([](C a, C b) { return a + b; });
         case BinaryOp::sub: return each([](C a, C b) { return a - b; });
         case BinaryOp::mul: return each([](C a, C b) { return a * b; });
+        case BinaryOp::pow: return each([](C a, C b) { return pow_of(a, b); });
         default: return each([](C a, C b) { return a / b; });
       }
     }
   }
 };
 
+bool has_two_tensors(const KernelArgs& args) {
+  return args.inputs.size() > 1 && args.inputs[1].present;
+}
+
 template <class T>
 void run_typed(const KernelArgs& args, BinaryOp op) {
   std::array<TensorView, 2> inputs{args.inputs[0]};
   std::array<std::int64_t, 2> numbers{};
-  if (args.inputs.size() > 1 && args.inputs[1].present) {
+  if (has_two_tensors(args)) {
     inputs[1] = args.inputs[1];
   } else {
     numbers[1] = encode_number<T>(args.attributes<BinaryAttrs>().other.value());
@@ -89,6 +95,12 @@ void register_binary_kernels() {
   register_binary("div", "cuda.div", run_on_floats<BinaryOp::div>);
   register_binary("maximum", "cuda.maximum", run_on_all<BinaryOp::maximum>);
   register_binary("minimum", "cuda.minimum", run_on_all<BinaryOp::minimum>);
+  register_kernel("pow", DeviceType::cuda,
+                  {.name = "cuda.pow_tensor",
+                   .run = run_on_floats<BinaryOp::pow>,
+                   .supports = has_two_tensors,
+                   .accepts = any_layout,
+                   .strided_output = true});
 }
 
 }  // namespace tenon::cuda

@@ -4,7 +4,9 @@ namespace tenon::cuda {
 
 void register_all_kernels() {
   register_unary_kernels();
+  register_unary_backward_kernels();
   register_binary_kernels();
+  register_comparison_kernels();
   register_select_kernels();
   register_cast_kernels();
   register_copy_kernels();

@@ -7,7 +7,9 @@
 namespace tenon::cuda {
 
 void register_unary_kernels();
+void register_unary_backward_kernels();
 void register_binary_kernels();
+void register_comparison_kernels();
 void register_select_kernels();
 void register_cast_kernels();
 void register_copy_kernels();

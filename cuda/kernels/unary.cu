@@ -26,6 +26,7 @@ enum class UnaryOp {
   silu,
   gelu,
   gelu_tanh,
+  softplus,
   pow
 };
 
@@ -75,7 +76,8 @@ __device__ __forceinline__ C squared(C x) {
 /// thread, which costs nothing beside the memory traffic and saves minutes of compilation.
 struct UnaryFunction {
   UnaryOp op;
-  double exponent = 0;
+  double parameter = 0;  // the exponent of pow, beta of softplus
+  double threshold = 0;
 
   static constexpr bool kInPlace = true;
 
@@ -107,7 +109,11 @@ struct UnaryFunction {
         case UnaryOp::silu: return each([](C v) { return v / (C(1) + exp_of(-v)); });
         case UnaryOp::gelu: return each([](C v) { return v * normal_cdf(v); });
         case UnaryOp::gelu_tanh: return each([](C v) { return gelu_tanh(v); });
-        case UnaryOp::pow: return each([e = exponent](C v) { return power(v, e); });
+        case UnaryOp::pow: return each([e = parameter](C v) { return power(v, e); });
+        case UnaryOp::softplus:
+          return each([b = C(parameter), t = C(threshold)](C v) {
+            return b * v > t ? v : log1p_of(exp_of(b * v)) / b;
+          });
         default: break;
       }
     }
@@ -159,6 +165,16 @@ void run_pow(const KernelArgs& args) {
   run_on_floats(args, {UnaryOp::pow, args.attributes<PowAttrs>().exponent});
 }
 
+/// An exponent that is a tensor is for binary.cu.
+bool has_no_exponent(const KernelArgs& args) {
+  return args.inputs.size() < 2 || !args.inputs[1].present;
+}
+
+void run_softplus(const KernelArgs& args) {
+  const auto& attrs = args.attributes<SoftplusAttrs>();
+  run_on_floats(args, {UnaryOp::softplus, attrs.beta, attrs.threshold});
+}
+
 void register_unary(std::string_view op, std::string_view name, void (*run)(const KernelArgs&)) {
   register_kernel(op, DeviceType::cuda,
                   {.name = name, .run = run, .accepts = any_layout, .strided_output = true});
@@ -183,7 +199,13 @@ void register_unary_kernels() {
   register_unary("erf", "cuda.erf", run_float_op<UnaryOp::erf>);
   register_unary("silu", "cuda.silu", run_float_op<UnaryOp::silu>);
   register_unary("gelu", "cuda.gelu", run_gelu);
-  register_unary("pow", "cuda.pow", run_pow);
+  register_unary("softplus", "cuda.softplus", run_softplus);
+  register_kernel("pow", DeviceType::cuda,
+                  {.name = "cuda.pow",
+                   .run = run_pow,
+                   .supports = has_no_exponent,
+                   .accepts = any_layout,
+                   .strided_output = true});
 }
 
 }  // namespace tenon::cuda

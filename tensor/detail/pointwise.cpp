@@ -3,6 +3,7 @@
 
 #include "tensor/cpu/convert.h"
 #include "tensor/detail/check.h"
+#include "tensor/detail/comparison.h"
 #include "tensor/ops/attributes.h"
 
 namespace tenon::ops {
@@ -47,6 +48,12 @@ std::vector<TensorSpec> infer_numeric_binary(const InferContext& context) {
 std::vector<TensorSpec> infer_numeric_like_input(const InferContext& context) {
   require_numeric(context);
   return {context[0]};
+}
+
+std::vector<TensorSpec> infer_comparison(const InferContext& context) {
+  std::vector<TensorSpec> outputs = infer_binary(context);
+  outputs[0].dtype = DType::boolean;
+  return outputs;
 }
 
 }  // namespace tenon::ops

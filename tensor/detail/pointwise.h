@@ -23,14 +23,20 @@ std::vector<TensorSpec> infer_numeric_binary(const InferContext& context);
 std::vector<TensorSpec> infer_numeric_like_input(const InferContext& context);
 
 /// An op of one operand `input`.
-inline Op unary_op(std::string name, std::string doc, Op::Infer infer, Kernel cpu) {
-  return OpBuilder(std::move(name))
-      .doc(std::move(doc))
-      .operand("input")
-      .trait(Trait::elementwise)
-      .infer(infer)
-      .cpu(cpu)
-      .done();
+inline OpBuilder unary_op(std::string name, std::string doc, Op::Infer infer, Kernel cpu) {
+  OpBuilder builder(std::move(name));
+  builder.doc(std::move(doc)).operand("input").trait(Trait::elementwise).infer(infer).cpu(cpu);
+  return builder;
+}
+
+/// The gradient of a unary op from the cotangent `grad` and `saved`, its input or its output. The
+/// decomposition is what it is differentiated through.
+inline OpBuilder unary_gradient_op(std::string name, std::string doc, std::string saved, Kernel cpu,
+                                   Op::Decompose decompose) {
+  OpBuilder builder(std::move(name));
+  builder.doc(std::move(doc)).operand("grad").operand(std::move(saved)).trait(Trait::elementwise);
+  builder.infer(infer_float_binary).cpu(cpu).decompose(decompose);
+  return builder;
 }
 
 /// An op of `input` and `other`, which is a tensor or, where absent, the number in BinaryAttrs.

@@ -157,6 +157,12 @@ struct SgdStepAttrs {
     using A = SgdStepAttrs;
     return std::tuple{field("momentum", &A::momentum), field("dampening", &A::dampening),
                       field("weight_decay", &A::weight_decay), field("nesterov", &A::nesterov)};
+struct SoftplusAttrs {
+  double beta = 1;
+  double threshold = 20;
+  static constexpr auto fields() {
+    return std::tuple{field("beta", &SoftplusAttrs::beta),
+                      field("threshold", &SoftplusAttrs::threshold)};
   }
 };
 

@@ -31,6 +31,9 @@ Op define_cast() {
       .trait(Trait::elementwise)
       .infer(infer_cast)
       .cpu({"cpu.cast", run_cast, nullptr, any_layout, true})
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> {
+        return {cast(call.cotangent(0), call.input_spec(0).dtype)};
+      })
       .done();
 }
 

@@ -13,7 +13,12 @@ namespace ops {
 
 Op define_cos() {
   return unary_op("cos", "cos(x), x in radians, elementwise.", infer_float_like_input,
-                  cpu::unary_kernel<cpu::Floats>("cpu.cos", [](auto x) { return std::cos(x); }));
+                  cpu::unary_kernel<cpu::Floats>("cpu.cos", [](auto x) { return std::cos(x); }))
+      .saves_inputs({0})
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> {
+        return {neg(mul(call.cotangent(0), sin(call.input(0))))};
+      })
+      .done();
 }
 
 }  // namespace ops

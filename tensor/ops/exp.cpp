@@ -14,7 +14,12 @@ namespace ops {
 
 Op define_exp() {
   return unary_op("exp", "e^x, elementwise.", infer_float_like_input,
-                  cpu::unary_kernel<cpu::Floats>("cpu.exp", [](auto x) { return cpu::exp(x); }));
+                  cpu::unary_kernel<cpu::Floats>("cpu.exp", [](auto x) { return cpu::exp(x); }))
+      .saves_outputs({0})
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> {
+        return {mul(call.cotangent(0), call.output(0))};
+      })
+      .done();
 }
 
 }  // namespace ops

@@ -3,6 +3,7 @@
 #include "tensor/cpu/vector_math.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/pointwise.h"
+#include "tensor/ops/gradients.h"
 
 namespace tenon {
 
@@ -22,12 +23,22 @@ Approximate parse_enum(Approximate, std::string_view text) {
 }
 
 namespace ops {
+
+Tensor gelu_backward(const Tensor& grad, const Tensor& input, Approximate approximate) {
+  static const Op& op = get_op("gelu_backward");
+  return apply1(op, {grad, input}, GeluAttrs{approximate});
+}
+
 namespace {
+
+constexpr double kCubic = 0.044715;
+constexpr double kRootTwoOverPi = 0.79788456080286535588;
+constexpr double kDensityAtZero = 0.39894228040143267794;  // 1/√(2π)
 
 /// 0.5·(1 + tanh(u)) = 1/(1 + e^(-2u)), which keeps its digits where tanh(u) is close to -1.
 template <class C>
 C gelu_tanh(C x) {
-  const C u = C(0.79788456080286535588) * (x + C(0.044715) * x * x * x);
+  const C u = C(kRootTwoOverPi) * (x + C(kCubic) * x * x * x);
   return x * cpu::sigmoid(2 * u);
 }
 
@@ -45,13 +56,72 @@ void run_gelu(const KernelArgs& args) {
   });
 }
 
+/// Φ(x) + x·φ(x), φ the normal density.
+template <class C>
+C gelu_slope(C x) {
+  return cpu::normal_cdf(x) + x * (C(kDensityAtZero) * cpu::exp(C(-0.5) * x * x));
+}
+
+/// s + 2x·s(1 - s)·u' with s = sigmoid(2u).
+template <class C>
+C gelu_tanh_slope(C x) {
+  const C u = C(kRootTwoOverPi) * (x + C(kCubic) * x * x * x);
+  const C du = C(kRootTwoOverPi) * (1 + C(3 * kCubic) * x * x);
+  const C s = cpu::sigmoid(2 * u);
+  return s + 2 * x * (s * (1 - s)) * du;
+}
+
+void run_gelu_backward(const KernelArgs& args) {
+  const Approximate approximate = args.attributes<GeluAttrs>().approximate;
+  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
+    const auto run = [&](const auto& f) {
+      cpu::run_elementwise<T, T, T>(args.outputs[0], args.inputs.first(2), f);
+    };
+    if (approximate == Approximate::tanh) {
+      run([](auto g, auto x) { return g * gelu_tanh_slope(x); });
+    } else {
+      run([](auto g, auto x) { return g * gelu_slope(x); });
+    }
+  });
+}
+
+/// The two slopes above, in ops.
+std::vector<Tensor> decompose_gelu_backward(std::span<const Tensor> inputs, const Attrs& attrs) {
+  const Tensor& grad = inputs[0];
+  const Tensor& x = inputs[1];
+  if (attrs.as<GeluAttrs>().approximate == Approximate::none) {
+    const Tensor cdf = mul(add(erf(mul(x, std::sqrt(0.5))), 1), 0.5);
+    const Tensor density = mul(exp(mul(square(x), -0.5)), kDensityAtZero);
+    return {mul(grad, add(cdf, mul(x, density)))};
+  }
+  const Tensor x2 = square(x);
+  const Tensor s = sigmoid(mul(mul(x, add(mul(x2, kCubic), 1)), 2 * kRootTwoOverPi));
+  const Tensor du = mul(add(mul(x2, 3 * kCubic), 1), kRootTwoOverPi);
+  const Tensor bend = mul(mul(mul(x, 2), mul(s, add(neg(s), 1))), du);
+  return {mul(grad, add(s, bend))};
+}
+
 }  // namespace
 
 Op define_gelu() {
   return unary_op(
-      "gelu",
-      "x·Φ(x), elementwise, or 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))) for approximate=tanh.",
-      infer_float_like_input, cpu::elementwise_kernel("cpu.gelu", run_gelu));
+             "gelu",
+             "x·Φ(x), elementwise, or 0.5x(1 + tanh(√(2/π)(x + 0.044715x³))) for approximate=tanh.",
+             infer_float_like_input, cpu::elementwise_kernel("cpu.gelu", run_gelu))
+      .saves_inputs({0})
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> {
+        return {gelu_backward(call.cotangent(0), call.input(0),
+                              call.attributes<GeluAttrs>().approximate)};
+      })
+      .done();
+}
+
+Op define_gelu_backward() {
+  return unary_gradient_op("gelu_backward",
+                           "grad times the slope of gelu at input, for the same approximate.",
+                           "input", cpu::elementwise_kernel("cpu.gelu_backward", run_gelu_backward),
+                           decompose_gelu_backward)
+      .done();
 }
 
 }  // namespace ops

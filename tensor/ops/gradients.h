@@ -28,5 +28,15 @@ NormGradients layer_norm_backward(const Tensor& grad, const Tensor& input, const
                                   const NormBackwardAttrs& attrs);
 NormGradients rms_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                 const NormBackwardAttrs& attrs);
+// Gradients of unary ops, one kernel each: the cotangent times the slope at the op's input, or, where
+// the slope is cheaper so, from its output.
+Tensor abs_backward(const Tensor& grad, const Tensor& input);
+Tensor erf_backward(const Tensor& grad, const Tensor& input);
+Tensor gelu_backward(const Tensor& grad, const Tensor& input, Approximate approximate);
+Tensor relu_backward(const Tensor& grad, const Tensor& output);
+Tensor sigmoid_backward(const Tensor& grad, const Tensor& output);
+Tensor silu_backward(const Tensor& grad, const Tensor& input);
+Tensor softplus_backward(const Tensor& grad, const Tensor& input, double beta, double threshold);
+Tensor tanh_backward(const Tensor& grad, const Tensor& output);
 
 }  // namespace tenon::ops

@@ -3,6 +3,7 @@
 #include "tensor/cpu/vector_math.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/pointwise.h"
+#include "tensor/ops/gradients.h"
 
 namespace tenon {
 
@@ -32,6 +33,11 @@ void run_masked_fill(const KernelArgs& args) {
   });
 }
 
+std::vector<Tensor> vjp_masked_fill(const VjpContext& call) {
+  const Tensor kept = masked_fill(call.cotangent(0), call.input(1), 0);
+  return {sum_to(kept, call.input_spec(0).shape), Tensor()};
+}
+
 }  // namespace
 
 Op define_masked_fill() {
@@ -42,6 +48,8 @@ Op define_masked_fill() {
       .trait(Trait::elementwise)
       .infer(infer_masked_fill)
       .cpu(cpu::elementwise_kernel("cpu.masked_fill", run_masked_fill))
+      .saves_inputs({1})
+      .vjp(vjp_masked_fill)
       .done();
 }
 

@@ -1,6 +1,7 @@
 // maximum: the larger of two tensors, elementwise.
 #include "tensor/cpu/elementwise.h"
 #include "tensor/detail/pointwise.h"
+#include "tensor/ops/gradients.h"
 
 namespace tenon {
 
@@ -10,6 +11,27 @@ Tensor maximum(const Tensor& input, const Tensor& other) {
 }
 
 namespace ops {
+namespace {
+
+std::vector<Tensor> vjp_maximum(const VjpContext& call) {
+  const Tensor input = call.input(0);
+  const Tensor other = call.input(1);
+  // Equal operands take half of the gradient each; with a NaN both take all of it.
+  const Tensor grad = call.cotangent(0);
+  const Tensor shared = where(eq(input, other), mul(grad, 0.5), grad);
+  std::vector<Tensor> gradients(2);
+  if (call.needs(0)) {
+    const Tensor taken = masked_fill(shared, lt(input, other), 0);
+    gradients[0] = sum_to(taken, call.input_spec(0).shape);
+  }
+  if (call.needs(1)) {
+    const Tensor taken = masked_fill(shared, gt(input, other), 0);
+    gradients[1] = sum_to(taken, call.input_spec(1).shape);
+  }
+  return gradients;
+}
+
+}  // namespace
 
 Op define_maximum() {
   return OpBuilder("maximum")
@@ -21,6 +43,8 @@ Op define_maximum() {
       .infer(infer_binary)
       .cpu(cpu::binary_kernel<cpu::AllDTypes>("cpu.maximum",
                                               [](auto x, auto y) { return cpu::nan_max(x, y); }))
+      .saves_inputs({0, 1})
+      .vjp(vjp_maximum)
       .done();
 }
 

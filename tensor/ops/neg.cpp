@@ -14,7 +14,9 @@ namespace ops {
 Op define_neg() {
   return unary_op("neg", "-x, elementwise; integers wrap around.", infer_numeric_like_input,
                   cpu::unary_kernel<cpu::Numbers>(
-                      "cpu.neg", [](auto x) { return cpu::wrap_sub(decltype(x)(0), x); }));
+                      "cpu.neg", [](auto x) { return cpu::wrap_sub(decltype(x)(0), x); }))
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> { return {neg(call.cotangent(0))}; })
+      .done();
 }
 
 }  // namespace ops

@@ -28,6 +28,13 @@
   X(silu) \
   X(gelu) \
   X(pow) \
+  X(softplus) \
+  X(eq) \
+  X(ne) \
+  X(lt) \
+  X(le) \
+  X(gt) \
+  X(ge) \
   X(masked_fill) \
   X(where) \
   X(matmul) \
@@ -62,6 +69,14 @@
   X(embedding) \
   X(adam_step) \
   X(sgd_step)
+  X(abs_backward) \
+  X(tanh_backward) \
+  X(sigmoid_backward) \
+  X(erf_backward) \
+  X(relu_backward) \
+  X(silu_backward) \
+  X(gelu_backward) \
+  X(softplus_backward)
 // clang-format on
 
 namespace tenon::ops {

@@ -13,7 +13,12 @@ namespace ops {
 
 Op define_reciprocal() {
   return unary_op("reciprocal", "1/x, elementwise.", infer_float_like_input,
-                  cpu::unary_kernel<cpu::Floats>("cpu.reciprocal", [](auto x) { return 1 / x; }));
+                  cpu::unary_kernel<cpu::Floats>("cpu.reciprocal", [](auto x) { return 1 / x; }))
+      .saves_inputs({0})
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> {
+        return {neg(div(call.cotangent(0), square(call.input(0))))};
+      })
+      .done();
 }
 
 }  // namespace ops

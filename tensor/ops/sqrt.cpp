@@ -13,7 +13,12 @@ namespace ops {
 
 Op define_sqrt() {
   return unary_op("sqrt", "√x, elementwise: NaN below 0.", infer_float_like_input,
-                  cpu::unary_kernel<cpu::Floats>("cpu.sqrt", [](auto x) { return std::sqrt(x); }));
+                  cpu::unary_kernel<cpu::Floats>("cpu.sqrt", [](auto x) { return std::sqrt(x); }))
+      .saves_outputs({0})
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> {
+        return {div(mul(call.cotangent(0), 0.5), call.output(0))};
+      })
+      .done();
 }
 
 }  // namespace ops

@@ -34,7 +34,12 @@ void run_square(const KernelArgs& args) {
 
 Op define_square() {
   return unary_op("square", "x², elementwise; integers wrap around, bool gives int64.",
-                  infer_square, cpu::elementwise_kernel("cpu.square", run_square));
+                  infer_square, cpu::elementwise_kernel("cpu.square", run_square))
+      .saves_inputs({0})
+      .vjp([](const VjpContext& call) -> std::vector<Tensor> {
+        return {mul(mul(call.cotangent(0), 2), call.input(0))};
+      })
+      .done();
 }
 
 }  // namespace ops

@@ -3,6 +3,7 @@
 #include "tensor/cpu/vector_math.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/pointwise.h"
+#include "tensor/ops/gradients.h"
 
 namespace tenon {
 
@@ -35,6 +36,20 @@ void run_where(const KernelArgs& args) {
   });
 }
 
+std::vector<Tensor> vjp_where(const VjpContext& call) {
+  const Tensor grad = call.cotangent(0);
+  const Tensor condition = call.input(0);
+  std::vector<Tensor> gradients(3);
+  if (call.needs(1)) {
+    const Tensor zero = full({}, 0, {grad.dtype(), grad.device()});
+    gradients[1] = sum_to(where(condition, grad, zero), call.input_spec(1).shape);
+  }
+  if (call.needs(2)) {
+    gradients[2] = sum_to(masked_fill(grad, condition, 0), call.input_spec(2).shape);
+  }
+  return gradients;
+}
+
 }  // namespace
 
 Op define_where() {
@@ -46,6 +61,8 @@ Op define_where() {
       .trait(Trait::elementwise)
       .infer(infer_where)
       .cpu(cpu::elementwise_kernel("cpu.where", run_where))
+      .saves_inputs({0})
+      .vjp(vjp_where)
       .done();
 }
 

@@ -1,0 +1,37 @@
+// What the comparisons of tensor/ops share: two operands of one dtype, or one and a number, give bool.
+#pragma once
+
+#include <string>
+
+#include "tensor/cpu/elementwise.h"
+#include "tensor/detail/pointwise.h"
+
+namespace tenon::ops {
+
+/// infer_binary's rules; the output is bool.
+std::vector<TensorSpec> infer_comparison(const InferContext& context);
+
+/// f: (x, y) -> bool on the compute type. A number is rounded to the operand's dtype first, so that
+/// 0.1 equals the float16 nearest to 0.1.
+template <class F>
+Kernel comparison_kernel(std::string_view name, F) {
+  return cpu::elementwise_kernel(name, [](const KernelArgs& args) {
+    dispatch_all(args.inputs[0].dtype, [&]<class T>() {
+      using C = compute_type<T>;
+      if (args.inputs[1].present) {
+        cpu::run_elementwise<bool, T, T>(args.outputs[0], args.inputs.first(2), F{});
+      } else {
+        const C other = C(cpu::convert<T>(args.attributes<BinaryAttrs>().other.value()));
+        cpu::run_elementwise<bool, T>(args.outputs[0], args.inputs.first(1),
+                                      [other](C x) { return F{}(x, other); });
+      }
+    });
+  });
+}
+
+/// An op of `input` and `other`, which is a tensor or, where absent, the number in BinaryAttrs.
+inline OpBuilder comparison_op(std::string name, std::string doc, Kernel cpu) {
+  return binary_op(std::move(name), std::move(doc), infer_comparison, cpu).not_differentiable();
+}
+
+}  // namespace tenon::ops

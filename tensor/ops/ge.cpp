@@ -1,0 +1,25 @@
+// ge: where a tensor is at least another, or a number.
+#include "tensor/detail/comparison.h"
+
+namespace tenon {
+
+Tensor ge(const Tensor& input, const Tensor& other) {
+  static const Op& op = get_op("ge");
+  return apply1(op, {input, other}, BinaryAttrs{});
+}
+
+Tensor ge(const Tensor& input, const Scalar& other) {
+  static const Op& op = get_op("ge");
+  return apply1(op, {input, Tensor()}, BinaryAttrs{other});
+}
+
+namespace ops {
+
+Op define_ge() {
+  return comparison_op("ge", "input >= other, broadcast; false where either is NaN.",
+                       comparison_kernel("cpu.ge", [](auto x, auto y) { return x >= y; }))
+      .done();
+}
+
+}  // namespace ops
+}  // namespace tenon

@@ -1,0 +1,25 @@
+// lt: where a tensor is less than another, or a number.
+#include "tensor/detail/comparison.h"
+
+namespace tenon {
+
+Tensor lt(const Tensor& input, const Tensor& other) {
+  static const Op& op = get_op("lt");
+  return apply1(op, {input, other}, BinaryAttrs{});
+}
+
+Tensor lt(const Tensor& input, const Scalar& other) {
+  static const Op& op = get_op("lt");
+  return apply1(op, {input, Tensor()}, BinaryAttrs{other});
+}
+
+namespace ops {
+
+Op define_lt() {
+  return comparison_op("lt", "input < other, broadcast; false where either is NaN.",
+                       comparison_kernel("cpu.lt", [](auto x, auto y) { return x < y; }))
+      .done();
+}
+
+}  // namespace ops
+}  // namespace tenon
