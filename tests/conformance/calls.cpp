@@ -32,8 +32,16 @@ Axes axes(Arguments& arguments, const std::string& name) {
   return {arguments.get<std::int64_t>(name)};
 }
 
+/// Unsupported when an option that Tenon does not have is switched on.
+void require_off(Arguments& arguments, const char* name) {
+  if (arguments.get(name, false)) throw Unsupported(std::string("without option '") + name + "'");
+}
+
 Call unary(Tensor (*f)(const Tensor&)) {
-  return [f](const Inputs& x, Arguments&) { return Inputs{f(input(x, 0))}; };
+  return [f](const Inputs& x, Arguments& a) {
+    require_off(a, "inplace");
+    return Inputs{f(input(x, 0))};
+  };
 }
 
 Call binary(Tensor (*f)(const Tensor&, const Tensor&)) {
@@ -69,8 +77,12 @@ Call along_axis(Tensor (*f)(const Tensor&, std::int64_t)) {
 }
 
 std::vector<Tensor> call_pow(const Inputs& x, Arguments& a) {
-  if (x.size() > 1) throw Unsupported("pow takes its exponent as a number, not as a tensor");
-  return {pow(input(x, 0), a.get<double>("exponent"))};
+  if (x.size() == 1 && a.has("exponent")) return {pow(x[0], a.get<double>("exponent"))};
+  return {pow(input(x, 0), input(x, 1))};
+}
+
+std::vector<Tensor> call_softplus(const Inputs& x, Arguments& a) {
+  return {softplus(input(x, 0), a.get("beta", 1.0), a.get("threshold", 20.0))};
 }
 
 std::vector<Tensor> call_gelu(const Inputs& x, Arguments& a) {
@@ -131,7 +143,14 @@ void add_pointwise(std::map<std::string, Call, std::less<>>& table) {
   table["relu"] = unary(relu);
   table["silu"] = unary(silu);
   table["gelu"] = call_gelu;
+  table["softplus"] = call_softplus;
   table["pow"] = call_pow;
+  table["eq"] = arithmetic(eq, eq);
+  table["ne"] = arithmetic(ne, ne);
+  table["lt"] = arithmetic(lt, lt);
+  table["le"] = arithmetic(le, le);
+  table["gt"] = arithmetic(gt, gt);
+  table["ge"] = arithmetic(ge, ge);
   table["masked_fill"] = [](const Inputs& x, Arguments& a) {
     return Inputs{masked_fill(input(x, 0), input(x, 1), a.get<double>("value"))};
   };

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "autograd/autograd.h"
 #include "tensor/functional.h"
 #include "tests/conformance/calls.h"
 
@@ -63,10 +64,11 @@ bool close(double got, double expected, double rtol, double atol) {
   return std::fabs(got - expected) <= atol + rtol * std::fabs(expected);
 }
 
-/// What is wrong with an output; empty when nothing is.
+/// What is wrong with an output or a gradient; empty when nothing is.
 std::string difference(const Tensor& got, const json& spec, double rtol, double atol) {
   const DType dtype = parse_dtype(spec.at("dtype").get<std::string>());
   const Sizes sizes = spec.at("shape").get<Sizes>();
+  if (!got) return "undefined";
   if (got.dtype() != dtype || got.shape() != shape_of(sizes)) {
     return fmt::format("got {}; expected {}{}", got.spec().to_string(), name(dtype),
                        shape_of(sizes).to_string());
@@ -94,15 +96,70 @@ std::string difference(const Tensor& got, const json& spec, double rtol, double 
                     : fmt::format("{} of {} elements differ, {}", wrong, values.size(), first);
 }
 
-void compare(const std::vector<Tensor>& outputs, const json& test_case, Outcome& outcome) {
-  const json& expected = test_case.at("outputs");
-  if (outputs.size() != expected.size()) {
-    outcome.reason = fmt::format("{} outputs; expected {}", outputs.size(), expected.size());
+/// What is wrong with the first tensor that is wrong; empty when none is. A null is not compared.
+std::string first_difference(const char* kind, const std::vector<Tensor>& got, const json& expected,
+                             const json& test_case) {
+  if (got.size() != expected.size()) {
+    return fmt::format("{} {}s; expected {}", got.size(), kind, expected.size());
   }
-  for (std::size_t i = 0; i < outputs.size() && outcome.reason.empty(); ++i) {
-    const std::string what = difference(outputs[i], expected[i], test_case.at("rtol").get<double>(),
-                                        test_case.at("atol").get<double>());
-    if (!what.empty()) outcome.reason = fmt::format("output {}: {}", i, what);
+  const auto rtol = test_case.at("rtol").get<double>();
+  const auto atol = test_case.at("atol").get<double>();
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    if (expected[i].is_null()) continue;
+    const std::string what = difference(got[i], expected[i], rtol, atol);
+    if (!what.empty()) return fmt::format("{} {}: {}", kind, i, what);
+  }
+  return {};
+}
+
+/// Asks for the gradients that the case has.
+void require_gradients(const std::vector<Tensor>& inputs, const json& test_case) {
+  if (!test_case.contains("grads")) return;
+  const json& grads = test_case.at("grads");
+  for (std::size_t i = 0; i < std::min(inputs.size(), grads.size()); ++i) {
+    if (!grads[i].is_null()) Tensor(inputs[i]).requires_grad_();
+  }
+}
+
+/// The backward pass from the case's cotangents; what is wrong with the gradients.
+std::string wrong_gradients(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
+                            const json& test_case, Device device) {
+  if (!test_case.contains("grads") || !test_case.contains("cotangents")) return {};
+  const json& given = test_case.at("cotangents");
+  if (given.size() != outputs.size()) {
+    return fmt::format("{} outputs for {} cotangents", outputs.size(), given.size());
+  }
+  std::vector<Tensor> roots;
+  std::vector<Tensor> cotangents;
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    if (given[i].is_null()) continue;
+    roots.push_back(outputs[i]);
+    cotangents.push_back(build(given[i], device));
+  }
+  if (roots.empty()) return {};
+  try {
+    backward(roots, cotangents);
+  } catch (const std::exception& error) {
+    return fmt::format("backward: {}", error.what());
+  }
+  std::vector<Tensor> gradients;
+  for (const Tensor& input : inputs) gradients.push_back(input.grad());
+  return first_difference("gradient", gradients, test_case.at("grads"), test_case);
+}
+
+/// Runs the case forward and backward; a wrong output does not hide a wrong gradient.
+void run(std::string_view op, const json& test_case, Device device, Outcome& outcome) {
+  const json no_arguments = json::object();
+  Arguments arguments(test_case.contains("attrs") ? test_case.at("attrs") : no_arguments);
+  std::vector<Tensor> inputs;
+  for (const json& spec : test_case.at("inputs")) inputs.push_back(build(spec, device));
+  require_gradients(inputs, test_case);
+  const std::vector<Tensor> outputs = call(op, inputs, arguments);
+  const std::string wrong[] = {
+      first_difference("output", outputs, test_case.at("outputs"), test_case),
+      wrong_gradients(inputs, outputs, test_case, device)};
+  for (const std::string& what : wrong) {
+    if (!what.empty()) outcome.reason += (outcome.reason.empty() ? "" : "; ") + what;
   }
   outcome.status = outcome.reason.empty() ? Status::passed : Status::failed;
 }
@@ -142,11 +199,7 @@ Outcome run_case(std::string_view op, const json& test_case, Device device) {
   Outcome outcome;
   outcome.name = case_name(op, test_case);
   try {
-    const json no_arguments = json::object();
-    Arguments arguments(test_case.contains("attrs") ? test_case.at("attrs") : no_arguments);
-    std::vector<Tensor> inputs;
-    for (const json& spec : test_case.at("inputs")) inputs.push_back(build(spec, device));
-    compare(call(op, inputs, arguments), test_case, outcome);
+    run(op, test_case, device, outcome);
   } catch (const Unsupported& missing) {
     outcome.status = Status::skipped;
     outcome.reason = missing.what();

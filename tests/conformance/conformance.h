@@ -1,6 +1,5 @@
 // Reads operator cases (format: cases/README.md), runs them through Tenon's functional API on one
-// device, and compares. Expected values were computed by PyTorch in float64. Only outputs are
-// compared: cotangents and gradients in the cases are ignored while Tenon has no autograd.
+// device, forward and backward, and compares. Expected values were computed by PyTorch in float64.
 #pragma once
 
 #include <cstdint>

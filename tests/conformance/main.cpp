@@ -3,7 +3,7 @@
 //   bin/conformance tests/conformance/cases --device cuda --filter 'softmax|gelu.*float32'
 //
 // Exit status: 0 when nothing failed, 1 when a case failed, 2 for a wrong command line or
-// unreadable files. Gradients in the cases are not checked: Tenon has no autograd yet.
+// unreadable files.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -69,10 +69,9 @@ int run(const Options& options) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app(
-      "Runs operator conformance cases (one JSON file per op) and compares Tenon's outputs with "
-      "the "
-      "expected ones. A case whose op or option Tenon does not have is skipped, with the reason. "
-      "Gradients in the cases are not checked: Tenon has no autograd yet.");
+      "Runs operator conformance cases (one JSON file per op) and compares Tenon's outputs and "
+      "gradients with the expected ones. A case whose op or option Tenon does not have is skipped, "
+      "with the reason.");
   app.add_option("DIR", options.folder, "Folder of case files")->required();
   app.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
   app.add_option("--filter", options.filter,
