@@ -154,10 +154,12 @@ class Walk {
     for (std::size_t i = 0; i < node->edges.size() && i < gradients.size(); ++i) {
       if (!gradients[i] || !node->edges[i].needed()) continue;
       const TensorSpec& spec = *node->inputs[i];
-      TENON_INTERNAL(
-          gradients[i].dtype() == spec.dtype && gradients[i].shape().rank() == spec.shape.rank(),
-          "[{}] gave a gradient {} for operand {}, which is {}", node->op->name,
-          gradients[i].spec().to_string(), i, spec.to_string());
+      const bool fits =
+          gradients[i].dtype() == spec.dtype &&
+          (gradients[i].is_eager() ? gradients[i].shape() == spec.shape
+                                   : gradients[i].shape().rank() == spec.shape.rank());
+      TENON_INTERNAL(fits, "[{}] gave a gradient {} for operand {}, which is {}", node->op->name,
+                     gradients[i].spec().to_string(), i, spec.to_string());
       add(node->edges[i], gradients[i]);
     }
     if (!options_.retain_graph && !options_.create_graph) node->release();
@@ -172,13 +174,23 @@ class Walk {
     }
   }
 
+  /// A gradient that can be changed in place: nobody else holds it, and it is contiguous, so that
+  /// optimizers read it linearly.
+  static Tensor own(Tensor& gradient) {
+    if (!gradient.is_eager()) {
+      return gradient.impl().use_count() == 1
+                 ? gradient
+                 : Tensor(std::make_shared<TensorImpl>(*gradient.impl()));
+    }
+    const bool alone = gradient.impl().use_count() == 1 && gradient.storage().use_count() == 1;
+    return alone && gradient.is_contiguous() ? gradient : gradient.clone();
+  }
+
   void finish_leaves() {
     for (auto& [leaf, gradient] : leaf_order_) {
       gradient = run_hooks(leaf->hooks.get(), gradient, leaf->spec);
       if (accumulates_) {
-        const Tensor before = leaf->grad ? Tensor(leaf->grad) : Tensor();
-        // Contiguous, so that optimizers read it linearly.
-        leaf->grad = (before ? tenon::add(before, gradient) : contiguous(gradient)).impl();
+        leaf->grad = (leaf->grad ? tenon::add(Tensor(leaf->grad), gradient) : own(gradient)).impl();
         continue;
       }
       for (std::size_t i = 0; i < wanted_.size(); ++i) {

@@ -73,25 +73,23 @@ void TapeNode::release() {
 }
 
 TapeNode::~TapeNode() {
-  // A long chain would otherwise be destroyed by recursion, a stack frame per call.
-  thread_local std::vector<std::shared_ptr<TapeNode>> pending;
+  // A long chain would otherwise be destroyed by recursion, a stack frame per call: what leads to
+  // earlier nodes is handed to the outermost destructor, which drops it piece by piece.
+  thread_local std::vector<std::shared_ptr<void>> pending;
   thread_local bool draining = false;
   for (Edge& edge : edges) {
     if (edge.node) pending.push_back(std::move(edge.node));
   }
   for (auto* saved : {&saved_inputs, &saved_outputs}) {
     for (SavedTensor& entry : *saved) {
-      if (!entry.tensor || entry.tensor.impl().use_count() > 1) continue;
-      if (entry.tensor.impl()->producer) {
-        pending.push_back(std::static_pointer_cast<TapeNode>(entry.tensor.impl()->producer));
-        entry.tensor.impl()->producer = nullptr;
-      }
+      if (entry.tensor) pending.push_back(entry.tensor.impl());
     }
+    saved->clear();
   }
   if (draining) return;
   draining = true;
   while (!pending.empty()) {
-    const std::shared_ptr<TapeNode> next = std::move(pending.back());
+    const std::shared_ptr<void> next = std::move(pending.back());
     pending.pop_back();
   }
   draining = false;

@@ -1,5 +1,5 @@
-// Walks the op registry: an op without documentation, inference, a kernel on each device, or a test
-// against an independent reference does not pass.
+// Walks the op registry: an op without documentation, inference, a gradient (or the word that it has
+// none), a kernel on each device, or a test against an independent reference does not pass.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -21,6 +21,13 @@ const std::map<std::string, std::string> kOracleTests = {
     {"cast", "tensor_shape_ops: element by element"},
 };
 
+/// Gradients are checked through the op that they are of: by its cases, which have gradients, and by
+/// autograd_gradcheck.
+bool is_gradient_of_an_op(const std::string& name) {
+  constexpr std::string_view kSuffix = "_backward";
+  return name.ends_with(kSuffix) && find_op(name.substr(0, name.size() - kSuffix.size()));
+}
+
 class Coverage : public ::testing::TestWithParam<const Op*> {};
 
 TEST_P(Coverage, OpIsComplete) {
@@ -36,7 +43,11 @@ TEST_P(Coverage, OpIsComplete) {
   EXPECT_EQ(op.pattern_attrs != nullptr && op.decompose == nullptr, false)
       << "a fused op is matched by its decomposition";
   const std::string cases = test::test_data("conformance/" + op.name + ".json");
-  EXPECT_TRUE(std::filesystem::exists(cases) || kOracleTests.contains(op.name))
+  EXPECT_TRUE(op.vjp || op.decompose || op.not_differentiable) << "no gradient";
+  EXPECT_FALSE(op.vjp && op.not_differentiable) << "a gradient that is never asked for";
+  EXPECT_TRUE(op.vjp || (op.saved_inputs | op.saved_outputs) == 0) << "saves what nothing reads";
+  EXPECT_TRUE(std::filesystem::exists(cases) || kOracleTests.contains(op.name) ||
+              is_gradient_of_an_op(op.name))
       << "neither conformance cases at " << cases << " nor a named oracle test";
 }
 
