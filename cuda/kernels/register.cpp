@@ -16,6 +16,7 @@ void register_all_kernels() {
   register_softmax_backward_kernels();
   register_layer_norm_kernels();
   register_layer_norm_backward_kernels();
+  register_cross_entropy_kernels();
   register_dropout_kernels();
   register_embedding_kernels();
   register_matmul_kernels();

@@ -19,6 +19,7 @@ void register_softmax_kernels();
 void register_softmax_backward_kernels();
 void register_layer_norm_kernels();
 void register_layer_norm_backward_kernels();
+void register_cross_entropy_kernels();
 void register_dropout_kernels();
 void register_embedding_kernels();
 void register_matmul_kernels();

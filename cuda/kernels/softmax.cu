@@ -2,9 +2,8 @@
 // float64). Three kernels: rows (inner == 1) that are aligned and fit the registers of a warp or block
 // are read once; other rows are read twice, with a running maximum and sum; columns (inner > 1)
 // likewise, with neighbouring threads on neighbouring columns.
-#include <limits>
-
 #include "cuda/device/rows.cuh"
+#include "cuda/device/running_sum.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
 #include "tensor/ops/attributes.h"
@@ -22,30 +21,6 @@ struct SoftmaxParams {
   std::int64_t cols = 0;  // along the axis
   std::int64_t inner = 1;
   int lanes = 1;
-};
-
-/// Maximum and Σ exp(x - maximum) of the values seen so far.
-template <class C>
-struct RunningSum {
-  C maximum = -std::numeric_limits<C>::infinity();
-  C sum = C(0);
-
-  __device__ __forceinline__ void add(C value) {
-    if (value == -std::numeric_limits<C>::infinity()) return;  // a term of 0
-    if (value != value)
-      sum = value;
-    else
-      merge({value, C(1)});
-  }
-  __device__ __forceinline__ void merge(const RunningSum& other) {
-    const C larger = NumberMax{}(maximum, other.maximum);
-    if (larger == -std::numeric_limits<C>::infinity()) {
-      sum += other.sum;  // 0 or NaN: the differences below would be NaN
-      return;
-    }
-    sum = sum * exp_of(maximum - larger) + other.sum * exp_of(other.maximum - larger);
-    maximum = larger;
-  }
 };
 
 /// One element of the result: exp(x - maximum)/sum, or its logarithm.
@@ -94,11 +69,8 @@ __global__ void __launch_bounds__(kMaxRowThreads) softmax_rows_kernel(const Soft
   RunningSum<C> own;
 #pragma unroll 4
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) own.add(widen(source[i]));
-  const C maximum = group_reduce(own.maximum, p.lanes, scratch, NumberMax{});
-  // A thread that saw nothing but -inf would make NaN of its 0.
-  const C part = own.sum == C(0) ? C(0) : own.sum * exp_of(own.maximum - maximum);
-  const C sum = group_reduce(part, p.lanes, scratch, Sum{});
-  const Finish<kLog, C> finish(maximum, sum);
+  const RunningSum<C> total = own.combined(p.lanes, scratch);
+  const Finish<kLog, C> finish(total.maximum, total.sum);
   if (!group.active) return;
 #pragma unroll 4
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {

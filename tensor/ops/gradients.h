@@ -39,4 +39,8 @@ Tensor silu_backward(const Tensor& grad, const Tensor& input);
 Tensor softplus_backward(const Tensor& grad, const Tensor& input, double beta, double threshold);
 Tensor tanh_backward(const Tensor& grad, const Tensor& output);
 
+/// `grad` is that of the loss: () or, without a reduction, (N).
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                              const CrossEntropyAttrs& attrs);
+
 }  // namespace tenon::ops

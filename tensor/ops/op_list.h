@@ -51,6 +51,8 @@
   X(layer_norm_backward) \
   X(rms_norm) \
   X(rms_norm_backward) \
+  X(cross_entropy) \
+  X(cross_entropy_backward) \
   X(dropout) \
   X(scaled_dot_product_attention) \
   X(bias_dropout_residual_layer_norm) \
