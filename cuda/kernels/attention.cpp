@@ -9,69 +9,16 @@
 #include "cuda/check.h"
 #include "cuda/kernels/register.h"
 #include "tensor/cpu/dropout.h"
-#include "tensor/op.h"
-#include "tensor/ops/attributes.h"
 
 namespace tenon::cuda {
 namespace {
 
 constexpr const char* kOp = "scaled_dot_product_attention";
-constexpr int kOperands = 5;  // query, key, value, mask, output
-
-const TensorView* mask_of(const KernelArgs& args) {
-  return args.inputs.size() > 3 && args.inputs[3].present ? &args.inputs[3] : nullptr;
-}
-
 /// The stride along `axis`, counted from the last one; 0 where the operand is broadcast.
 std::int64_t stride_from_end(const TensorView* view, int axis) {
   if (view == nullptr || axis >= view->rank()) return 0;
   const int index = view->rank() - 1 - axis;
   return view->sizes[index] == 1 ? 0 : view->strides[index];
-}
-
-/// Fills in strides, and the batch axes with neighbours merged where all operands allow it.
-void set_layout(AttentionParams& params, const KernelArgs& args) {
-  const TensorView& output = args.outputs[0];
-  const TensorView* views[kOperands] = {&args.inputs[0], &args.inputs[1], &args.inputs[2],
-                                        mask_of(args), &output};
-  AttentionOperand* strides[kOperands] = {&params.query_strides, &params.key_strides,
-                                          &params.value_strides, &params.mask_strides,
-                                          &params.output_strides};
-  for (int i = 0; i < kOperands; ++i) {
-    strides[i]->column = stride_from_end(views[i], 0);
-    strides[i]->row = stride_from_end(views[i], 1);
-  }
-  params.batches = 1;
-  int& axes = params.batch_axes;
-  for (int axis = 0; axis < output.rank() - 2; ++axis) {
-    const std::int64_t size = output.sizes[axis];
-    params.batches *= size;
-    if (size == 1) continue;
-    std::int64_t step[kOperands];
-    bool merges = axes > 0;
-    for (int i = 0; i < kOperands; ++i) {
-      step[i] = stride_from_end(views[i], output.rank() - 1 - axis);
-      merges = merges && strides[i]->batch[axes - 1] == step[i] * size;
-    }
-    if (!merges) ++axes;
-    for (int i = 0; i < kOperands; ++i) strides[i]->batch[axes - 1] = step[i];
-    params.batch_sizes[axes - 1] = merges ? params.batch_sizes[axes - 1] * size : size;
-  }
-}
-
-/// Fills in the dropout; true when it drops everything, so that the output is zero.
-bool set_dropout(AttentionParams& params, const AttentionAttrs& attributes,
-                 const KernelArgs& args) {
-  const cpu::DropoutPlan plan =
-      cpu::plan_dropout(kOp, {attributes.dropout_p, attributes.mode, attributes.site}, args,
-                        params.batches * params.length, params.keys);
-  params.has_dropout = plan.active;
-  params.dropout_key = plan.key;
-  params.keep_scale = plan.scale;
-  // p rounds to 1, which the 16 bits that kernels compare with cannot express.
-  if (plan.threshold > 0xffff) params.keep_scale = 0;
-  params.dropout_threshold = std::min(plan.threshold, 0xffffU);
-  return plan.active && plan.scale == 0;
 }
 
 /// What a call comes down to. Nothing is launched for `zero`: an empty output, no keys to sum over,
@@ -82,9 +29,8 @@ struct Call {
 };
 
 Call make_call(const KernelArgs& args) {
-  const auto& attributes = args.attributes<AttentionAttrs>();
   const TensorView& output = args.outputs[0];
-  const TensorView* mask = mask_of(args);
+  const TensorView& mask = args.inputs[3];
   AttentionParams params{};
   params.query = args.inputs[0].data;
   params.key = args.inputs[1].data;
@@ -94,31 +40,14 @@ Call make_call(const KernelArgs& args) {
   params.keys = args.inputs[1].size(-2);
   params.head = args.inputs[0].size(-1);
   params.head_v = output.size(-1);
-  set_layout(params, args);
-  params.scale_log2 = attributes.scale.value() * std::numbers::log2e;
-  params.is_causal = attributes.is_causal;
-  if (mask != nullptr) {
-    params.mask = mask->data;
-    params.mask_kind =
-        mask->dtype == DType::boolean ? AttentionMask::boolean : AttentionMask::additive;
-  }
-  const bool dropped = set_dropout(params, attributes, args);
+  const OperandLayout operands[] = {{&args.inputs[0], &params.query_strides},
+                                    {&args.inputs[1], &params.key_strides},
+                                    {&args.inputs[2], &params.value_strides},
+                                    {mask.present ? &mask : nullptr, &params.mask_strides},
+                                    {&output, &params.output_strides}};
+  set_layout(params, output.sizes, operands);
+  const bool dropped = set_attributes(params, args.attributes<AttentionAttrs>(), mask, args);
   return {params, dropped || params.keys == 0 || output.numel() == 0};
-}
-
-void write_zeros(const KernelArgs& args) {
-  const TensorView& output = args.outputs[0];
-  if (output.numel() == 0) return;
-  const Stream stream = stream_of(args);
-  use_device(stream.device);
-  // Strided outputs are dense: their elements fill one block of memory.
-  TENON_CUDA_CHECK(cudaMemsetAsync(output.data, 0,
-                                   static_cast<std::size_t>(output.numel()) * size_of(output.dtype),
-                                   stream.handle));
-}
-
-bool has_dense_rows(const TensorView& view) {
-  return view.rank() >= 1 && (view.size(-1) <= 1 || view.stride(-1) == 1);
 }
 
 /// Every row starts at a multiple of 16 bytes; a null pointer counts as aligned.
@@ -138,7 +67,7 @@ int device_attribute(cudaDeviceAttr attribute, int device) {
 
 void run_simt(const KernelArgs& args) {
   const auto [params, zero] = make_call(args);
-  if (zero) return write_zeros(args);
+  if (zero) return write_zeros(args.outputs[0], stream_of(args));
   const DType dtype = args.outputs[0].dtype;
   launch_flash_simt(params, dtype, choose_flash_simt_tiling(dtype, params.head_v), stream_of(args));
 }
@@ -147,7 +76,7 @@ void run_mma(const KernelArgs& args) {
   // Kernels are selected before addresses are known.
   if (!std::ranges::all_of(args.inputs.first(3), has_aligned_rows)) return run_simt(args);
   const auto [params, zero] = make_call(args);
-  if (zero) return write_zeros(args);
+  if (zero) return write_zeros(args.outputs[0], stream_of(args));
   const Stream stream = stream_of(args);
   const AttentionTiling tiling = choose_flash_mma_tiling(
       params, device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
@@ -171,6 +100,65 @@ bool accepts_simt(int operand, const TensorView& view) {
 }
 
 }  // namespace
+
+void set_layout(AttentionParams& params, const Extents& sizes,
+                std::span<const OperandLayout> operands) {
+  for (const OperandLayout& operand : operands) {
+    operand.strides->column = stride_from_end(operand.view, 0);
+    operand.strides->row = stride_from_end(operand.view, 1);
+  }
+  params.batches = 1;
+  int& axes = params.batch_axes;
+  axes = 0;
+  for (int axis = 0; axis < sizes.size() - 2; ++axis) {
+    const std::int64_t size = sizes[axis];
+    params.batches *= size;
+    if (size == 1) continue;
+    const auto step = [&](const OperandLayout& operand) {
+      return stride_from_end(operand.view, sizes.size() - 1 - axis);
+    };
+    const bool merges = axes > 0 && std::ranges::all_of(operands, [&](const OperandLayout& o) {
+                          return o.strides->batch[axes - 1] == step(o) * size;
+                        });
+    if (!merges) ++axes;
+    for (const OperandLayout& operand : operands) operand.strides->batch[axes - 1] = step(operand);
+    params.batch_sizes[axes - 1] = merges ? params.batch_sizes[axes - 1] * size : size;
+  }
+}
+
+bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
+                    const TensorView& mask, const KernelArgs& args) {
+  params.scale_log2 = attributes.scale.value() * std::numbers::log2e;
+  params.is_causal = attributes.is_causal;
+  if (mask.present) {
+    params.mask = mask.data;
+    params.mask_kind =
+        mask.dtype == DType::boolean ? AttentionMask::boolean : AttentionMask::additive;
+  }
+  const cpu::DropoutPlan plan =
+      cpu::plan_dropout(args.op->name, {attributes.dropout_p, attributes.mode, attributes.site},
+                        args, params.batches * params.length, params.keys);
+  params.has_dropout = plan.active;
+  params.dropout_key = plan.key;
+  params.keep_scale = plan.scale;
+  // p rounds to 1, which the 16 bits that kernels compare with cannot express.
+  if (plan.threshold > 0xffff) params.keep_scale = 0;
+  params.dropout_threshold = std::min(plan.threshold, 0xffffU);
+  return plan.active && plan.scale == 0;
+}
+
+void write_zeros(const TensorView& output, Stream stream) {
+  if (output.numel() == 0) return;
+  use_device(stream.device);
+  // Strided outputs are dense: their elements fill one block of memory.
+  TENON_CUDA_CHECK(cudaMemsetAsync(output.data, 0,
+                                   static_cast<std::size_t>(output.numel()) * size_of(output.dtype),
+                                   stream.handle));
+}
+
+bool has_dense_rows(const TensorView& view) {
+  return view.rank() >= 1 && (view.size(-1) <= 1 || view.stride(-1) == 1);
+}
 
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
   const auto fits = [](std::int64_t size) { return size > 0 && size <= 256 && size % 8 == 0; };

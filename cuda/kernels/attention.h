@@ -8,10 +8,12 @@
 
 #include <cstdint>
 
+#include <span>
+
 #include "cuda/launch.h"
-#include "tensor/dtype.h"
+#include "tensor/op.h"
+#include "tensor/ops/attributes.h"
 #include "tensor/philox.h"
-#include "tensor/tensor_view.h"
 
 namespace tenon::cuda {
 
@@ -76,6 +78,23 @@ struct AttentionTiling {
   int threads = 0;
   std::int64_t shared_bytes = 0;
 };
+
+/// An operand of a call (null: absent), and where its strides go.
+struct OperandLayout {
+  const TensorView* view;
+  AttentionOperand* strides;
+};
+/// Fills in the operands' strides along `sizes`, and the batch axes with neighbours merged where all
+/// operands allow it. An operand of smaller size or rank is repeated: its stride is 0.
+void set_layout(AttentionParams& params, const Extents& sizes,
+                std::span<const OperandLayout> operands);
+/// Fills in scale, causality and mask, and the dropout; true when that drops everything.
+bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
+                    const TensorView& mask, const KernelArgs& args);
+/// Writes zeros to a dense tensor.
+void write_zeros(const TensorView& output, Stream stream);
+/// The elements of the last axis are neighbours.
+bool has_dense_rows(const TensorView& view);
 
 /// Whether flash_mma can take these sizes: 16-bit floats, head sizes multiples of 8 up to 256.
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);

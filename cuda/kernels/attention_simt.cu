@@ -6,17 +6,10 @@
 // x + 16·j of the scores. All shared memory reads are 16 bytes a thread: rows of query and key are
 // read along the head, rows padded by 16 bytes so that neighbouring rows start in different banks.
 // A head longer than kDepth is multiplied in steps; a value longer than kSlice takes several blocks.
-#include "cuda/device/memory.cuh"
-#include "cuda/kernels/attention_common.cuh"
+#include "cuda/kernels/attention_simt.cuh"
 
 namespace tenon::cuda {
 namespace {
-
-constexpr int kSimtThreads = 128;
-constexpr int kSimtRows = 64;
-constexpr int kThreadRows = 8;
-constexpr int kAcross = 16;  // threads along the keys
-constexpr unsigned kFullWarp = 0xffffffffU;
 
 /// Compile-time facts of one kernel.
 template <class T_, int kSlice_, int kKeys_, int kDepth_>
@@ -27,16 +20,16 @@ struct SimtTile {
   static constexpr int kKeys = kKeys_;
   static constexpr int kDepth = kDepth_;
   static constexpr int kLength = 16 / static_cast<int>(sizeof(C));  // elements of a 16-byte read
-  static constexpr int kThreadKeys = kKeys / kAcross;
+  static constexpr int kThreadColumns = kKeys / kAcross;
   static constexpr int kColumnSets =
       kSlice / (kAcross * kLength);  // 16-byte pieces of a row a thread
   static constexpr int kHeadStride = kDepth + kLength;
-  static constexpr int kProbabilityStride = kKeys + kLength;
+  static constexpr int kWeightStride = kKeys + kLength;
   struct Shared {
     alignas(16) C query[kSimtRows * kHeadStride];
     alignas(16) C key[kKeys * kHeadStride];
     alignas(16) C value[kKeys * kSlice];
-    alignas(16) C probability[kSimtRows * kProbabilityStride];
+    alignas(16) C probability[kSimtRows * kWeightStride];
     AttentionBlock<T> block;
   };
 };
@@ -48,81 +41,6 @@ struct SimtState {
   typename Tile::C top[kThreadRows];  // running maximum, in units of log2
   typename Tile::C sum[kThreadRows];  // of the columns that this thread holds
 };
-
-/// Copies kRows x kColumns elements, widened; what lies outside rows x columns is 0.
-template <int kRows, int kColumns, int kStride, class C, class T>
-__device__ __forceinline__ void stage_tile(C* shared, const T* global, std::int64_t stride,
-                                           std::int64_t rows, std::int64_t columns) {
-  constexpr int kStep = kSimtThreads / kColumns;
-  static_assert(kSimtThreads % kColumns == 0 && kRows % kStep == 0);
-  const int column = static_cast<int>(threadIdx.x) % kColumns;
-  const int first = static_cast<int>(threadIdx.x) / kColumns;
-  const T* source = global + first * stride + column;
-#pragma unroll 8
-  for (int i = 0; i < kRows / kStep; ++i) {
-    const int row = first + i * kStep;
-    shared[row * kStride + column] =
-        row < rows && column < columns ? static_cast<C>(widen(*source)) : C(0);
-    source += kStep * stride;
-  }
-}
-
-/// score += Q·Kᵀ over the first `depth` staged columns of the head.
-template <class Tile>
-__device__ __forceinline__ void add_key_products(
-    const typename Tile::Shared& shared, typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys],
-    int depth, int y, int x) {
-  using C = typename Tile::C;
-#pragma unroll 2
-  for (int k = 0; k < depth; k += Tile::kLength) {
-    Pack<C, Tile::kLength> query[kThreadRows];
-#pragma unroll
-    for (int i = 0; i < kThreadRows; ++i) {
-      query[i] = load_pack<C, Tile::kLength>(&shared.query[(y + 8 * i) * Tile::kHeadStride + k]);
-    }
-#pragma unroll
-    for (int j = 0; j < Tile::kThreadKeys; ++j) {
-      const auto key =
-          load_pack<C, Tile::kLength>(&shared.key[(x + kAcross * j) * Tile::kHeadStride + k]);
-#pragma unroll
-      for (int i = 0; i < kThreadRows; ++i) {
-#pragma unroll
-        for (int e = 0; e < Tile::kLength; ++e) score[i][j] += query[i].item[e] * key.item[e];
-      }
-    }
-  }
-}
-
-/// output += P·V over the first `keys` staged keys.
-template <class Tile>
-__device__ __forceinline__ void add_value_products(const typename Tile::Shared& shared,
-                                                   SimtState<Tile>& state, int keys, int y, int x) {
-  using C = typename Tile::C;
-#pragma unroll 1
-  for (int k = 0; k < keys; k += Tile::kLength) {
-    Pack<C, Tile::kLength> p[kThreadRows];
-#pragma unroll
-    for (int i = 0; i < kThreadRows; ++i) {
-      p[i] = load_pack<C, Tile::kLength>(
-          &shared.probability[(y + 8 * i) * Tile::kProbabilityStride + k]);
-    }
-#pragma unroll
-    for (int e = 0; e < Tile::kLength; ++e) {
-#pragma unroll
-      for (int set = 0; set < Tile::kColumnSets; ++set) {
-        const auto value = load_pack<C, Tile::kLength>(
-            &shared.value[(k + e) * Tile::kSlice + (set * kAcross + x) * Tile::kLength]);
-#pragma unroll
-        for (int i = 0; i < kThreadRows; ++i) {
-#pragma unroll
-          for (int c = 0; c < Tile::kLength; ++c) {
-            state.output[i][set][c] += p[i].item[e] * value.item[c];
-          }
-        }
-      }
-    }
-  }
-}
 
 /// What the scores left by finish_scores are still to be multiplied by: the scale, when maximum and
 /// mask do not depend on it, so that scaling and subtracting the maximum round once together.
@@ -136,8 +54,8 @@ __device__ __forceinline__ C late_scale(const AttentionParams& params) {
 template <class Tile>
 __device__ __forceinline__ void finish_scores(
     const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
-    typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys], std::int64_t row0, std::int64_t key0,
-    int x) {
+    typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns], std::int64_t row0,
+    std::int64_t key0, int x) {
   using C = typename Tile::C;
   const C late = late_scale<C>(params);
   const C scale = late == C(1) ? static_cast<C>(params.scale_log2) : C(1);
@@ -148,7 +66,7 @@ __device__ __forceinline__ void finish_scores(
   for (int i = 0; i < kThreadRows; ++i) {
     const int seen = seen_keys(params, row0 + 8 * i, key0, present);
 #pragma unroll
-    for (int j = 0; j < Tile::kThreadKeys; ++j) {
+    for (int j = 0; j < Tile::kThreadColumns; ++j) {
       const int column = x + kAcross * j;
       C& s = score[i][j];
       s *= scale;
@@ -160,16 +78,6 @@ __device__ __forceinline__ void finish_scores(
   }
 }
 
-/// Reduces over the 16 threads that share rows.
-template <class C, class Combine>
-__device__ __forceinline__ C reduce_across(C value, Combine combine) {
-#pragma unroll
-  for (int distance = kAcross / 2; distance > 0; distance /= 2) {
-    value = combine(value, __shfl_xor_sync(kFullWarp, value, distance));
-  }
-  return value;
-}
-
 /// Keep decisions of the thread's scores, one Philox call per 8 columns and none twice: of the 8
 /// threads that share columns 8·a …, thread u draws row i = u; byte j of its word are keys 16·j + 8·a.
 template <class Tile>
@@ -179,7 +87,7 @@ __device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& par
   const std::int64_t row = first_row + 8 * (x % 8);
   std::uint32_t bits = 0;
 #pragma unroll
-  for (int j = 0; j < Tile::kThreadKeys; ++j) {
+  for (int j = 0; j < Tile::kThreadColumns; ++j) {
     const std::int64_t group = (key0 + kAcross * j + (x & 8)) / 8;
     bits |= dropout_bits8(params.dropout_key, row, group, params.dropout_threshold) << (8 * j);
   }
@@ -190,7 +98,7 @@ __device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& par
 template <class Tile>
 __device__ __forceinline__ void update_softmax(
     const AttentionParams& params, typename Tile::Shared& shared, SimtState<Tile>& state,
-    const typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys], std::int64_t dropout_row,
+    const typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns], std::int64_t dropout_row,
     std::int64_t key0, int y, int x) {
   using C = typename Tile::C;
   const C scale = late_scale<C>(params);
@@ -200,7 +108,7 @@ __device__ __forceinline__ void update_softmax(
   for (int i = 0; i < kThreadRows; ++i) {
     C top = score[i][0];
 #pragma unroll
-    for (int j = 1; j < Tile::kThreadKeys; ++j) top = max(top, score[i][j]);
+    for (int j = 1; j < Tile::kThreadColumns; ++j) top = max(top, score[i][j]);
     top = max(state.top[i], scale * reduce_across(top, [](C a, C b) { return max(a, b); }));
     // A row without visible keys so far: any finite offset gives probabilities of 0.
     const C offset = top == -static_cast<C>(INFINITY) ? C(0) : top;
@@ -215,10 +123,10 @@ __device__ __forceinline__ void update_softmax(
     const std::uint32_t keep =
         params.has_dropout ? __shfl_sync(kFullWarp, drawn, i, 8) >> (x % 8) : 0xffffffffU;
 #pragma unroll
-    for (int j = 0; j < Tile::kThreadKeys; ++j) {
+    for (int j = 0; j < Tile::kThreadColumns; ++j) {
       const C p = exp2(fma(score[i][j], scale, -offset));
       state.sum[i] += p;
-      shared.probability[(y + 8 * i) * Tile::kProbabilityStride + x + kAcross * j] =
+      shared.probability[(y + 8 * i) * Tile::kWeightStride + x + kAcross * j] =
           (keep >> (8 * j)) & 1U ? p : C(0);
     }
   }
@@ -228,7 +136,7 @@ __device__ __forceinline__ void update_softmax(
 template <class Tile>
 __device__ __forceinline__ void score_keys(
     const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
-    typename Tile::Shared& shared, typename Tile::C (&score)[kThreadRows][Tile::kThreadKeys],
+    typename Tile::Shared& shared, typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns],
     std::int64_t key0, int y, int x) {
   using C = typename Tile::C;
   const std::int64_t block_row = block.row_block * kSimtRows;
@@ -246,7 +154,7 @@ __device__ __forceinline__ void score_keys(
     __syncthreads();
     const auto depth =
         static_cast<int>(min(params.head - depth0, static_cast<std::int64_t>(Tile::kDepth)));
-    add_key_products<Tile>(shared, score, depth, y, x);
+    add_row_products<Tile>(shared.query, shared.key, score, depth, y, x);
   }
 }
 
@@ -302,15 +210,15 @@ __global__ __launch_bounds__(kSimtThreads) void flash_simt_kernel(
     stage_tile<Tile::kKeys, Tile::kSlice, Tile::kSlice, C>(
         shared.value, block.value + key0 * params.value_strides.row + column0,
         params.value_strides.row, present, params.head_v - column0);
-    C score[kThreadRows][Tile::kThreadKeys] = {};
+    C score[kThreadRows][Tile::kThreadColumns] = {};
     score_keys<Tile>(params, block, shared, score, key0, y, x);
     finish_scores<Tile>(params, block, score, row0, key0, x);
     update_softmax<Tile>(params, shared, state, score, block.batch * params.length + row0, key0, y,
                          x);
     __syncwarp();  // the 16 threads of a row are in one warp
-    add_value_products<Tile>(shared, state,
-                             static_cast<int>(min(present, static_cast<std::int64_t>(Tile::kKeys))),
-                             y, x);
+    add_weighted_rows<Tile>(shared.probability, shared.value, state.output,
+                            static_cast<int>(min(present, static_cast<std::int64_t>(Tile::kKeys))),
+                            y, x);
   }
   write_output<Tile>(params, block.output, state, row0, column0, x);
 }

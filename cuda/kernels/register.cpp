@@ -22,6 +22,7 @@ void register_all_kernels() {
   register_matmul_kernels();
   register_attention_kernels();
   register_optimizer_kernels();
+  register_attention_backward_kernels();
 }
 
 }  // namespace tenon::cuda

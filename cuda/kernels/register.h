@@ -25,6 +25,7 @@ void register_embedding_kernels();
 void register_matmul_kernels();
 void register_attention_kernels();
 void register_optimizer_kernels();
+void register_attention_backward_kernels();
 
 /// Calls all of the above; once, at start-up.
 void register_all_kernels();

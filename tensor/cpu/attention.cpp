@@ -6,77 +6,19 @@
 #include <cmath>
 #include <limits>
 
-#include "tensor/cpu/dropout.h"
-#include "tensor/cpu/gemm.h"
-#include "tensor/cpu/rows.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/cpu/attention_tiles.h"
 #include "tensor/parallel.h"
 
 namespace tenon::cpu {
 namespace {
 
-constexpr std::int64_t kQueryBlock = 48;  // a multiple of kPanelRows
-constexpr std::int64_t kKeyBlock = 128;   // a multiple of every kPanelColumns and of 8
+constexpr std::int64_t kKeyBlock = 128;  // a multiple of every kPanelColumns and of 8
 /// Bytes of packed K and V at a time; heads are processed in groups of at most this, at least one.
 constexpr std::int64_t kPackedBytes = std::int64_t{8} << 20;
 
-constexpr std::int64_t round_up(std::int64_t n, std::int64_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
-
-/// Sizes and strides of one call. "Head" is one index of all leading axes together.
-struct Problem {
-  const KernelArgs& args;
-  TensorView query, key, value, output;
-  TensorView mask;  // broadcast to the scores' rank, stride 0 along broadcast axes
-  Extents heads;    // sizes of the leading axes
-  std::int64_t queries, keys, depth, value_depth;
-  double scale;
-  bool causal;
-  DropoutPlan dropout;
-
-  std::int64_t offset(const TensorView& view, std::int64_t head) const {
-    return offset_of(head, heads, view.strides);
-  }
+struct Problem : AttentionProblem {
+  TensorView output;
 };
-
-TensorView broadcast_mask(const TensorView& mask, const Extents& scores) {
-  TensorView result = mask;
-  if (!mask.present) return result;
-  result.sizes = scores;
-  result.strides = Extents::filled(scores.size(), 0);
-  const int missing = scores.size() - mask.rank();
-  for (int axis = 0; axis < mask.rank(); ++axis) {
-    if (mask.sizes[axis] != 1) result.strides[axis + missing] = mask.strides[axis];
-  }
-  return result;
-}
-
-Problem make_problem(const KernelArgs& args) {
-  const auto& attrs = args.attributes<AttentionAttrs>();
-  const TensorView& query = args.inputs[0];
-  const TensorView& key = args.inputs[1];
-  Extents scores = query.sizes;
-  scores[scores.size() - 1] = key.size(-2);
-  Problem p{.args = args,
-            .query = query,
-            .key = key,
-            .value = args.inputs[2],
-            .output = args.outputs[0],
-            .mask = broadcast_mask(args.inputs[3], scores),
-            .heads = first_axes(query.sizes, query.rank() - 2),
-            .queries = query.size(-2),
-            .keys = key.size(-2),
-            .depth = query.size(-1),
-            .value_depth = args.inputs[2].size(-1),
-            .scale = attrs.scale.value(),
-            .causal = attrs.is_causal,
-            .dropout = {}};
-  p.dropout =
-      plan_dropout("scaled_dot_product_attention", {attrs.dropout_p, attrs.mode, attrs.site}, args,
-                   p.heads.product() * p.queries, p.keys);
-  return p;
-}
 
 /// Packed K and V of some heads: K as panels (keys, depth, kPanelColumns), V as panels
 /// (value_depth, keys, kPanelColumns).
@@ -87,19 +29,6 @@ struct PackedHeads {
   C* keys = nullptr;
   C* values = nullptr;
 };
-
-/// Packs `count` lines (keys of K, columns of V) of one head into panels.
-template <class T>
-void pack_lines(const T* data, std::int64_t count, std::int64_t line_stride, std::int64_t depth,
-                std::int64_t depth_stride, compute_type<T>* out) {
-  constexpr int kWidth = kPanelColumns<compute_type<T>>;
-  for (std::int64_t first = 0; first < count; first += kWidth) {
-    const int present = static_cast<int>(std::min<std::int64_t>(kWidth, count - first));
-    std::int64_t offsets[kWidth];
-    for (int i = 0; i < present; ++i) offsets[i] = (first + i) * line_stride;
-    pack_panel<kWidth, T>(data, offsets, present, depth, depth_stride, out + first * depth);
-  }
-}
 
 template <class T>
 void pack_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed, std::int64_t heads) {
@@ -116,20 +45,6 @@ void pack_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed, st
   });
 }
 
-/// out (rows, columns) = or += a (rows, depth)·packed panels, rows and columns in whole panels.
-template <class C>
-void multiply(const C* a, std::int64_t a_stride, const C* panels, std::int64_t panel_stride,
-              std::int64_t depth, std::int64_t rows, std::int64_t columns, C* out,
-              std::int64_t out_stride, bool accumulate) {
-  for (std::int64_t j = 0; j < columns; j += kPanelColumns<C>) {
-    const C* panel = panels + j / kPanelColumns<C> * panel_stride;
-    for (std::int64_t i = 0; i < rows; i += kPanelRows) {
-      micro_kernel(depth, a + i * a_stride, a_stride, 1, panel, out + i * out_stride + j,
-                   out_stride, accumulate);
-    }
-  }
-}
-
 /// What a task keeps between blocks of keys: rows in whole panels, the scale applied to `query`.
 template <class C>
 struct QueryBlock {
@@ -141,26 +56,6 @@ struct QueryBlock {
   C max[kQueryBlock];          // running maximum of each row's scores
   double sum[kQueryBlock];     // Σ exp(score - max), before dropout
 };
-
-/// Adds the mask to the scores of one row: keys [first_key, first_key + n).
-template <class T>
-void mask_row(const Problem& p, std::int64_t head, std::int64_t query, std::int64_t first_key,
-              std::int64_t n, compute_type<T>* scores) {
-  using C = compute_type<T>;
-  const std::int64_t stride = p.mask.stride(-1);
-  const std::int64_t offset =
-      p.offset(p.mask, head) + query * p.mask.stride(-2) + first_key * stride;
-  if (p.mask.dtype == DType::boolean) {
-    const auto* visible = p.mask.as<const std::uint8_t>() + offset;
-    for (std::int64_t j = 0; j < n; ++j) {
-      scores[j] = visible[j * stride] != 0 ? scores[j] : -std::numeric_limits<C>::infinity();
-    }
-  } else {
-    C added[kKeyBlock];
-    load_row(p.mask.as<const T>() + offset, stride, n, added);
-    add_row(scores, added, n);
-  }
-}
 
 /// Turns the scores of row i into exp(score - max), masked and with dropout, and brings the row's
 /// running maximum, sum and weighted values up to date. `n` keys from `first_key`.
@@ -211,14 +106,15 @@ void attend(const Problem& p, const PackedHeads<compute_type<T>>& packed,
   const std::int64_t local_head = block.head - packed.first_head;
   const C* keys = packed.keys + local_head * packed.key_size;
   const C* values = packed.values + local_head * packed.value_size;
-  const std::int64_t end = p.causal ? std::min(p.keys, block.first + block.rows) : p.keys;
+  const std::int64_t end = p.visible_keys(block.first + block.rows);
   for (std::int64_t first = 0; first < end; first += kKeyBlock) {
     const std::int64_t n = std::min(kKeyBlock, end - first);
-    multiply(block.query, p.depth, keys + first * p.depth, p.depth * kPanelColumns<C>, p.depth,
-             panel_rows, round_up(n, kPanelColumns<C>), block.scores, kKeyBlock, false);
+    multiply<C>({block.query, p.depth}, keys + first * p.depth, p.depth * kPanelColumns<C>, p.depth,
+                panel_rows, round_up(n, kPanelColumns<C>), block.scores, kKeyBlock, false);
     for (std::int64_t i = 0; i < block.rows; ++i) update_row<T>(p, block, i, first, n);
-    multiply(block.scores, kKeyBlock, values + first * kPanelColumns<C>, p.keys * kPanelColumns<C>,
-             n, panel_rows, block.value_columns, block.sums, block.value_columns, true);
+    multiply<C>({block.scores, kKeyBlock}, values + first * kPanelColumns<C>,
+                p.keys * kPanelColumns<C>, n, panel_rows, block.value_columns, block.sums,
+                block.value_columns, true);
   }
 }
 
@@ -265,7 +161,9 @@ void attend_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed,
 
 void attention(const KernelArgs& args) {
   if (args.outputs[0].numel() == 0) return;
-  const Problem p = make_problem(args);
+  const Problem p{attention_problem(args, args.attributes<AttentionAttrs>(), args.inputs.first(3),
+                                    args.inputs[3]),
+                  args.outputs[0]};
   const std::int64_t heads = p.heads.product();
   dispatch_float(p.output.dtype, [&]<typename T>() {
     using C = compute_type<T>;

@@ -1,6 +1,8 @@
 // What the vjps of tensor/ops share: gradient ops that users do not call, and shape bookkeeping.
 #pragma once
 
+#include <vector>
+
 #include "tensor/ops/attributes.h"
 #include "tensor/ops/norm_attributes.h"
 #include "tensor/tensor.h"
@@ -42,5 +44,10 @@ Tensor tanh_backward(const Tensor& grad, const Tensor& output);
 /// `grad` is that of the loss: () or, without a reduction, (N).
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                               const CrossEntropyAttrs& attrs);
+
+/// The gradients of query, key, value and, with attrs.mask_gradient, attn_mask, from that of `output`.
+std::vector<Tensor> scaled_dot_product_attention_backward(
+    const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& output, const Tensor& attn_mask, const AttentionBackwardAttrs& attrs);
 
 }  // namespace tenon::ops

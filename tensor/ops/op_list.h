@@ -55,6 +55,7 @@
   X(cross_entropy_backward) \
   X(dropout) \
   X(scaled_dot_product_attention) \
+  X(scaled_dot_product_attention_backward) \
   X(bias_dropout_residual_layer_norm) \
   X(view) \
   X(reshape) \

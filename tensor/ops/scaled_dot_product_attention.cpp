@@ -3,10 +3,11 @@
 #include <limits>
 
 #include "tensor/cpu/attention.h"
+#include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 
@@ -91,9 +92,35 @@ Tensor causal_mask(const Dim& queries, const Dim& keys, Device device) {
 
 std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attributes) {
   const auto& attrs = attributes.as<AttentionAttrs>();
-  const Tensor& query = inputs[0];
-  const Tensor& key = inputs[1];
-  Tensor mask = inputs.size() > 3 ? inputs[3] : Tensor();
+  const Tensor mask = inputs.size() > 3 ? inputs[3] : Tensor();
+  Tensor probabilities = attention_probabilities(inputs[0], inputs[1], mask, attrs);
+  if (attrs.dropout_p != 0) {
+    probabilities = dropout_with(probabilities, {attrs.dropout_p, attrs.mode, attrs.site});
+  }
+  return {matmul(probabilities, inputs[2])};
+}
+
+/// One gradient op, which computes the probabilities again instead of keeping them.
+std::vector<Tensor> vjp_attention(const VjpContext& call) {
+  const bool mask_gradient = call.has(3) && call.needs(3);
+  return scaled_dot_product_attention_backward(call.cotangent(0), call.input(0), call.input(1),
+                                               call.input(2), call.output(0), call.input(3),
+                                               {call.attributes<AttentionAttrs>(), mask_gradient});
+}
+
+Attrs pattern_attrs() { return AttentionAttrs{Any(0), false, Any(2), DropoutMode::follow, Any(4)}; }
+
+double count_flops(const KernelArgs& args) {
+  const TensorView& query = args.inputs[0];
+  return 2 * attention_pairs(query, args.inputs[1], args.attributes<AttentionAttrs>().is_causal) *
+         static_cast<double>(query.size(-1) + args.inputs[2].size(-1));
+}
+
+}  // namespace
+
+Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Tensor& attn_mask,
+                               const AttentionAttrs& attrs) {
+  Tensor mask = attn_mask;
   Tensor scores = matmul(query, transpose(key, -2, -1)) * attrs.scale;
   if (attrs.is_causal) mask = causal_mask(query.size(-2), key.size(-2), query.device());
   if (mask && mask.dtype() == DType::boolean) {
@@ -102,31 +129,22 @@ std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attri
   } else if (mask) {
     scores = scores + mask;
   }
-  Tensor probabilities = softmax(scores, -1);
-  if (attrs.dropout_p != 0) {
-    probabilities = dropout_with(probabilities, {attrs.dropout_p, attrs.mode, attrs.site});
-  }
-  return {matmul(probabilities, inputs[2])};
+  return softmax(scores, -1);
 }
 
-Attrs pattern_attrs() { return AttentionAttrs{Any(0), false, Any(2), DropoutMode::follow, Any(4)}; }
-
-double count_flops(const KernelArgs& args) {
-  const TensorView& query = args.inputs[0];
+double attention_pairs(const TensorView& query, const TensorView& key, bool is_causal) {
   const auto queries = static_cast<double>(query.size(-2));
-  const auto keys = static_cast<double>(args.inputs[1].size(-2));
+  const auto keys = static_cast<double>(key.size(-2));
   double pairs = queries * keys;
-  if (args.attributes<AttentionAttrs>().is_causal) {
+  if (is_causal) {
     const double triangle = std::min(queries, keys);  // query i sees min(i + 1, keys) keys
     pairs = triangle * (triangle + 1) / 2 + (queries - triangle) * keys;
   }
-  double heads = 1;
-  for (int axis = 0; axis < query.rank() - 2; ++axis)
-    heads *= static_cast<double>(query.sizes[axis]);
-  return 2 * heads * pairs * static_cast<double>(query.size(-1) + args.inputs[2].size(-1));
+  for (int axis = 0; axis < query.rank() - 2; ++axis) {
+    pairs *= static_cast<double>(query.sizes[axis]);
+  }
+  return pairs;
 }
-
-}  // namespace
 
 Op define_scaled_dot_product_attention() {
   return OpBuilder("scaled_dot_product_attention")
@@ -145,6 +163,9 @@ Op define_scaled_dot_product_attention() {
       .decompose(decompose)
       .pattern_attrs(pattern_attrs)
       .flops(count_flops)
+      .vjp(vjp_attention)
+      .saves_inputs({0, 1, 2, 3})
+      .saves_outputs({0})
       .cpu({.name = "cpu.flash",
             .run = cpu::attention,
             .accepts = any_layout,

@@ -1,0 +1,39 @@
+// The gradient of scaled dot-product attention on CUDA: what its kernels are given and their
+// launchers. The op is defined in tensor/ops/scaled_dot_product_attention_backward.cpp.
+//
+// Probabilities are computed again from a log-sum-exp of each query's scores, as in FlashAttention-2;
+// each gradient has a pass of its own, in which one block of threads sums all that reaches its rows
+// in a fixed order: no atomics, the same bits in every run.
+#pragma once
+
+#include "cuda/kernels/attention.h"
+
+namespace tenon::cuda {
+
+/// A launch; `output` of AttentionParams is the forward's, which is only read.
+struct AttentionBackwardParams : AttentionParams {
+  const void* grad;
+  void* d_query;
+  void* d_key;
+  void* d_value;
+  void* d_mask;  // null: not wanted
+  AttentionOperand grad_strides;
+  AttentionOperand d_query_strides;
+  AttentionOperand d_key_strides;
+  AttentionOperand d_value_strides;
+  AttentionOperand d_mask_strides;  // 0 along axes that the mask is repeated on
+
+  double scale;
+  /// Two values of the compute type for each of batches x length queries: log2 of the sum of its
+  /// probabilities' powers of two, then, `batches · length` further on, Σ grad∘output.
+  void* statistics;
+};
+
+/// Bytes of AttentionBackwardParams::statistics.
+std::size_t attention_statistics_bytes(const AttentionParams& params, DType dtype);
+
+/// Multiply-adds: any floating dtype, rows of grad, query, key, value and output dense. All sizes
+/// but those of the heads are > 0.
+void launch_backward_simt(const AttentionBackwardParams& params, DType dtype, Stream stream);
+
+}  // namespace tenon::cuda

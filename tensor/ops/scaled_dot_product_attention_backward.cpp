@@ -1,0 +1,107 @@
+// scaled_dot_product_attention_backward: the gradients of attention, without storing its scores.
+#include "tensor/cpu/attention_backward.h"
+#include "tensor/detail/attention_rules.h"
+#include "tensor/detail/check.h"
+#include "tensor/detail/dropout_call.h"
+#include "tensor/interpreter.h"
+#include "tensor/ops/gradients.h"
+#include "tensor/ops/infer_rules.h"
+#include "tensor/ops/op_list.h"
+
+namespace tenon::ops {
+
+std::vector<Tensor> scaled_dot_product_attention_backward(const Tensor& grad, const Tensor& query,
+                                                          const Tensor& key, const Tensor& value,
+                                                          const Tensor& output,
+                                                          const Tensor& attn_mask,
+                                                          const AttentionBackwardAttrs& attrs) {
+  static const Op& op = get_op("scaled_dot_product_attention_backward");
+  const Tensor inputs[] = {grad, query, key, value, output, attn_mask};
+  return apply(op, inputs, attrs);
+}
+
+namespace {
+
+enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask };
+
+std::vector<TensorSpec> infer_backward(const InferContext& context) {
+  const std::string& op = context.op().name;
+  const Shape& grad = context[kGrad].shape;
+  const Shape& output = context[kOutput].shape;
+  bool fits = grad.rank() == output.rank() && grad.rank() == context[kQuery].shape.rank();
+  for (int axis = 0; fits && axis < grad.rank(); ++axis) fits = unify(grad[axis], output[axis]);
+  TENON_CHECK(fits, ShapeError, "[{}] grad {} and output {}; needed equal shapes (…, L, Ev)", op,
+              grad.to_string(), output.to_string());
+  for (const int i : {kQuery, kKey, kValue, kOutput}) {
+    TENON_CHECK(context[i].dtype == context[kGrad].dtype, DTypeError,
+                "[{}] grad is {} and {} is {}; they must have one dtype", op,
+                name(context[kGrad].dtype), context.op().operands[static_cast<std::size_t>(i)].name,
+                name(context[i].dtype));
+  }
+  std::vector<TensorSpec> specs{context[kQuery], context[kKey], context[kValue]};
+  if (context.attributes<AttentionBackwardAttrs>().mask_gradient) {
+    TENON_CHECK(context.has(kMask) && is_floating(context[kMask].dtype), DTypeError,
+                "[{}] only an additive attn_mask has a gradient", op);
+    specs.push_back(context[kMask]);
+  }
+  return specs;
+}
+
+/// The same by plain ops, with all scores in memory: what second derivatives go through.
+std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attributes) {
+  const auto& attrs = attributes.as<AttentionBackwardAttrs>();
+  const Tensor& grad = inputs[kGrad];
+  const Tensor mask = inputs.size() > kMask ? inputs[kMask] : Tensor();
+  const auto drop = [&](const Tensor& x) {
+    return attrs.dropout_p == 0 ? x : dropout_with(x, {attrs.dropout_p, attrs.mode, attrs.site});
+  };
+  const Tensor p = attention_probabilities(inputs[kQuery], inputs[kKey], mask, attrs);
+  // [L,Ev] x [S,Ev]^T -> [L,S]
+  const Tensor d_p = drop(matmul(grad, transpose(inputs[kValue], -2, -1)));
+  const Tensor d_scores = p * (d_p - sum(d_p * p, {-1}, /*keepdim=*/true));
+  std::vector<Tensor> gradients{
+      matmul(d_scores, inputs[kKey]) * attrs.scale,                       // [L,S] x [S,E]
+      matmul(transpose(d_scores, -2, -1), inputs[kQuery]) * attrs.scale,  // [L,S]^T x [L,E]
+      matmul(transpose(drop(p), -2, -1), grad),                           // [L,S]^T x [L,Ev]
+  };
+  if (attrs.mask_gradient) gradients.push_back(sum_to(d_scores, mask.shape()));
+  return gradients;
+}
+
+/// Five products of (L, S) scores; what a kernel computes again is not counted.
+double count_flops(const KernelArgs& args) {
+  const TensorView& query = args.inputs[kQuery];
+  return 2 *
+         attention_pairs(query, args.inputs[kKey],
+                         args.attributes<AttentionBackwardAttrs>().is_causal) *
+         static_cast<double>(3 * query.size(-1) + 2 * args.inputs[kValue].size(-1));
+}
+
+}  // namespace
+
+Op define_scaled_dot_product_attention_backward() {
+  return OpBuilder("scaled_dot_product_attention_backward")
+      .doc(
+          "The gradients of scaled_dot_product_attention: grad and output (…, L, Ev), query "
+          "(…, L, E), key (…, S, E), value (…, S, Ev) -> d_query, d_key, d_value and, with "
+          "mask_gradient, that of an additive attn_mask, summed to its shape. Probabilities and "
+          "dropout mask are computed again; no kernel stores an (L, S) matrix. A row whose keys "
+          "are all masked makes the gradients of its head NaN.")
+      .operand("grad")
+      .operand("query")
+      .operand("key")
+      .operand("value")
+      .operand("output")
+      .optional("attn_mask")
+      .trait(Trait::random)
+      .infer(infer_backward)
+      .decompose(decompose)
+      .flops(count_flops)
+      .cpu({.name = "cpu.flash_backward",
+            .run = cpu::attention_backward,
+            .accepts = any_layout,
+            .strided_output = true})
+      .done();
+}
+
+}  // namespace tenon::ops
