@@ -163,6 +163,9 @@ struct SoftplusAttrs {
   static constexpr auto fields() {
     return std::tuple{field("beta", &SoftplusAttrs::beta),
                       field("threshold", &SoftplusAttrs::threshold)};
+  }
+};
+
 /// scaled_dot_product_attention_backward: the attributes of the call that it differentiates.
 struct AttentionBackwardAttrs : AttentionAttrs {
   bool mask_gradient = false;  // a fourth output, for an additive mask
