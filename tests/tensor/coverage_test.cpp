@@ -19,6 +19,8 @@ const std::map<std::string, std::string> kOracleTests = {
     {"scaled_dot_product_attention_backward", "tensor_attention_gradient: naive double reference"},
     {"bias_dropout_residual_layer_norm", "tensor_normalization: naive double reference"},
     {"view", "tensor_shape_ops: element by element"},
+    {"adam_step", "tensor_optimizer_steps: naive double reference"},
+    {"sgd_step", "tensor_optimizer_steps: naive double reference"},
     {"cast", "tensor_shape_ops: element by element"},
 };
 
