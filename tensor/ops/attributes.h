@@ -157,6 +157,9 @@ struct SgdStepAttrs {
     using A = SgdStepAttrs;
     return std::tuple{field("momentum", &A::momentum), field("dampening", &A::dampening),
                       field("weight_decay", &A::weight_decay), field("nesterov", &A::nesterov)};
+  }
+};
+
 struct SoftplusAttrs {
   double beta = 1;
   double threshold = 20;
