@@ -1,7 +1,8 @@
-// sum, mean, amax and amin over any axes of an input of any strides, accumulated in float32 (float64
-// for float64, int64 for sums of integers). The order of combination is fixed by sizes and strides
+// sum, mean, var, amax and amin over any axes of an input of any strides, accumulated in float32
+// (float64 for float64, int64 for sums of integers). var takes two passes, the mean first. The order of combination is fixed by sizes and strides
 // (kernels/reduce_plan.h), so results are the same from run to run; a few outputs with many inputs
 // each take a second pass over partial results.
+#include <algorithm>
 #include <limits>
 
 #include "cuda/context.h"
@@ -9,7 +10,7 @@
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/register.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/indexing_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -25,13 +26,20 @@ struct ReduceParams {
   std::int64_t split_size = 0;
   int lanes = 1;
   bool vectors = false;      // rows are contiguous and aligned
-  bool divides = false;      // mean
+  bool divides = false;      // mean, var
   bool flips_input = false;  // a minimum is the maximum of order-reversed values
   bool flips_output = false;
-  std::int64_t divisor = 1;
+  double divisor = 1;
+  const void* centers = nullptr;  // SquaredDeviation: an Acc for each output
   IndexMap<1> kept;
   IndexMap<1> reduced;
 };
+
+/// A sum of (value - center)².
+struct SquaredDeviation : Sum {};
+
+template <class Op>
+inline constexpr bool is_sum = std::is_base_of_v<Sum, Op>;
 
 /// Reverses the order of values: exact and its own inverse.
 template <class C>
@@ -44,7 +52,7 @@ __device__ __forceinline__ C flipped(C value) {
 
 template <class Op, class Acc>
 __device__ __forceinline__ Acc identity_of() {
-  if constexpr (std::is_same_v<Op, Sum>)
+  if constexpr (is_sum<Op>)
     return Acc(0);
   else if constexpr (std::is_floating_point_v<Acc>)
     return -std::numeric_limits<Acc>::infinity();
@@ -52,11 +60,21 @@ __device__ __forceinline__ Acc identity_of() {
     return std::numeric_limits<Acc>::lowest();
 }
 
+template <class Op, class Acc>
+__device__ __forceinline__ Acc center_of(const ReduceParams& p, std::int64_t output) {
+  if constexpr (std::is_same_v<Op, SquaredDeviation>)
+    return static_cast<const Acc*>(p.centers)[output];
+  else
+    return Acc(0);
+}
+
 template <class Op, class Acc, class T>
-__device__ __forceinline__ Acc read(const ReduceParams& p, T value) {
+__device__ __forceinline__ Acc read(const ReduceParams& p, T value, Acc center) {
   const Acc wide = static_cast<Acc>(widen(value));
   if constexpr (std::is_same_v<Op, Sum>)
     return wide;
+  else if constexpr (std::is_same_v<Op, SquaredDeviation>)
+    return (wide - center) * (wide - center);
   else
     return p.flips_input ? flipped(wide) : wide;
 }
@@ -67,7 +85,7 @@ __device__ __forceinline__ void write(const ReduceParams& p, std::int64_t group,
     static_cast<Acc*>(p.target)[group] = value;
     return;
   }
-  if constexpr (std::is_same_v<Op, Sum>) {
+  if constexpr (is_sum<Op>) {
     if constexpr (std::is_floating_point_v<Acc>) {
       if (p.divides) value /= static_cast<Acc>(p.divisor);
     }
@@ -98,6 +116,7 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_rows_kernel(const Reduc
     std::int64_t base[1];
     p.kept.offsets(output, base);
     const T* row = static_cast<const T*>(p.source) + base[0];
+    const Acc center = center_of<Op, Acc>(p, output);
     std::int64_t singles = begin;
     if (p.vectors) {
       singles = begin + (end - begin) / kLength * kLength;
@@ -106,7 +125,7 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_rows_kernel(const Reduc
         const Pack<T, kLength> pack = load_pack<T, kLength>(row + r);
 #pragma unroll
         for (int i = 0; i < kLength; ++i) {
-          sums[i % kSums] = op(sums[i % kSums], read<Op, Acc>(p, pack.item[i]));
+          sums[i % kSums] = op(sums[i % kSums], read<Op, Acc>(p, pack.item[i], center));
         }
       }
     }
@@ -114,7 +133,7 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_rows_kernel(const Reduc
     for (std::int64_t r = singles + lane; r < end; r += p.lanes) {
       std::int64_t offset[1];
       p.reduced.offsets(r, offset);
-      sums[0] = op(sums[0], read<Op, Acc>(p, row[offset[0]]));
+      sums[0] = op(sums[0], read<Op, Acc>(p, row[offset[0]], center));
     }
   }
 #pragma unroll
@@ -140,11 +159,12 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_columns_kernel(const Re
     std::int64_t base[1];
     p.kept.offsets(output, base);
     const T* column = static_cast<const T*>(p.source) + base[0];
+    const Acc center = center_of<Op, Acc>(p, output);
 #pragma unroll 4
     for (std::int64_t r = begin + y; r < end; r += kColumnLanes) {
       std::int64_t offset[1];
       p.reduced.offsets(r, offset);
-      sum = op(sum, read<Op, Acc>(p, column[offset[0]]));
+      sum = op(sum, read<Op, Acc>(p, column[offset[0]], center));
     }
   }
   partial[y][x] = sum;
@@ -180,11 +200,12 @@ ReduceParams params_of(const ReducePlan& plan, const void* source, void* target,
   return p;
 }
 
-/// What the last pass does with a total.
+/// What is done beside the combination of values: with a total, and before it.
 struct Finish {
   bool divides = false;
   bool flips = false;
-  std::int64_t divisor = 1;
+  double divisor = 1;
+  const void* centers = nullptr;
 };
 
 template <class Op, class T, class Acc, class Out>
@@ -196,13 +217,13 @@ void run_pass(Stream stream, const char* name, const ReducePlan& plan, const Red
   }
 }
 
+/// Reduces the axes that `plan` reduces of `source`; `target` holds an Out for each output.
 template <class Op, class T, class Acc, class Out>
-void reduce(const KernelArgs& args, const Finish& finish) {
-  const Stream stream = stream_of(args);
-  const char* name = args.op->name.c_str();
-  const ReducePlan plan = plan_reduction(args.inputs[0], args.attributes<ReduceAttrs>().dim);
+void reduce(Stream stream, const char* name, const ReducePlan& plan, const void* source,
+            void* target, const Finish& finish) {
   if (plan.outputs == 0) return;
-  ReduceParams p = params_of(plan, args.inputs[0].data, args.outputs[0].data, vector_length<T>);
+  ReduceParams p = params_of(plan, source, target, vector_length<T>);
+  p.centers = finish.centers;
   p.divides = finish.divides;
   p.divisor = finish.divisor;
   p.flips_input = p.flips_output = finish.flips;
@@ -216,11 +237,20 @@ void reduce(const KernelArgs& args, const Finish& finish) {
   totals.sizes = {plan.outputs, plan.splits};
   totals.strides = {plan.splits, 1};
   const ReducePlan second = plan_reduction(totals, {1});
-  ReduceParams q = params_of(second, partial.data(), args.outputs[0].data, vector_length<Acc>);
+  ReduceParams q = params_of(second, partial.data(), target, vector_length<Acc>);
   q.divides = finish.divides;
   q.divisor = finish.divisor;
   q.flips_output = finish.flips;
-  launch(stream, name, reduce_rows_kernel<Op, Acc, Acc, Out>, second.blocks, kReduceThreads, 0, q);
+  using Total = std::conditional_t<is_sum<Op>, Sum, Op>;
+  launch(stream, name, reduce_rows_kernel<Total, Acc, Acc, Out>, second.blocks, kReduceThreads, 0,
+         q);
+}
+
+template <class Op, class T, class Acc, class Out>
+void reduce(const KernelArgs& args, const Finish& finish) {
+  const ReducePlan plan = plan_reduction(args.inputs[0], args.attributes<ReduceAttrs>().dim);
+  reduce<Op, T, Acc, Out>(stream_of(args), args.op->name.c_str(), plan, args.inputs[0].data,
+                          args.outputs[0].data, finish);
 }
 
 void run_sum(const KernelArgs& args) {
@@ -236,9 +266,31 @@ void run_sum(const KernelArgs& args) {
 void run_mean(const KernelArgs& args) {
   const std::int64_t outputs = args.outputs[0].numel();
   if (outputs == 0) return;
-  const Finish finish{.divides = true, .divisor = args.inputs[0].numel() / outputs};
+  const Finish finish{.divides = true,
+                      .divisor = static_cast<double>(args.inputs[0].numel() / outputs)};
   dispatch_float(args.inputs[0].dtype,
                  [&]<typename T>() { reduce<Sum, T, compute_type<T>, T>(args, finish); });
+}
+
+void run_var(const KernelArgs& args) {
+  const std::int64_t outputs = args.outputs[0].numel();
+  if (outputs == 0) return;
+  const auto& attrs = args.attributes<VarAttrs>();
+  const TensorView& input = args.inputs[0];
+  const auto count = static_cast<double>(input.numel() / outputs);
+  const ReducePlan plan = plan_reduction(input, attrs.dim);
+  dispatch_float(input.dtype, [&]<typename T>() {
+    using C = compute_type<T>;
+    const Stream stream = stream_of(args);
+    const ScratchMemory means(stream.device, static_cast<std::size_t>(outputs) * sizeof(C));
+    reduce<Sum, T, C, C>(stream, "var", plan, input.data, means.data(),
+                         {.divides = true, .divisor = count});
+    // As in PyTorch, a correction beyond the count divides by 0.
+    reduce<SquaredDeviation, T, C, T>(stream, "var", plan, input.data, args.outputs[0].data,
+                                      {.divides = true,
+                                       .divisor = std::max(0.0, count - attrs.correction),
+                                       .centers = means.data()});
+  });
 }
 
 template <bool kMinimum>
@@ -269,6 +321,7 @@ void register_reduction(std::string_view op, std::string_view name,
 void register_reduce_kernels() {
   register_reduction("sum", "cuda.sum", run_sum);
   register_reduction("mean", "cuda.mean", run_mean);
+  register_reduction("var", "cuda.var", run_var);
   register_reduction("amax", "cuda.amax", run_extremum<false>);
   register_reduction("amin", "cuda.amin", run_extremum<true>);
 }

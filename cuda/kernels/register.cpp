@@ -18,7 +18,12 @@ void register_all_kernels() {
   register_layer_norm_backward_kernels();
   register_cross_entropy_kernels();
   register_dropout_kernels();
-  register_embedding_kernels();
+  register_argmax_kernels();
+  register_cumsum_kernels();
+  register_triangle_kernels();
+  register_indexing_kernels();
+  register_indexing_backward_kernels();
+  register_narrow_backward_kernels();
   register_matmul_kernels();
   register_attention_kernels();
   register_optimizer_kernels();

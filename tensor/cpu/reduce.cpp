@@ -38,10 +38,15 @@ std::int64_t offset_of(std::int64_t position, const Extents& sizes, const Extent
 }
 
 ReducePlan plan_reduction(const KernelArgs& args) {
+  const auto& attrs = args.attributes<ReduceAttrs>();
+  return plan_reduction(args, attrs.dim, attrs.keepdim);
+}
+
+ReducePlan plan_reduction(const KernelArgs& args, const std::vector<std::int64_t>& dim,
+                          bool keepdim) {
   const TensorView& input = args.inputs[0];
   const TensorView& output = args.outputs[0];
-  const auto& attrs = args.attributes<ReduceAttrs>();
-  const auto is_reduced = ops::reduced_axes(args.op->name, attrs.dim, input.rank());
+  const auto is_reduced = ops::reduced_axes(args.op->name, dim, input.rank());
   std::vector<Axis> kept;
   std::vector<Axis> reduced;
   int out = 0;
@@ -51,7 +56,7 @@ ReducePlan plan_reduction(const KernelArgs& args) {
       (drop ? reduced : kept)
           .push_back({input.sizes[axis], input.strides[axis], drop ? 0 : output.strides[out]});
     }
-    out += drop && !attrs.keepdim ? 0 : 1;
+    out += drop && !keepdim ? 0 : 1;
   }
   std::stable_sort(reduced.begin(), reduced.end(),
                    [](const Axis& a, const Axis& b) { return a.stride > b.stride; });

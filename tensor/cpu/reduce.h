@@ -35,6 +35,9 @@ struct ReducePlan {
 };
 
 ReducePlan plan_reduction(const KernelArgs& args);
+/// The same for given axes.
+ReducePlan plan_reduction(const KernelArgs& args, const std::vector<std::int64_t>& dim,
+                          bool keepdim);
 /// ShapeError when values would have to come from nothing.
 void require_elements(const KernelArgs& args);
 /// Σ index·stride of the i-th position, row-major.
@@ -181,10 +184,9 @@ class Reduction {
 
 /// Reduces with R and stores finish(accumulator) as Out.
 template <class T, class Out, class R, class Finish>
-void run_reduction(const KernelArgs& args, Finish&& finish) {
+void run_reduction(const KernelArgs& args, const ReducePlan& plan, Finish&& finish) {
   using A = typename R::Accumulator;
   if (args.outputs[0].numel() == 0) return;
-  const ReducePlan plan = plan_reduction(args);
   const Reduction<T, R> reduction(plan, args.inputs[0].as<T>());
   Out* output = args.outputs[0].as<Out>();
   const std::int64_t tiles = reduction.tiles();
@@ -223,6 +225,12 @@ void run_reduction(const KernelArgs& args, Finish&& finish) {
     }
     store(tile, cascade.finish());
   }
+}
+
+/// The same for the axes of ReduceAttrs.
+template <class T, class Out, class R, class Finish>
+void run_reduction(const KernelArgs& args, Finish&& finish) {
+  run_reduction<T, Out, R>(args, plan_reduction(args), std::forward<Finish>(finish));
 }
 
 /// Sums in the compute type of floats, in int64 for integers and bool.

@@ -20,13 +20,18 @@ std::array<bool, kMaxRank> reduced_axes(std::string_view op, const std::vector<s
 
 std::vector<TensorSpec> infer_reduction(const InferContext& context) {
   const auto& attrs = context.attributes<ReduceAttrs>();
+  return infer_reduction(context, attrs.dim, attrs.keepdim);
+}
+
+std::vector<TensorSpec> infer_reduction(const InferContext& context,
+                                        const std::vector<std::int64_t>& dim, bool keepdim) {
   const Shape& shape = context[0].shape;
-  const auto reduced = reduced_axes(context.op().name, attrs.dim, shape.rank());
+  const auto reduced = reduced_axes(context.op().name, dim, shape.rank());
   Shape result;
   for (int axis = 0; axis < shape.rank(); ++axis) {
     if (!reduced[static_cast<std::size_t>(axis)]) {
       result.push_back(shape[axis]);
-    } else if (attrs.keepdim) {
+    } else if (keepdim) {
       result.push_back(1);
     }
   }
@@ -43,6 +48,26 @@ std::vector<TensorSpec> infer_extremum(const InferContext& context) {
                 context.op().name, axis, shape.to_string());
   }
   return infer_reduction(context);
+}
+
+Dim reduced_count(std::string_view op, const std::vector<std::int64_t>& dim, const Shape& shape) {
+  const auto reduced = reduced_axes(op, dim, shape.rank());
+  Dim count = 1;
+  for (int axis = 0; axis < shape.rank(); ++axis) {
+    if (reduced[static_cast<std::size_t>(axis)]) count *= shape[axis];
+  }
+  return count;
+}
+
+Tensor with_reduced_axes(std::string_view op, const Tensor& reduced, const Shape& input,
+                         const std::vector<std::int64_t>& dim) {
+  if (reduced.dim() == input.rank()) return reduced;  // keepdim
+  const auto is_reduced = reduced_axes(op, dim, input.rank());
+  Shape shape = input;
+  for (int axis = 0; axis < shape.rank(); ++axis) {
+    if (is_reduced[static_cast<std::size_t>(axis)]) shape[axis] = 1;
+  }
+  return reshape(reduced, shape);
 }
 
 Tensor call_reduction(const Op& op, const Tensor& input, const std::vector<std::int64_t>& dim,

@@ -1,4 +1,4 @@
-// What sum, mean, amax and amin share: axes and shapes.
+// What sum, mean, var, amax, amin and argmax share: axes and shapes.
 #pragma once
 
 #include <array>
@@ -13,6 +13,9 @@ std::array<bool, kMaxRank> reduced_axes(std::string_view op, const std::vector<s
                                         int rank);
 /// The input's spec with the reduced axes removed, or of size 1 where keepdim.
 std::vector<TensorSpec> infer_reduction(const InferContext& context);
+/// The same for given axes.
+std::vector<TensorSpec> infer_reduction(const InferContext& context,
+                                        const std::vector<std::int64_t>& dim, bool keepdim);
 /// infer_reduction for ops that have no value for nothing: ShapeError when a reduced axis is empty.
 std::vector<TensorSpec> infer_extremum(const InferContext& context);
 
@@ -20,14 +23,18 @@ std::vector<TensorSpec> infer_extremum(const InferContext& context);
 Tensor call_reduction(const Op& op, const Tensor& input, const std::vector<std::int64_t>& dim,
                       bool keepdim);
 
+/// The number of elements of `shape` that are combined into one.
+Dim reduced_count(std::string_view op, const std::vector<std::int64_t>& dim, const Shape& shape);
+/// For a vjp: `reduced`, of the shape of the output of a reduction of `input`, with the reduced axes
+/// as axes of size 1, so that it broadcasts to the input.
+Tensor with_reduced_axes(std::string_view op, const Tensor& reduced, const Shape& input,
+                         const std::vector<std::int64_t>& dim);
+
 /// An op of one operand and ReduceAttrs.
-inline Op reduction_op(std::string name, std::string doc, Op::Infer infer, Kernel cpu) {
-  return OpBuilder(std::move(name))
-      .doc(std::move(doc))
-      .operand("input")
-      .infer(infer)
-      .cpu(cpu)
-      .done();
+inline OpBuilder reduction_op(std::string name, std::string doc, Op::Infer infer, Kernel cpu) {
+  OpBuilder builder(std::move(name));
+  builder.doc(std::move(doc)).operand("input").infer(infer).cpu(cpu);
+  return builder;
 }
 
 }  // namespace tenon::ops

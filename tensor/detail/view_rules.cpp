@@ -75,4 +75,8 @@ std::optional<Layout> view_reshape(const Layout& input, const Extents& sizes, co
   return reshape_layout(input, sizes);
 }
 
+std::vector<Tensor> vjp_reshape(const VjpContext& call) {
+  return {reshape(call.cotangent(0), call.input_spec(0).shape)};
+}
+
 }  // namespace tenon::ops

@@ -21,6 +21,9 @@ std::vector<TensorSpec> infer_reshape(const InferContext& context);
 /// Op::View of view and reshape.
 std::optional<Layout> view_reshape(const Layout& input, const Extents& sizes, const Attrs&);
 
+/// Op::Vjp of the ops that keep the elements in row-major order: the gradient with operand 0's shape.
+std::vector<Tensor> vjp_reshape(const VjpContext& call);
+
 /// `input` with another shape.
 inline std::vector<TensorSpec> with_shape(const TensorSpec& input, Shape shape) {
   return {{input.dtype, std::move(shape), input.device}};

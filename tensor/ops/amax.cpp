@@ -23,8 +23,10 @@ void run_amax(const KernelArgs& args) {
 
 Op define_amax() {
   return reduction_op(
-      "amax", "The largest element over the axes dim, all when none is given; NaN where one is.",
-      infer_extremum, {"cpu.amax", run_amax, nullptr, any_layout, false});
+             "amax",
+             "The largest element over the axes dim, all when none is given; NaN where one is.",
+             infer_extremum, {"cpu.amax", run_amax, nullptr, any_layout, false})
+      .done();
 }
 
 }  // namespace ops

@@ -23,8 +23,10 @@ void run_amin(const KernelArgs& args) {
 
 Op define_amin() {
   return reduction_op(
-      "amin", "The smallest element over the axes dim, all when none is given; NaN where one is.",
-      infer_extremum, {"cpu.amin", run_amin, nullptr, any_layout, false});
+             "amin",
+             "The smallest element over the axes dim, all when none is given; NaN where one is.",
+             infer_extremum, {"cpu.amin", run_amin, nullptr, any_layout, false})
+      .done();
 }
 
 }  // namespace ops

@@ -53,6 +53,21 @@ void run_cat(const KernelArgs& args) {
   }
 }
 
+std::vector<Tensor> vjp_cat(const VjpContext& call) {
+  const std::int64_t dim = call.attributes<AxisAttrs>().dim;
+  const auto axis = static_cast<int>(normalize_axis("cat", dim, call.output_spec(0).shape.rank()));
+  std::vector<Tensor> gradients(static_cast<std::size_t>(call.num_inputs()));
+  Dim start = 0;
+  for (int i = 0; i < call.num_inputs(); ++i) {
+    const Dim& length = call.input_spec(i).shape[axis];
+    if (call.needs(i)) {
+      gradients[static_cast<std::size_t>(i)] = narrow(call.cotangent(0), axis, start, length);
+    }
+    start += length;
+  }
+  return gradients;
+}
+
 }  // namespace
 
 Op define_cat() {
@@ -61,6 +76,7 @@ Op define_cat() {
       .variadic("tensors")
       .trait(Trait::concatenation)
       .infer(infer_cat)
+      .vjp(vjp_cat)
       .cpu({"cpu.cat", run_cat, nullptr, any_layout, true})
       .done();
 }

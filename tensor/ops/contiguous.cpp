@@ -16,6 +16,8 @@ std::optional<Layout> view_contiguous(const Layout& input, const Extents&, const
   return input.is_contiguous() ? std::optional(input) : std::nullopt;
 }
 
+std::vector<Tensor> vjp_contiguous(const VjpContext& call) { return {call.cotangent(0)}; }
+
 }  // namespace
 
 Op define_contiguous() {
@@ -24,6 +26,7 @@ Op define_contiguous() {
       .operand("input")
       .infer(infer_like_input)
       .view(view_contiguous)
+      .vjp(vjp_contiguous)
       .cpu(cpu::view_kernel("cpu.contiguous"))
       .done();
 }

@@ -1,7 +1,9 @@
 // embedding: rows of a table by index.
 #include "tensor/cpu/embedding.h"
 #include "tensor/detail/check.h"
+#include "tensor/detail/index_rules.h"
 #include "tensor/detail/view_rules.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
 
 namespace tenon {
@@ -17,8 +19,7 @@ namespace {
 std::vector<TensorSpec> infer_embedding(const InferContext& context) {
   const TensorSpec& input = context[0];
   const TensorSpec& weight = context[1];
-  TENON_CHECK(input.dtype == DType::int64 || input.dtype == DType::int32, DTypeError,
-              "[embedding] operand 'input' is {}; needed int64 or int32", name(input.dtype));
+  require_index(context, 0);
   require_floating(context, 1);
   TENON_CHECK(weight.shape.rank() == 2, ShapeError,
               "[embedding] operand 'weight' has shape {}; needed two axes, (V, D)",
@@ -26,6 +27,14 @@ std::vector<TensorSpec> infer_embedding(const InferContext& context) {
   Shape shape = input.shape;
   shape.push_back(weight.shape[1]);
   return with_shape(weight, std::move(shape));
+}
+
+std::vector<Tensor> vjp_embedding(const VjpContext& call) {
+  if (!call.needs(1)) return {{}, {}};
+  const Shape& weight = call.input_spec(1).shape;
+  const Dim count = call.input_spec(0).shape.numel();
+  const Tensor rows = reshape(call.cotangent(0), {count, weight[1]});  // (…, D) -> (N, D)
+  return {{}, index_select_backward(rows, reshape(call.input(0), {count}), 0, weight[0])};
 }
 
 bool accepts(int operand, const TensorView& view) {
@@ -43,6 +52,8 @@ Op define_embedding() {
       .operand("input")
       .operand("weight")
       .infer(infer_embedding)
+      .vjp(vjp_embedding)
+      .saves_inputs({0})
       .cpu({"cpu.embedding", cpu::run_embedding, nullptr, accepts, false})
       .done();
 }

@@ -2,7 +2,7 @@
 #include "tensor/cpu/copy.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/view_rules.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
 
 namespace tenon {
@@ -69,6 +69,10 @@ std::optional<Layout> view_expand(const Layout& input, const Extents& sizes, con
   return result;
 }
 
+std::vector<Tensor> vjp_expand(const VjpContext& call) {
+  return {sum_to(call.cotangent(0), call.input_spec(0).shape)};
+}
+
 }  // namespace
 
 Op define_expand() {
@@ -77,6 +81,7 @@ Op define_expand() {
       .operand("input")
       .infer(infer_expand)
       .view(view_expand)
+      .vjp(vjp_expand)
       .cpu(cpu::view_kernel("cpu.expand"))
       .done();
 }

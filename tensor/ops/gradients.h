@@ -49,5 +49,17 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
 std::vector<Tensor> scaled_dot_product_attention_backward(
     const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
     const Tensor& output, const Tensor& attn_mask, const AttentionBackwardAttrs& attrs);
+/// The gradient of narrow: `gradient` at `start` along axis `dim` of `size` elements, zeros elsewhere.
+Tensor narrow_backward(const Tensor& gradient, std::int64_t dim, const Dim& start, const Dim& size);
+
+/// The gradient of embedding and index_select: zeros of `size` slices along axis `dim`, to slice
+/// index[i] of which slice i of `gradient` is added, in the order of i. `index` is 1-D.
+Tensor index_select_backward(const Tensor& gradient, const Tensor& index, std::int64_t dim,
+                             const Dim& size);
+
+/// The gradient of gather: zeros of `shape`, where element (…, index[…, k, …], …) gets the sum of the
+/// elements (…, k, …) of `gradient` along axis `dim`, in the order of k.
+Tensor gather_backward(const Tensor& gradient, const Tensor& index, std::int64_t dim,
+                       const Shape& shape);
 
 }  // namespace tenon::ops

@@ -27,11 +27,21 @@ void run_mean(const KernelArgs& args) {
   });
 }
 
+std::vector<Tensor> vjp_mean(const VjpContext& call) {
+  const Shape& shape = call.input_spec(0).shape;
+  const auto& dim = call.attributes<ReduceAttrs>().dim;
+  // Divided before it is repeated: once an output, not once an element.
+  const Tensor share = div(call.cotangent(0), Scalar(reduced_count("mean", dim, shape)));
+  return {expand(with_reduced_axes("mean", share, shape, dim), shape)};
+}
+
 }  // namespace
 
 Op define_mean() {
   return reduction_op("mean", "Σ/n over the axes dim, all when none is given; NaN for nothing.",
-                      infer_mean, {"cpu.mean", run_mean, nullptr, any_layout, false});
+                      infer_mean, {"cpu.mean", run_mean, nullptr, any_layout, false})
+      .vjp(vjp_mean)
+      .done();
 }
 
 }  // namespace ops

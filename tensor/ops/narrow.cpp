@@ -2,7 +2,7 @@
 #include "tensor/cpu/copy.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/view_rules.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
 
 namespace tenon {
@@ -43,6 +43,13 @@ std::optional<Layout> view_narrow(const Layout& input, const Extents& sizes, con
   return Layout{sizes, input.strides, input.offset + narrow.start.value() * input.strides[axis]};
 }
 
+std::vector<Tensor> vjp_narrow(const VjpContext& call) {
+  const auto& attrs = call.attributes<NarrowAttrs>();
+  const Shape& shape = call.input_spec(0).shape;
+  const auto axis = static_cast<int>(normalize_axis("narrow", attrs.dim, shape.rank()));
+  return {narrow_backward(call.cotangent(0), axis, attrs.start, shape[axis])};
+}
+
 }  // namespace
 
 Op define_narrow() {
@@ -51,6 +58,7 @@ Op define_narrow() {
       .operand("input")
       .infer(infer_narrow)
       .view(view_narrow)
+      .vjp(vjp_narrow)
       .cpu(cpu::view_kernel("cpu.narrow"))
       .done();
 }

@@ -80,6 +80,16 @@
   X(silu_backward) \
   X(gelu_backward) \
   X(softplus_backward)
+  X(index_select) \
+  X(index_select_backward) \
+  X(gather) \
+  X(gather_backward) \
+  X(narrow_backward) \
+  X(var) \
+  X(argmax) \
+  X(cumsum) \
+  X(tril) \
+  X(triu)
 // clang-format on
 
 namespace tenon::ops {

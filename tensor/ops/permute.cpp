@@ -54,6 +54,17 @@ std::optional<Layout> view_permute(const Layout& input, const Extents& sizes, co
   return result;
 }
 
+std::vector<Tensor> vjp_permute(const VjpContext& call) {
+  const auto& dims = call.attributes<AxesAttrs>().dims;
+  const int rank = call.input_spec(0).shape.rank();
+  std::vector<std::int64_t> inverse(dims.size());
+  for (std::size_t i = 0; i < dims.size(); ++i) {
+    const std::int64_t axis = normalize_axis("permute", dims[i], rank);
+    inverse[static_cast<std::size_t>(axis)] = static_cast<std::int64_t>(i);
+  }
+  return {permute(call.cotangent(0), inverse)};
+}
+
 }  // namespace
 
 Op define_permute() {
@@ -62,6 +73,7 @@ Op define_permute() {
       .operand("input")
       .infer(infer_permute)
       .view(view_permute)
+      .vjp(vjp_permute)
       .cpu(cpu::view_kernel("cpu.permute"))
       .done();
 }

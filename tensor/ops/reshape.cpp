@@ -22,6 +22,7 @@ Op define_reshape() {
       .operand("input")
       .infer(infer_reshape)
       .view(view_reshape)
+      .vjp(vjp_reshape)
       .cpu(cpu::view_kernel("cpu.reshape"))
       .done();
 }

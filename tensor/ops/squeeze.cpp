@@ -38,6 +38,10 @@ std::optional<Layout> view_squeeze(const Layout& input, const Extents& sizes, co
   return result;
 }
 
+std::vector<Tensor> vjp_squeeze(const VjpContext& call) {
+  return {unsqueeze(call.cotangent(0), call.attributes<AxisAttrs>().dim)};
+}
+
 }  // namespace
 
 Op define_squeeze() {
@@ -46,6 +50,7 @@ Op define_squeeze() {
       .operand("input")
       .infer(infer_squeeze)
       .view(view_squeeze)
+      .vjp(vjp_squeeze)
       .cpu(cpu::view_kernel("cpu.squeeze"))
       .done();
 }

@@ -25,14 +25,23 @@ void run_sum(const KernelArgs& args) {
   });
 }
 
+std::vector<Tensor> vjp_sum(const VjpContext& call) {
+  // Every element of a sum has its gradient.
+  const Shape& shape = call.input_spec(0).shape;
+  const auto& dim = call.attributes<ReduceAttrs>().dim;
+  return {expand(with_reduced_axes("sum", call.cotangent(0), shape, dim), shape)};
+}
+
 }  // namespace
 
 Op define_sum() {
   return reduction_op(
-      "sum",
-      "Σ over the axes dim, all when none is given; 0 for nothing. Integers and bool "
-      "give int64.",
-      infer_sum, {"cpu.sum", run_sum, nullptr, any_layout, false});
+             "sum",
+             "Σ over the axes dim, all when none is given; 0 for nothing. Integers and bool "
+             "give int64.",
+             infer_sum, {"cpu.sum", run_sum, nullptr, any_layout, false})
+      .vjp(vjp_sum)
+      .done();
 }
 
 }  // namespace ops

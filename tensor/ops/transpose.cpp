@@ -46,6 +46,11 @@ std::optional<Layout> view_transpose(const Layout& input, const Extents&, const 
   return result;
 }
 
+std::vector<Tensor> vjp_transpose(const VjpContext& call) {
+  const auto& dims = call.attributes<AxisPairAttrs>().dims;
+  return {transpose(call.cotangent(0), dims.at(0), dims.at(1))};  // its own inverse
+}
+
 }  // namespace
 
 Op define_transpose() {
@@ -54,6 +59,7 @@ Op define_transpose() {
       .operand("input")
       .infer(infer_transpose)
       .view(view_transpose)
+      .vjp(vjp_transpose)
       .cpu(cpu::view_kernel("cpu.transpose"))
       .done();
 }

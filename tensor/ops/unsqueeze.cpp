@@ -33,6 +33,11 @@ std::optional<Layout> view_unsqueeze(const Layout& input, const Extents& sizes,
   return result;
 }
 
+std::vector<Tensor> vjp_unsqueeze(const VjpContext& call) {
+  // The axis counts in the result, as it does in the cotangent.
+  return {squeeze(call.cotangent(0), call.attributes<AxisAttrs>().dim)};
+}
+
 }  // namespace
 
 Op define_unsqueeze() {
@@ -41,6 +46,7 @@ Op define_unsqueeze() {
       .operand("input")
       .infer(infer_unsqueeze)
       .view(view_unsqueeze)
+      .vjp(vjp_unsqueeze)
       .cpu(cpu::view_kernel("cpu.unsqueeze"))
       .done();
 }

@@ -40,6 +40,7 @@ Op define_view() {
       .operand("input")
       .infer(infer_reshape)
       .view(view_reshape)
+      .vjp(vjp_reshape)
       .cpu(cpu::view_kernel("cpu.view"))
       .done();
 }

@@ -5,13 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "tensor/parallel.h"
 #include "tensor/tensor.h"
+#include "tests/tensor/threads.h"
 
 namespace tenon::test {
 
@@ -126,27 +125,6 @@ inline void expect_close(const Tensor& actual, const Values& expected, const Val
 inline void expect_close(const Tensor& actual, const Values& expected, double bound,
                          const std::string& what) {
   expect_close(actual, expected, Values(expected.size(), bound), what);
-}
-
-/// The bytes of a contiguous tensor.
-inline std::string bytes_of(const Tensor& tensor) {
-  const auto count = static_cast<std::size_t>(tensor.layout().numel()) * size_of(tensor.dtype());
-  std::string result(count, '\0');
-  if (count > 0) std::memcpy(result.data(), tensor.view_of_data().data, count);
-  return result;
-}
-
-/// Runs `make` on 1, 2 and 3 threads and expects the same bytes.
-template <class F>
-void expect_thread_invariant(F make, const std::string& what) {
-  const int threads = num_threads();
-  set_num_threads(1);
-  const std::string expected = bytes_of(make());
-  for (const int count : {2, 3}) {
-    set_num_threads(count);
-    EXPECT_EQ(bytes_of(make()) == expected, true) << what << " on " << count << " threads";
-  }
-  set_num_threads(threads);
 }
 
 }  // namespace tenon::test

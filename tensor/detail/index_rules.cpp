@@ -1,0 +1,14 @@
+#include "tensor/detail/index_rules.h"
+
+#include "tensor/detail/check.h"
+
+namespace tenon::ops {
+
+void require_index(const InferContext& context, int i) {
+  const DType dtype = context[i].dtype;
+  TENON_CHECK(dtype == DType::int64 || dtype == DType::int32, DTypeError,
+              "[{}] operand '{}' is {}; needed int64 or int32", context.op().name,
+              context.op().operands[static_cast<std::size_t>(i)].name, name(dtype));
+}
+
+}  // namespace tenon::ops

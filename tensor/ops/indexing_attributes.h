@@ -1,0 +1,68 @@
+// The attribute structs of ops that index, scan or cut, and of their gradients; see attributes.h.
+#pragma once
+
+#include "tensor/ops/attributes.h"
+
+namespace tenon {
+
+/// narrow_backward: `size` elements along axis `dim`, the gradient's first at `start`.
+struct NarrowBackwardAttrs {
+  std::int64_t dim = 0;
+  Dim start;
+  Dim size;
+  static constexpr auto fields() {
+    return std::tuple{field("dim", &NarrowBackwardAttrs::dim, FieldKind::axis),
+                      field("start", &NarrowBackwardAttrs::start),
+                      field("size", &NarrowBackwardAttrs::size)};
+  }
+};
+
+/// index_select_backward: `size` slices along axis `dim`.
+struct IndexSelectBackwardAttrs {
+  std::int64_t dim = 0;
+  Dim size;
+  static constexpr auto fields() {
+    return std::tuple{field("dim", &IndexSelectBackwardAttrs::dim, FieldKind::axis),
+                      field("size", &IndexSelectBackwardAttrs::size)};
+  }
+};
+
+/// gather_backward: the shape of what was gathered from.
+struct GatherBackwardAttrs {
+  std::int64_t dim = 0;
+  Shape shape;
+  static constexpr auto fields() {
+    return std::tuple{field("dim", &GatherBackwardAttrs::dim, FieldKind::axis),
+                      field("shape", &GatherBackwardAttrs::shape)};
+  }
+};
+
+/// cumsum; `reverse` sums from the end.
+struct CumsumAttrs {
+  std::int64_t dim = 0;
+  bool reverse = false;
+  static constexpr auto fields() {
+    return std::tuple{field("dim", &CumsumAttrs::dim, FieldKind::axis),
+                      field("reverse", &CumsumAttrs::reverse)};
+  }
+};
+
+/// tril, triu.
+struct DiagonalAttrs {
+  std::int64_t diagonal = 0;
+  static constexpr auto fields() { return std::tuple{field("diagonal", &DiagonalAttrs::diagonal)}; }
+};
+
+/// var; `dim` as in ReduceAttrs.
+struct VarAttrs {
+  std::vector<std::int64_t> dim;
+  double correction = 1;
+  bool keepdim = false;
+  static constexpr auto fields() {
+    return std::tuple{field("dim", &VarAttrs::dim, FieldKind::axis_set),
+                      field("correction", &VarAttrs::correction),
+                      field("keepdim", &VarAttrs::keepdim)};
+  }
+};
+
+}  // namespace tenon
