@@ -3,6 +3,7 @@
 
 #include "tensor/op.h"
 
+// Every line ends in a backslash, so that a line can be added anywhere; an empty one ends the list.
 // clang-format off
 #define TENON_FOR_EACH_OP(X) \
   X(add) \
@@ -71,7 +72,7 @@
   X(cast) \
   X(embedding) \
   X(adam_step) \
-  X(sgd_step)
+  X(sgd_step) \
   X(abs_backward) \
   X(tanh_backward) \
   X(sigmoid_backward) \
@@ -79,7 +80,7 @@
   X(relu_backward) \
   X(silu_backward) \
   X(gelu_backward) \
-  X(softplus_backward)
+  X(softplus_backward) \
   X(index_select) \
   X(index_select_backward) \
   X(gather) \
@@ -89,7 +90,8 @@
   X(argmax) \
   X(cumsum) \
   X(tril) \
-  X(triu)
+  X(triu) \
+
 // clang-format on
 
 namespace tenon::ops {
