@@ -98,7 +98,7 @@ TEST(Init, KnowsGainsAndFans) {
   EXPECT_EQ(fans.in, 36);
   EXPECT_EQ(fans.out, 54);
   EXPECT_ERROR(ShapeError,
-               "[calculate_fans] a weight (3); needed two axes or more, (out, in, kernel…)",
+               "[calculate_fans] a weight (3,); needed two axes or more, (out, in, kernel…)",
                init::xavier_uniform_(zeros({3})));
   EXPECT_ERROR(ValueError, "[trunc_normal_] std 1 from 2 to 1; needed std > 0 and low < high",
                init::trunc_normal_(zeros({3}), 0, 1, 2, 1));

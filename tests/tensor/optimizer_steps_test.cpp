@@ -143,13 +143,13 @@ TEST(OptimizerSteps, RefuseOperandsThatDoNotFit) {
   const Tensor w = zeros({2});
   const Tensor one = ones({});
   EXPECT_ERROR(ShapeError,
-               "[adam_step] operand 'exp_avg' has shape (3) and 'param' (2); needed one shape",
+               "[adam_step] operands 'exp_avg' (3,) and 'param' (2,); needed equal shapes",
                adam_step(w, w, zeros({3}), w, one, one, Tensor(), {}));
   EXPECT_ERROR(DTypeError,
                "[adam_step] a gradient of float64 for a parameter of float32; needed the same "
                "dtype, or a 16-bit one for float32",
                adam_step(w, zeros({2}, {DType::float64}), w, w, one, one, Tensor(), {}));
-  EXPECT_ERROR(ShapeError, "[sgd_step] operand 'lr' has shape (2); needed one element",
+  EXPECT_ERROR(ShapeError, "[sgd_step] operand 'lr' has shape (2,); needed one element",
                sgd_step(w, w, Tensor(), Tensor(), w, Tensor(), {}));
   EXPECT_ERROR(ValueError, "[sgd_step] momentum 0.5 needs momentum_buffer and step",
                sgd_step(w, w, Tensor(), Tensor(), one, Tensor(), {.momentum = 0.5}));
