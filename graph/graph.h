@@ -130,6 +130,8 @@ class Graph {
   /// After a run `state` holds `value`; replaces an earlier write of the same state.
   void set_write(ValueId state, ValueId value);
   void drop_writes() { writes_.clear(); }
+  /// Gives this Graph a guard list of its own, with the guards that are there now.
+  void own_guards() { guards_ = std::make_shared<GuardList>(*guards_); }
   /// Marks a node as emitted by backward.
   void mark_gradient(NodeId id) { mutable_node(id).gradient = true; }
   /// The inputs, module calls and guards of this Graph, without nodes, state or outputs.

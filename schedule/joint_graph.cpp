@@ -7,6 +7,18 @@
 #include "tensor/detail/check.h"
 
 namespace tenon {
+namespace {
+
+std::vector<Dim> symbols_of(const Graph& graph) {
+  std::vector<Dim> symbols;
+  for (ValueId id : graph.inputs()) {
+    const Shape& shape = graph.value(id).spec.shape;
+    symbols.insert(symbols.end(), shape.begin(), shape.end());
+  }
+  return symbols;
+}
+
+}  // namespace
 
 JointGraph::JointGraph(const Graph& forward, const ModuleTree& tree)
     : forward_(forward), graph_(forward.without_nodes()), builder_(graph_, SIZE_MAX, 0) {
@@ -27,6 +39,8 @@ Tensor JointGraph::add_input(const ExampleInput& input) {
 }
 
 Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step) {
+  // What this step demands of sizes concerns this Graph only: the forward Graph's list is restored.
+  const GuardTransaction forward_guards(graph_.guards(), symbols_of(forward_));
   std::vector<Tensor> results;
   {
     const InterpreterGuard guard(builder_);
@@ -40,6 +54,7 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   builder_.check_views_of_written_state();
   graph_.eliminate_dead_code();
   verify(graph_);
+  graph_.own_guards();
   return std::move(graph_);
 }
 

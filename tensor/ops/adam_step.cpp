@@ -44,6 +44,7 @@ Op define_adam_step() {
       .operand("step")
       .operand("lr")
       .optional("grad_scale")
+      .trait(Trait::elementwise)
       .infer(infer_adam_step)
       .cpu({.name = "cpu.adam_step", .run = cpu::adam_step})
       .not_differentiable()

@@ -50,6 +50,7 @@ Op define_sgd_step() {
       .optional("momentum_buffer")
       .optional("step")
       .optional("grad_scale")
+      .trait(Trait::elementwise)
       .infer(infer_sgd_step)
       .cpu({.name = "cpu.sgd_step", .run = cpu::sgd_step})
       .not_differentiable()
