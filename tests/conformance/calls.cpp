@@ -76,6 +76,18 @@ Call along_axis(Tensor (*f)(const Tensor&, std::int64_t)) {
   };
 }
 
+Call triangle(Tensor (*f)(const Tensor&, std::int64_t)) {
+  return [f](const Inputs& x, Arguments& a) {
+    return Inputs{f(input(x, 0), a.get<std::int64_t>("diagonal", 0))};
+  };
+}
+
+Call lookup(Tensor (*f)(const Tensor&, std::int64_t, const Tensor&)) {
+  return [f](const Inputs& x, Arguments& a) {
+    return Inputs{f(input(x, 0), a.get<std::int64_t>("dim"), input(x, 1))};
+  };
+}
+
 std::vector<Tensor> call_pow(const Inputs& x, Arguments& a) {
   if (x.size() == 1 && a.has("exponent")) return {pow(x[0], a.get<double>("exponent"))};
   return {pow(input(x, 0), input(x, 1))};
@@ -118,6 +130,40 @@ std::vector<Tensor> call_attention(const Inputs& x, Arguments& a) {
 std::vector<Tensor> call_layer_norm(const Inputs& x, Arguments& a) {
   return {layer_norm(input(x, 0), a.get<Axes>("normalized_shape"), optional_input(x, 1),
                      optional_input(x, 2), a.get("eps", 1e-5))};
+}
+
+Reduction reduction_of(Arguments& arguments) {
+  return parse_enum(Reduction{}, arguments.get("reduction", std::string("mean")));
+}
+
+std::vector<Tensor> call_var(const Inputs& x, Arguments& a) {
+  const double unbiased = a.get("unbiased", true) ? 1 : 0;
+  return {var(input(x, 0), axes(a, "dim"), a.get("correction", unbiased), a.get("keepdim", false))};
+}
+
+std::vector<Tensor> call_argmax(const Inputs& x, Arguments& a) {
+  std::optional<std::int64_t> dim;
+  if (a.has("dim")) dim = a.get<std::int64_t>("dim");
+  return {argmax(input(x, 0), dim, a.get("keepdim", false))};
+}
+
+std::vector<Tensor> call_rms_norm(const Inputs& x, Arguments& a) {
+  std::optional<double> eps;
+  if (a.has("eps")) eps = a.get<double>("eps");
+  return {rms_norm(input(x, 0), a.get<Axes>("normalized_shape"), optional_input(x, 1), eps)};
+}
+
+std::vector<Tensor> call_cross_entropy(const Inputs& x, Arguments& a) {
+  if (x.size() > 2 && x[2]) throw Unsupported("without class weights");
+  CrossEntropyOptions options;
+  options.ignore_index = a.get<std::int64_t>("ignore_index", -100);
+  options.reduction = reduction_of(a);
+  options.label_smoothing = a.get("label_smoothing", 0.0);
+  return {cross_entropy(input(x, 0), input(x, 1), options)};
+}
+
+std::vector<Tensor> call_mse_loss(const Inputs& x, Arguments& a) {
+  return {mse_loss(input(x, 0), input(x, 1), reduction_of(a))};
 }
 
 void add_pointwise(std::map<std::string, Call, std::less<>>& table) {
@@ -183,6 +229,16 @@ void add_shape(std::map<std::string, Call, std::less<>>& table) {
   table["cat"] = [](const Inputs& x, Arguments& a) {
     return Inputs{cat(x, a.get<std::int64_t>("dim", 0))};
   };
+  table["stack"] = [](const Inputs& x, Arguments& a) {
+    return Inputs{stack(x, a.get<std::int64_t>("dim", 0))};
+  };
+  table["select"] = [](const Inputs& x, Arguments& a) {
+    return Inputs{select(input(x, 0), a.get<std::int64_t>("dim"), a.get<std::int64_t>("index"))};
+  };
+  table["tril"] = triangle(tril);
+  table["triu"] = triangle(triu);
+  table["index_select"] = lookup(index_select);
+  table["gather"] = lookup(gather);
 }
 
 const std::map<std::string, Call, std::less<>>& table() {
@@ -194,7 +250,14 @@ const std::map<std::string, Call, std::less<>>& table() {
     table["mean"] = reduction(mean);
     table["amax"] = reduction(amax);
     table["amin"] = reduction(amin);
+    table["var"] = call_var;
+    table["argmax"] = call_argmax;
+    table["cumsum"] = along_axis(cumsum);
     table["softmax"] = along_axis(softmax);
+    table["log_softmax"] = along_axis(log_softmax);
+    table["rms_norm"] = call_rms_norm;
+    table["mse_loss"] = call_mse_loss;
+    table["cross_entropy"] = call_cross_entropy;
     table["layer_norm"] = call_layer_norm;
     table["dropout"] = call_dropout;
     table["scaled_dot_product_attention"] = call_attention;
