@@ -3,7 +3,7 @@
 #include "tensor/detail/check.h"
 #include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 
@@ -50,6 +50,21 @@ std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attri
   return {layer_norm(shifted + inputs[2], inputs[3], inputs[4], attrs.eps)};
 }
 
+/// The gradients of the composition; what was normalized is computed again instead of kept.
+std::vector<Tensor> vjp_fused(const VjpContext& call) {
+  const auto& attrs = call.attributes<BiasDropoutResidualLayerNormAttrs>();
+  const DropoutAttrs drop{attrs.p, attrs.mode, attrs.site};
+  const Tensor sum_in = dropout_with(call.input(0) + call.input(1), drop) + call.input(2);
+  const bool reaches_sum = call.needs(0) || call.needs(1) || call.needs(2);
+  const NormGradients norm =
+      layer_norm_backward(call.cotangent(0), sum_in, call.input(3),
+                          {1, attrs.eps, reaches_sum, call.needs(3), call.needs(4)});
+  std::vector<Tensor> gradients{{}, {}, norm.input, norm.weight, norm.bias};
+  if (call.needs(0) || call.needs(1)) gradients[0] = dropout_with(norm.input, drop);
+  if (call.needs(1)) gradients[1] = sum(as_rows(gradients[0]), {0});
+  return gradients;
+}
+
 Attrs pattern_attrs() {
   return BiasDropoutResidualLayerNormAttrs{Any(0), Any(1), DropoutMode::follow, Any(3)};
 }
@@ -71,6 +86,8 @@ Op define_bias_dropout_residual_layer_norm() {
       .infer(infer_fused)
       .decompose(decompose)
       .pattern_attrs(pattern_attrs)
+      .vjp(vjp_fused)
+      .saves_inputs({0, 1, 2, 3})
       .cpu({.name = "cpu.bias_dropout_residual_layer_norm",
             .run = cpu::bias_dropout_residual_layer_norm,
             .accepts = last_axis_dense,

@@ -363,7 +363,7 @@ TEST(AttentionGradient, AgreesWithItsDecomposition) {
   attrs.mask_gradient = true;
   const Tensor output =
       apply1(get_op("scaled_dot_product_attention"), {q, k, v, mask}, AttentionAttrs(attrs));
-  const Tensor inputs[] = {g, q, k, v, output, mask};
+  const std::vector<Tensor> inputs{g, q, k, v, output, mask};
   const Op& op = get_op("scaled_dot_product_attention_backward");
   const auto fused = apply(op, inputs, attrs);
   const auto plain = op.decompose(inputs, attrs);
