@@ -191,7 +191,8 @@ Tensor Tensor::to(Device device) const {
   if (this->device() == device) return *this;
   TENON_CHECK(is_eager(), TraceError, "to({}) under the tracer: a Graph runs on one device",
               device.to_string());
-  const Tensor packed = contiguous();
+  // Under the tracer too this moves data now: factories make their tensors on the host.
+  const Tensor packed = is_contiguous() ? *this : contiguous();
   Tensor result = empty(layout().sizes, {dtype(), device});
   const std::size_t bytes = static_cast<std::size_t>(layout().numel()) * size_of(dtype());
   if (bytes > 0) {
