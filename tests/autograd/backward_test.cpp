@@ -1,7 +1,10 @@
 // The tape and the walk: what is accumulated where, in which order, and which mistakes are refused.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "autograd/autograd.h"
+#include "tensor/error.h"
 #include "tensor/functional.h"
 #include "tests/support/expect_error.h"
 
@@ -124,12 +127,12 @@ TEST(Backward, DoesNotTouchFrozenLeaves) {
 TEST(Backward, RefusesWhatHasNoGradient) {
   const Tensor x = leaf({1, 2});
   expect_refused<ValueError>([&] { backward(square(x)); },
-                             "shape (2) needs a cotangent of that shape");
+                             "shape (2,) needs a cotangent of that shape");
   expect_refused<ValueError>([&] { backward(sum(x.detach())); }, "requires no gradient");
   expect_refused<ShapeError>([&] { backward(square(x), ones({3}, {DType::float64})); },
-                             "a cotangent float64(3) for a root float64(2)");
+                             "a cotangent float64(3,) for a root float64(2,)");
   expect_refused<ShapeError>([&] { backward(square(x), ones({2})); },
-                             "a cotangent float32(2) for a root float64(2)");
+                             "a cotangent float32(2,) for a root float64(2,)");
   const Tensors roots = {sum(x), sum(x)};
   const Tensors one = {Tensor()};
   expect_refused<ValueError>([&] { backward(roots, one); }, "2 roots and 1 cotangents");
@@ -289,7 +292,7 @@ TEST(Hooks, AreRefusedWhereTheyDoNotFit) {
                              "register_hook on a tensor that requires no gradient");
   register_hook(x, [](const Tensor&) { return ones({2}, {DType::float64}); });
   expect_refused<ShapeError>([&] { backward(mul(x, 2)); },
-                             "a gradient hook returned float64(2) for a gradient float64(1)");
+                             "a gradient hook returned float64(2,) for a gradient float64(1,)");
 }
 
 TEST(InPlace, ChangingASavedOutputIsNoticed) {

@@ -98,7 +98,7 @@ void add_numbers(Samples& samples) {
                        [f](const std::vector<Tensor>& in) { return std::vector{f(in[0])}; },
                        {leaf({2, 3}, Memory::permuted)}});
   };
-  add("add", "a number", [](const Tensor& x) { return add(x, 3); });
+  add("add", "a number", [](const Tensor& x) { return tenon::add(x, 3); });
   add("sub", "a number", [](const Tensor& x) { return sub(x, 3); });
   add("mul", "a number", [](const Tensor& x) { return mul(x, -2.5); });
   add("div", "a number", [](const Tensor& x) { return div(x, -2.5); });

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "autograd/gradcheck.h"
+#include "tensor/interpreter.h"
 #include "tests/tensor/layouts.h"
 
 namespace tenon::test {
@@ -31,8 +32,9 @@ Tensor mask(const Extents& sizes, unsigned seed = 1);
 Tensor indices(const std::vector<std::int64_t>& values, const Extents& sizes);
 
 Samples pointwise_samples();
-Samples matrix_samples();  // products, normalization, attention
+Samples matrix_samples();  // products, normalization, dropout
 Samples reduction_samples();
-Samples shape_samples();
+Samples shape_samples();  // views, copies, lookups
+Samples model_samples();  // attention, losses
 
 }  // namespace tenon::test

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "autograd/autograd.h"
+#include "tensor/error.h"
 #include "tests/autograd/gradcheck_samples.h"
 
 namespace tenon::test {
@@ -16,7 +17,7 @@ const Samples& all_samples() {
   static const Samples samples = [] {
     Samples all;
     for (const auto& family :
-         {pointwise_samples, matrix_samples, reduction_samples, shape_samples}) {
+         {pointwise_samples, matrix_samples, reduction_samples, shape_samples, model_samples}) {
       for (GradcheckSample& sample : family()) all.push_back(std::move(sample));
     }
     return all;
@@ -111,7 +112,7 @@ TEST(GradcheckReport, RefusesWhatItCannotCheck) {
   expect_error<ValueError>([&] { gradcheck(f, {zeros({2}, {DType::float64})}); },
                            "no input requires a gradient");
   expect_error<ValueError>([&] { gradcheck(f, {zeros({2}).requires_grad_()}); },
-                           "input 0 is float32(2); needed a float64 leaf");
+                           "input 0 is float32(2,); needed a float64 leaf");
 }
 
 /// The gradient of f by in[0] with the cotangent in[1], as a function to check in turn.

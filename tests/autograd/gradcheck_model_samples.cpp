@@ -1,0 +1,140 @@
+// Samples of attention and losses.
+#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
+#include "tests/autograd/gradcheck_samples.h"
+
+namespace tenon::test {
+namespace {
+
+constexpr Memory kDense = Memory::contiguous;
+constexpr Memory kPermuted = Memory::permuted;
+constexpr Memory kNarrowed = Memory::narrowed;
+constexpr Memory kExpanded = Memory::expanded;
+
+/// The site is given, so that each evaluation draws the same mask.
+AttentionAttrs attention(bool is_causal, double dropout_p = 0) {
+  return {dropout_p, is_causal, 0.6, DropoutMode::train, 4};
+}
+
+/// query (…, L, E), key (…, S, E), value (…, S, Ev).
+struct Heads {
+  Extents query, key, value;
+};
+
+void add_attention(Samples& samples) {
+  const auto add = [&](const char* what, const Heads& heads, Memory memory, const Tensor& mask,
+                       const AttentionAttrs& attrs) {
+    samples.push_back({"scaled_dot_product_attention",
+                       what,
+                       [attrs](const std::vector<Tensor>& in) {
+                         return apply(get_op("scaled_dot_product_attention"), in, attrs);
+                       },
+                       {leaf(heads.query, memory, 1), leaf(heads.key, kPermuted, 2),
+                        leaf(heads.value, memory, 3), mask}});
+  };
+  const Heads square = {{2, 3, 2}, {2, 3, 2}, {2, 3, 2}};
+  const Heads general = {{2, 1, 2, 3}, {2, 1, 4, 3}, {2, 1, 4, 2}};
+  add("plain", square, kDense, {}, attention(false));
+  add("causal", square, kPermuted, {}, attention(true));
+  add("other sizes", general, kNarrowed, {}, attention(false));
+  add("additive mask, broadcast", general, kDense, leaf({2, 1, 1, 4}, kDense, 4), attention(false));
+  add("additive mask of all scores", square, kPermuted, leaf({2, 3, 3}, kPermuted, 4),
+      attention(false));
+  const Tensor allowed =
+      tensor({1, 0, 1, 1, 1, 1, 0, 1}, {2, 4}, {DType::uint8}).to(DType::boolean);
+  add("bool mask", general, kDense, allowed, attention(false));
+  add("expanded", square, kExpanded, {}, attention(true));
+  add("dropout", square, kDense, {}, attention(true, 0.4));
+  add("no queries", {{1, 0, 2}, {1, 3, 2}, {1, 3, 2}}, kDense, {}, attention(false));
+}
+
+void add_attention_gradient(Samples& samples) {
+  const auto add = [&](const char* what, const Heads& heads, const Tensor& mask,
+                       const AttentionAttrs& attrs) {
+    const TensorFunction f = [attrs](const std::vector<Tensor>& in) {
+      const Tensor operands[] = {in[1], in[2], in[3], in[4]};
+      const Tensor output = apply(get_op("scaled_dot_product_attention"), operands, attrs)[0];
+      const AttentionBackwardAttrs backward_attrs{attrs, in[4] && in[4].requires_grad()};
+      return ops::scaled_dot_product_attention_backward(in[0], in[1], in[2], in[3], output, in[4],
+                                                        backward_attrs);
+    };
+    Extents output = heads.query;
+    output[output.size() - 1] = heads.value.back();
+    samples.push_back({"scaled_dot_product_attention_backward",
+                       what,
+                       f,
+                       {leaf(output, kPermuted, 5), leaf(heads.query, kDense, 1),
+                        leaf(heads.key, kPermuted, 2), leaf(heads.value, kDense, 3), mask}});
+  };
+  const Heads square = {{1, 3, 2}, {1, 3, 2}, {1, 3, 2}};
+  add("causal", square, {}, attention(true));
+  add("additive mask", {{2, 2}, {3, 2}, {3, 1}}, leaf({1, 3}, kDense, 4), attention(false));
+  add("dropout", square, {}, attention(false, 0.4));
+  add("no queries", {{1, 0, 2}, {1, 3, 2}, {1, 3, 2}}, {}, attention(false));
+}
+
+const CrossEntropyOptions kLossOptions[] = {
+    {.reduction = Reduction::mean},
+    {.reduction = Reduction::sum, .label_smoothing = 0.2},
+    {.reduction = Reduction::none},
+    {.ignore_index = 1, .reduction = Reduction::mean, .label_smoothing = 0.1},
+    {.ignore_index = 2, .reduction = Reduction::none, .label_smoothing = 0.3},
+};
+
+void add_cross_entropies(Samples& samples) {
+  const auto add = [&](const char* what, const Tensor& x, const Tensor& target) {
+    for (const CrossEntropyOptions& options : kLossOptions) {
+      samples.push_back({"cross_entropy",
+                         what,
+                         [options](const std::vector<Tensor>& in) {
+                           return std::vector{cross_entropy(in[0], in[1], options)};
+                         },
+                         {x, target}});
+    }
+  };
+  add("rows", leaf({4, 3}), indices({2, 0, 1, 2}, {4}));
+  add("strided rows", leaf({3, 4}, kPermuted), indices({3, 1, 0}, {3}));
+  add("expanded rows", leaf({3, 4}, kExpanded), indices({3, 0, 0}, {3}));
+  add("one row", leaf({4}, kNarrowed), indices({3}, {}));
+  add("further axes", leaf({2, 3, 2}, kPermuted), indices({0, 1, 2, 0}, {2, 2}));
+  samples.push_back({"cross_entropy",
+                     "no rows",
+                     [](const std::vector<Tensor>& in) {
+                       return std::vector{
+                           cross_entropy(in[0], in[1], {.reduction = Reduction::sum})};
+                     },
+                     {leaf({0, 3}), indices({}, {0})}});
+}
+
+void add_cross_entropy_gradients(Samples& samples) {
+  const auto add = [&](const char* what, const Tensor& x, const Tensor& target,
+                       const CrossEntropyOptions& options) {
+    const CrossEntropyAttrs attrs{options.ignore_index, options.reduction, options.label_smoothing};
+    const Extents loss = options.reduction == Reduction::none ? target.layout().sizes : Extents{};
+    samples.push_back({"cross_entropy_backward",
+                       what,
+                       [attrs](const std::vector<Tensor>& in) {
+                         return std::vector{
+                             ops::cross_entropy_backward(in[0], in[1], in[2], attrs)};
+                       },
+                       {leaf(loss, kDense, 3), x, target}});
+  };
+  for (const CrossEntropyOptions& options : kLossOptions) {
+    add("rows", leaf({4, 3}), indices({2, 0, 1, 2}, {4}), options);
+    add("strided rows", leaf({3, 4}, kPermuted), indices({3, 1, 0}, {3}), options);
+  }
+  add("no rows", leaf({0, 3}), indices({}, {0}), {.reduction = Reduction::none});
+}
+
+}  // namespace
+
+Samples model_samples() {
+  Samples samples;
+  add_attention(samples);
+  add_attention_gradient(samples);
+  add_cross_entropies(samples);
+  add_cross_entropy_gradients(samples);
+  return samples;
+}
+
+}  // namespace tenon::test
