@@ -1,0 +1,303 @@
+// The gradients of attention, products and the fused residual norm on CUDA against the same calls on
+// the CPU in float64: dtypes, head sizes, tails, strides, masks, causality, dropout, special values.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "autograd/autograd.h"
+#include "tensor/interpreter.h"
+#include "tensor/ops/attributes.h"
+#include "tensor/random.h"
+#include "tests/cuda/cuda_support.h"
+
+namespace tenon::test {
+namespace {
+
+/// Gradients of `op` at leaves that share the operands' memory; undefined for operands without one.
+std::vector<Tensor> gradients(const char* op, const std::vector<Tensor>& operands,
+                              const Attrs& attrs, const Tensor& cotangent) {
+  std::vector<Tensor> leaves;
+  for (const Tensor& operand : operands) {
+    leaves.push_back(operand ? operand.detach() : Tensor());
+    if (operand && is_floating(operand.dtype())) leaves.back().requires_grad_();
+  }
+  backward(apply(get_op(op), leaves, attrs).at(0), cotangent);
+  std::vector<Tensor> result;
+  for (const Tensor& leaf : leaves) result.push_back(leaf ? leaf.grad() : Tensor());
+  return result;
+}
+
+Tensor widened(const Tensor& tensor) {
+  return tensor && is_floating(tensor.dtype()) ? tensor.to(DType::float64) : tensor;
+}
+
+/// A contiguous operand; undefined stays so.
+Operand2 both(const Tensor& tensor) { return tensor ? from_cpu(tensor) : Operand2{}; }
+
+double largest(const std::vector<double>& values) {
+  double result = 0;
+  for (const double value : values) {
+    if (std::isfinite(value)) result = std::max(result, std::abs(value));
+  }
+  return result;
+}
+
+/// All gradients of a call: near those in float64 relative to the largest element, and the same bits
+/// in a second run. `roundings` of the operands' dtype, and of what it is computed in; `floor` is the
+/// size of terms that cancel.
+void check(const char* op, const std::vector<Operand2>& operands, const Attrs& attrs,
+           const Operand2& cotangent, double roundings, double compute_roundings,
+           const std::string& what, double floor = 0) {
+  std::vector<Tensor> wide, cuda;
+  for (const Operand2& operand : operands) {
+    wide.push_back(widened(operand.cpu));
+    cuda.push_back(operand.cuda);
+  }
+  const auto want = gradients(op, wide, attrs, widened(cotangent.cpu));
+  const auto got = gradients(op, cuda, attrs, cotangent.cuda);
+  const auto again = gradients(op, cuda, attrs, cotangent.cuda);
+  const DType dtype = operands[0].cpu.dtype();
+  const double unit = roundings * unit_roundoff(dtype) +
+                      compute_roundings * unit_roundoff(accumulation_dtype(dtype));
+  for (std::size_t i = 0; i < operands.size(); ++i) {
+    ASSERT_EQ(got[i].defined(), want[i].defined()) << what << ", operand " << i;
+    if (!got[i]) continue;
+    ASSERT_EQ(got[i].shape(), operands[i].cpu.shape()) << what << ", operand " << i;
+    const auto exact = want[i].to_doubles();
+    const auto values = got[i].to_doubles();
+    const double allowed = unit * std::max(largest(exact), floor) + 1e-30;
+    for (std::size_t k = 0; k < exact.size(); ++k) {
+      if (std::isnan(exact[k]) && std::isnan(values[k])) continue;
+      ASSERT_LE(std::abs(values[k] - exact[k]), allowed)
+          << what << ", operand " << i << ", element " << k << " is " << values[k] << ", exactly "
+          << exact[k];
+    }
+    expect_bit_equal(got[i], again[i], what + ", second run, operand " + std::to_string(i));
+  }
+}
+
+struct AttentionSizes {
+  Sizes batch;
+  std::int64_t length, keys, head, head_v;
+};
+
+enum class Mask { none, boolean, additive, additive_shared, additive_row, additive_column };
+
+struct Options {
+  const char* name;
+  Mask mask = Mask::none;
+  bool is_causal = false;
+  double dropout_p = 0;
+  double scale = 0;  // 0: 1/√head
+};
+
+const Options kOptions[] = {
+    {"plain"},
+    {"causal", Mask::none, true},
+    {"dropout", Mask::none, false, 0.1},
+    {"causal_dropout", Mask::none, true, 0.4},
+    {"bool_mask", Mask::boolean},
+    {"float_mask", Mask::additive},
+    {"shared_mask_dropout", Mask::additive_shared, false, 0.3},
+    {"row_mask", Mask::additive_row},
+    {"column_mask", Mask::additive_column},
+    {"negative_scale", Mask::none, false, 0, -0.2},
+};
+
+// Tails of 64-row tiles and of 32 and 64 column tiles, heads of several slices, one key, one query.
+const AttentionSizes kAttentionSizes[] = {
+    {{2, 3}, 1, 1, 8, 8},       {{2, 2}, 77, 77, 32, 32},   {{3}, 77, 130, 40, 56},
+    {{1, 2}, 256, 256, 64, 64}, {{2, 1}, 130, 200, 80, 80}, {{2}, 65, 64, 128, 128},
+    {{2}, 33, 70, 7, 5},        {{}, 20, 50, 300, 270},     {{2, 1, 2, 1}, 10, 1, 64, 64},
+    {{1, 1}, 1, 300, 64, 64},   {{4}, 129, 64, 16, 24},
+};
+
+Sizes with_last(Sizes batch, std::int64_t rows, std::int64_t columns) {
+  batch.push_back(rows);
+  batch.push_back(columns);
+  return batch;
+}
+
+Tensor random(const Sizes& sizes, DType dtype, Generator& generator) {
+  return randn(to_shape(sizes), {DType::float64}, &generator).to(dtype);
+}
+
+Tensor make_mask(const AttentionSizes& s, Mask kind, DType dtype, Generator& generator) {
+  const Sizes ones_(s.batch.size(), 1);
+  switch (kind) {
+    case Mask::none: return {};
+    case Mask::boolean: {
+      auto values = uniform({s.length, s.keys}, 0, 1, {}, &generator).to_doubles();
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        values[i] = values[i] < 0.7 || i % static_cast<std::size_t>(s.keys) == 0 ? 1 : 0;
+      }
+      return tensor(values, {s.length, s.keys}, {DType::boolean, kCpu});
+    }
+    case Mask::additive: return random(with_last(s.batch, s.length, s.keys), dtype, generator);
+    case Mask::additive_shared: {
+      Sizes outer = ones_;
+      if (!outer.empty()) outer.back() = s.batch.back();
+      return random(with_last(outer, s.length, s.keys), dtype, generator);
+    }
+    case Mask::additive_row: return random({1, s.keys}, dtype, generator);
+    case Mask::additive_column: return random(with_last(ones_, s.length, 1), dtype, generator);
+  }
+  return {};
+}
+
+class CudaAttentionGradient
+    : public testing::TestWithParam<std::tuple<DType, AttentionSizes, Options>> {
+ protected:
+  void SetUp() override {
+    SKIP_WITHOUT_GPU();
+    manual_seed(2024);
+  }
+};
+
+TEST_P(CudaAttentionGradient, MatchesFloat64) {
+  const auto& [dtype, s, options] = GetParam();
+  Generator generator(11);
+  const std::vector<Operand2> operands{
+      both(random(with_last(s.batch, s.length, s.head), dtype, generator)),
+      both(random(with_last(s.batch, s.keys, s.head), dtype, generator)),
+      both(random(with_last(s.batch, s.keys, s.head_v), dtype, generator)),
+      both(make_mask(s, options.mask, dtype, generator))};
+  const Operand2 cotangent = both(random(with_last(s.batch, s.length, s.head_v), dtype, generator));
+  const double root = std::sqrt(static_cast<double>(s.head));
+  const double scale = options.scale != 0 ? options.scale : 1 / root;
+  const AttentionAttrs attrs{options.dropout_p, options.is_causal, Scalar(scale),
+                             DropoutMode::train, 5};
+  // A gradient is a sum of terms larger than itself: roundings count several times. Scores that all
+  // move together, or alone in their row, change nothing: those gradients are zero but for rounding.
+  const bool cancels = s.keys == 1 || options.mask == Mask::additive_column;
+  check("scaled_dot_product_attention", operands, attrs, cotangent, 12,
+        256 * std::max(1.0, root * std::abs(scale)), "attention",
+        cancels ? static_cast<double>(s.head_v) : 0);
+}
+
+const auto kParamName = [](const auto& info) {
+  const auto& [dtype, s, options] = info.param;
+  std::string text = std::string(name(dtype)) + "_b";
+  for (const std::int64_t size : s.batch) text += std::to_string(size) + "_";
+  return text + "l" + std::to_string(s.length) + "_s" + std::to_string(s.keys) + "_e" +
+         std::to_string(s.head) + "_v" + std::to_string(s.head_v) + "_" + options.name;
+};
+
+INSTANTIATE_TEST_SUITE_P(Table, CudaAttentionGradient,
+                         testing::Combine(testing::ValuesIn(kFloats),
+                                          testing::ValuesIn(kAttentionSizes),
+                                          testing::ValuesIn(kOptions)),
+                         kParamName);
+
+class CudaGradient : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    SKIP_WITHOUT_GPU();
+    manual_seed(5);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(DTypes, CudaGradient, testing::ValuesIn(kFloats),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+TEST_P(CudaGradient, OfAttentionReadsViewsOfPackedQkv) {
+  constexpr std::int64_t kBatch = 2, kLength = 90, kHeads = 3, kHead = 64;
+  Generator generator(3);
+  const Tensor packed = random({kBatch, kLength, 3 * kHeads * kHead}, GetParam(), generator);
+  const Tensor cotangent = random({kBatch, kLength, kHeads * kHead}, GetParam(), generator);
+  const auto gradient = [&](const Tensor& values, const Tensor& g) {
+    Tensor leaf = values.detach().requires_grad_();
+    const Tensor parts = leaf.view({kBatch, kLength, 3, kHeads, kHead});
+    const auto part = [&](int i) { return parts.narrow(2, i, 1).squeeze(2).permute({0, 2, 1, 3}); };
+    const Tensor y = apply1(get_op("scaled_dot_product_attention"), {part(0), part(1), part(2)},
+                            AttentionAttrs{0.2, true, Scalar(0.125), DropoutMode::train, 1});
+    backward(y.permute({0, 2, 1, 3}).reshape({kBatch, kLength, kHeads * kHead}), g);
+    return leaf.grad();
+  };
+  const auto want = gradient(widened(packed), widened(cotangent)).to_doubles();
+  const auto got = gradient(packed.to(kCuda), cotangent.to(kCuda)).to_doubles();
+  const double allowed = (12 * unit_roundoff(GetParam()) + 1e-4) * largest(want);
+  ASSERT_EQ(got.size(), want.size());
+  for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], allowed) << i;
+}
+
+TEST_P(CudaGradient, OfARowThatSeesNothingIsNan) {
+  Generator generator(3);
+  std::vector<double> visible(3 * 70, 1);
+  std::fill_n(visible.begin() + 70, 70, 0);
+  const auto make = [&](std::int64_t rows) {
+    return both(random({2, rows, 64}, GetParam(), generator));
+  };
+  const Operand2 mask = both(tensor(visible, {3, 70}, {DType::boolean, kCpu}));
+  check("scaled_dot_product_attention", {make(3), make(70), make(70), mask},
+        AttentionAttrs{.scale = 0.125}, make(3), 12, 256, "hidden row");
+}
+
+TEST_P(CudaGradient, OfAttentionOverNothingIsZero) {
+  Generator generator(3);
+  const struct {
+    Sizes q, k, v, g;
+    double dropout_p;
+  } samples[] = {{{2, 0, 4}, {2, 3, 4}, {2, 3, 5}, {2, 0, 5}, 0},
+                 {{2, 3, 4}, {2, 0, 4}, {2, 0, 5}, {2, 3, 5}, 0},
+                 {{2, 3, 0}, {2, 2, 0}, {2, 2, 5}, {2, 3, 5}, 0},
+                 {{2, 3, 4}, {2, 2, 4}, {2, 2, 0}, {2, 3, 0}, 0},
+                 {{2, 3, 4}, {2, 2, 4}, {2, 2, 5}, {2, 3, 5}, 1}};
+  for (const auto& sample : samples) {
+    const auto make = [&](const Sizes& sizes) {
+      return both(random(sizes, GetParam(), generator));
+    };
+    check("scaled_dot_product_attention", {make(sample.q), make(sample.k), make(sample.v), {}},
+          AttentionAttrs{sample.dropout_p, false, Scalar(0.5), DropoutMode::train, 0},
+          make(sample.g), 12, 256, "nothing");
+  }
+}
+
+TEST_P(CudaGradient, OfProductsInEveryLayout) {
+  Generator generator(7);
+  const struct {
+    Sizes a, b, output;
+  } samples[] = {{{5, 7}, {7, 9}, {5, 9}},
+                 {{2, 3, 40, 33}, {33, 20}, {2, 3, 40, 20}},
+                 {{3, 1, 8, 16}, {5, 16, 24}, {3, 5, 8, 24}},
+                 {{4, 3}, {2, 3, 5}, {2, 4, 5}},
+                 {{3, 0}, {0, 4}, {3, 4}}};
+  for (const auto& sample : samples) {
+    for (const Placement placement : kPlacements) {
+      const Operand2 a = make_operand(sample.a, GetParam(), placement, generator);
+      const Operand2 b = make_operand(sample.b, GetParam(), placement, generator);
+      const Operand2 g = make_operand(sample.output, GetParam(), placement, generator);
+      check("matmul", {a, b}, {}, g, 12, 64, std::string("matmul ") + placement_name(placement));
+    }
+  }
+  for (const Placement placement : kPlacements) {
+    const auto make = [&](const Sizes& sizes) {
+      return make_operand(sizes, GetParam(), placement, generator);
+    };
+    const Operand2 x = make({2, 33, 40}), w = make({24, 40}), bias = make({24});
+    const Operand2 g = make({2, 33, 24});
+    check("linear", {x, w, bias}, {}, g, 12, 64,
+          std::string("linear ") + placement_name(placement));
+  }
+}
+
+TEST_P(CudaGradient, OfDropoutAndOfTheResidualNorm) {
+  Generator generator(9);
+  for (const Sizes& sizes : {Sizes{5, 3}, Sizes{2, 70, 64}, Sizes{9, 1000}, Sizes{0, 8}}) {
+    const Sizes vector{sizes.back()};
+    const auto make = [&](const Sizes& shape) {
+      return both(random(shape, GetParam(), generator));
+    };
+    const Operand2 x = make(sizes), g = make(sizes);
+    check("dropout", {x}, DropoutAttrs{0.3, DropoutMode::train, 3}, g, 2, 4, "dropout");
+    check("bias_dropout_residual_layer_norm",
+          {x, make(vector), make(sizes), make(vector), make(vector)},
+          BiasDropoutResidualLayerNormAttrs{0.3, 1e-3, DropoutMode::train, 4}, g, 48, 512,
+          "residual norm");
+  }
+}
+
+}  // namespace
+}  // namespace tenon::test
