@@ -40,7 +40,8 @@ struct GradOptions {
   bool allow_unused = false;
 };
 
-/// The gradients of `outputs` with respect to `inputs` (leaves or computed); no grad() changes.
+/// The gradients of `outputs` with respect to `inputs` (leaves or computed); no grad() changes, and
+/// only what lies between the two is walked.
 std::vector<Tensor> grad(std::span<const Tensor> outputs, std::span<const Tensor> inputs,
                          std::span<const Tensor> cotangents = {}, const GradOptions& options = {});
 

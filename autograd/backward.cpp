@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "autograd/detail/tape.h"
 #include "tensor/detail/check.h"
@@ -15,14 +16,15 @@ namespace {
 /// What a vjp reads of a recorded call; checks that saved values are still what they were.
 class RecordedCall final : public VjpContext {
  public:
-  RecordedCall(const std::shared_ptr<TapeNode>& node, std::vector<Tensor>& cotangents)
-      : node_(*node), shared_(node), cotangents_(cotangents) {}
+  RecordedCall(const std::shared_ptr<TapeNode>& node, std::vector<Tensor>& cotangents,
+               std::vector<bool> needed)
+      : node_(*node), shared_(node), cotangents_(cotangents), needed_(std::move(needed)) {}
 
   const Op& op() const override { return *node_.op; }
   const Attrs& attrs() const override { return node_.attrs; }
   int num_inputs() const override { return static_cast<int>(node_.inputs.size()); }
   bool has(int i) const override { return i < num_inputs() && node_.inputs[at(i)].has_value(); }
-  bool needs(int i) const override { return i < num_inputs() && node_.edges[at(i)].needed(); }
+  bool needs(int i) const override { return i < num_inputs() && needed_[at(i)]; }
   const TensorSpec& input_spec(int i) const override { return *node_.inputs.at(at(i)); }
   const TensorSpec& output_spec(int i) const override { return node_.outputs.at(at(i)); }
 
@@ -72,6 +74,7 @@ class RecordedCall final : public VjpContext {
   const TapeNode& node_;
   const std::shared_ptr<TapeNode>& shared_;
   std::vector<Tensor>& cotangents_;
+  const std::vector<bool> needed_;  // per operand
 };
 
 Tensor run_hooks(const AutogradRecord* record, Tensor gradient, const TensorSpec& spec) {
@@ -92,7 +95,10 @@ class Walk {
  public:
   Walk(const BackwardOptions& options, std::span<const Tensor> inputs)
       : options_(options), accumulates_(inputs.empty()) {
-    for (const Tensor& input : inputs) wanted_.push_back(edge_of(input));
+    for (const Tensor& input : inputs) {
+      wanted_.push_back(edge_of(input));
+      ends_.insert(end_of(wanted_.back()));
+    }
     results_.resize(inputs.size());
   }
 
@@ -100,6 +106,7 @@ class Walk {
 
   void run() {
     const GradModeGuard mode(options_.create_graph);
+    if (!accumulates_) find_paths();
     while (!pending_.empty()) {
       const auto last = std::prev(pending_.end());
       const std::shared_ptr<TapeNode> node = last->second.node;
@@ -118,8 +125,38 @@ class Walk {
     std::vector<Tensor> cotangents;
   };
 
+  static const void* end_of(const Edge& edge) {
+    return edge.node ? static_cast<const void*>(edge.node.get()) : edge.leaf.get();
+  }
+
+  /// Whether a gradient that flows along `edge` reaches something wanted.
+  bool leads(const Edge& edge) const {
+    if (accumulates_ || !edge.needed()) return edge.needed();
+    return ends_.contains(end_of(edge)) || on_path_.contains(edge.node.get());
+  }
+
+  /// Finds the calls between the roots and the wanted tensors: no other vjp runs.
+  void find_paths() {
+    std::map<std::uint64_t, const TapeNode*> reached;  // in the order of recording
+    std::vector<const TapeNode*> open;
+    const auto reach = [&](const TapeNode* node) {
+      if (node && reached.emplace(node->sequence, node).second) open.push_back(node);
+    };
+    for (const auto& [sequence, entry] : pending_) reach(entry.node.get());
+    while (!open.empty()) {
+      const TapeNode* node = open.back();
+      open.pop_back();
+      for (const Edge& edge : node->edges) reach(edge.node.get());
+    }
+    for (const auto& [sequence, node] : reached) {
+      if (std::any_of(node->edges.begin(), node->edges.end(),
+                      [&](const Edge& edge) { return leads(edge); })) {
+        on_path_.insert(node);
+      }
+    }
+  }
+
   void add(const Edge& edge, const Tensor& gradient) {
-    if (!gradient || !edge.needed()) return;
     if (edge.leaf) {
       auto [found, inserted] = leaves_.try_emplace(edge.leaf.get(), leaf_order_.size());
       if (inserted) leaf_order_.push_back({edge.leaf, {}});
@@ -137,10 +174,6 @@ class Walk {
   }
 
   void visit(const std::shared_ptr<TapeNode>& node, std::vector<Tensor>& cotangents) {
-    TENON_CHECK(!node->released, ValueError,
-                "backward through [{}] a second time, after its saved values were released; give "
-                "the first backward retain_graph",
-                node->op->name);
     const CallSiteScope site(node->site);
     for (std::size_t i = 0; i < cotangents.size(); ++i) {
       if (!cotangents[i]) continue;
@@ -148,11 +181,22 @@ class Walk {
       cotangents[i] = run_hooks(hooks, cotangents[i], node->outputs[i]);
     }
     collect(node, cotangents);
+    if (accumulates_ || on_path_.contains(node.get())) pull_back(node, cotangents);
+  }
+
+  /// Runs the vjp of a call and hands its results on.
+  void pull_back(const std::shared_ptr<TapeNode>& node, std::vector<Tensor>& cotangents) {
+    TENON_CHECK(!node->released, ValueError,
+                "backward through [{}] a second time, after its saved values were released; give "
+                "the first backward retain_graph",
+                node->op->name);
     TENON_CHECK(node->op->vjp != nullptr, ValueError, "[{}] has no gradient", node->op->name);
-    const RecordedCall call(node, cotangents);
+    std::vector<bool> needed;
+    for (const Edge& edge : node->edges) needed.push_back(leads(edge));
+    const RecordedCall call(node, cotangents, needed);
     const std::vector<Tensor> gradients = node->op->vjp(call);
     for (std::size_t i = 0; i < node->edges.size() && i < gradients.size(); ++i) {
-      if (!gradients[i] || !node->edges[i].needed()) continue;
+      if (!gradients[i] || !needed[i]) continue;
       const TensorSpec& spec = *node->inputs[i];
       const bool fits =
           gradients[i].dtype() == spec.dtype &&
@@ -200,7 +244,9 @@ class Walk {
   }
 
   const BackwardOptions options_;
-  const bool accumulates_;
+  const bool accumulates_;                       // into all leaves; else only wanted_ counts
+  std::unordered_set<const void*> ends_;         // nodes and leaves of wanted_
+  std::unordered_set<const TapeNode*> on_path_;  // between the roots and wanted_
   std::map<std::uint64_t, Pending> pending_;
   std::unordered_map<const TensorImpl*, std::size_t> leaves_;
   std::vector<std::pair<std::shared_ptr<TensorImpl>, Tensor>> leaf_order_;

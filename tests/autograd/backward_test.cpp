@@ -162,6 +162,29 @@ TEST(Grad, OfAnInputTwiceAndOfARoot) {
   EXPECT_EQ(values(gradients[2]), (Doubles{1}));
 }
 
+TEST(Grad, RunsOnlyWhatLeadsToTheInputs) {
+  const Tensor x = leaf({2});
+  const Tensor w = leaf({3});
+  int calls = 0;
+  const auto count = [&](const Tensor&) {
+    ++calls;
+    return Tensor();
+  };
+  register_hook(w, count);
+  const Tensor aside = exp(w);
+  register_hook(aside, count);
+  const Tensor middle = square(x);
+  const Tensor y = mul(middle, aside);
+  EXPECT_NEAR(values(grad(Tensors{y}, Tensors{middle}, {}, {.retain_graph = true})[0])[0],
+              std::exp(3.0), 1e-12);
+  EXPECT_EQ(calls, 0);
+  backward(y);  // nothing below `middle` or beside it was released
+  EXPECT_EQ(calls, 2);
+  // What does not lead to an input may even have been released.
+  const Tensor z = mul(square(x), aside);
+  EXPECT_NEAR(values(grad(Tensors{z}, Tensors{x})[0])[0], 4 * std::exp(3.0), 1e-11);
+}
+
 TEST(Grad, TellsUnusedInputs) {
   const Tensor x = leaf({3});
   const Tensor unused = leaf({3});
