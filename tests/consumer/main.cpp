@@ -1,11 +1,14 @@
-// A user's program against the installed package: a model, its checkpoint, a schedule, a run.
+// A user's program against the installed package: a model, its checkpoint, a schedule, a run, and
+// training, eagerly and as one Program.
 #include <cmath>
 #include <cstdio>
 #include <exception>
 
+#include "autograd/autograd.h"
 #include "nn/checkpoint.h"
 #include "nn/nn.h"
 #include "schedule/schedule.h"
+#include "schedule/training.h"
 
 using namespace tenon;
 
@@ -18,6 +21,43 @@ struct Mlp : nn::Module {
   nn::Child<nn::Linear> up, down;
   nn::Child<nn::LayerNorm> norm;
 };
+
+/// Ten steps towards a target; the loss before and after.
+template <class Step>
+bool improves(const char* name, const Step& step) {
+  const double first = step();
+  for (int i = 0; i < 8; ++i) step();
+  const double last = step();
+  std::printf("%s training: loss %g, then %g\n", name, first, last);
+  return last < first;
+}
+
+bool train_eagerly() {
+  const auto model = nn::make<Mlp>(16);
+  nn::SGD optimizer(model->named_parameters(), {.lr = 0.1, .momentum = 0.9});
+  const Tensor x = randn({8, 5, 16});
+  const Tensor y = randn({8, 5, 16});
+  return improves("eager", [&] {
+    const Tensor loss = mse_loss(model(x), y);
+    backward(loss);
+    optimizer.step();
+    optimizer.zero_grad();
+    return loss.item();
+  });
+}
+
+bool train_a_program() {
+  const auto model = nn::make<Mlp>(16);
+  const Tensor x = randn({8, 5, 16});
+  const Tensor y = randn({8, 5, 16});
+  auto step = build_training(
+      create_schedule(model, {{"x", x}}),
+      {.loss = [](auto outputs, auto targets) { return mse_loss(outputs[0], targets[0]); },
+       .targets = {{"y", y}},
+       .optimizer =
+           std::make_shared<nn::AdamW>(model->named_parameters(), nn::AdamWOptions{.lr = 0.01})});
+  return improves("program", [&] { return step.run({x, y}).loss.item(); });
+}
 
 int main() try {
   const auto saved = nn::make<Mlp>(16);
@@ -43,7 +83,7 @@ int main() try {
     apart = std::fmax(apart, std::fabs(plain[i] - scheduled[i]));
   }
   std::printf("%zu values, largest difference %g\n", plain.size(), static_cast<double>(apart));
-  return apart < 1e-5F ? 0 : 1;
+  return apart < 1e-5F && train_eagerly() && train_a_program() ? 0 : 1;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "error: %s\n", error.what());
   return 2;
