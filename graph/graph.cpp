@@ -130,7 +130,8 @@ CallId Graph::add_call(ModuleCall call) {
 std::string Graph::unique_name(const std::string& base, CallId visible, NodeId except) const {
   std::unordered_set<std::string> taken;
   for (NodeId id : order_) {
-    if (id != except && visible_call(id) == visible) taken.insert(node(id).name);
+    const std::string& name = node(id).name;  // only these can collide; asking who sees one is slow
+    if (id != except && name.starts_with(base) && visible_call(id) == visible) taken.insert(name);
   }
   if (!taken.contains(base)) return base;
   for (int i = 1;; ++i) {
