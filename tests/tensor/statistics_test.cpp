@@ -54,13 +54,16 @@ struct Statistics {
   Statistics(const std::vector<double>& values, const std::vector<std::size_t>& groups,
              std::size_t outputs)
       : mean(outputs), squares(outputs) {
-    for (std::size_t i = 0; i < values.size(); ++i) mean[groups[i]] += values[i];
+    std::vector<long double> sums(outputs);
+    for (std::size_t i = 0; i < values.size(); ++i) sums[groups[i]] += values[i];
     count = static_cast<double>(values.size()) / static_cast<double>(outputs);
-    for (double& value : mean) value /= count;
+    for (std::size_t i = 0; i < outputs; ++i) mean[i] = static_cast<double>(sums[i] / count);
+    std::fill(sums.begin(), sums.end(), 0);
     for (std::size_t i = 0; i < values.size(); ++i) {
       const double deviation = values[i] - mean[groups[i]];
-      squares[groups[i]] += deviation * deviation;
+      sums[groups[i]] += deviation * deviation;
     }
+    for (std::size_t i = 0; i < outputs; ++i) squares[i] = static_cast<double>(sums[i]);
   }
   double count = 0;
   std::vector<double> mean, squares;
