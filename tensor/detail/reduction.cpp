@@ -70,6 +70,20 @@ Tensor with_reduced_axes(std::string_view op, const Tensor& reduced, const Shape
   return reshape(reduced, shape);
 }
 
+std::vector<Tensor> vjp_extremum(const VjpContext& call) {
+  const std::string_view op = call.op().name;
+  const TensorSpec& spec = call.input_spec(0);
+  const auto& dim = call.attributes<ReduceAttrs>().dim;
+  const Tensor value = with_reduced_axes(op, call.output(0), spec.shape, dim);
+  const Tensor gradient = with_reduced_axes(op, call.cotangent(0), spec.shape, dim);
+  const Tensor is_value = eq(call.input(0), value);
+  // All that equal the extremum share its gradient; float16 could not hold their number.
+  const DType dtype = accumulation_dtype(spec.dtype);
+  const Tensor count = cast(sum(is_value, dim, /*keepdim=*/true), dtype);
+  const Tensor share = cast(div(cast(gradient, dtype), count), spec.dtype);
+  return {mul(cast(is_value, spec.dtype), share)};
+}
+
 Tensor call_reduction(const Op& op, const Tensor& input, const std::vector<std::int64_t>& dim,
                       bool keepdim) {
   return apply1(op, {input}, ReduceAttrs{axes_of(op.name, input, dim), keepdim});

@@ -19,6 +19,9 @@ std::vector<TensorSpec> infer_reduction(const InferContext& context,
 /// infer_reduction for ops that have no value for nothing: ShapeError when a reduced axis is empty.
 std::vector<TensorSpec> infer_extremum(const InferContext& context);
 
+/// Op::Vjp of amax and amin; they save operand and output.
+std::vector<Tensor> vjp_extremum(const VjpContext& call);
+
 /// A call of a reduction op, its axes normalized.
 Tensor call_reduction(const Op& op, const Tensor& input, const std::vector<std::int64_t>& dim,
                       bool keepdim);

@@ -26,6 +26,9 @@ Op define_amin() {
              "amin",
              "The smallest element over the axes dim, all when none is given; NaN where one is.",
              infer_extremum, {"cpu.amin", run_amin, nullptr, any_layout, false})
+      .vjp(vjp_extremum)
+      .saves_inputs({0})
+      .saves_outputs({0})
       .done();
 }
 

@@ -112,6 +112,48 @@ TEST(Statistics, VarAndItsGradientOnEveryDTypeAndLayout) {
   }
 }
 
+TEST(Statistics, EqualExtremaShareTheGradient) {
+  unsigned seed = 1;
+  for (const Sample& sample : kSamples) {
+    for (const DType dtype : kFloats) {
+      for (const Memory memory : kAllMemory) {
+        for (const bool largest : {true, false}) {
+          // Few values, so that many are equal.
+          Tensor x = random_tensor(sample.sizes, dtype, memory, ++seed, -3, 3);
+          for_each_position(x.layout(), [&](std::int64_t at) {
+            dispatch_float(dtype, [&]<class T>() {
+              T& value = static_cast<T*>(x.storage()->data())[at];
+              value = T(std::trunc(static_cast<compute_type<T>>(value)));
+            });
+          });
+          const bool keepdim = seed % 2 == 0;
+          SCOPED_TRACE(x.spec().to_string() + " " + name(memory) + (largest ? " amax" : " amin"));
+          x.requires_grad_();
+          const Tensor y = largest ? amax(x, sample.dim, keepdim) : amin(x, sample.dim, keepdim);
+          const Tensor g = random_tensor(sizes_of(y), dtype, Memory::contiguous, seed);
+          backward(y, g);
+          const auto groups = groups_of(sample.sizes, sample.dim);
+          const std::vector<double> values = values_of(x);
+          const std::vector<double> best = values_of(y);
+          const std::vector<double> cotangent = values_of(g);
+          std::vector<double> count(best.size());
+          for (std::size_t i = 0; i < values.size(); ++i) {
+            count[groups[i]] += values[i] == best[groups[i]] ? 1 : 0;
+          }
+          std::vector<double> expected;
+          for (std::size_t i = 0; i < values.size(); ++i) {
+            const bool shares = values[i] == best[groups[i]];
+            expected.push_back(shares ? cotangent[groups[i]] / count[groups[i]] : 0);
+          }
+          ASSERT_EQ(sizes_of(x.grad()), sample.sizes);
+          ASSERT_NO_FATAL_FAILURE(
+              expect_values(x.grad(), expected, tolerance(dtype), smallest_step(dtype)));
+        }
+      }
+    }
+  }
+}
+
 TEST(Statistics, VarKeepsItsDigitsFarFromZero) {
   // Values around 10000: Σx² - n·mean² would have no correct digit left in float32.
   const Tensor x = add(random_tensor({4, 5000}, DType::float64, Memory::contiguous, 2), 1e4);
