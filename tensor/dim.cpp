@@ -225,6 +225,18 @@ std::optional<Dim> divide_exactly(const Dim& a, const DimTerm& divisor) {
   return DimExpr::make(std::move(quotient));
 }
 
+/// True when no term is negative; sizes are not, so neither is the sum.
+bool is_never_negative(const Dim& dim) {
+  const std::vector<DimTerm> terms = DimExpr::terms_of(dim);
+  return std::all_of(terms.begin(), terms.end(), [](const DimTerm& term) {
+    const bool known = std::all_of(term.atoms.begin(), term.atoms.end(), [](const DimAtom& atom) {
+      return atom.symbol ||
+             (is_never_negative(atom.quotient->first) && is_never_negative(atom.quotient->second));
+    });
+    return known && term.coefficient >= 0;
+  });
+}
+
 }  // namespace
 
 namespace detail {
@@ -428,6 +440,8 @@ bool operator<(const Dim& a, const Dim& b) {
   const Dim y = b.resolved();
   if (!x.expr_ && !y.expr_) return x.value_ < y.value_;
   require_no_pattern(x, y);
+  if (is_never_negative(x - y)) return false;
+  if (is_never_negative(y - x - 1)) return true;
   const bool less = x.hint() < y.hint();
   if (less) {
     record_guard(x, DimGuard::Relation::less, y);

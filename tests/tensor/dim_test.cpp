@@ -59,6 +59,18 @@ TEST_F(Symbols, ConditionsAndNumbersRecordGuards) {
   EXPECT_FALSE(guards->guards[3].holds({{ids[0], 2}, {ids[1], 2}}));
 }
 
+TEST_F(Symbols, WhatHoldsForAllSizesNeedsNoGuard) {
+  EXPECT_TRUE(Dim(0) <= s);
+  EXPECT_TRUE(s <= s * 2);
+  EXPECT_TRUE(s <= s * 2 - s);
+  EXPECT_TRUE(b < b + s + 1);
+  EXPECT_FALSE(b + s < b);
+  EXPECT_FALSE(s / 4 < Dim(0));
+  EXPECT_TRUE(guards->guards.empty());
+  EXPECT_TRUE(b < b + s);  // unless s is 0
+  EXPECT_EQ(guard_texts(), std::vector<std::string>{"b < b + s"});
+}
+
 TEST_F(Symbols, UnifyBindsAndIsChecked) {
   EXPECT_FALSE(unify(b, s));
   EXPECT_TRUE(unify(s, 6));
