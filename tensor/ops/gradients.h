@@ -62,4 +62,8 @@ Tensor index_select_backward(const Tensor& gradient, const Tensor& index, std::i
 Tensor gather_backward(const Tensor& gradient, const Tensor& index, std::int64_t dim,
                        const Shape& shape);
 
+/// `grad` is that of the loss: () or, without a reduction, (N).
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                              const CrossEntropyAttrs& attrs);
+
 }  // namespace tenon::ops
