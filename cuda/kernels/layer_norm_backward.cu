@@ -6,6 +6,7 @@
 #include "cuda/device/norm.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
+#include "tensor/detail/wanted_gradients.h"
 #include "tensor/ops/norm_attributes.h"
 
 namespace tenon::cuda {
@@ -211,30 +212,27 @@ void run_norm_backward(const KernelArgs& args) {
   const auto& attrs = args.attributes<NormBackwardAttrs>();
   const Stream stream = stream_of(args);
   const char* name = args.op->name.c_str();
-  const TensorView* next = args.outputs.data();
-  const TensorView* input_grad = attrs.input ? next++ : nullptr;
-  const TensorView* weight_grad = attrs.weight ? next++ : nullptr;
-  const TensorView* bias_grad = attrs.bias ? next++ : nullptr;
+  const ops::WantedGradients wanted(args, attrs);
   const TensorView& input = args.inputs[1];
   std::int64_t cols = 1;
   for (std::int64_t i = 1; i <= attrs.axes; ++i) cols *= input.size(static_cast<int>(-i));
   const std::int64_t rows = cols == 0 ? 0 : input.numel() / cols;
   if (rows == 0) {
-    clear(stream, weight_grad);
-    clear(stream, bias_grad);
+    clear(stream, wanted.weight);
+    clear(stream, wanted.bias);
     return;
   }
   dispatch_float(input.dtype, [&]<typename T>() {
     using C = compute_type<T>;
     const ColumnSumPlan plan = plan_column_sums(rows, cols);
-    const bool sums = weight_grad != nullptr || bias_grad != nullptr;
+    const bool sums = wanted.weight != nullptr || wanted.bias != nullptr;
     const ScratchMemory statistics(
-        stream.device, weight_grad ? static_cast<std::size_t>(2 * rows) * sizeof(C) : 0);
+        stream.device, wanted.weight ? static_cast<std::size_t>(2 * rows) * sizeof(C) : 0);
     const ScratchMemory parts(
         stream.device, sums ? static_cast<std::size_t>(2 * plan.splits * cols) * sizeof(C) : 0);
     NormBackwardParams p{args.inputs[0].data, input.data};
     p.weight = args.inputs[2].present ? args.inputs[2].data : nullptr;
-    p.input_grad = input_grad ? input_grad->data : nullptr;
+    p.input_grad = wanted.input ? wanted.input->data : nullptr;
     p.statistics = statistics.data();
     p.rows = rows;
     p.cols = cols;
@@ -242,8 +240,8 @@ void run_norm_backward(const KernelArgs& args) {
     run_rows<T, kCenters>(stream, name, p);
     if (!sums) return;
     ColumnSumParams q{p.grad, p.input, p.statistics, parts.data()};
-    q.weight_grad = weight_grad ? weight_grad->data : nullptr;
-    q.bias_grad = bias_grad ? bias_grad->data : nullptr;
+    q.weight_grad = wanted.weight ? wanted.weight->data : nullptr;
+    q.bias_grad = wanted.bias ? wanted.bias->data : nullptr;
     q.rows = rows;
     q.cols = cols;
     q.splits = plan.splits;

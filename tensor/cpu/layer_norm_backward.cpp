@@ -2,30 +2,19 @@
 // rows for weight and bias are cut into blocks by size alone and added in order.
 #include "tensor/cpu/layer_norm.h"
 #include "tensor/cpu/norm_rows.h"
+#include "tensor/detail/wanted_gradients.h"
 #include "tensor/ops/norm_attributes.h"
 
 namespace tenon::cpu {
 namespace {
 
-/// The outputs that were asked for; null where not.
-struct Gradients {
-  const TensorView* input = nullptr;
-  const TensorView* weight = nullptr;
-  const TensorView* bias = nullptr;
-
-  explicit Gradients(const KernelArgs& args) {
-    const auto& attrs = args.attributes<NormBackwardAttrs>();
-    const TensorView* next = args.outputs.data();
-    if (attrs.input) input = next++;
-    if (attrs.weight) weight = next++;
-    if (attrs.bias) bias = next++;
-  }
-};
+using ops::WantedGradients;
 
 /// One block of rows: gradients of the input rows, and this block's part of the sums over rows.
 template <class T>
-void run_block(const KernelArgs& args, const Gradients& gradients, bool centers, std::int64_t begin,
-               std::int64_t end, compute_type<T>* weight_part, compute_type<T>* bias_part) {
+void run_block(const KernelArgs& args, const WantedGradients& gradients, bool centers,
+               std::int64_t begin, std::int64_t end, compute_type<T>* weight_part,
+               compute_type<T>* bias_part) {
   using C = compute_type<T>;
   thread_local Scratch grad_scratch, input_scratch, weight_scratch;
   const auto& attrs = args.attributes<NormBackwardAttrs>();
@@ -58,8 +47,9 @@ void run_block(const KernelArgs& args, const Gradients& gradients, bool centers,
 template <class T>
 void run_backward(const KernelArgs& args, bool centers) {
   using C = compute_type<T>;
-  const Gradients gradients(args);
-  const NormRows rows(args.inputs[1], static_cast<int>(args.attributes<NormBackwardAttrs>().axes));
+  const auto& attrs = args.attributes<NormBackwardAttrs>();
+  const WantedGradients gradients(args, attrs);
+  const NormRows rows(args.inputs[1], static_cast<int>(attrs.axes));
   const std::int64_t n = rows.length();
   const std::int64_t per_block = rows_per_block(rows.count(), n);
   const std::int64_t blocks = (rows.count() + per_block - 1) / per_block;

@@ -66,4 +66,24 @@ Tensor gather_backward(const Tensor& gradient, const Tensor& index, std::int64_t
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                               const CrossEntropyAttrs& attrs);
 
+/// conv2d with its attributes as they are.
+Tensor conv2d_with(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                   const Conv2dAttrs& attrs);
+Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight,
+                             const Conv2dBackwardAttrs& attrs);
+Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input,
+                              const Conv2dBackwardAttrs& attrs);
+
+/// `indices` are max_pool2d's second output.
+Tensor max_pool2d_backward(const Tensor& grad, const Tensor& indices,
+                           const Pool2dBackwardAttrs& attrs);
+/// avg_pool2d with its attributes as they are.
+Tensor avg_pool2d_with(const Tensor& input, const Pool2dAttrs& attrs);
+Tensor avg_pool2d_backward(const Tensor& grad, const Pool2dBackwardAttrs& attrs);
+
+/// `mean` and `factor` are batch_norm's second and third outputs; `weight` may be undefined.
+NormGradients batch_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                  const Tensor& mean, const Tensor& factor,
+                                  const BatchNormBackwardAttrs& attrs);
+
 }  // namespace tenon::ops

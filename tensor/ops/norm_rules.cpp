@@ -87,12 +87,16 @@ NormGradients call_norm_backward(const Op& op, const Tensor& grad, const Tensor&
                                  const Tensor& weight, const NormBackwardAttrs& attrs) {
   if (!attrs.input && !attrs.weight && !attrs.bias) return {};
   const Tensor operands[] = {grad, input, weight};
-  const std::vector<Tensor> outputs = apply(op, operands, attrs);
+  return named_gradients(apply(op, operands, attrs), attrs.input, attrs.weight, attrs.bias);
+}
+
+NormGradients named_gradients(const std::vector<Tensor>& outputs, bool input, bool weight,
+                              bool bias) {
   auto next = outputs.begin();
   NormGradients gradients;
-  if (attrs.input) gradients.input = *next++;
-  if (attrs.weight) gradients.weight = *next++;
-  if (attrs.bias) gradients.bias = *next++;
+  if (input) gradients.input = *next++;
+  if (weight) gradients.weight = *next++;
+  if (bias) gradients.bias = *next++;
   return gradients;
 }
 

@@ -21,6 +21,9 @@ std::vector<TensorSpec> infer_norm_backward(const InferContext& context);
 /// A call of a gradient op; nothing runs when nothing is asked for.
 NormGradients call_norm_backward(const Op& op, const Tensor& grad, const Tensor& input,
                                  const Tensor& weight, const NormBackwardAttrs& attrs);
+/// The outputs of a gradient op by name, where the flags say which there are.
+NormGradients named_gradients(const std::vector<Tensor>& outputs, bool input, bool weight,
+                              bool bias);
 /// The same gradients in plain ops. Without `centers` the mean is not subtracted (rms_norm).
 std::vector<Tensor> decompose_norm_backward(std::span<const Tensor> inputs,
                                             const NormBackwardAttrs& attrs, bool centers);

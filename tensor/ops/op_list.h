@@ -52,6 +52,15 @@
   X(layer_norm_backward) \
   X(rms_norm) \
   X(rms_norm_backward) \
+  X(batch_norm) \
+  X(batch_norm_backward) \
+  X(conv2d) \
+  X(conv2d_backward_input) \
+  X(conv2d_backward_weight) \
+  X(max_pool2d) \
+  X(max_pool2d_backward) \
+  X(avg_pool2d) \
+  X(avg_pool2d_backward) \
   X(cross_entropy) \
   X(cross_entropy_backward) \
   X(dropout) \

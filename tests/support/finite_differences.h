@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -17,22 +18,22 @@ namespace tenon::test {
 
 using OpCall = std::function<Tensor(const std::vector<Tensor>& inputs)>;
 
-/// Σ output·cotangent with cotangents that differ from element to element.
-inline Tensor weighted_sum(const Tensor& output) {
-  std::vector<double> weights;
-  for (std::int64_t i = 0; i < output.layout().numel(); ++i) {
-    weights.push_back(std::cos(1.0 + 0.7 * static_cast<double>(i)));
-  }
-  return sum(output * tensor(weights, output.shape(), {DType::float64}));
+/// Cotangents that differ from element to element.
+inline std::vector<double> cotangent_values(std::size_t count) {
+  std::vector<double> values(count);
+  for (std::size_t i = 0; i < count; ++i) values[i] = std::cos(1.0 + 0.7 * static_cast<double>(i));
+  return values;
 }
 
 /// Each element's derivative by a five-point stencil, against grad() of every input.
 inline void expect_gradients(const OpCall& call, std::vector<Tensor> inputs,
                              const std::string& what) {
   for (Tensor& input : inputs) input = input.clone().requires_grad_();
-  const Tensor loss = weighted_sum(call(inputs));
-  const Tensor outputs[] = {loss};
-  const std::vector<Tensor> gradients = grad(outputs, inputs);
+  const Tensor outputs[] = {call(inputs)};
+  const std::vector<double> weights =
+      cotangent_values(static_cast<std::size_t>(outputs[0].layout().numel()));
+  const Tensor cotangents[] = {tensor(weights, outputs[0].shape(), {DType::float64})};
+  const std::vector<Tensor> gradients = grad(outputs, inputs, cotangents);
   const NoGradGuard no_grad;
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     std::vector<double> values = inputs[k].to_doubles();
@@ -44,7 +45,8 @@ inline void expect_gradients(const OpCall& call, std::vector<Tensor> inputs,
         moved[i] += shift;
         std::vector<Tensor> arguments = inputs;
         arguments[k] = tensor(moved, inputs[k].shape(), {DType::float64});
-        return weighted_sum(call(arguments)).item();
+        const std::vector<double> output = call(arguments).to_doubles();
+        return std::inner_product(output.begin(), output.end(), weights.begin(), 0.0);
       };
       constexpr double kStep = 1e-3;
       const double slope =

@@ -1,0 +1,23 @@
+// Gradient ops whose outputs are the gradients asked for: of input, weight and bias, in this order.
+#pragma once
+
+#include "tensor/op.h"
+
+namespace tenon::ops {
+
+/// The outputs of such a call; null where not asked for. `A` has the flags input, weight and bias.
+struct WantedGradients {
+  const TensorView* input = nullptr;
+  const TensorView* weight = nullptr;
+  const TensorView* bias = nullptr;
+
+  template <class A>
+  WantedGradients(const KernelArgs& args, const A& attrs) {
+    const TensorView* next = args.outputs.data();
+    if (attrs.input) input = next++;
+    if (attrs.weight) weight = next++;
+    if (attrs.bias) bias = next++;
+  }
+};
+
+}  // namespace tenon::ops

@@ -1,0 +1,165 @@
+// batch_norm, and its gradients. The op is pure: new running statistics are outputs, which the functional
+// front end copies into place.
+#include "tensor/cpu/batch_norm.h"
+
+#include "tensor/detail/batch_norm_call.h"
+#include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
+#include "tensor/ops/gradients.h"
+#include "tensor/ops/infer_rules.h"
+#include "tensor/ops/norm_rules.h"
+#include "tensor/ops/op_list.h"
+
+namespace tenon {
+namespace {
+
+/// Whether a call with running statistics may move them. Under the tracer the mode is open, and in
+/// evaluation the op hands the old values back.
+bool may_move_statistics(DropoutMode mode, const Tensor& input) {
+  if (mode == DropoutMode::eval) return false;
+  const ModuleFrame* frame = current_module();
+  return mode == DropoutMode::train || !input.is_eager() || frame == nullptr || frame->training;
+}
+
+}  // namespace
+
+Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
+                  const Tensor& weight, const Tensor& bias, DropoutMode mode, double momentum,
+                  double eps) {
+  static const Op& op = get_op("batch_norm");
+  TENON_CHECK(running_mean.defined() == running_var.defined(), ValueError,
+              "[batch_norm] one of running_mean and running_var is missing; needed both or none");
+  TENON_CHECK(running_mean.defined() || mode != DropoutMode::eval, ValueError,
+              "[batch_norm] evaluation needs running_mean and running_var");
+  if (!running_mean.defined()) mode = DropoutMode::train;
+  const Tensor operands[] = {input, running_mean, running_var, weight, bias};
+  const std::vector<Tensor> outputs = apply(op, operands, BatchNormAttrs{mode, momentum, eps});
+  if (running_mean.defined() && !ops::in_pattern() && may_move_statistics(mode, input)) {
+    const NoGradGuard no_grad;
+    Tensor(running_mean).copy_(outputs[3]);
+    Tensor(running_var).copy_(outputs[4]);
+  }
+  return outputs[0];
+}
+
+namespace ops {
+
+void require_values_per_channel(const ChannelSizes& sizes, bool batch_statistics) {
+  TENON_CHECK(!batch_statistics || sizes.channels == 0 || sizes.count() != 1, ValueError,
+              "[batch_norm] one value a channel in training; needed at least two");
+}
+
+namespace {
+
+/// ShapeError unless operand i, where present, is (C).
+void require_channels(const InferContext& context, int input, int i) {
+  if (!context.has(i)) return;
+  const Shape& shape = context[input].shape;
+  const Shape& vector = context[i].shape;
+  TENON_CHECK(vector.rank() == 1 && unify(vector[0], shape[1]), ShapeError,
+              "[{}] input {} and {} {}; needed ({},)", context.op().name, shape.to_string(),
+              context.op().operands[static_cast<std::size_t>(i)].name, vector.to_string(),
+              shape[1].to_string());
+}
+
+void require_channel_axis(const InferContext& context, int input) {
+  require_floating(context, input);
+  TENON_CHECK(context[input].shape.rank() >= 2, ShapeError, "[{}] input {}; needed (N, C, …)",
+              context.op().name, context[input].shape.to_string());
+}
+
+std::vector<TensorSpec> infer_batch_norm(const InferContext& context) {
+  require_channel_axis(context, 0);
+  require_same_dtype(context);
+  for (int i = 1; i < context.size(); ++i) require_channels(context, 0, i);
+  TensorSpec vector = context[0];
+  vector.shape = Shape{context[0].shape[1]};
+  TensorSpec statistic = vector;
+  statistic.dtype = accumulation_dtype(vector.dtype);
+  std::vector<TensorSpec> outputs{context[0], statistic, statistic};
+  if (context.has(1)) outputs.insert(outputs.end(), {vector, vector});
+  return outputs;
+}
+
+std::vector<TensorSpec> infer_batch_norm_backward(const InferContext& context) {
+  const auto& attrs = context.attributes<BatchNormBackwardAttrs>();
+  require_channel_axis(context, 1);
+  require_same_shape(context, 0, 1);
+  for (int i = 2; i < context.size(); ++i) require_channels(context, 1, i);
+  TensorSpec vector = context[1];
+  vector.shape = Shape{context[1].shape[1]};
+  std::vector<TensorSpec> outputs;
+  if (attrs.input) outputs.push_back(context[1]);
+  if (attrs.weight) outputs.push_back(vector);
+  if (attrs.bias) outputs.push_back(vector);
+  return outputs;
+}
+
+std::vector<Tensor> vjp_batch_norm(const VjpContext& call) {
+  std::vector<Tensor> gradients(5);
+  if (!call.cotangent(0)) return gradients;
+  const NormGradients found = batch_norm_backward(
+      call.cotangent(0), call.input(0), call.input(3), call.output(1), call.output(2),
+      {call.attributes<BatchNormAttrs>().mode, call.needs(0), call.needs(3), call.needs(4)});
+  gradients[0] = found.input;
+  gradients[3] = found.weight;
+  gradients[4] = found.bias;
+  return gradients;
+}
+
+std::vector<Tensor> refuse_second_derivative(const VjpContext&) {
+  detail::fail<ValueError>("[batch_norm_backward] batch_norm has no second derivative");
+}
+
+}  // namespace
+
+NormGradients batch_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                  const Tensor& mean, const Tensor& factor,
+                                  const BatchNormBackwardAttrs& attrs) {
+  static const Op& op = get_op("batch_norm_backward");
+  if (!attrs.input && !attrs.weight && !attrs.bias) return {};
+  const Tensor operands[] = {grad, input, weight, mean, factor};
+  return named_gradients(apply(op, operands, attrs), attrs.input, attrs.weight, attrs.bias);
+}
+
+Op define_batch_norm() {
+  return OpBuilder("batch_norm")
+      .doc(
+          "(x - mean)/√(var + eps)·weight + bias for each channel of (N, C, …). In training mean "
+          "and "
+          "population variance are the batch's, else the running ones. Further outputs: mean and "
+          "1/√(var + eps) as used, and the new running statistics if there are old ones: in "
+          "training "
+          "moved by momentum towards the batch's mean and unbiased variance.")
+      .operand("input")
+      .optional("running_mean")
+      .optional("running_var")
+      .optional("weight")
+      .optional("bias")
+      .infer(infer_batch_norm)
+      .vjp(vjp_batch_norm)
+      .saves_inputs({0, 3})
+      .saves_outputs({1, 2})
+      .cpu({.name = "cpu.batch_norm", .run = cpu::batch_norm})
+      .done();
+}
+
+Op define_batch_norm_backward() {
+  return OpBuilder("batch_norm_backward")
+      .doc(
+          "The gradients of batch_norm that were asked for, of input, weight and bias in this "
+          "order, "
+          "in the mode of the forward call.")
+      .operand("grad")
+      .operand("input")
+      .optional("weight")
+      .operand("mean")
+      .operand("factor")
+      .infer(infer_batch_norm_backward)
+      .vjp(refuse_second_derivative)
+      .cpu({.name = "cpu.batch_norm_backward", .run = cpu::batch_norm_backward})
+      .done();
+}
+
+}  // namespace ops
+}  // namespace tenon
