@@ -16,6 +16,9 @@ void register_all_kernels() {
   register_softmax_backward_kernels();
   register_layer_norm_kernels();
   register_layer_norm_backward_kernels();
+  register_batch_norm_kernels();
+  register_conv2d_kernels();
+  register_pool2d_kernels();
   register_cross_entropy_kernels();
   register_dropout_kernels();
   register_argmax_kernels();
