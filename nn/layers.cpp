@@ -68,12 +68,16 @@ std::string Dropout::extra_repr() const {
 
 namespace {
 
-Shape norm_shape(const std::vector<std::int64_t>& sizes) {
-  TENON_CHECK(!sizes.empty(), ValueError,
-              "[LayerNorm] normalized_shape is empty; needed one size or more");
+Shape norm_shape(const char* layer, const std::vector<std::int64_t>& sizes) {
+  TENON_CHECK(!sizes.empty(), ValueError, "[{}] normalized_shape is empty; needed one size or more",
+              layer);
   Shape shape;
-  for (std::int64_t size : sizes) shape.push_back(checked_size("LayerNorm", "a size", size));
+  for (std::int64_t size : sizes) shape.push_back(checked_size(layer, "a size", size));
   return shape;
+}
+
+std::string norm_shape_text(const std::vector<std::int64_t>& sizes) {
+  return fmt::format("({}{})", detail::join(sizes), sizes.size() == 1 ? "," : "");
 }
 
 }  // namespace
@@ -83,12 +87,14 @@ LayerNorm::LayerNorm(std::vector<std::int64_t> shape, double epsilon, bool eleme
     : normalized_shape(std::move(shape)),
       eps(epsilon),
       weight(elementwise_affine
-                 ? register_parameter("weight", ones(norm_shape(normalized_shape), options))
+                 ? register_parameter("weight",
+                                      ones(norm_shape("LayerNorm", normalized_shape), options))
                  : Tensor()),
       bias(elementwise_affine && with_bias
-               ? register_parameter("bias", zeros(norm_shape(normalized_shape), options))
+               ? register_parameter("bias",
+                                    zeros(norm_shape("LayerNorm", normalized_shape), options))
                : Tensor()) {
-  norm_shape(normalized_shape);
+  norm_shape("LayerNorm", normalized_shape);
   TENON_CHECK(eps >= 0, ValueError, "[LayerNorm] eps is {}; needed at least 0", eps);
 }
 
@@ -97,9 +103,145 @@ LayerNorm::LayerNorm(std::int64_t size, double epsilon, bool elementwise_affine,
     : LayerNorm(std::vector<std::int64_t>{size}, epsilon, elementwise_affine, with_bias, options) {}
 
 std::string LayerNorm::extra_repr() const {
-  const char* comma = normalized_shape.size() == 1 ? "," : "";
-  return fmt::format("({}{}), eps={}, elementwise_affine={}", detail::join(normalized_shape), comma,
+  return fmt::format("{}, eps={}, elementwise_affine={}", norm_shape_text(normalized_shape),
                      detail::python_float(eps), python_bool(weight.defined()));
+}
+
+RMSNorm::RMSNorm(std::vector<std::int64_t> shape, std::optional<double> epsilon,
+                 bool elementwise_affine, TensorOptions options)
+    : normalized_shape(std::move(shape)),
+      eps(epsilon),
+      weight(
+          elementwise_affine
+              ? register_parameter("weight", ones(norm_shape("RMSNorm", normalized_shape), options))
+              : Tensor()) {
+  norm_shape("RMSNorm", normalized_shape);
+  TENON_CHECK(!eps || *eps >= 0, ValueError, "[RMSNorm] eps is {}; needed at least 0", *eps);
+}
+
+RMSNorm::RMSNorm(std::int64_t size, std::optional<double> epsilon, bool elementwise_affine,
+                 TensorOptions options)
+    : RMSNorm(std::vector<std::int64_t>{size}, epsilon, elementwise_affine, options) {}
+
+std::string RMSNorm::extra_repr() const {
+  return fmt::format("{}, eps={}, elementwise_affine={}", norm_shape_text(normalized_shape),
+                     eps ? detail::python_float(*eps) : "None", python_bool(weight.defined()));
+}
+
+BatchNorm2d::BatchNorm2d(std::int64_t features, double epsilon, double factor, bool affine,
+                         bool track_running_stats, TensorOptions options)
+    : num_features(checked_size("BatchNorm2d", "num_features", features)),
+      eps(epsilon),
+      momentum(factor),
+      weight(affine ? register_parameter("weight", ones({features}, options)) : Tensor()),
+      bias(affine ? register_parameter("bias", zeros({features}, options)) : Tensor()),
+      running_mean(track_running_stats ? register_buffer("running_mean", zeros({features}, options))
+                                       : Tensor()),
+      running_var(track_running_stats ? register_buffer("running_var", ones({features}, options))
+                                      : Tensor()),
+      num_batches_tracked(
+          track_running_stats
+              ? register_buffer("num_batches_tracked", zeros({}, {DType::int64, options.device}))
+              : Tensor()) {
+  TENON_CHECK(eps >= 0, ValueError, "[BatchNorm2d] eps is {}; needed at least 0", eps);
+}
+
+std::string BatchNorm2d::extra_repr() const {
+  return fmt::format("{}, eps={}, momentum={}, affine={}, track_running_stats={}", num_features,
+                     detail::python_float(eps), detail::python_float(momentum),
+                     python_bool(weight.defined()), python_bool(running_mean.defined()));
+}
+
+namespace {
+
+std::string pair_text(const Size2& size) { return fmt::format("({}, {})", size[0], size[1]); }
+
+/// One number where both axes have it, as a PyTorch user would have given it.
+std::string size_text(const Size2& size) {
+  return size[0] == size[1] ? std::to_string(size[0]) : pair_text(size);
+}
+
+Size2 square_size(std::int64_t size) { return {size, size}; }
+
+std::optional<Size2> square_size(const std::optional<std::int64_t>& size) {
+  return size ? std::optional(square_size(*size)) : std::nullopt;
+}
+
+/// The weight's shape, all its numbers checked.
+Shape filter_shape(std::int64_t in, std::int64_t out, const Size2& kernel, std::int64_t groups) {
+  TENON_CHECK(in > 0 && out > 0 && kernel[0] > 0 && kernel[1] > 0 && groups > 0, ValueError,
+              "[Conv2d] {} channels to {} by a window {} in {} groups; needed positive numbers", in,
+              out, pair_text(kernel), groups);
+  TENON_CHECK(in % groups == 0 && out % groups == 0, ValueError,
+              "[Conv2d] {} channels to {} in {} groups; needed groups that divide both", in, out,
+              groups);
+  return {out, in / groups, kernel[0], kernel[1]};
+}
+
+/// The products that an output element sums over.
+std::int64_t filter_depth(const Tensor& weight) {
+  const Extents& sizes = weight.layout().sizes;
+  return sizes[1] * sizes[2] * sizes[3];
+}
+
+Tensor new_filters(const Shape& shape, const TensorOptions& options, Generator* generator) {
+  return fan_in_uniform(shape, (shape[1] * shape[2] * shape[3]).value(), options, generator);
+}
+
+}  // namespace
+
+Conv2d::Conv2d(std::int64_t in, std::int64_t out, Size2 kernel, Size2 steps, Size2 border,
+               Size2 spacing, std::int64_t group_count, bool with_bias, TensorOptions options,
+               Generator* generator)
+    : in_channels(in),
+      out_channels(out),
+      kernel_size(kernel),
+      stride(steps),
+      padding(border),
+      dilation(spacing),
+      groups(group_count),
+      weight(register_parameter(
+          "weight", new_filters(filter_shape(in, out, kernel, group_count), options, generator))),
+      bias(with_bias ? register_parameter(
+                           "bias", fan_in_uniform({out}, filter_depth(weight), options, generator))
+                     : Tensor()) {}
+
+Conv2d::Conv2d(std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t steps,
+               std::int64_t border, std::int64_t spacing, std::int64_t group_count, bool with_bias,
+               TensorOptions options, Generator* generator)
+    : Conv2d(in, out, square_size(kernel), square_size(steps), square_size(border),
+             square_size(spacing), group_count, with_bias, options, generator) {}
+
+std::string Conv2d::extra_repr() const {
+  std::string text = fmt::format("{}, {}, kernel_size={}, stride={}", in_channels, out_channels,
+                                 pair_text(kernel_size), pair_text(stride));
+  if (padding != Size2{0, 0}) text += ", padding=" + pair_text(padding);
+  if (dilation != Size2{1, 1}) text += ", dilation=" + pair_text(dilation);
+  if (groups != 1) text += fmt::format(", groups={}", groups);
+  if (!bias.defined()) text += ", bias=False";
+  return text;
+}
+
+MaxPool2d::MaxPool2d(Size2 kernel, std::optional<Size2> steps, Size2 border)
+    : kernel_size(kernel), stride(steps.value_or(kernel)), padding(border) {}
+
+MaxPool2d::MaxPool2d(std::int64_t kernel, std::optional<std::int64_t> steps, std::int64_t border)
+    : MaxPool2d(square_size(kernel), square_size(steps), square_size(border)) {}
+
+std::string MaxPool2d::extra_repr() const {
+  return fmt::format("kernel_size={}, stride={}, padding={}, dilation=1, ceil_mode=False",
+                     size_text(kernel_size), size_text(stride), size_text(padding));
+}
+
+AvgPool2d::AvgPool2d(Size2 kernel, std::optional<Size2> steps, Size2 border)
+    : kernel_size(kernel), stride(steps.value_or(kernel)), padding(border) {}
+
+AvgPool2d::AvgPool2d(std::int64_t kernel, std::optional<std::int64_t> steps, std::int64_t border)
+    : AvgPool2d(square_size(kernel), square_size(steps), square_size(border)) {}
+
+std::string AvgPool2d::extra_repr() const {
+  return fmt::format("kernel_size={}, stride={}, padding={}", size_text(kernel_size),
+                     size_text(stride), size_text(padding));
 }
 
 Embedding::Embedding(std::int64_t num, std::int64_t dim, TensorOptions options,
