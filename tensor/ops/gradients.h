@@ -15,6 +15,7 @@ Tensor sum_to(const Tensor& gradient, const Shape& shape);
 
 /// (…, N) as a matrix (R, N), its leading axes merged into rows; without any, one row.
 Tensor as_rows(const Tensor& tensor);
+
 /// dim is non-negative; `output` is what the forward op returned.
 Tensor softmax_backward(const Tensor& grad, const Tensor& output, std::int64_t dim);
 Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, std::int64_t dim);
@@ -30,6 +31,7 @@ NormGradients layer_norm_backward(const Tensor& grad, const Tensor& input, const
                                   const NormBackwardAttrs& attrs);
 NormGradients rms_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                 const NormBackwardAttrs& attrs);
+
 // Gradients of unary ops, one kernel each: the cotangent times the slope at the op's input, or, where
 // the slope is cheaper so, from its output.
 Tensor abs_backward(const Tensor& grad, const Tensor& input);
@@ -41,14 +43,11 @@ Tensor silu_backward(const Tensor& grad, const Tensor& input);
 Tensor softplus_backward(const Tensor& grad, const Tensor& input, double beta, double threshold);
 Tensor tanh_backward(const Tensor& grad, const Tensor& output);
 
-/// `grad` is that of the loss: () or, without a reduction, (N).
-Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                              const CrossEntropyAttrs& attrs);
-
 /// The gradients of query, key, value and, with attrs.mask_gradient, attn_mask, from that of `output`.
 std::vector<Tensor> scaled_dot_product_attention_backward(
     const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
     const Tensor& output, const Tensor& attn_mask, const AttentionBackwardAttrs& attrs);
+
 /// The gradient of narrow: `gradient` at `start` along axis `dim` of `size` elements, zeros elsewhere.
 Tensor narrow_backward(const Tensor& gradient, std::int64_t dim, const Dim& start, const Dim& size);
 
