@@ -7,6 +7,14 @@
 
 namespace tenon {
 
+bool draws_mask(const Node& node) {
+  if (!node.op->has(Trait::random) || node.attrs.find("site") == node.attrs.size()) return false;
+  if (node.op->identity && node.op->identity(node.attrs, true)) return false;
+  // A fused op whose probability is 0 draws nothing either, though it is no identity.
+  const std::size_t p = std::min(node.attrs.find("p"), node.attrs.find("dropout_p"));
+  return p == node.attrs.size() || !equal(node.attrs.value(p), 0.0);
+}
+
 Graph::Graph() : guards_(std::make_shared<GuardList>()) {}
 
 bool Graph::has_node(NodeId id) const {

@@ -65,6 +65,9 @@ struct StateWrite {
   ValueId value = kNone;
 };
 
+/// Whether the node draws a dropout mask in training: a random op whose probability is not 0.
+bool draws_mask(const Node& node);
+
 /// One call of a module while the model was traced. Call 0 is the root's.
 struct ModuleCall {
   CallId id = 0;

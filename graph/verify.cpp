@@ -11,7 +11,7 @@
 //   V10 no state is without a use
 //   V11 inferring a node again gives the specs it has
 //   V12 sizes are not negative and ranks are within the limit
-//   V13 random ops have distinct call sites, gradient ops aside
+//   V13 nodes that draw masks have distinct call sites, gradients aside
 //   V14 only state is written, each once, with a value of its dtype and shape
 #include "graph/verify.h"
 
@@ -123,9 +123,8 @@ class Verifier {
   }
 
   void check_site(const Node& node, const std::string& name) {
-    if (!node.op->has(Trait::random)) return;
     const std::size_t field = node.attrs.find("site");
-    if (field == node.attrs.size()) return;
+    if (field == node.attrs.size() || !draws_mask(node)) return;
     if (node.gradient) return;  // it replays its forward node's mask
     if (!sites_.insert(to_string(node.attrs.value(field))).second) {
       broken(13, "{} draws the mask of another node", name);

@@ -92,11 +92,7 @@ std::vector<AttrValue> active_sites(const Graph& graph, const std::vector<NodeId
   std::vector<AttrValue> sites;
   for (NodeId id : ordered) {
     const Node& node = graph.node(id);
-    if (!node.op->has(Trait::random)) continue;
-    if (node.op->identity && node.op->identity(node.attrs, true)) continue;
-    // A fused op whose probability is 0 draws nothing either, though it is no identity.
-    const std::size_t p = std::min(node.attrs.find("p"), node.attrs.find("dropout_p"));
-    if (p < node.attrs.size() && equal(node.attrs.value(p), 0.0)) continue;
+    if (!draws_mask(node)) continue;
     sites.push_back(node.attrs.value(node.attrs.find("site")));
   }
   return sites;

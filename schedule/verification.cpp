@@ -216,10 +216,8 @@ std::set<std::string> masks_of(const Graph& graph) {
   std::set<std::string> masks;
   for (NodeId id : graph.order()) {
     const Node& node = graph.node(id);
-    if (!node.op->has(Trait::random)) continue;
-    if (node.op->identity && node.op->identity(node.attrs, true)) continue;
+    if (!draws_mask(node)) continue;
     const std::size_t p = std::min(node.attrs.find("p"), node.attrs.find("dropout_p"));
-    if (p == node.attrs.size() || equal(node.attrs.value(p), 0.0)) continue;
     masks.insert(fmt::format("site {} p {}", to_string(node.attrs.value(node.attrs.find("site"))),
                              to_string(node.attrs.value(p))));
   }
