@@ -141,6 +141,9 @@ void Tensor::copy_(const Tensor& source) {
         !impl_->is_recorded_view, ValueError,
         "a view of a tensor with a gradient was changed in place; change the tensor itself, "
         "or a clone()");
+    TENON_CHECK(requires_grad() || !is_eager() || impl_->storage.use_count() == 1, ValueError,
+                "values with a gradient were written into memory that several constants share, a "
+                "tensor and its views: the others would not know; write into a clone()");
     if (typed.requires_grad() && typed.is_leaf()) typed = typed.view(typed.shape());
   }
   current_interpreter().assign(*this, typed);

@@ -397,6 +397,16 @@ TEST(InPlace, CopyIntoAConstantCarriesTheGradient) {
   EXPECT_EQ(values(x.grad()), (Doubles{50, 100}));
 }
 
+TEST(InPlace, CopyIntoAViewOfAConstantIsRefused) {
+  const Tensor x = leaf({1, 2});
+  const Tensor buffer = zeros({4}, {DType::float64});
+  Tensor part = narrow(buffer, 0, 0, 2);
+  expect_refused<ValueError>([&] { part.copy_(x); }, "memory that several constants share");
+  const NoGradGuard no_grad;
+  part.copy_(x);
+  EXPECT_EQ(values(buffer), (Doubles{1, 2, 0, 0}));
+}
+
 TEST(Chain, AHundredThousandOpsDeep) {
   constexpr int kOps = 100000;
   const Tensor x = leaf({1});
