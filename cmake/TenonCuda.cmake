@@ -69,6 +69,25 @@ find_package(CUDAToolkit REQUIRED)
 set(TENON_HAS_CUDA ON)
 message(STATUS "Tenon: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
+# cuDNN is optional: without it conv2d has Tenon's own kernels only.
+find_path(TENON_CUDNN_INCLUDE cudnn.h
+          HINTS ${CUDAToolkit_INCLUDE_DIRS} ENV CUDNN_PATH PATH_SUFFIXES include)
+find_library(TENON_CUDNN_LIBRARY cudnn
+             HINTS "${CUDAToolkit_LIBRARY_DIR}" "${CUDAToolkit_LIBRARY_ROOT}" ENV CUDNN_PATH
+             PATH_SUFFIXES lib64 lib)
+mark_as_advanced(TENON_CUDNN_INCLUDE TENON_CUDNN_LIBRARY)
+add_library(tenon_cudnn INTERFACE)
+if(TENON_CUDNN_INCLUDE AND TENON_CUDNN_LIBRARY)
+  set(TENON_HAS_CUDNN ON)
+  target_include_directories(tenon_cudnn SYSTEM INTERFACE "${TENON_CUDNN_INCLUDE}")
+  target_link_libraries(tenon_cudnn INTERFACE "${TENON_CUDNN_LIBRARY}")
+  target_compile_definitions(tenon_cudnn INTERFACE TENON_HAS_CUDNN)
+  message(STATUS "Tenon: cuDNN ${TENON_CUDNN_LIBRARY}")
+else()
+  set(TENON_HAS_CUDNN OFF)
+  message(STATUS "Tenon: no cuDNN (CUDNN_PATH says where it is)")
+endif()
+
 add_library(tenon_cuda_flags INTERFACE)
 # -std is given by hand: CMake 3.25 does not know that nvcc takes C++20.
 target_compile_options(tenon_cuda_flags INTERFACE

@@ -3,6 +3,7 @@
 // type in a fixed order. Operands are contiguous. cuDNN (conv2d_cudnn.cpp) is preferred where it fits.
 #include "cuda/device/memory.cuh"
 #include "cuda/device/reduce.cuh"
+#include "cuda/kernels/conv2d.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
 #include "tensor/detail/window.h"
@@ -143,7 +144,9 @@ __global__ void __launch_bounds__(kThreads) conv2d_backward_weight_kernel(const 
   if (threadIdx.x == 0) static_cast<T*>(p.target)[index] = convert<T>(sum);
 }
 
-void run_conv2d(const KernelArgs& args) {
+}  // namespace
+
+void conv2d_directly(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
   ConvParams p(
       ConvGeometry(args.attributes<Conv2dAttrs>(), args.inputs[0], args.inputs[1], output));
@@ -158,7 +161,7 @@ void run_conv2d(const KernelArgs& args) {
   });
 }
 
-void run_backward_input(const KernelArgs& args) {
+void conv2d_backward_input_directly(const KernelArgs& args) {
   const TensorView& target = args.outputs[0];
   ConvParams p(
       ConvGeometry(args.attributes<Conv2dBackwardAttrs>(), target, args.inputs[1], args.inputs[0]));
@@ -172,7 +175,7 @@ void run_backward_input(const KernelArgs& args) {
   });
 }
 
-void run_backward_weight(const KernelArgs& args) {
+void conv2d_backward_weight_directly(const KernelArgs& args) {
   const TensorView& target = args.outputs[0];
   ConvParams p(
       ConvGeometry(args.attributes<Conv2dBackwardAttrs>(), args.inputs[1], target, args.inputs[0]));
@@ -186,14 +189,12 @@ void run_backward_weight(const KernelArgs& args) {
   });
 }
 
-}  // namespace
-
 void register_conv2d_kernels() {
-  register_kernel("conv2d", DeviceType::cuda, {.name = "cuda.conv2d", .run = run_conv2d});
+  register_kernel("conv2d", DeviceType::cuda, {.name = "cuda.conv2d", .run = conv2d_directly});
   register_kernel("conv2d_backward_input", DeviceType::cuda,
-                  {.name = "cuda.conv2d_backward_input", .run = run_backward_input});
+                  {.name = "cuda.conv2d_backward_input", .run = conv2d_backward_input_directly});
   register_kernel("conv2d_backward_weight", DeviceType::cuda,
-                  {.name = "cuda.conv2d_backward_weight", .run = run_backward_weight});
+                  {.name = "cuda.conv2d_backward_weight", .run = conv2d_backward_weight_directly});
 }
 
 }  // namespace tenon::cuda

@@ -17,6 +17,9 @@ void register_all_kernels() {
   register_layer_norm_kernels();
   register_layer_norm_backward_kernels();
   register_batch_norm_kernels();
+#if defined(TENON_HAS_CUDNN)
+  register_conv2d_cudnn_kernels();  // preferred where it supports the call
+#endif
   register_conv2d_kernels();
   register_pool2d_kernels();
   register_cross_entropy_kernels();

@@ -166,6 +166,50 @@ std::vector<Tensor> call_mse_loss(const Inputs& x, Arguments& a) {
   return {mse_loss(input(x, 0), input(x, 1), reduction_of(a))};
 }
 
+/// One number for both axes, or one for each.
+Size2 size2(Arguments& arguments, const std::string& name, Size2 fallback) {
+  if (!arguments.has(name)) return fallback;
+  if (arguments.raw(name).is_number()) {
+    const auto size = arguments.get<std::int64_t>(name);
+    return {size, size};
+  }
+  const auto sizes = arguments.raw(name).is_array() ? arguments.get<Axes>(name) : Axes();
+  if (sizes.empty() || sizes.size() > 2) throw Unsupported("'" + name + "' is no size");
+  return {sizes.front(), sizes.back()};
+}
+
+/// Unsupported unless an option has the only value that Tenon knows.
+void require_option(Arguments& arguments, const std::string& name, bool value) {
+  if (arguments.get(name, value) != value) throw Unsupported("with option '" + name + "'");
+}
+
+std::vector<Tensor> call_conv2d(const Inputs& x, Arguments& a) {
+  return {conv2d(input(x, 0), input(x, 1), optional_input(x, 2), size2(a, "stride", {1, 1}),
+                 size2(a, "padding", {0, 0}), size2(a, "dilation", {1, 1}),
+                 a.get<std::int64_t>("groups", 1))};
+}
+
+Call pooling(Tensor (*f)(const Tensor&, Size2, Size2, Size2)) {
+  return [f](const Inputs& x, Arguments& a) {
+    const Size2 kernel = size2(a, "kernel_size", {1, 1});
+    require_option(a, "ceil_mode", false);
+    require_option(a, "return_indices", false);
+    require_option(a, "count_include_pad", true);
+    if (size2(a, "dilation", {1, 1}) != Size2{1, 1}) throw Unsupported("with option 'dilation'");
+    return Inputs{f(input(x, 0), kernel, size2(a, "stride", kernel), size2(a, "padding", {0, 0}))};
+  };
+}
+
+/// (input, running_mean, running_var, weight, bias), or without the running statistics.
+std::vector<Tensor> call_batch_norm(const Inputs& x, Arguments& a) {
+  const std::size_t vectors = x.size() > 3 ? 3 : 1;
+  const bool training = a.get("training", false);
+  return {batch_norm(input(x, 0), x.size() > 3 ? x[1] : Tensor(), x.size() > 3 ? x[2] : Tensor(),
+                     optional_input(x, vectors), optional_input(x, vectors + 1),
+                     training ? DropoutMode::train : DropoutMode::eval, a.get("momentum", 0.1),
+                     a.get("eps", 1e-5))};
+}
+
 void add_pointwise(std::map<std::string, Call, std::less<>>& table) {
   table["add"] = arithmetic(add, add);
   table["sub"] = arithmetic(sub, sub);
@@ -259,6 +303,10 @@ const std::map<std::string, Call, std::less<>>& table() {
     table["mse_loss"] = call_mse_loss;
     table["cross_entropy"] = call_cross_entropy;
     table["layer_norm"] = call_layer_norm;
+    table["batch_norm"] = call_batch_norm;
+    table["conv2d"] = call_conv2d;
+    table["max_pool2d"] = pooling(max_pool2d);
+    table["avg_pool2d"] = pooling(avg_pool2d);
     table["dropout"] = call_dropout;
     table["scaled_dot_product_attention"] = call_attention;
     table["matmul"] = binary(matmul);

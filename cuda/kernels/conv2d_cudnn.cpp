@@ -1,0 +1,276 @@
+// conv2d and its gradients by cuDNN: one fixed algorithm for each, all of them deterministic, never
+// chosen by measurement. float32 multiplies in float32 (no TF32), 16-bit floats accumulate in float32.
+// What cuDNN refuses, or what needs more than the device's workspace, goes to conv2d.cu.
+#include <cudnn.h>
+
+#include <array>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <unordered_map>
+
+#include "cuda/context.h"
+#include "cuda/handle.h"
+#include "cuda/kernels/conv2d.h"
+#include "cuda/kernels/register.h"
+#include "cuda/launch.h"
+#include "tensor/detail/check.h"
+#include "tensor/detail/window.h"
+
+namespace tenon::cuda {
+namespace {
+
+using ops::ConvGeometry;
+
+using CudnnHandle = Handle<cudnnHandle_t, cudnnDestroy>;
+using TensorDesc = Handle<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor>;
+using FilterDesc = Handle<cudnnFilterDescriptor_t, cudnnDestroyFilterDescriptor>;
+using ConvDesc = Handle<cudnnConvolutionDescriptor_t, cudnnDestroyConvolutionDescriptor>;
+
+constexpr auto kForward = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
+constexpr auto kBackwardInput = CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
+constexpr auto kBackwardWeight = CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
+
+void check_cudnn(cudnnStatus_t status, const char* call) {
+  if (status == CUDNN_STATUS_SUCCESS) return;
+  require_alive();
+  if (const cudaError_t pending = cudaPeekAtLastError(); pending != cudaSuccess) {
+    throw_cuda_error(pending, call);
+  }
+  const std::string_view text = call;
+  detail::fail<DeviceError>("{} failed: {}", text.substr(0, text.find('(')),
+                            cudnnGetErrorString(status));
+}
+
+#define TENON_CUDNN_CHECK(call) check_cudnn((call), #call)
+
+/// The library's state on one device. A handle serves one call at a time.
+struct CudnnLibrary {
+  std::mutex mutex;
+  CudnnHandle handle;
+};
+
+// Never destroyed: cuDNN may be unloaded before static objects are torn down.
+CudnnLibrary& library_of(int device) {
+  static std::mutex mutex;
+  static auto* libraries = new std::unordered_map<int, std::unique_ptr<CudnnLibrary>>;
+  const std::lock_guard lock(mutex);
+  std::unique_ptr<CudnnLibrary>& library = (*libraries)[device];
+  if (library == nullptr) {
+    use_device(device);
+    auto made = std::make_unique<CudnnLibrary>();
+    cudnnHandle_t handle = nullptr;
+    TENON_CUDNN_CHECK(cudnnCreate(&handle));
+    made->handle = CudnnHandle(handle);
+    library = std::move(made);
+  }
+  return *library;
+}
+
+template <class Desc, class Raw>
+Desc created(cudnnStatus_t (*create)(Raw*)) {
+  Raw raw = nullptr;
+  TENON_CUDNN_CHECK(create(&raw));
+  return Desc(raw);
+}
+
+cudnnDataType_t data_type(DType dtype) {
+  switch (dtype) {
+    case DType::float64: return CUDNN_DATA_DOUBLE;
+    case DType::float16: return CUDNN_DATA_HALF;
+    case DType::bfloat16: return CUDNN_DATA_BFLOAT16;
+    default: return CUDNN_DATA_FLOAT;
+  }
+}
+
+/// cuDNN counts in int.
+bool fits_int(const TensorView& view) {
+  return view.numel() > 0 && view.numel() <= std::numeric_limits<int>::max();
+}
+
+TensorDesc tensor_desc(const TensorView& view) {
+  TensorDesc desc = created<TensorDesc>(cudnnCreateTensorDescriptor);
+  const auto size = [&](int axis) { return static_cast<int>(view.size(axis)); };
+  TENON_CUDNN_CHECK(cudnnSetTensor4dDescriptor(desc.get(), CUDNN_TENSOR_NCHW, data_type(view.dtype),
+                                               size(0), size(1), size(2), size(3)));
+  return desc;
+}
+
+FilterDesc filter_desc(const TensorView& view) {
+  FilterDesc desc = created<FilterDesc>(cudnnCreateFilterDescriptor);
+  const auto size = [&](int axis) { return static_cast<int>(view.size(axis)); };
+  TENON_CUDNN_CHECK(cudnnSetFilter4dDescriptor(desc.get(), data_type(view.dtype), CUDNN_TENSOR_NCHW,
+                                               size(0), size(1), size(2), size(3)));
+  return desc;
+}
+
+ConvDesc conv_desc(const ConvGeometry& g, DType dtype) {
+  ConvDesc desc = created<ConvDesc>(cudnnCreateConvolutionDescriptor);
+  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
+  TENON_CUDNN_CHECK(cudnnSetConvolution2dDescriptor(
+      desc.get(), narrow(g.h.padding), narrow(g.w.padding), narrow(g.h.stride), narrow(g.w.stride),
+      narrow(g.h.dilation), narrow(g.w.dilation), CUDNN_CROSS_CORRELATION,
+      dtype == DType::float64 ? CUDNN_DATA_DOUBLE : CUDNN_DATA_FLOAT));
+  TENON_CUDNN_CHECK(cudnnSetConvolutionGroupCount(desc.get(), narrow(g.groups)));
+  const bool is_16_bit = dtype == DType::float16 || dtype == DType::bfloat16;
+  TENON_CUDNN_CHECK(
+      cudnnSetConvolutionMathType(desc.get(), is_16_bit ? CUDNN_TENSOR_OP_MATH : CUDNN_FMA_MATH));
+  return desc;
+}
+
+/// A convolution's three tensors, whichever of them is the result.
+struct Problem {
+  const TensorView& input;
+  const TensorView& weight;
+  const TensorView& output;
+  TensorDesc input_desc, output_desc;
+  FilterDesc weight_desc;
+  ConvDesc convolution;
+
+  template <class A>
+  Problem(const A& attrs, const TensorView& in, const TensorView& filters, const TensorView& out)
+      : input(in),
+        weight(filters),
+        output(out),
+        input_desc(tensor_desc(in)),
+        output_desc(tensor_desc(out)),
+        weight_desc(filter_desc(filters)),
+        convolution(conv_desc(ConvGeometry(attrs, in, filters, out), in.dtype)) {}
+};
+
+/// The roles of operands in the three ops.
+Problem forward_problem(const KernelArgs& args) {
+  return {args.attributes<Conv2dAttrs>(), args.inputs[0], args.inputs[1], args.outputs[0]};
+}
+Problem backward_input_problem(const KernelArgs& args) {
+  return {args.attributes<Conv2dBackwardAttrs>(), args.outputs[0], args.inputs[1], args.inputs[0]};
+}
+Problem backward_weight_problem(const KernelArgs& args) {
+  return {args.attributes<Conv2dBackwardAttrs>(), args.inputs[1], args.outputs[0], args.inputs[0]};
+}
+
+cudnnStatus_t forward_workspace(cudnnHandle_t handle, const Problem& p, std::size_t* bytes) {
+  return cudnnGetConvolutionForwardWorkspaceSize(handle, p.input_desc.get(), p.weight_desc.get(),
+                                                 p.convolution.get(), p.output_desc.get(), kForward,
+                                                 bytes);
+}
+cudnnStatus_t backward_input_workspace(cudnnHandle_t handle, const Problem& p, std::size_t* bytes) {
+  return cudnnGetConvolutionBackwardDataWorkspaceSize(handle, p.weight_desc.get(),
+                                                      p.output_desc.get(), p.convolution.get(),
+                                                      p.input_desc.get(), kBackwardInput, bytes);
+}
+cudnnStatus_t backward_weight_workspace(cudnnHandle_t handle, const Problem& p,
+                                        std::size_t* bytes) {
+  return cudnnGetConvolutionBackwardFilterWorkspaceSize(
+      handle, p.input_desc.get(), p.output_desc.get(), p.convolution.get(), p.weight_desc.get(),
+      kBackwardWeight, bytes);
+}
+
+/// Whether cuDNN takes the call within the device's workspace.
+template <auto kProblem, auto kWorkspace>
+bool supports(const KernelArgs& args) {
+  for (const TensorView* view : {&args.inputs[0], &args.inputs[1], &args.outputs[0]}) {
+    if (!fits_int(*view)) return false;
+  }
+  const int device = args.outputs[0].device.index;
+  CudnnLibrary& library = library_of(device);
+  const std::lock_guard lock(library.mutex);
+  std::size_t bytes = 0;
+  return kWorkspace(library.handle.get(), kProblem(args), &bytes) == CUDNN_STATUS_SUCCESS &&
+         bytes <= kWorkspaceBytes;
+}
+
+/// cuDNN reads vectors; a view may start at any element.
+bool is_aligned(const KernelArgs& args) {
+  constexpr std::uintptr_t kVectorBytes = 16;
+  const auto aligned = [](const TensorView& view) {
+    return reinterpret_cast<std::uintptr_t>(view.data) % kVectorBytes == 0;
+  };
+  return aligned(args.inputs[0]) && aligned(args.inputs[1]) && aligned(args.outputs[0]);
+}
+
+/// Calls f(handle, problem, workspace) with the handle on the call's stream.
+template <auto kProblem, class F>
+void with_library(const KernelArgs& args, F f) {
+  require_alive();
+  const Stream stream = stream_of(args);
+  use_device(stream.device);
+  CudnnLibrary& library = library_of(stream.device);
+  const std::lock_guard lock(library.mutex);
+  TENON_CUDNN_CHECK(cudnnSetStream(library.handle.get(), stream.handle));
+  f(library.handle.get(), kProblem(args), device_context(stream.device).workspace());
+}
+
+/// The factors of result = one · (…) + zero · result, in the type that cuDNN scales with.
+struct Factors {
+  explicit Factors(DType dtype) : is_double(dtype == DType::float64) {}
+  bool is_double;
+  float one32 = 1, zero32 = 0;
+  double one64 = 1, zero64 = 0;
+  const void* one() const {
+    return is_double ? static_cast<const void*>(&one64) : static_cast<const void*>(&one32);
+  }
+  const void* zero() const {
+    return is_double ? static_cast<const void*>(&zero64) : static_cast<const void*>(&zero32);
+  }
+};
+
+void run_conv2d(const KernelArgs& args) {
+  if (!is_aligned(args)) return conv2d_directly(args);
+  with_library<forward_problem>(args, [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
+    const Factors factor(p.input.dtype);
+    TENON_CUDNN_CHECK(cudnnConvolutionForward(
+        handle, factor.one(), p.input_desc.get(), p.input.data, p.weight_desc.get(), p.weight.data,
+        p.convolution.get(), kForward, workspace, kWorkspaceBytes, factor.zero(),
+        p.output_desc.get(), p.output.data));
+    if (!args.inputs[2].present) return;
+    TensorView bias = args.inputs[2];
+    bias.sizes = {1, bias.numel(), 1, 1};
+    TENON_CUDNN_CHECK(cudnnAddTensor(handle, factor.one(), tensor_desc(bias).get(), bias.data,
+                                     factor.one(), p.output_desc.get(), p.output.data));
+  });
+}
+
+void run_backward_input(const KernelArgs& args) {
+  if (!is_aligned(args)) return conv2d_backward_input_directly(args);
+  with_library<backward_input_problem>(
+      args, [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
+        const Factors factor(p.input.dtype);
+        TENON_CUDNN_CHECK(cudnnConvolutionBackwardData(
+            handle, factor.one(), p.weight_desc.get(), p.weight.data, p.output_desc.get(),
+            p.output.data, p.convolution.get(), kBackwardInput, workspace, kWorkspaceBytes,
+            factor.zero(), p.input_desc.get(), p.input.data));
+      });
+}
+
+void run_backward_weight(const KernelArgs& args) {
+  if (!is_aligned(args)) return conv2d_backward_weight_directly(args);
+  with_library<backward_weight_problem>(
+      args, [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
+        const Factors factor(p.input.dtype);
+        TENON_CUDNN_CHECK(cudnnConvolutionBackwardFilter(
+            handle, factor.one(), p.input_desc.get(), p.input.data, p.output_desc.get(),
+            p.output.data, p.convolution.get(), kBackwardWeight, workspace, kWorkspaceBytes,
+            factor.zero(), p.weight_desc.get(), p.weight.data));
+      });
+}
+
+}  // namespace
+
+void register_conv2d_cudnn_kernels() {
+  register_kernel("conv2d", DeviceType::cuda,
+                  {.name = "cudnn.conv2d",
+                   .run = run_conv2d,
+                   .supports = supports<forward_problem, forward_workspace>});
+  register_kernel("conv2d_backward_input", DeviceType::cuda,
+                  {.name = "cudnn.conv2d_backward_input",
+                   .run = run_backward_input,
+                   .supports = supports<backward_input_problem, backward_input_workspace>});
+  register_kernel("conv2d_backward_weight", DeviceType::cuda,
+                  {.name = "cudnn.conv2d_backward_weight",
+                   .run = run_backward_weight,
+                   .supports = supports<backward_weight_problem, backward_weight_workspace>});
+}
+
+}  // namespace tenon::cuda
