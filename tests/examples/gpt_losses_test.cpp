@@ -16,7 +16,7 @@
 namespace tenon {
 namespace {
 
-struct Run {
+struct TrainingRun {
   nn::Child<gpt::Gpt> model;
   std::shared_ptr<nn::AdamW> optimizer;
 };
@@ -32,9 +32,9 @@ class GptLosses : public ::testing::TestWithParam<DeviceType> {
     recorded_ = nn::load_checkpoint(test::test_data("gpt/losses.json"));
   }
 
-  Run start() const {
+  TrainingRun start() const {
     const auto integer = [&](const char* key) { return recorded_.config.integer(key).value(); };
-    Run run;
+    TrainingRun run;
     run.model = nn::make<gpt::Gpt>(gpt::GptOptions{integer("vocabulary"), integer("context"),
                                                    integer("layers"), integer("hidden"),
                                                    integer("heads"), 0});
@@ -62,7 +62,7 @@ class GptLosses : public ::testing::TestWithParam<DeviceType> {
   }
 
   /// Makes all recorded steps and compares their losses.
-  void expect_recorded_losses(const Run& run, const Step& step) const {
+  void expect_recorded_losses(const TrainingRun& run, const Step& step) const {
     const auto losses = recorded_.tensors.at("losses").to_doubles();
     const auto norms = recorded_.tensors.at("grad_norms").to_doubles();
     const nn::WarmupCosine rate{.lr = number("lr"),
@@ -79,7 +79,7 @@ class GptLosses : public ::testing::TestWithParam<DeviceType> {
   }
 
   void expect_recorded_losses_of_program(bool scheduled) const {
-    const Run run = start();
+    const TrainingRun run = start();
     Schedule sch = create_schedule(run.model, {{"tokens", batch("inputs", 0)}});
     if (scheduled) gpt::schedule_gpt(sch, run.model->options);
     TrainingStep program = build_training(
@@ -100,7 +100,7 @@ class GptLosses : public ::testing::TestWithParam<DeviceType> {
 };
 
 TEST_P(GptLosses, AgreeWithPyTorchEagerly) {
-  const Run run = start();
+  const TrainingRun run = start();
   expect_recorded_losses(run, [&](const Tensor& inputs, const Tensor& targets) {
     const Tensor loss = gpt::next_token_loss(run.model(inputs), targets);
     run.optimizer->zero_grad();
