@@ -17,7 +17,8 @@ using namespace tenon;
 namespace {
 
 constexpr double kMaxGradNorm = 1.0;
-constexpr std::int64_t kEvaluations = 10;  // validation losses a run, beside the last
+constexpr std::int64_t kEvaluations =
+    5;  // validation losses a run; one costs about as much as ten steps
 
 /// The settings that a checkpoint keeps, so that a resumed run is the same run.
 template <class Visit>

@@ -25,7 +25,7 @@ struct TrainerOptions {
   std::string dtype = "float32";
   std::string schedule = "full";
   std::uint64_t seed = 0;
-  std::int64_t steps = 1500;
+  std::int64_t steps = 1000;
   std::int64_t batch = 16;
   std::int64_t seq = 64;
   std::int64_t layers = 2;

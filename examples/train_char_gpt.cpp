@@ -1,7 +1,7 @@
 // Trains a small GPT on a text, a byte a token, through a schedule and one training Program; prints
 // the validation loss beside that of a bigram model, and a sample.
 //
-//   train_char_gpt [--text FILE] [--steps 1500] [--device cuda --dtype bfloat16] [--schedule full]
+//   train_char_gpt [--text FILE] [--steps 1000] [--device cuda --dtype bfloat16] [--schedule full]
 //   train_char_gpt --out run1          # SIGINT finishes the step and saves
 //   train_char_gpt --out run1 --resume
 #include <unistd.h>
