@@ -1,6 +1,8 @@
 // The table of ops that cases can call.
 #include "tests/conformance/calls.h"
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
 #include <map>
 
@@ -32,16 +34,15 @@ Axes axes(Arguments& arguments, const std::string& name) {
   return {arguments.get<std::int64_t>(name)};
 }
 
-/// Unsupported when an option that Tenon does not have is switched on.
-void require_off(Arguments& arguments, const char* name) {
-  if (arguments.get(name, false)) throw Unsupported(std::string("without option '") + name + "'");
+/// Input 0, converted first where the argument `dtype` is given.
+Tensor converted_input(const Inputs& inputs, Arguments& arguments) {
+  const Tensor& first = input(inputs, 0);
+  if (!arguments.has("dtype")) return first;
+  return cast(first, parse_dtype(arguments.get<std::string>("dtype")));
 }
 
 Call unary(Tensor (*f)(const Tensor&)) {
-  return [f](const Inputs& x, Arguments& a) {
-    require_off(a, "inplace");
-    return Inputs{f(input(x, 0))};
-  };
+  return [f](const Inputs& x, Arguments&) { return Inputs{f(input(x, 0))}; };
 }
 
 Call binary(Tensor (*f)(const Tensor&, const Tensor&)) {
@@ -59,12 +60,14 @@ Call arithmetic(Tensor (*tensors)(const Tensor&, const Tensor&),
 
 Call reduction(Tensor (*f)(const Tensor&, const Axes&, bool)) {
   return [f](const Inputs& x, Arguments& a) {
-    return Inputs{f(input(x, 0), axes(a, "dim"), a.get("keepdim", false))};
+    return Inputs{f(converted_input(x, a), axes(a, "dim"), a.get("keepdim", false))};
   };
 }
 
-Call reshaping(Tensor (*f)(const Tensor&, const Shape&), std::string name) {
-  return [=](const Inputs& x, Arguments& a) {
+Call reshaping(Tensor (*f)(const Tensor&, const Shape&)) {
+  return [f](const Inputs& x, Arguments& a) {
+    const char* name = a.has("size") ? "size" : "shape";
+    if (!a.has(name)) throw Unsupported("without 'shape'");
     return Inputs{f(input(x, 0), shape_of(a.get<Axes>(name)))};
   };
 }
@@ -72,7 +75,7 @@ Call reshaping(Tensor (*f)(const Tensor&, const Shape&), std::string name) {
 Call along_axis(Tensor (*f)(const Tensor&, std::int64_t)) {
   return [f](const Inputs& x, Arguments& a) {
     if (!a.has("dim")) throw Unsupported("without 'dim'");
-    return Inputs{f(input(x, 0), a.get<std::int64_t>("dim"))};
+    return Inputs{f(converted_input(x, a), a.get<std::int64_t>("dim"))};
   };
 }
 
@@ -99,6 +102,23 @@ std::vector<Tensor> call_softplus(const Inputs& x, Arguments& a) {
 
 std::vector<Tensor> call_gelu(const Inputs& x, Arguments& a) {
   return {gelu(input(x, 0), parse_enum(Approximate{}, a.get("approximate", std::string("none"))))};
+}
+
+/// One axis, several, or all of size 1.
+std::vector<Tensor> call_squeeze(const Inputs& x, Arguments& a) {
+  Tensor result = input(x, 0);
+  Axes dims = axes(a, "dim");
+  if (!a.has("dim")) {
+    for (int axis = 0; axis < result.dim(); ++axis) {
+      if (result.size(axis) == 1) dims.push_back(axis);
+    }
+  }
+  for (std::int64_t& dim : dims) {
+    if (dim < 0) dim += result.dim();
+  }
+  std::sort(dims.rbegin(), dims.rend());  // from the last on, so that the others keep their numbers
+  for (const std::int64_t dim : dims) result = squeeze(result, dim);
+  return {result};
 }
 
 std::vector<Tensor> call_split(const Inputs& x, Arguments& a) {
@@ -250,11 +270,11 @@ void add_pointwise(std::map<std::string, Call, std::less<>>& table) {
 }
 
 void add_shape(std::map<std::string, Call, std::less<>>& table) {
-  table["view"] = reshaping(view, "shape");
-  table["reshape"] = reshaping(reshape, "shape");
-  table["expand"] = reshaping(expand, "size");
+  table["view"] = reshaping(view);
+  table["reshape"] = reshaping(reshape);
+  table["expand"] = reshaping(expand);
   table["unsqueeze"] = along_axis(unsqueeze);
-  table["squeeze"] = along_axis(squeeze);
+  table["squeeze"] = call_squeeze;
   table["contiguous"] = unary(contiguous);
   table["split"] = call_split;
   table["permute"] = [](const Inputs& x, Arguments& a) {
@@ -321,8 +341,18 @@ const std::map<std::string, Call, std::less<>>& table() {
 
 }  // namespace
 
+double number(const nlohmann::json& value) {
+  if (!value.is_string()) return value.is_boolean() ? value.get<bool>() : value.get<double>();
+  const auto text = value.get<std::string>();
+  if (text == "nan") return std::nan("");
+  if (text == "inf") return HUGE_VAL;
+  if (text == "-inf") return -HUGE_VAL;
+  throw std::runtime_error("'" + text + "' is not a number");
+}
+
 void Arguments::require_all_read() const {
   for (const auto& [name, value] : values_.items()) {
+    if (value.is_boolean() && !value.get<bool>()) continue;
     if (!value.is_null() && !read_.contains(name))
       throw Unsupported("without option '" + name + "'");
   }

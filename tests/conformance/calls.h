@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "tensor/tensor.h"
@@ -18,8 +19,12 @@ class Unsupported : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// "nan", "inf" and "-inf", which JSON has no numbers for; std::runtime_error for other strings.
+double number(const nlohmann::json& value);
+
 /// The arguments of a case by name. What is read is noted, so that an argument that nobody knows is
-/// seen instead of ignored. A null stands for PyTorch's default.
+/// seen instead of ignored. A null stands for PyTorch's default, and so does false for an option
+/// that nobody reads.
 class Arguments {
  public:
   explicit Arguments(const nlohmann::json& values) : values_(values) {}
@@ -30,11 +35,15 @@ class Arguments {
   template <class T>
   T get(const std::string& name) {
     read_.insert(name);
-    return values_.at(name).get<T>();
+    if constexpr (std::is_same_v<T, double>) {
+      return number(values_.at(name));
+    } else {
+      return values_.at(name).get<T>();
+    }
   }
   template <class T>
   T get(const std::string& name, T fallback) {
-    return has(name) ? values_.at(name).get<T>() : fallback;
+    return has(name) ? get<T>(name) : fallback;
   }
   const nlohmann::json& raw(const std::string& name) const { return values_.at(name); }
   /// Unsupported when an argument has not been read.

@@ -19,15 +19,6 @@ namespace {
 using nlohmann::json;
 using Sizes = std::vector<std::int64_t>;
 
-double number(const json& value) {
-  if (!value.is_string()) return value.is_boolean() ? value.get<bool>() : value.get<double>();
-  const auto text = value.get<std::string>();
-  if (text == "nan") return std::nan("");
-  if (text == "inf") return HUGE_VAL;
-  if (text == "-inf") return -HUGE_VAL;
-  throw std::runtime_error("'" + text + "' is not a number");
-}
-
 Shape shape_of(const Sizes& sizes) { return Shape(std::vector<Dim>(sizes.begin(), sizes.end())); }
 
 /// A contiguous tensor on the CPU; integers are read as such, so that 64 bits keep their digits.

@@ -87,6 +87,29 @@ TEST(ConformanceCpu, AMissingOrUnexpectedGradientFails) {
   EXPECT_TRUE(run_case("relu", test_case, kCpu).reason.starts_with("backward: "));
 }
 
+TEST(ConformanceCpu, ArgumentsInAnyOfPyTorchsSpellings) {
+  const auto run = [](const char* op, const char* attrs, const char* output) {
+    auto test_case = relu_case();
+    test_case.erase("grads");
+    test_case["inputs"][0]["data"] = {1, 2, 3, 4};
+    test_case["attrs"] = nlohmann::json::parse(attrs);
+    test_case["outputs"] = {nlohmann::json::parse(output)};
+    return run_case(op, test_case, kCpu).reason;
+  };
+  const char* same = R"({"dtype": "float32", "shape": [2, 2], "data": [1, 2, 3, 4]})";
+  EXPECT_EQ(run("relu", R"({"inplace": false})", same), "");
+  EXPECT_EQ(run("squeeze", R"({"dim": null})", same), "");
+  EXPECT_EQ(run("squeeze", R"({"dim": [0, -1]})", same), "");
+  EXPECT_EQ(run("reshape", R"({"shape": [2, -1]})", same), "");
+  EXPECT_EQ(run("sum", R"({"dim": null, "keepdim": false, "dtype": "float64"})",
+                R"({"dtype": "float64", "shape": [], "data": [10]})"),
+            "");
+  EXPECT_EQ(run("le", R"({"other": "inf"})",
+                R"({"dtype": "bool", "shape": [2, 2], "data": [true, true, true, true]})"),
+            "");
+  EXPECT_EQ(run("le", R"({"other": "many"})", same), "'many' is not a number");
+}
+
 TEST(ConformanceCpu, UnknownOpsAndOptionsAreSkipped) {
   EXPECT_EQ(run_case("conv9d", relu_case(), kCpu).reason, "there is no op 'conv9d'");
   auto test_case = relu_case();
