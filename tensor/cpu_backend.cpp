@@ -1,10 +1,9 @@
-// The CPU as a device: aligned heap memory, and kernels that have finished when their call returns.
+// The CPU as a device: aligned heap memory, large blocks of it reused, and kernels that have finished when their call returns.
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
+#include "tensor/detail/block_cache.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
 #include "tensor/device_backend.h"
@@ -13,7 +12,8 @@
 namespace tenon {
 namespace {
 
-constexpr std::size_t kAlignment = 256;
+/// Memory kept for reuse: a training step of a small model needs less at a time.
+constexpr std::size_t kCacheBytes = std::size_t{1} << 30;
 
 class CpuBackend final : public DeviceBackend {
  public:
@@ -23,11 +23,7 @@ class CpuBackend final : public DeviceBackend {
   }
 
   void* allocate(std::size_t bytes, int) override {
-    void* data = nullptr;
-    if (bytes < SIZE_MAX - kAlignment) {
-      const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-      data = std::aligned_alloc(kAlignment, rounded);
-    }
+    void* data = cache_.allocate(bytes);
     if (data == nullptr) {
       throw OutOfMemory(fmt::format("out of memory on cpu: {} bytes requested, {} bytes live",
                                     bytes, live_.load()),
@@ -41,7 +37,7 @@ class CpuBackend final : public DeviceBackend {
   }
 
   void free(void* data, std::size_t bytes, int) noexcept override {
-    std::free(data);
+    cache_.free(data, bytes);
     live_ -= bytes;
   }
 
@@ -65,9 +61,12 @@ class CpuBackend final : public DeviceBackend {
         .count();
   }
 
-  MemoryStats memory_stats(int) const override { return {live_.load(), 0, peak_.load()}; }
+  MemoryStats memory_stats(int) const override {
+    return {live_.load(), cache_.cached(), peak_.load()};
+  }
 
  private:
+  detail::BlockCache cache_{kCacheBytes};
   std::atomic<std::size_t> live_{0};
   std::atomic<std::size_t> peak_{0};
 };

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tensor/detail/check.h"
@@ -17,7 +18,8 @@ namespace {
 
 thread_local bool inside_task = false;
 
-/// Workers that sleep between jobs; the caller works too, so `threads` - 1 of them are started.
+/// Workers that sleep between jobs; the caller works too, so `threads` - 1 of them are started. A job
+/// ends when its tasks have: a worker that wakes too late for it is not waited for.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads) {
@@ -42,16 +44,17 @@ class ThreadPool {
       task_ = &task;
       tasks_ = tasks;
       next_ = 0;
-      busy_ = static_cast<int>(workers_.size());
       error_ = nullptr;
       ++job_;
+      open_ = true;
     }
-    wake_.notify_all();
+    wake_workers(tasks - 1);
     take_tasks();
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    open_ = false;
+    done_.wait(lock, [this] { return joined_ == 0; });
     task_ = nullptr;
-    if (error_) std::rethrow_exception(error_);
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
@@ -60,14 +63,20 @@ class ThreadPool {
     for (;;) {
       {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return stopping_ || job_ != seen; });
+        wake_.wait(lock, [&] { return stopping_ || (open_ && job_ != seen); });
         if (stopping_) return;
         seen = job_;
+        ++joined_;
       }
       take_tasks();
       const std::lock_guard lock(mutex_);
-      if (--busy_ == 0) done_.notify_one();
+      if (--joined_ == 0 && !open_) done_.notify_one();
     }
+  }
+
+  void wake_workers(std::int64_t wanted) {
+    if (wanted >= static_cast<std::int64_t>(workers_.size())) return wake_.notify_all();
+    for (std::int64_t i = 0; i < wanted; ++i) wake_.notify_one();
   }
 
   void take_tasks() {
@@ -92,8 +101,9 @@ class ThreadPool {
   const std::function<void(std::int64_t)>* task_ = nullptr;
   std::int64_t tasks_ = 0;
   std::atomic<std::int64_t> next_{0};
-  int busy_ = 0;
   std::int64_t job_ = 0;
+  bool open_ = false;  // workers may still join the job
+  int joined_ = 0;     // workers that have and are not done
   bool stopping_ = false;
   std::exception_ptr error_;
 };
