@@ -161,9 +161,10 @@ void attend_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed,
 
 void attention(const KernelArgs& args) {
   if (args.outputs[0].numel() == 0) return;
-  const Problem p{attention_problem(args, args.attributes<AttentionAttrs>(), args.inputs.first(3),
-                                    args.inputs[3]),
-                  args.outputs[0]};
+  const Problem p{
+      attention_problem("scaled_dot_product_attention", args, args.attributes<AttentionAttrs>(),
+                        args.inputs.first(3), args.inputs[3]),
+      args.outputs[0]};
   const std::int64_t heads = p.heads.product();
   dispatch_float(p.output.dtype, [&]<typename T>() {
     using C = compute_type<T>;

@@ -33,7 +33,8 @@ struct Problem : AttentionProblem {
 
 Problem make_problem(const KernelArgs& args) {
   const auto& attrs = args.attributes<AttentionBackwardAttrs>();
-  Problem p{attention_problem(args, attrs, args.inputs.subspan(1, 3), args.inputs[5]),
+  Problem p{attention_problem("scaled_dot_product_attention_backward", args, attrs,
+                              args.inputs.subspan(1, 3), args.inputs[5]),
             args.inputs[0],
             args.inputs[4],
             args.outputs[0],

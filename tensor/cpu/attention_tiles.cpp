@@ -16,7 +16,8 @@ TensorView broadcast_mask(const TensorView& mask, const Extents& scores) {
   return result;
 }
 
-AttentionProblem attention_problem(const KernelArgs& args, const AttentionAttrs& attrs,
+AttentionProblem attention_problem(std::string_view op, const KernelArgs& args,
+                                   const AttentionAttrs& attrs,
                                    std::span<const TensorView> operands, const TensorView& mask) {
   const TensorView& query = operands[0];
   const TensorView& key = operands[1];
@@ -34,7 +35,7 @@ AttentionProblem attention_problem(const KernelArgs& args, const AttentionAttrs&
                      .scale = attrs.scale.value(),
                      .causal = attrs.is_causal,
                      .dropout = {}};
-  p.dropout = plan_dropout(args.op->name, {attrs.dropout_p, attrs.mode, attrs.site}, args,
+  p.dropout = plan_dropout(op, {attrs.dropout_p, attrs.mode, attrs.site}, args,
                            p.heads.product() * p.queries, p.keys);
   return p;
 }

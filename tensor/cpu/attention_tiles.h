@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "tensor/cpu/dropout.h"
 #include "tensor/cpu/gemm.h"
@@ -39,8 +40,9 @@ struct AttentionProblem {
 /// `mask` with the sizes of the scores and stride 0 where it is repeated.
 TensorView broadcast_mask(const TensorView& mask, const Extents& scores);
 
-/// The problem of `operands` (query, key, value) and `mask`, which may be absent.
-AttentionProblem attention_problem(const KernelArgs& args, const AttentionAttrs& attrs,
+/// The problem of `operands` (query, key, value) and `mask`, which may be absent; `op` is for errors.
+AttentionProblem attention_problem(std::string_view op, const KernelArgs& args,
+                                   const AttentionAttrs& attrs,
                                    std::span<const TensorView> operands, const TensorView& mask);
 
 /// Adds the mask to the scores of one row: keys [first_key, first_key + n).
@@ -75,13 +77,18 @@ template <class C>
 void multiply(Strided<C> a, const C* panels, std::int64_t panel_stride, std::int64_t depth,
               std::int64_t rows, std::int64_t columns, C* out, std::int64_t out_stride,
               bool accumulate) {
-  for (std::int64_t j = 0; j < columns; j += kPanelColumns<C>) {
-    const C* panel = panels + j / kPanelColumns<C> * panel_stride;
-    for (std::int64_t i = 0; i < rows; i += kPanelRows) {
-      micro_kernel(depth, a.data + i * a.row, a.row, a.depth, panel, out + i * out_stride + j,
-                   out_stride, accumulate);
-    }
-  }
+  multiply_panels<C>({.a = a.data,
+                      .a_panel = kPanelRows * a.row,
+                      .a_row = a.row,
+                      .a_depth = a.depth,
+                      .b = panels,
+                      .b_panel = panel_stride,
+                      .depth = depth,
+                      .rows = rows,
+                      .columns = columns,
+                      .out = out,
+                      .out_row = out_stride,
+                      .accumulate = accumulate});
 }
 
 }  // namespace tenon::cpu

@@ -113,20 +113,23 @@ void write_tile(const GemmProblem& p, std::int64_t batch, std::int64_t row0, std
   }
 }
 
-/// tile (tile_rows, tile_columns) = packed panels of A times packed panels of B.
+/// out (tile.rows, tile.columns) = packed panels of A times packed panels of B.
 template <class C>
-void multiply_panels(const C* a, const C* b, std::int64_t depth, TileShape tile, C* out) {
-  constexpr std::int64_t kColumns = kPanelColumns<C>;
+void multiply_tile(const C* a, const C* b, std::int64_t depth, TileShape tile, C* out) {
   if (depth == 0) std::fill_n(out, tile.rows * tile.columns, C{0});
   for (std::int64_t k = 0; k < depth; k += kDepthBlock) {
-    const std::int64_t k_size = std::min(kDepthBlock, depth - k);
-    for (std::int64_t j = 0; j < tile.columns; j += kColumns) {
-      const C* b_panel = b + j * depth + k * kColumns;
-      for (std::int64_t i = 0; i < tile.rows; i += kPanelRows) {
-        micro_kernel(k_size, a + i * depth + k * kPanelRows, 1, kPanelRows, b_panel,
-                     out + i * tile.columns + j, tile.columns, k > 0);
-      }
-    }
+    multiply_panels<C>({.a = a + k * kPanelRows,
+                        .a_panel = depth * kPanelRows,
+                        .a_row = 1,
+                        .a_depth = kPanelRows,
+                        .b = b + k * kPanelColumns<C>,
+                        .b_panel = depth * kPanelColumns<C>,
+                        .depth = std::min(kDepthBlock, depth - k),
+                        .rows = tile.rows,
+                        .columns = tile.columns,
+                        .out = out,
+                        .out_row = tile.columns,
+                        .accumulate = k > 0});
   }
 }
 
@@ -151,8 +154,8 @@ void multiply_block(const GemmProblem& p, TileShape tile, Block size, std::int64
     C* out = scratch.get<C>(tile.rows * tile.columns);
     const TileShape whole_panels{divide_up(rows, kPanelRows) * kPanelRows,
                                  divide_up(columns, kPanelColumns<C>) * kPanelColumns<C>};
-    multiply_panels(a + batch * a_matrix + row * p.depth, b + batch * b_matrix + column * p.depth,
-                    p.depth, whole_panels, out);
+    multiply_tile(a + batch * a_matrix + row * p.depth, b + batch * b_matrix + column * p.depth,
+                  p.depth, whole_panels, out);
     write_tile<T>(p, batch0 + batch, row0 + row, rows, column0 + column, columns, out,
                   whole_panels.columns);
   });

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "tensor/cpu/vector.h"
+#include "tensor/cpu/panels.h"
 #include "tensor/dtype.h"
 #include "tensor/tensor_view.h"
 
@@ -33,45 +33,10 @@ struct GemmProblem {
 template <class T>
 void gemm(const GemmProblem& problem);
 
-/// The micro-kernel's block of C: kPanelRows x kPanelColumns<C> values, held in 12 vectors.
-inline constexpr int kPanelRows = 6;
-template <class C>
-inline constexpr int kPanelColumns = 2 * kLanes<C>;
-
 /// Copies `count` <= kWidth rows of `depth` elements to out[k · kWidth + row], zeros for the rest.
 /// Row i starts at data + offsets[i]; its elements are `depth_stride` apart.
 template <int kWidth, class T>
 void pack_panel(const T* data, const std::int64_t* offsets, int count, std::int64_t depth,
                 std::int64_t depth_stride, compute_type<T>* out);
-
-/// C (6, kPanelColumns) = or += A (6, depth) · B (depth, kPanelColumns). A has any strides, B is a
-/// packed panel, C has unit column stride.
-template <class C>
-inline void micro_kernel(std::int64_t depth, const C* a, std::int64_t a_row, std::int64_t a_depth,
-                         const C* b, C* c, std::int64_t c_row, bool accumulate) {
-  constexpr int kWidth = kLanes<C>;
-  Vec<C> sums[kPanelRows][2] = {};
-  for (std::int64_t k = 0; k < depth; ++k) {
-    const Vec<C> b0 = load(b);
-    const Vec<C> b1 = load(b + kWidth);
-    for (int i = 0; i < kPanelRows; ++i) {
-      const Vec<C> value = broadcast(a[i * a_row]);
-      sums[i][0] += value * b0;
-      sums[i][1] += value * b1;
-    }
-    a += a_depth;
-    b += 2 * kWidth;
-  }
-  if (accumulate) {
-    for (int i = 0; i < kPanelRows; ++i) {
-      sums[i][0] += load(c + i * c_row);
-      sums[i][1] += load(c + i * c_row + kWidth);
-    }
-  }
-  for (int i = 0; i < kPanelRows; ++i) {
-    store(c + i * c_row, sums[i][0]);
-    store(c + i * c_row + kWidth, sums[i][1]);
-  }
-}
 
 }  // namespace tenon::cpu
