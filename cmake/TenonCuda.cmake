@@ -76,15 +76,11 @@ find_library(TENON_CUDNN_LIBRARY cudnn
              HINTS "${CUDAToolkit_LIBRARY_DIR}" "${CUDAToolkit_LIBRARY_ROOT}" ENV CUDNN_PATH
              PATH_SUFFIXES lib64 lib)
 mark_as_advanced(TENON_CUDNN_INCLUDE TENON_CUDNN_LIBRARY)
-add_library(tenon_cudnn INTERFACE)
+set(TENON_HAS_CUDNN OFF)
 if(TENON_CUDNN_INCLUDE AND TENON_CUDNN_LIBRARY)
   set(TENON_HAS_CUDNN ON)
-  target_include_directories(tenon_cudnn SYSTEM INTERFACE "${TENON_CUDNN_INCLUDE}")
-  target_link_libraries(tenon_cudnn INTERFACE "${TENON_CUDNN_LIBRARY}")
-  target_compile_definitions(tenon_cudnn INTERFACE TENON_HAS_CUDNN)
   message(STATUS "Tenon: cuDNN ${TENON_CUDNN_LIBRARY}")
 else()
-  set(TENON_HAS_CUDNN OFF)
   message(STATUS "Tenon: no cuDNN (CUDNN_PATH says where it is)")
 endif()
 

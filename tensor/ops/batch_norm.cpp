@@ -95,20 +95,77 @@ std::vector<TensorSpec> infer_batch_norm_backward(const InferContext& context) {
   return outputs;
 }
 
+/// Whether a call recorded now normalizes by the batch. Only derivatives of the gradient ask this, and
+/// a trace, whose mode is open, has no answer.
+bool batch_statistics_now(DropoutMode mode, const Tensor& input) {
+  TENON_CHECK(
+      mode != DropoutMode::follow || input.is_eager(), TraceError,
+      "[batch_norm_backward] a second derivative under the tracer needs mode train or eval");
+  const ModuleFrame* frame = current_module();
+  return uses_batch_statistics(mode, frame == nullptr || frame->training);
+}
+
+/// (C) of the input's dtype as (1, C, 1, …).
+Tensor along_channels(const Tensor& vector, const Tensor& input) {
+  Shape shape;
+  for (int axis = 0; axis < input.dim(); ++axis) shape.push_back(axis == 1 ? input.size(1) : 1);
+  return reshape(cast(vector, input.dtype()), shape);
+}
+
+/// How the input enters the mean and the factor that a second derivative asks about:
+/// (grad_mean - grad_factor·factor²·x̂)/n.
+Tensor statistics_gradient(const VjpContext& call) {
+  const Tensor input = call.input(0);
+  const Tensor factor = along_channels(call.output(2), input);
+  const Tensor normalized = (input - along_channels(call.output(1), input)) * factor;
+  const Tensor of_mean = along_channels(call.cotangent_or_zeros(1), input);
+  const Tensor of_factor = along_channels(call.cotangent_or_zeros(2), input);
+  const Dim count = input.numel() / input.size(1);
+  return (of_mean - of_factor * square(factor) * normalized) / Scalar(count);
+}
+
 std::vector<Tensor> vjp_batch_norm(const VjpContext& call) {
   std::vector<Tensor> gradients(5);
-  if (!call.cotangent(0)) return gradients;
-  const NormGradients found = batch_norm_backward(
-      call.cotangent(0), call.input(0), call.input(3), call.output(1), call.output(2),
-      {call.attributes<BatchNormAttrs>().mode, call.needs(0), call.needs(3), call.needs(4)});
-  gradients[0] = found.input;
-  gradients[3] = found.weight;
-  gradients[4] = found.bias;
+  const DropoutMode mode = call.attributes<BatchNormAttrs>().mode;
+  if (call.cotangent(0)) {
+    const NormGradients found =
+        batch_norm_backward(call.cotangent(0), call.input(0), call.input(3), call.output(1),
+                            call.output(2), {mode, call.needs(0), call.needs(3), call.needs(4)});
+    gradients[0] = found.input;
+    gradients[3] = found.weight;
+    gradients[4] = found.bias;
+  }
+  const bool of_statistics = call.cotangent(1) || call.cotangent(2);
+  if (of_statistics && call.needs(0) && batch_statistics_now(mode, call.input(0))) {
+    const Tensor further = statistics_gradient(call);
+    gradients[0] = gradients[0] ? gradients[0] + further : further;
+  }
   return gradients;
 }
 
-std::vector<Tensor> refuse_second_derivative(const VjpContext&) {
-  detail::fail<ValueError>("[batch_norm_backward] batch_norm has no second derivative");
+std::vector<Tensor> decompose_batch_norm_backward(std::span<const Tensor> inputs,
+                                                  const Attrs& attributes) {
+  const auto& attrs = attributes.as<BatchNormBackwardAttrs>();
+  const Tensor& grad = inputs[0];
+  const Tensor& input = inputs[1];
+  std::vector<std::int64_t> axes = {0};
+  for (std::int64_t axis = 2; axis < input.dim(); ++axis) axes.push_back(axis);
+  const Tensor factor = along_channels(inputs[4], input);
+  const Tensor normalized = (input - along_channels(inputs[3], input)) * factor;
+  const Tensor total = sum(grad, axes, /*keepdim=*/true);
+  const Tensor products = sum(grad * normalized, axes, /*keepdim=*/true);
+  std::vector<Tensor> outputs;
+  if (attrs.input) {
+    const Scalar count = input.numel() / input.size(1);
+    const Tensor centred = batch_statistics_now(attrs.mode, input)
+                               ? grad - (total + normalized * products) / count
+                               : grad;
+    outputs.push_back(centred * (inputs[2] ? factor * along_channels(inputs[2], input) : factor));
+  }
+  const Shape vector{input.size(1)};
+  if (attrs.weight) outputs.push_back(reshape(products, vector));
+  if (attrs.bias) outputs.push_back(reshape(total, vector));
+  return outputs;
 }
 
 }  // namespace
@@ -156,7 +213,7 @@ Op define_batch_norm_backward() {
       .operand("mean")
       .operand("factor")
       .infer(infer_batch_norm_backward)
-      .vjp(refuse_second_derivative)
+      .decompose(decompose_batch_norm_backward)
       .cpu({.name = "cpu.batch_norm_backward", .run = cpu::batch_norm_backward})
       .done();
 }

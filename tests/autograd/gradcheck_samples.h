@@ -34,7 +34,8 @@ Tensor indices(const std::vector<std::int64_t>& values, const Extents& sizes);
 Samples pointwise_samples();
 Samples matrix_samples();  // products, normalization, dropout
 Samples reduction_samples();
-Samples shape_samples();  // views, copies, lookups
-Samples model_samples();  // attention, losses
+Samples shape_samples();   // views, copies, lookups
+Samples model_samples();   // attention, losses
+Samples vision_samples();  // convolution, pooling, batch_norm
 
 }  // namespace tenon::test

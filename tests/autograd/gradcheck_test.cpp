@@ -16,8 +16,8 @@ namespace {
 const Samples& all_samples() {
   static const Samples samples = [] {
     Samples all;
-    for (const auto& family :
-         {pointwise_samples, matrix_samples, reduction_samples, shape_samples, model_samples}) {
+    for (const auto& family : {pointwise_samples, matrix_samples, reduction_samples, shape_samples,
+                               model_samples, vision_samples}) {
       for (GradcheckSample& sample : family()) all.push_back(std::move(sample));
     }
     return all;

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "graph/executor.h"
 #include "nn/nn.h"
+#include "schedule/schedule.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 
@@ -82,12 +84,38 @@ TEST(VisionLayers, BatchNormWithoutStatisticsUsesTheBatchInEvaluationToo) {
             1e-6);
 }
 
-TEST(VisionLayers, AChainRuns) {
-  const auto conv = nn::make<nn::Conv2d>(2, 4, 3, 1, 1);
-  const auto norm = nn::make<nn::BatchNorm2d>(4);
-  const auto pool = nn::make<nn::MaxPool2d>(2);
-  const Tensor y = pool(relu(norm(conv(randn({3, 2, 8, 6})))));
-  EXPECT_EQ(y.shape().hints(), (std::vector<std::int64_t>{3, 4, 4, 3}));
+struct SmallNet : nn::Module {
+  SmallNet()
+      : conv(add<nn::Conv2d>("conv", 2, 4, 3, 1, 1)),
+        norm(add<nn::BatchNorm2d>("norm", 4)),
+        pool(add<nn::MaxPool2d>("pool", 2)) {}
+  Tensor forward(const Tensor& x) const { return pool(relu(norm(conv(x)))); }
+  nn::Child<nn::Conv2d> conv;
+  nn::Child<nn::BatchNorm2d> norm;
+  nn::Child<nn::MaxPool2d> pool;
+};
+
+TEST(VisionLayers, OneTraceServesTrainingAndEvaluation) {
+  const auto model = nn::make<SmallNet>();
+  const Tensor x = randn({3, 2, 8, 6});
+  const Schedule schedule = create_schedule(model, {x});
+  EXPECT_EQ(max_difference(model->norm->running_mean, zeros({4})), 0) << "tracing moved them";
+  Executor run(schedule.graph());
+  const Tensor inputs[] = {x};
+  model->eval();
+  const Tensor in_evaluation = run.run(inputs, /*training=*/false).at(0);
+  EXPECT_EQ(in_evaluation.shape().hints(), (std::vector<std::int64_t>{3, 4, 4, 3}));
+  EXPECT_EQ(max_difference(model->norm->running_mean, zeros({4})), 0);
+  EXPECT_LT(max_difference(in_evaluation, model(x)), 1e-6);
+
+  const Tensor traced = run.run(inputs, /*training=*/true).at(0);
+  const Tensor moved = model->norm->running_mean.clone();
+  EXPECT_GT(max_difference(moved, zeros({4})), 0);
+  Tensor(model->norm->running_mean).copy_(zeros({4}));
+  Tensor(model->norm->running_var).copy_(ones({4}));
+  model->train();
+  EXPECT_LT(max_difference(traced, model(x)), 1e-6);
+  EXPECT_LT(max_difference(moved, model->norm->running_mean), 1e-6);
 }
 
 TEST(VisionLayers, RefuseWrongNumbers) {
