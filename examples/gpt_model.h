@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "nn/nn.h"
@@ -26,6 +27,22 @@ inline Tensor split_heads(const Tensor& x, std::int64_t heads) {
   return x.view({x.size(0), x.size(1), heads, -1}).permute({0, 2, 1, 3});
 }
 
+/// (length, length) bool, true where a key comes after the query.
+inline Tensor later_keys(const tenon::Dim& length, tenon::Device device) {
+  const Tensor one = tenon::full({}, 1, {tenon::DType::float32, device});
+  return gt(triu(one.expand({length, length}), 1), 0);
+}
+
+/// softmax(q·kᵀ/√d)·v over the keys that are not hidden, with dropout on the probabilities:
+/// (batch, head, seq, d) each.
+inline Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& hidden, double dropout_p) {
+  constexpr double kHidden = -std::numeric_limits<double>::infinity();
+  const Tensor scores = matmul(q, k.transpose(-2, -1)) / sqrt(q.size(-1));
+  const Tensor probabilities = softmax(masked_fill(scores, hidden, kHidden), -1);
+  return matmul(dropout_p == 0 ? probabilities : dropout(probabilities, dropout_p), v);
+}
+
 struct CausalSelfAttention : tenon::nn::Module {
   explicit CausalSelfAttention(const GptOptions& options)
       : q_proj(add<tenon::nn::Linear>("q_proj", options.hidden, options.hidden)),
@@ -44,8 +61,8 @@ struct CausalSelfAttention : tenon::nn::Module {
     const Tensor q = split_heads(q_proj(x), heads);
     const Tensor k = split_heads(k_proj(x), heads);
     const Tensor v = split_heads(v_proj(x), heads);
-    const Tensor y =
-        scaled_dot_product_attention(q, k, v, {}, {.dropout_p = dropout_p, .is_causal = true});
+    const Tensor hidden = later_keys(x.size(1), x.device());
+    const Tensor y = causal_attention(q, k, v, hidden, dropout_p);
     // (batch, head, seq, hidden/head) -> (batch, seq, hidden)
     const Tensor merged = y.permute({0, 2, 1, 3});
     return out_proj(merged.reshape({merged.size(0), merged.size(1), -1}));

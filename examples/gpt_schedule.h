@@ -1,4 +1,5 @@
-// The schedule of the GPT: in every block the three projections become one product.
+// The schedule of the GPT: in every block the three projections become one product, and attention one
+// kernel that never stores the scores.
 #pragma once
 
 #include <string>
@@ -29,9 +30,18 @@ inline void schedule_gpt(tenon::Schedule& sch, const GptOptions& options) {
   const auto projection = [heads = options.heads](const Tensor& x) {
     return split_heads(tenon::call_module("[qkv]_proj", x), heads);
   };
+  const auto attention = [p = options.dropout](const Tensor& q, const Tensor& k, const Tensor& v,
+                                               const Tensor& hidden) {
+    return causal_attention(q, k, v, hidden, p);
+  };
+  const auto flash = [p = options.dropout](const Tensor& q, const Tensor& k, const Tensor& v,
+                                           const Tensor&) {
+    return scaled_dot_product_attention(q, k, v, {}, {.dropout_p = p, .is_causal = true});
+  };
   for (std::int64_t i = 0; i < options.layers; ++i) {
     tenon::Schedule attn = sch["blocks." + std::to_string(i) + ".attn"];
     attn.replace(tenon::nn::make<FusedQkv>(options.hidden, options.heads), attn.find(projection));
+    attn.replace(flash, attn.find(attention));
   }
 }
 

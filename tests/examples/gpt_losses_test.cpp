@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <functional>
+#include <optional>
+#include <set>
 
 #include "autograd/autograd.h"
 #include "examples/gpt_model.h"
@@ -11,6 +13,7 @@
 #include "nn/checkpoint.h"
 #include "schedule/training.h"
 #include "tensor/device_backend.h"
+#include "tensor/random.h"
 #include "tests/support/test_data.h"
 
 namespace tenon {
@@ -113,6 +116,64 @@ TEST_P(GptLosses, AgreeWithPyTorchEagerly) {
 TEST_P(GptLosses, AgreeWithPyTorchAsAPlainProgram) { expect_recorded_losses_of_program(false); }
 
 TEST_P(GptLosses, AgreeWithPyTorchAsAScheduledProgram) { expect_recorded_losses_of_program(true); }
+
+/// A training Program of a model with dropout from a seed of its own.
+struct DropoutRun {
+  DropoutRun(Device device, bool scheduled, const Tensor& inputs, const Tensor& targets) {
+    model = nn::make<gpt::Gpt>(gpt::GptOptions{65, 64, 2, 64, 4, 0.1});
+    model->initialize(20261122);
+    model->to(device);
+    Schedule sch = create_schedule(model, {{"tokens", inputs}});
+    if (scheduled) gpt::schedule_gpt(sch, model->options);
+    program.emplace(build_training(
+        sch,
+        {.loss = [](auto outputs, auto next) { return gpt::next_token_loss(outputs[0], next[0]); },
+         .targets = {{"targets", targets}},
+         .optimizer = std::make_shared<nn::AdamW>(model->named_parameters(),
+                                                  nn::AdamWOptions{.lr = 1e-3})}));
+  }
+  /// Every mask that a step draws, and again in backward: what it is a function of beside the seed.
+  std::multiset<std::string> masks() const {
+    std::multiset<std::string> result;
+    const Graph& graph = program->graph();
+    for (NodeId id : graph.order()) {
+      const Node& node = graph.node(id);
+      if (!draws_mask(node)) continue;
+      const std::size_t p = std::min(node.attrs.find("p"), node.attrs.find("dropout_p"));
+      result.insert(to_string(node.attrs.value(node.attrs.find("site"))) + " " +
+                    to_string(node.attrs.value(p)));
+    }
+    return result;
+  }
+  nn::Child<gpt::Gpt> model = nn::make<gpt::Gpt>(gpt::GptOptions{2, 1, 0, 1, 1, 0});
+  std::optional<TrainingStep> program;
+};
+
+TEST_P(GptLosses, FiftyStepsWithDropoutAreThePlainOnesAndNeedLessMemory) {
+  Generator generator(5);
+  std::vector<Tensor> data;
+  for (int i = 0; i < 4; ++i) {
+    data.push_back(cast(uniform({8, 64}, 0, 65, {}, &generator), DType::int64).to(device_));
+  }
+  DropoutRun plain(device_, false, data[0], data[1]);
+  DropoutRun scheduled(device_, true, data[0], data[1]);
+  EXPECT_EQ(plain.masks(), scheduled.masks());
+  EXPECT_EQ(plain.masks().size(), 2U * (1 + 2 * 3));  // forward and backward
+  for (std::uint32_t i = 0; i < 50; ++i) {
+    const Tensor& inputs = data[i % 4];
+    const Tensor& targets = data[(i + 1) % 4];
+    Generator at_step(77);
+    at_step.set_forward(i);
+    default_generator() = at_step;
+    const double expected = plain.program->run({inputs, targets}).loss.item();
+    default_generator() = at_step;
+    const double given = scheduled.program->run({inputs, targets}).loss.item();
+    ASSERT_NEAR(given, expected, 2e-5 * expected) << "step " << i;
+  }
+  const std::vector<Tensor> batch = {data[0], data[1]};
+  EXPECT_LT(scheduled.program->program(batch).arena_bytes(),
+            plain.program->program(batch).arena_bytes());
+}
 
 INSTANTIATE_TEST_SUITE_P(Devices, GptLosses, ::testing::Values(DeviceType::cpu, DeviceType::cuda),
                          [](const auto& one) {
