@@ -3,7 +3,7 @@
 // What cuDNN refuses, or what needs more than the device's workspace, goes to conv2d.cu.
 #include <cudnn.h>
 
-#include <array>
+#include <algorithm>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -187,19 +187,30 @@ bool is_aligned(const KernelArgs& args) {
   const auto aligned = [](const TensorView& view) {
     return reinterpret_cast<std::uintptr_t>(view.data) % kVectorBytes == 0;
   };
-  return aligned(args.inputs[0]) && aligned(args.inputs[1]) && aligned(args.outputs[0]);
+  return std::ranges::all_of(args.inputs, aligned) && aligned(args.outputs[0]);
 }
 
-/// Calls f(handle, problem, workspace) with the handle on the call's stream.
+/// cuDNN 9 has many ways to say so, with the same thousands.
+bool is_unsupported(cudnnStatus_t status) {
+  return status == CUDNN_STATUS_NOT_SUPPORTED ||
+         status / 1000 * 1000 == static_cast<int>(CUDNN_STATUS_NOT_SUPPORTED);
+}
+
+/// Calls f(handle, problem, workspace) with the handle on the call's stream. False when cuDNN does not
+/// support the call after all; then the result is still to be computed.
 template <auto kProblem, class F>
-void with_library(const KernelArgs& args, F f) {
+bool queue(const KernelArgs& args, F f) {
   require_alive();
   const Stream stream = stream_of(args);
   use_device(stream.device);
   CudnnLibrary& library = library_of(stream.device);
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle.get(), stream.handle));
-  f(library.handle.get(), kProblem(args), device_context(stream.device).workspace());
+  const cudnnStatus_t status =
+      f(library.handle.get(), kProblem(args), device_context(stream.device).workspace());
+  if (is_unsupported(status)) return false;
+  check_cudnn(status, args.op->name.c_str());
+  return true;
 }
 
 /// The factors of result = one · (…) + zero · result, in the type that cuDNN scales with.
@@ -216,44 +227,44 @@ struct Factors {
   }
 };
 
-void run_conv2d(const KernelArgs& args) {
-  if (!is_aligned(args)) return conv2d_directly(args);
-  with_library<forward_problem>(args, [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
-    const Factors factor(p.input.dtype);
-    TENON_CUDNN_CHECK(cudnnConvolutionForward(
-        handle, factor.one(), p.input_desc.get(), p.input.data, p.weight_desc.get(), p.weight.data,
-        p.convolution.get(), kForward, workspace, kWorkspaceBytes, factor.zero(),
-        p.output_desc.get(), p.output.data));
-    if (!args.inputs[2].present) return;
-    TensorView bias = args.inputs[2];
-    bias.sizes = {1, bias.numel(), 1, 1};
-    TENON_CUDNN_CHECK(cudnnAddTensor(handle, factor.one(), tensor_desc(bias).get(), bias.data,
-                                     factor.one(), p.output_desc.get(), p.output.data));
-  });
+cudnnStatus_t forward(const KernelArgs& args, cudnnHandle_t handle, const Problem& p,
+                      void* workspace) {
+  const Factors factor(p.input.dtype);
+  const cudnnStatus_t status = cudnnConvolutionForward(
+      handle, factor.one(), p.input_desc.get(), p.input.data, p.weight_desc.get(), p.weight.data,
+      p.convolution.get(), kForward, workspace, kWorkspaceBytes, factor.zero(), p.output_desc.get(),
+      p.output.data);
+  if (status != CUDNN_STATUS_SUCCESS || !args.inputs[2].present) return status;
+  TensorView bias = args.inputs[2];
+  bias.sizes = {1, bias.numel(), 1, 1};
+  return cudnnAddTensor(handle, factor.one(), tensor_desc(bias).get(), bias.data, factor.one(),
+                        p.output_desc.get(), p.output.data);
 }
 
-void run_backward_input(const KernelArgs& args) {
-  if (!is_aligned(args)) return conv2d_backward_input_directly(args);
-  with_library<backward_input_problem>(
-      args, [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
-        const Factors factor(p.input.dtype);
-        TENON_CUDNN_CHECK(cudnnConvolutionBackwardData(
-            handle, factor.one(), p.weight_desc.get(), p.weight.data, p.output_desc.get(),
-            p.output.data, p.convolution.get(), kBackwardInput, workspace, kWorkspaceBytes,
-            factor.zero(), p.input_desc.get(), p.input.data));
-      });
+cudnnStatus_t backward_input(const KernelArgs&, cudnnHandle_t handle, const Problem& p,
+                             void* workspace) {
+  const Factors factor(p.input.dtype);
+  return cudnnConvolutionBackwardData(handle, factor.one(), p.weight_desc.get(), p.weight.data,
+                                      p.output_desc.get(), p.output.data, p.convolution.get(),
+                                      kBackwardInput, workspace, kWorkspaceBytes, factor.zero(),
+                                      p.input_desc.get(), p.input.data);
 }
 
-void run_backward_weight(const KernelArgs& args) {
-  if (!is_aligned(args)) return conv2d_backward_weight_directly(args);
-  with_library<backward_weight_problem>(
-      args, [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
-        const Factors factor(p.input.dtype);
-        TENON_CUDNN_CHECK(cudnnConvolutionBackwardFilter(
-            handle, factor.one(), p.input_desc.get(), p.input.data, p.output_desc.get(),
-            p.output.data, p.convolution.get(), kBackwardWeight, workspace, kWorkspaceBytes,
-            factor.zero(), p.weight_desc.get(), p.weight.data));
-      });
+cudnnStatus_t backward_weight(const KernelArgs&, cudnnHandle_t handle, const Problem& p,
+                              void* workspace) {
+  const Factors factor(p.input.dtype);
+  return cudnnConvolutionBackwardFilter(handle, factor.one(), p.input_desc.get(), p.input.data,
+                                        p.output_desc.get(), p.output.data, p.convolution.get(),
+                                        kBackwardWeight, workspace, kWorkspaceBytes, factor.zero(),
+                                        p.weight_desc.get(), p.weight.data);
+}
+
+template <auto kProblem, auto kCall, auto kDirectly>
+void run(const KernelArgs& args) {
+  const auto call = [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
+    return kCall(args, handle, p, workspace);
+  };
+  if (!is_aligned(args) || !queue<kProblem>(args, call)) kDirectly(args);
 }
 
 }  // namespace
@@ -261,16 +272,18 @@ void run_backward_weight(const KernelArgs& args) {
 void register_conv2d_cudnn_kernels() {
   register_kernel("conv2d", DeviceType::cuda,
                   {.name = "cudnn.conv2d",
-                   .run = run_conv2d,
+                   .run = run<forward_problem, forward, conv2d_directly>,
                    .supports = supports<forward_problem, forward_workspace>});
-  register_kernel("conv2d_backward_input", DeviceType::cuda,
-                  {.name = "cudnn.conv2d_backward_input",
-                   .run = run_backward_input,
-                   .supports = supports<backward_input_problem, backward_input_workspace>});
-  register_kernel("conv2d_backward_weight", DeviceType::cuda,
-                  {.name = "cudnn.conv2d_backward_weight",
-                   .run = run_backward_weight,
-                   .supports = supports<backward_weight_problem, backward_weight_workspace>});
+  register_kernel(
+      "conv2d_backward_input", DeviceType::cuda,
+      {.name = "cudnn.conv2d_backward_input",
+       .run = run<backward_input_problem, backward_input, conv2d_backward_input_directly>,
+       .supports = supports<backward_input_problem, backward_input_workspace>});
+  register_kernel(
+      "conv2d_backward_weight", DeviceType::cuda,
+      {.name = "cudnn.conv2d_backward_weight",
+       .run = run<backward_weight_problem, backward_weight, conv2d_backward_weight_directly>,
+       .supports = supports<backward_weight_problem, backward_weight_workspace>});
 }
 
 }  // namespace tenon::cuda

@@ -4,10 +4,10 @@
 
 #include "tensor/detail/batch_norm_call.h"
 #include "tensor/detail/check.h"
+#include "tensor/detail/norm_rules.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
-#include "tensor/ops/norm_rules.h"
 #include "tensor/ops/op_list.h"
 
 namespace tenon {

@@ -1,10 +1,10 @@
 // layer_norm over the last axes, and its gradients.
 #include "tensor/cpu/layer_norm.h"
 
+#include "tensor/detail/norm_rules.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
-#include "tensor/ops/norm_rules.h"
 #include "tensor/ops/op_list.h"
 
 namespace tenon {

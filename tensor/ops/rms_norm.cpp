@@ -2,9 +2,9 @@
 #include <limits>
 
 #include "tensor/cpu/layer_norm.h"
+#include "tensor/detail/norm_rules.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/infer_rules.h"
-#include "tensor/ops/norm_rules.h"
 #include "tensor/ops/op_list.h"
 
 namespace tenon {

@@ -1,4 +1,4 @@
-#include "tensor/ops/norm_rules.h"
+#include "tensor/detail/norm_rules.h"
 
 #include <numeric>
 

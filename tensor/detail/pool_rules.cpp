@@ -1,4 +1,4 @@
-#include "tensor/ops/pool_rules.h"
+#include "tensor/detail/pool_rules.h"
 
 #include "tensor/detail/check.h"
 #include "tensor/detail/window.h"
