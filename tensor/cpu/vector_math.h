@@ -89,17 +89,30 @@ inline float erf(float x) {
 }
 inline double erf(double x) { return std::erf(x); }
 
-/// Φ(x) = erfc(-x/√2)/2, accurate in both tails.
-inline float normal_cdf(float x) {
+/// The normal distribution at x: Φ(x) = erfc(-x/√2)/2, accurate in both tails, and e^(-x²/2)/√(2π).
+template <class T>
+struct Normal {
+  T cdf;
+  T density;
+};
+inline Normal<float> normal(float x) {
   constexpr float kRootHalf = 0.707106781F;
   const float magnitude = std::fabs(x);
   const float bounded = select(magnitude > 20.0F, 20.0F, magnitude);
+  const float bell = exp_of_square(bounded, 0.5F);
   const float center = 0.5F + 0.5F * erf_near_zero(x * kRootHalf);
-  const float tail = 0.5F * exp_of_square(bounded, 0.5F) * scaled_erfc(bounded * kRootHalf);
+  const float tail = 0.5F * bell * scaled_erfc(bounded * kRootHalf);
   const float far = select(x < 0.0F, tail, 1.0F - tail);
-  return select(magnitude < 1.414F, center, far);
+  return {select(magnitude < 1.414F, center, far), 0.398942280F * bell};
 }
-inline double normal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
+inline Normal<double> normal(double x) {
+  return {0.5 * std::erfc(-x * 0.70710678118654752440),
+          0.39894228040143267794 * std::exp(-0.5 * x * x)};
+}
+template <class T>
+T normal_cdf(T x) {
+  return normal(x).cdf;
+}
 
 inline float tanh(float x) {
   const float magnitude = std::fabs(x);
@@ -112,6 +125,17 @@ inline float tanh(float x) {
   return select(magnitude < 0.625F, near_zero, far);
 }
 inline double tanh(double x) { return std::tanh(x); }
+
+/// log(1 + e^x) = max(x, 0) + log(1 + t) with t = e^-|x|; and log(1 + t) = 2·atanh(t/(2 + t)), whose
+/// series in s = t/(2 + t) <= 1/3 has these coefficients 1/(2k + 1).
+inline float log1p_exp(float x) {
+  const float t = exp(-std::fabs(x));
+  const float s = t / (2.0F + t);
+  const float series =
+      polynomial(s * s, 1.0F, 1.0F / 3, 1.0F / 5, 1.0F / 7, 1.0F / 9, 1.0F / 11, 1.0F / 13);
+  return select(x > 0.0F, x, 0.0F) + 2.0F * s * series;
+}
+inline double log1p_exp(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
 
 /// 1/(1 + e^-x).
 template <class T>

@@ -59,7 +59,8 @@ void run_gelu(const KernelArgs& args) {
 /// Φ(x) + x·φ(x), φ the normal density.
 template <class C>
 C gelu_slope(C x) {
-  return cpu::normal_cdf(x) + x * (C(kDensityAtZero) * cpu::exp(C(-0.5) * x * x));
+  const cpu::Normal<C> normal = cpu::normal(x);  // one exponential serves both
+  return normal.cdf + x * normal.density;
 }
 
 /// s + 2x·s(1 - s)·u' with s = sigmoid(2u).

@@ -33,7 +33,7 @@ void run_softplus(const KernelArgs& args) {
     using C = compute_type<T>;
     const auto f = [beta = C(attrs.beta), threshold = C(attrs.threshold)](C x) {
       const C z = beta * x;
-      return z > threshold ? x : std::log1p(cpu::exp(z)) / beta;
+      return cpu::select(z > threshold, x, cpu::log1p_exp(z) / beta);
     };
     cpu::run_elementwise<T, T>(args.outputs[0], args.inputs.first(1), f);
   });
@@ -45,7 +45,7 @@ void run_softplus_backward(const KernelArgs& args) {
     using C = compute_type<T>;
     const auto f = [beta = C(attrs.beta), threshold = C(attrs.threshold)](C g, C x) {
       const C z = beta * x;
-      return z > threshold ? g : g * cpu::sigmoid(z);
+      return cpu::select(z > threshold, g, g * cpu::sigmoid(z));
     };
     cpu::run_elementwise<T, T, T>(args.outputs[0], args.inputs.first(2), f);
   });
