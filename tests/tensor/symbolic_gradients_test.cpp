@@ -82,6 +82,28 @@ const Sample kSamples[] = {
        return gather(select(x, 2, 0), 1, unsqueeze(i, 0).expand({x.size(0), -1}));
      }},
     {"embedding", [](const Tensor& x, const Tensor& i) { return embedding(i, select(x, 2, 0)); }},
+    {"a row broadcast", [](const Tensor& x, const Tensor&) { return x * select(x, 0, 0); }},
+    {"a column broadcast", [](const Tensor& x, const Tensor&) { return x / narrow(x, 2, 1, 1); }},
+    {"both broadcast",
+     [](const Tensor& x, const Tensor&) {
+       return maximum(narrow(x, 0, 0, 1), narrow(x, 1, 0, 1)) - minimum(x, select(x, 0, 0));
+     }},
+    {"powers", [](const Tensor& x, const Tensor&) { return pow(pow(x, x), 3); }},
+    {"numbers", [](const Tensor& x, const Tensor&) { return (2 * x - 1) / x.size(1) + 3; }},
+    {"where",
+     [](const Tensor& x, const Tensor&) {
+       return masked_fill(where(gt(x, 0), x, select(x, 0, 0)), lt(select(x, 0, 1), 0), 1);
+     }},
+    {"elementary functions",
+     [](const Tensor& x, const Tensor&) {
+       return log(sqrt(rsqrt(reciprocal(square(exp(sin(cos(neg(abs(x))))))))));
+     }},
+    {"activations",
+     [](const Tensor& x, const Tensor&) {
+       const Tensor y = relu(silu(gelu(gelu(x, Approximate::tanh))));
+       return softplus(tanh(sigmoid(erf(y))));
+     }},
+    {"cast", [](const Tensor& x, const Tensor&) { return cast(x, DType::float64); }},
 };
 
 TEST(SymbolicGradients, KeepShapesAndAddNoGuards) {
