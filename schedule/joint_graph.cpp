@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "autograd/autograd.h"
+#include "graph/passes/join_slices.h"
 #include "graph/verify.h"
 #include "tensor/detail/check.h"
 
@@ -32,13 +33,12 @@ JointGraph::JointGraph(const Graph& forward, const ModuleTree& tree)
 
 Tensor JointGraph::add_input(const ExampleInput& input) {
   TensorSpec spec = input.spec;
-  const bool numbers = std::all_of(spec.shape.begin(), spec.shape.end(),
-                                   [](const Dim& d) { return d.is_constant(); });
-  if (numbers) spec.shape = symbolic_shape(spec.shape, graph_, symbols_);
+  spec.shape = symbolic_shape(spec.shape, graph_, symbols_);
   return builder_.tensor(graph_.add_input(input.name, std::move(spec)));
 }
 
-Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step) {
+Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step,
+                         const JointPasses& passes) {
   // What this step demands of sizes concerns this Graph only: the forward Graph's list is restored.
   const GuardTransaction forward_guards(graph_.guards(), symbols_of(forward_));
   std::vector<Tensor> results;
@@ -53,6 +53,7 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   graph_.set_outputs(std::move(ids));
   builder_.check_views_of_written_state();
   graph_.eliminate_dead_code();
+  if (passes.join_slices) join_slices(graph_);
   verify(graph_);
   graph_.own_guards();
   return std::move(graph_);
@@ -76,9 +77,18 @@ std::vector<std::pair<std::string, Tensor>> differentiated(const Graph& forward,
   return leaves;
 }
 
+/// An input with the sizes of an output: symbols of its own, so that lowering can bind them, which
+/// are then known to equal the output's.
+Tensor cotangent_of(JointGraph& joint, const Tensor& output, std::size_t index) {
+  Tensor cotangent = joint.add_input({fmt::format("cotangent of output {}", index), output.spec()});
+  for (int axis = 0; axis < output.dim(); ++axis) unify(cotangent.size(axis), output.size(axis));
+  return cotangent;
+}
+
 }  // namespace
 
-GradientGraph differentiate(const Graph& forward, const ModuleTree& tree) {
+GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
+                            const JointPasses& passes) {
   GradientGraph result;
   Graph pure = forward;
   for (const StateWrite& write : forward.writes()) {
@@ -90,36 +100,37 @@ GradientGraph differentiate(const Graph& forward, const ModuleTree& tree) {
   JointGraph joint(pure, tree);
   const auto leaves = differentiated(forward, joint);
   const std::size_t num_outputs = forward.outputs().size();
-  result.graph = joint.record([&](std::span<const Tensor> outputs) {
-    std::vector<Tensor> results(outputs.begin(),
-                                outputs.begin() + static_cast<std::ptrdiff_t>(num_outputs));
-    std::vector<Tensor> roots;
-    std::vector<Tensor> cotangents;
-    for (std::size_t i = 0; i < num_outputs; ++i) {
-      result.outputs.push_back(fmt::format("output {}", i));
-      if (!outputs[i].requires_grad()) continue;
-      roots.push_back(outputs[i]);
-      cotangents.push_back(
-          joint.add_input({fmt::format("cotangent of output {}", i), outputs[i].spec()}));
-      result.cotangents.push_back(i);
-    }
-    if (!roots.empty()) {
-      std::vector<Tensor> wanted;
-      for (const auto& [name, leaf] : leaves) wanted.push_back(leaf);
-      const auto gradients = grad(roots, wanted, cotangents, {.allow_unused = true});
-      for (std::size_t i = 0; i < leaves.size(); ++i) {
-        if (!gradients[i]) continue;
-        result.outputs.push_back("gradient of " + leaves[i].first);
-        results.push_back(gradients[i]);
-      }
-    }
-    for (std::size_t i = num_outputs; i < outputs.size(); ++i) {
-      const ValueId state = forward.writes()[i - num_outputs].state;
-      result.outputs.push_back("buffer " + forward.value(state).name);
-      results.push_back(outputs[i].detach());
-    }
-    return results;
-  });
+  result.graph = joint.record(
+      [&](std::span<const Tensor> outputs) {
+        std::vector<Tensor> results(outputs.begin(),
+                                    outputs.begin() + static_cast<std::ptrdiff_t>(num_outputs));
+        std::vector<Tensor> roots;
+        std::vector<Tensor> cotangents;
+        for (std::size_t i = 0; i < num_outputs; ++i) {
+          result.outputs.push_back(fmt::format("output {}", i));
+          if (!outputs[i].requires_grad()) continue;
+          roots.push_back(outputs[i]);
+          cotangents.push_back(cotangent_of(joint, outputs[i], i));
+          result.cotangents.push_back(i);
+        }
+        if (!roots.empty()) {
+          std::vector<Tensor> wanted;
+          for (const auto& [name, leaf] : leaves) wanted.push_back(leaf);
+          const auto gradients = grad(roots, wanted, cotangents, {.allow_unused = true});
+          for (std::size_t i = 0; i < leaves.size(); ++i) {
+            if (!gradients[i]) continue;
+            result.outputs.push_back("gradient of " + leaves[i].first);
+            results.push_back(gradients[i]);
+          }
+        }
+        for (std::size_t i = num_outputs; i < outputs.size(); ++i) {
+          const ValueId state = forward.writes()[i - num_outputs].state;
+          result.outputs.push_back("buffer " + forward.value(state).name);
+          results.push_back(outputs[i].detach());
+        }
+        return results;
+      },
+      passes);
   return result;
 }
 

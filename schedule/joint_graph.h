@@ -19,6 +19,11 @@
 
 namespace tenon {
 
+/// What is done to a joint Graph beside leaving out what no result needs.
+struct JointPasses {
+  bool join_slices = true;  ///< graph/passes/join_slices.h
+};
+
 class JointGraph {
  public:
   /// Starts with `forward`'s inputs; `tree` names the state that the step may touch.
@@ -26,7 +31,7 @@ class JointGraph {
   JointGraph(const JointGraph&) = delete;
   JointGraph& operator=(const JointGraph&) = delete;
 
-  /// An input beside the forward Graph's. Sizes that are numbers become symbols.
+  /// An input beside the forward Graph's; its sizes become symbols.
   Tensor add_input(const ExampleInput& input);
   /// The forward Graph's input `i`; gradients flow to it once it was asked to require one.
   Tensor& input(std::size_t i) { return inputs_.at(i); }
@@ -34,7 +39,8 @@ class JointGraph {
 
   /// Calls the forward nodes, then `step` on their outputs, and returns the Graph of both, whose
   /// outputs are what `step` returned. Call it once.
-  Graph record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step);
+  Graph record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step,
+               const JointPasses& passes = {});
 
  private:
   const Graph& forward_;
@@ -52,6 +58,7 @@ struct GradientGraph {
   std::vector<std::string> outputs;  // "output 0", "gradient of q.weight", "buffer bn.running_mean"
   std::vector<std::size_t> cotangents;  // the outputs that take a cotangent
 };
-GradientGraph differentiate(const Graph& forward, const ModuleTree& tree);
+GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
+                            const JointPasses& passes = {});
 
 }  // namespace tenon

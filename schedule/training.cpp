@@ -100,39 +100,43 @@ class StepTrace {
 
   /// Forward and backward, whose gradients are only added up.
   Graph accumulating() {
-    return joint_.record([&](std::span<const Tensor> outputs) {
-      const Tensor loss = loss_of(options_, outputs, extra_);
-      const auto gradients = gradients_of(loss);
-      const NoGradGuard no_grad;
-      for (std::size_t i = 0; i < targets_.size(); ++i) {
-        Tensor sum = targets_[i].accumulator;
-        if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
-      }
-      return std::vector{loss};
-    });
+    return joint_.record(
+        [&](std::span<const Tensor> outputs) {
+          const Tensor loss = loss_of(options_, outputs, extra_);
+          const auto gradients = gradients_of(loss);
+          const NoGradGuard no_grad;
+          for (std::size_t i = 0; i < targets_.size(); ++i) {
+            Tensor sum = targets_[i].accumulator;
+            if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
+          }
+          return std::vector{loss};
+        },
+        options_.passes);
   }
 
   /// Forward, backward and the optimizer's update; without an optimizer the gradients are returned,
   /// and `names` says whose they are.
   Graph updating(std::vector<std::string>& names) {
-    return joint_.record([&](std::span<const Tensor> outputs) {
-      const Tensor loss = loss_of(options_, outputs, extra_);
-      auto gradients = gradients_of(loss);
-      const NoGradGuard no_grad;
-      std::vector<Tensor> results{loss};
-      if (options_.micro_batches > 1) add_accumulated(gradients);
-      if (options_.optimizer) {
-        const Tensor norm = options_.optimizer->update(gradients);
-        if (norm) results.push_back(norm);
-        return results;
-      }
-      for (std::size_t i = 0; i < gradients.size(); ++i) {
-        if (!gradients[i]) continue;
-        names.push_back(targets_[i].name);
-        results.push_back(gradients[i]);
-      }
-      return results;
-    });
+    return joint_.record(
+        [&](std::span<const Tensor> outputs) {
+          const Tensor loss = loss_of(options_, outputs, extra_);
+          auto gradients = gradients_of(loss);
+          const NoGradGuard no_grad;
+          std::vector<Tensor> results{loss};
+          if (options_.micro_batches > 1) add_accumulated(gradients);
+          if (options_.optimizer) {
+            const Tensor norm = options_.optimizer->update(gradients);
+            if (norm) results.push_back(norm);
+            return results;
+          }
+          for (std::size_t i = 0; i < gradients.size(); ++i) {
+            if (!gradients[i]) continue;
+            names.push_back(targets_[i].name);
+            results.push_back(gradients[i]);
+          }
+          return results;
+        },
+        options_.passes);
   }
 
  private:

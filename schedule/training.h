@@ -19,6 +19,7 @@
 
 #include "graph/executor.h"
 #include "nn/optimizer.h"
+#include "schedule/joint_graph.h"
 #include "schedule/schedule.h"
 
 namespace tenon {
@@ -38,6 +39,7 @@ struct TrainingOptions {
   int micro_batches = 1;
   /// Compare the scheduled with the unscheduled model first; see schedule/verification.h.
   bool verify = true;
+  JointPasses passes = {};
 };
 
 struct TrainingResult {

@@ -97,6 +97,15 @@ TEST(Contract3_3, AVjpEmitsOpsSoTheJointGraphIsATraceOfBackward) {
   }
 }
 
+TEST(Contract3_3, OutputsMayHaveSizesDerivedFromTheInputs) {
+  const auto model = function_model([](const Tensor& x) {
+    return gelu(narrow(x * 2.0, 1, x.size(1) / Dim(2), x.size(1) - x.size(1) / Dim(2)));
+  });
+  const VerifyReport report = verify(create_schedule(model, {{"x", randn({3, 6})}}));
+  EXPECT_TRUE(report.ok()) << report.to_string();
+  EXPECT_EQ(report.results.size(), 4U);  // output and gradient, in two modes
+}
+
 TEST(Contract3_3, TheTutorialModelDifferentiatesThroughTheWholePath) {
   const auto model = nn::make<tutorial::Attention>(kHidden, kHeads);
   const Tensor example = randn({2, 5, kHidden});
