@@ -2,8 +2,8 @@
 #include "nn/detail/text.h"
 
 #include <cxxabi.h>
-#include <fnmatch.h>
 #include <fmt/format.h>
+#include <fnmatch.h>
 
 #include <algorithm>
 #include <cmath>

@@ -99,7 +99,7 @@
   X(argmax) \
   X(cumsum) \
   X(tril) \
-  X(triu) \
+  X(triu)
 
 // clang-format on
 
