@@ -3,7 +3,6 @@
 
 #include "tensor/op.h"
 
-// Every line ends in a backslash, so that a line can be added anywhere; an empty one ends the list.
 // clang-format off
 #define TENON_FOR_EACH_OP(X) \
   X(add) \
