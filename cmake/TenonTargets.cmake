@@ -1,13 +1,14 @@
 # The functions by which folders declare what they hold: tenon_folder, tenon_program.
 
-# tenon_precompile(<target>): the headers that nearly every source includes, parsed once a target.
+# tenon_precompile(<target> [<header>...]): the headers that nearly every source includes, and the given
+# ones, are parsed once for the target.
 function(tenon_precompile target)
   if(NOT TENON_PRECOMPILE_HEADERS)
     return()
   endif()
   set(headers <algorithm> <cmath> <functional> <map> <memory> <optional> <span> <string>
               <unordered_map> <vector> <fmt/format.h> <fmt/ranges.h>
-              "${PROJECT_SOURCE_DIR}/tensor/tensor.h")
+              "${PROJECT_SOURCE_DIR}/tensor/tensor.h" ${ARGN})
   list(TRANSFORM headers REPLACE "(.+)" "$<$<COMPILE_LANGUAGE:CXX>:\\1>")
   target_precompile_headers(${target} PRIVATE ${headers})
 endfunction()
