@@ -3,6 +3,7 @@
 #include "tensor/cpu/gemm.h"
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "tensor/cpu/rows.h"
@@ -71,24 +72,33 @@ struct Lines {
 };
 
 /// Packs lines [first, first + count) of batches [batch0, batch0 + batches) into panels of kWidth:
-/// out (batches, panels, depth, kWidth).
+/// out (batches, panels, depth, kWidth). Neighbouring lines share cache lines, so panels take turns
+/// every kStretch of the depth.
 template <int kWidth, class T>
 void pack(const Lines& lines, std::int64_t batch0, std::int64_t batches, std::int64_t first,
           std::int64_t count, std::int64_t depth, compute_type<T>* out) {
+  constexpr std::int64_t kStretch = 32;
   const std::int64_t panels = divide_up(count, kWidth);
-  const std::int64_t grain = std::max<std::int64_t>(kPackGrain / (kWidth * depth + 1), 1);
-  parallel_ranges(batches * panels, grain, [&](std::int64_t begin, std::int64_t end) {
+  const bool neighbours = lines.sizes.size() == 1 && lines.strides[0] == 1;
+  const std::int64_t stretch = neighbours ? kStretch : std::max<std::int64_t>(depth, 1);
+  const std::int64_t stretches = divide_up(depth, stretch);
+  const std::int64_t grain = std::max<std::int64_t>(kPackGrain / (kWidth * stretch + 1), 1);
+  parallel_ranges(batches * stretches * panels, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t line = i % panels * kWidth;
+      const std::int64_t panel = i % panels;
+      const std::int64_t k = i / panels % stretches * stretch;
+      const std::int64_t batch = i / panels / stretches;
+      const std::int64_t line = panel * kWidth;
       const int present = static_cast<int>(std::min<std::int64_t>(kWidth, count - line));
       std::int64_t offsets[kWidth];
       for (int l = 0; l < present; ++l) {
         offsets[l] = offset_of(first + line + l, lines.sizes, lines.strides);
       }
-      const T* matrix = static_cast<const T*>(lines.data) +
-                        offset_of(batch0 + i / panels, lines.batch, lines.batch_strides);
-      pack_panel<kWidth, T>(matrix, offsets, present, depth, lines.depth_stride,
-                            out + i * depth * kWidth);
+      const T* matrix = static_cast<const T*>(lines.data) + k * lines.depth_stride +
+                        offset_of(batch0 + batch, lines.batch, lines.batch_strides);
+      pack_panel<kWidth, T>(matrix, offsets, present, std::min(stretch, depth - k),
+                            lines.depth_stride,
+                            out + ((batch * panels + panel) * depth + k) * kWidth);
     }
   });
 }
@@ -264,7 +274,7 @@ void pack_panel(const T* data, const std::int64_t* offsets, int count, std::int6
     for (std::int64_t k = 0; k < depth; ++k) {
       const T* source = data + offsets[0] + k * depth_stride;
       if constexpr (std::is_same_v<T, C>) {
-        std::copy_n(source, kWidth, out + k * kWidth);
+        std::memcpy(out + k * kWidth, source, kWidth * sizeof(C));  // unlike copy_n no call
       } else {
         load_row(source, 1, kWidth, out + k * kWidth);
       }
