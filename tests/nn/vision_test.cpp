@@ -4,11 +4,15 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/autograd.h"
 #include "graph/executor.h"
 #include "nn/nn.h"
+#include "schedule/joint_graph.h"
 #include "schedule/schedule.h"
+#include "schedule/verification.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/models.h"
 
 namespace tenon {
 namespace {
@@ -116,6 +120,36 @@ TEST(VisionLayers, OneTraceServesTrainingAndEvaluation) {
   model->train();
   EXPECT_LT(max_difference(traced, model(x)), 1e-6);
   EXPECT_LT(max_difference(moved, model->norm->running_mean), 1e-6);
+}
+
+TEST(VisionLayers, GradientsAndStatisticsOfATraceAreTheEagerOnes) {
+  const auto model = nn::make<SmallNet>();
+  const Schedule schedule = create_schedule(model, {randn({3, 2, 8, 6})});
+  const VerifyReport report = verify(schedule);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+}
+
+TEST(VisionLayers, OneJointGraphServesEverySize) {
+  const Tensor weight = randn({4, 2, 3, 3});
+  const auto model = test::function_model([weight](const Tensor& x) {
+    const Tensor y = conv2d(x, weight, Tensor(), {1, 1}, {1, 1});
+    const Tensor z = batch_norm(y, Tensor(), Tensor());
+    return avg_pool2d(max_pool2d(z, {2, 2}, {2, 2}), {2, 2}, {1, 1});
+  });
+  const GradientGraph joint =
+      differentiate(create_schedule(model, {{"x", randn({3, 2, 8, 6})}}).graph(), {});
+  Executor run(joint.graph);
+  for (const std::int64_t samples : {3, 1, 5}) {
+    for (const std::int64_t height : {8, 12}) {
+      const Tensor x = randn({samples, 2, height, 6}).requires_grad_();
+      const Tensor y = model(x);
+      const Tensor inputs[] = {x.detach(), randn(y.shape())};
+      const auto results = run.run(inputs, true);
+      backward(y, inputs[1]);
+      EXPECT_LT(max_difference(results.at(0), y), 1e-6);
+      EXPECT_LT(max_difference(results.at(1), x.grad()), 1e-5);
+    }
+  }
 }
 
 TEST(VisionLayers, RefuseWrongNumbers) {
