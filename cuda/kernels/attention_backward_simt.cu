@@ -28,7 +28,7 @@ struct BackwardTile {
   static constexpr int kSlice = kSlice_;
   static constexpr int kLength = 16 / static_cast<int>(sizeof(C));
   static constexpr int kThreadColumns = kColumns / kAcross;
-  static constexpr int kColumnSets = kSlice / (kAcross * kLength);
+  [[maybe_unused]] static constexpr int kColumnSets = kSlice / (kAcross * kLength);
   static constexpr int kHeadStride = kDepth + kLength;
   static constexpr int kWeightStride = kColumns + kLength;
   static constexpr int kQueries = kRowsAreKeys ? kColumns : kSimtRows;
