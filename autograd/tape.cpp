@@ -33,6 +33,13 @@ void require_current(const Op& op, const Tensor& input) {
       op.name);
 }
 
+/// A handle of the tape's own: the operand itself may be changed in place and then lead back to the
+/// node that keeps it, a cycle. Leaves stay what they are: gradients are known by their identity.
+Tensor kept(const Tensor& operand) {
+  if (operand.requires_grad() && operand.is_leaf()) return operand;
+  return Tensor(std::make_shared<TensorImpl>(*operand.impl()));
+}
+
 std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs,
                                     const Attrs& attrs, Interpreter& inner) {
   auto node = std::make_shared<TapeNode>();
@@ -45,7 +52,7 @@ std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs
     node->inputs.push_back(inputs[i] ? std::optional(inputs[i].spec()) : std::nullopt);
     node->saved_inputs.emplace_back();
     if (inputs[i] && ((op.saved_inputs >> std::min<std::size_t>(i, 31)) & 1U) != 0) {
-      node->saved_inputs.back() = {inner.capture(inputs[i]), version_of(inputs[i])};
+      node->saved_inputs.back() = {kept(inner.capture(inputs[i])), version_of(inputs[i])};
     }
   }
   return node;
