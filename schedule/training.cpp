@@ -184,7 +184,7 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
   }
   TrainingStep step;
   step.options_ = options;
-  step.model_ = std::shared_ptr<nn::Module>(schedule.shared_model());
+  step.model_ = schedule.shared_model();
   Graph update = StepTrace(schedule, options, targets).updating(step.gradient_names_);
   if (options.micro_batches > 1) {
     step.accumulate_ =
@@ -197,9 +197,9 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
 }
 
 TrainingResult TrainingStep::run(std::span<const Tensor> inputs) {
-  const bool updates = ++done_ >= options_.micro_batches;
-  if (updates) done_ = 0;
+  const bool updates = done_ + 1 == options_.micro_batches;
   const std::vector<Tensor> outputs = (updates ? *update_ : *accumulate_).run(inputs, true);
+  done_ = updates ? 0 : done_ + 1;  // a batch that was refused does not count
   TrainingResult result;
   result.updated = updates;
   result.loss = outputs[0];

@@ -8,6 +8,7 @@
 #include "schedule/training.h"
 #include "tensor/device_backend.h"
 #include "tensor/random.h"
+#include "tests/support/attention_pattern.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/models.h"
@@ -36,11 +37,7 @@ void initialize(nn::Module& model, std::uint64_t seed) {
 }
 
 void schedule_attention(Schedule sch) {
-  const auto qkv = [](const Tensor& x) {
-    const Tensor y = call_module("[qkv]_proj", x);
-    return y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3});
-  };
-  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv));
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
   sch.replace(nn::make<tutorial::FlashAttention>(), sch.find(tutorial::scaled_dot_product),
               {.concrete_args = {{"attention_mask", std::monostate{}}, {"p", 0.1}}});
   Schedule proj = sch["proj"];
@@ -158,6 +155,8 @@ TEST_P(Training, MicroBatchesAverageTheirGradientsIntoOneUpdate) {
   for (const auto& data : batches) {
     const TrainingResult result = step.run(data);
     losses.push_back(result.loss.item());
+    // A batch that is refused does not count.
+    EXPECT_THROW(step.run({data[0], data[1].narrow(0, 0, 1)}), Error);
     EXPECT_EQ(result.updated, losses.size() % 3 == 0);
   }
   manual_seed(kSeed);
