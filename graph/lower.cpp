@@ -6,7 +6,6 @@
 
 #include "graph/detail/program_impl.h"
 #include "graph/memory_plan.h"
-#include "graph/size_binding.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
 #include "tensor/interpreter.h"
@@ -134,7 +133,9 @@ void Lowering::bind_inputs(const std::vector<TensorSpec>& inputs) {
                 "[lower] input '{}' is on {}; the model is on {}", value.name,
                 inputs[i].device.to_string(), program_->device.to_string());
     for (int axis = 0; axis < given.rank(); ++axis) {
-      bind_symbol(value.spec.shape[axis], given[axis].value(), bindings_);
+      std::vector<std::int64_t> symbol;
+      value.spec.shape[axis].collect_symbols(symbol);
+      if (symbol.size() == 1) bindings_[symbol[0]] = given[axis].value();
     }
     const Extents sizes = numbers(given);
     Location location;
@@ -151,16 +152,6 @@ void Lowering::bind_inputs(const std::vector<TensorSpec>& inputs) {
                 "[lower] these input sizes break a guard of the trace: {} (the model fixed that "
                 "size, or took a branch on it; trace it again for other sizes)",
                 guard.to_string());
-  }
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const Value& value = graph_.value(graph_.inputs()[i]);
-    for (int axis = 0; axis < inputs[i].shape.rank(); ++axis) {
-      TENON_CHECK(
-          value.spec.shape[axis].evaluate(bindings_) == inputs[i].shape[axis].value(), ShapeError,
-          "[lower] input '{}' has shape {}, which does not follow from the other inputs' sizes as "
-          "{} does",
-          value.name, inputs[i].shape.to_string(), value.spec.shape.to_string());
-    }
   }
 }
 

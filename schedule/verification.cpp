@@ -7,7 +7,6 @@
 #include <unordered_map>
 
 #include "graph/program.h"
-#include "graph/size_binding.h"
 #include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
 #include "tensor/detail/check.h"
@@ -62,7 +61,9 @@ DimBindings bind_sizes(const Graph& graph, const Sizes& sizes) {
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const Shape& shape = graph.value(graph.inputs().at(i)).spec.shape;
     for (int axis = 0; axis < shape.rank(); ++axis) {
-      bind_symbol(shape[axis], sizes[i].at(static_cast<std::size_t>(axis)), bindings);
+      std::vector<std::int64_t> symbol;
+      shape[axis].collect_symbols(symbol);
+      if (symbol.size() == 1) bindings[symbol[0]] = sizes[i].at(static_cast<std::size_t>(axis));
     }
   }
   return bindings;
