@@ -2,6 +2,7 @@
 // schedules that never touch the model, parameters that stay the model's.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 #include "examples/attention_model.h"
@@ -10,6 +11,7 @@
 #include "schedule/training.h"
 #include "schedule/verification.h"
 #include "tensor/random.h"
+#include "tests/support/attention_pattern.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/models.h"
@@ -23,18 +25,11 @@ using test::max_difference;
 constexpr std::int64_t kHidden = 16;
 constexpr std::int64_t kHeads = 2;
 
-auto qkv_pattern() {
-  return [](const Tensor& x) {
-    const Tensor y = call_module("[qkv]_proj", x);
-    return y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3});
-  };
-}
-
 struct Scheduled : ::testing::Test {
   void SetUp() override { manual_seed(20261122); }
   void TearDown() override { manual_seed(0); }
   void fuse_qkv() {
-    sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+    sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
   }
   nn::Child<tutorial::Attention> model = nn::make<tutorial::Attention>(kHidden, kHeads);
   Tensor x = randn({2, 5, kHidden});
@@ -93,9 +88,9 @@ TEST_F(Contract3_9, ARefusedPrimitiveLeavesTheGraphByteEqualAndTheModelIsNeverTo
   std::vector<std::vector<float>> values;
   for (const auto& [name, tensor] : model->named_parameters())
     values.push_back(tensor.to_vector<float>());
-  EXPECT_THROW(
-      sch.replace(nn::make<tutorial::FusedQKV>(kHidden + 2, kHeads), sch.find(qkv_pattern())),
-      ScheduleError);
+  EXPECT_THROW(sch.replace(nn::make<tutorial::FusedQKV>(kHidden + 2, kHeads),
+                           sch.find(test::qkv_pattern(kHeads))),
+               ScheduleError);
   EXPECT_EQ(to_text(sch.graph()), graph);
   EXPECT_TRUE(sch.applied().empty());
   fuse_qkv();
@@ -138,23 +133,50 @@ TEST_F(Contract3_10, AMoveMakesOlderProgramsStale) {
   EXPECT_THROW(run(x), StaleProgram);
 }
 
+/// One product for two projections.
+struct FusedPair : nn::Module {
+  FusedPair() : fused(add<nn::Linear>("fused", kHidden, 2 * kHidden)) {}
+  std::vector<Tensor> forward(const Tensor& y) const { return chunk(fused(y), 2, -1); }
+  nn::Child<nn::Linear> fused;
+};
+
 TEST_F(Contract3_10, ASecondIncompatiblePackingIsRefused) {
   fuse_qkv();
   build(sch);
-  Schedule other = create_schedule(model, {{"hidden_states", x}});
-  const auto reversed = [](const Tensor& y) { return call_module("[vk]_proj", y); };
-  Matches matches = other.find(reversed);
-  ASSERT_EQ(matches.size(), 2U);
-  struct FusedKV : nn::Module {
-    FusedKV() : fused(add<nn::Linear>("fused", kHidden, 2 * kHidden)) {}
-    std::vector<Tensor> forward(const Tensor& y) const { return chunk(fused(y), 2, -1); }
-    nn::Child<nn::Linear> fused;
+  const auto pack = [&](const char* pair) {
+    Schedule other = create_schedule(model, {{"hidden_states", x}});
+    const auto pattern = [pair](const Tensor& y) { return call_module(pair, y); };
+    const Matches matches = other.find(pattern);
+    ASSERT_EQ(matches.size(), 2U);
+    other.replace(nn::make<FusedPair>(), matches);
+    build(other);
   };
-  other.replace(nn::make<FusedKV>(), matches);
-  const auto tied = [](const Tensor& y) { return call_module("q_proj", y); };
-  (void)tied;
-  // k and v lie next to each other already; a packing that would tear them out is refused.
-  EXPECT_NO_THROW(build(other));
+  pack("[kv]_proj");  // neighbours already
+  const std::vector<float> before = model->parameter("self_attn.v_proj.weight").to_vector<float>();
+  EXPECT_ERROR(
+      ScheduleError,
+      "parameter 'self_attn.q_proj.bias' is part of another packing already; a model has "
+      "one packing of its parameters at a time",
+      pack("[qv]_proj"));
+  EXPECT_EQ(model->parameter("self_attn.v_proj.weight").to_vector<float>(), before);
+}
+
+TEST_F(Contract3_10, CheckpointsOfPlainAndScheduledModelsAreInterchangeable) {
+  const auto values = [](nn::Module& of) {
+    std::map<std::string, std::vector<float>> result;
+    for (const auto& [name, tensor] : of.state_dict()) result[name] = tensor.to_vector<float>();
+    return result;
+  };
+  const auto plain = nn::make<tutorial::Attention>(kHidden, kHeads);
+  fuse_qkv();
+  Executor run = build(sch);
+  plain->load_state_dict(model->state_dict());
+  EXPECT_EQ(values(*plain), values(*model));
+  const auto other = nn::make<tutorial::Attention>(kHidden, kHeads);
+  model->load_state_dict(other->state_dict());
+  EXPECT_EQ(values(*model), values(*other));
+  other->eval();
+  EXPECT_LT(max_difference(run(x), other(x)), 1e-5);  // the Program reads what was loaded
 }
 
 }  // namespace

@@ -77,8 +77,6 @@ TEST(StateWrite, TwoStatesSwap) {
   const auto model = function_model([a, b](const Tensor& x) {
     Tensor first = a;
     Tensor second = b;
-    const Tensor kept = first.transpose(0, 0);
-    (void)kept;
     const Tensor old = first * 1.0;
     first.copy_(second);
     second.copy_(old);

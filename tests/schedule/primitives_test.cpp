@@ -4,6 +4,7 @@
 #include "examples/attention_model.h"
 #include "schedule/schedule.h"
 #include "schedule/verification.h"
+#include "tests/support/attention_pattern.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/models.h"
@@ -17,13 +18,6 @@ using test::max_difference;
 constexpr std::int64_t kHidden = 16;
 constexpr std::int64_t kHeads = 2;
 
-auto qkv_pattern() {
-  return [](const Tensor& x) {
-    const Tensor y = call_module("[qkv]_proj", x);
-    return y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3});
-  };
-}
-
 Tensor tail(const Tensor& x, const Tensor& bias, const Tensor& residual, const Tensor& weight,
             const Tensor& norm_bias) {
   return layer_norm(dropout(x + bias, 0.1) + residual, weight, norm_bias);
@@ -34,7 +28,7 @@ const ReplaceOptions kFlashArguments = {
 
 /// The tutorial's whole schedule, on a model of any path.
 void schedule_attention(Schedule sch, std::int64_t hidden, std::int64_t heads) {
-  sch.replace(nn::make<tutorial::FusedQKV>(hidden, heads), sch.find(qkv_pattern()));
+  sch.replace(nn::make<tutorial::FusedQKV>(hidden, heads), sch.find(test::qkv_pattern(kHeads)));
   sch.replace(nn::make<tutorial::FlashAttention>(), sch.find(tutorial::scaled_dot_product),
               kFlashArguments);
   Schedule proj = sch["proj"];
@@ -91,10 +85,10 @@ TEST_F(Primitives, WholeTutorialDropsTheSameElementsInTraining) {
 }
 
 TEST_F(Primitives, ReplaceFromTheTopEqualsReplaceFromTheSubSchedule) {
-  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
   Schedule other = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
   Schedule attn = other["self_attn"];
-  attn.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), attn.find(qkv_pattern()));
+  attn.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), attn.find(test::qkv_pattern(kHeads)));
   EXPECT_EQ(to_text(sch.graph()), to_text(other.graph()));
 }
 
@@ -106,7 +100,7 @@ TEST_F(Primitives, FusedWeightIsTheThreeAndKeysStay) {
   };
   const auto keys = names();
   const auto values = model->parameter("self_attn.k_proj.weight").to_vector<float>();
-  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
   Executor run = build(sch);
   EXPECT_EQ(names(), keys);
   EXPECT_EQ(model->parameter("self_attn.k_proj.weight").to_vector<float>(), values);
@@ -161,7 +155,7 @@ TEST_F(Primitives, LeafModulesStayClosedWhenFlattening) {
 TEST(PrimitivesOnStacks, EveryLayerAtOnce) {
   const auto model = nn::make<test::Stack<tutorial::Attention>>(3, kHidden, kHeads);
   Schedule sch = create_schedule(model, {randn({2, 5, kHidden})});
-  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
   sch.replace(nn::make<tutorial::FlashAttention>(), sch.find(tutorial::scaled_dot_product),
               kFlashArguments);
   for (int i = 0; i < 3; ++i) {
@@ -181,7 +175,7 @@ TEST(PrimitivesOnOtherModels, CrossAttentionSharesKeysAndValuesOnly) {
   const auto model = nn::make<test::CrossAttention>(kHidden, kHeads);
   Schedule sch =
       create_schedule(model, {{"x", randn({2, 5, kHidden})}, {"memory", randn({2, 7, kHidden})}});
-  const Matches all = sch.find(qkv_pattern());
+  const Matches all = sch.find(test::qkv_pattern(kHeads));
   ASSERT_EQ(all.size(), 3U);
   expect_refused(sch,
                  "these do not share their input: permute reads %x; permute_1 reads %memory; "
@@ -283,7 +277,7 @@ TEST_F(Primitives, ExplicitWeightMap) {
     }
     Tensor w, b;
   };
-  const Matches qkv = sch.find(qkv_pattern());
+  const Matches qkv = sch.find(test::qkv_pattern(kHeads));
   expect_refused(sch, "parameter 'w' of Renamed has no source",
                  [&] { sch.replace(nn::make<Renamed>(), qkv); });
   expect_refused(sch, "weights: the model uses no parameter 'x_proj.weight' (a source of 'w')",
@@ -314,7 +308,7 @@ TEST_F(Primitives, WrongReplacementsAreRefusedOrCaughtByVerification) {
       return qkv;
     }
   };
-  sch.replace(nn::make<Swapped>(), sch.find(qkv_pattern()));
+  sch.replace(nn::make<Swapped>(), sch.find(test::qkv_pattern(kHeads)));
   EXPECT_FALSE(verify(sch).ok());
   const auto before = model->parameter("self_attn.q_proj.weight").storage();
   EXPECT_THROW(build(sch), VerificationError);
@@ -331,7 +325,7 @@ TEST_F(Primitives, ForgottenScaleIsCaught) {
 }
 
 TEST_F(Primitives, Refusals) {
-  const Matches qkv = sch.find(qkv_pattern());
+  const Matches qkv = sch.find(test::qkv_pattern(kHeads));
   const Matches core = sch.find(tutorial::scaled_dot_product);
   expect_refused(sch, "the match is empty: near miss at", [&] {
     sch.replace(
@@ -397,19 +391,20 @@ TEST_F(Primitives, FrozenHookedAndSharedWeightsAreRefused) {
   };
   model->submodule("self_attn.k_proj").requires_grad_(false);
   expect_refused(sch, "one is frozen, the other is not",
-                 [&] { sch.replace(fused(), sch.find(qkv_pattern())); });
+                 [&] { sch.replace(fused(), sch.find(test::qkv_pattern(kHeads))); });
 
   const auto hooked = nn::make<tutorial::Attention>(kHidden, kHeads);
   hooked->submodule("self_attn.k_proj")
       .register_forward_hook([](nn::Module&, std::span<const Tensor>, std::span<Tensor>) {});
   Schedule with_hook = fresh_schedule(hooked);
-  EXPECT_EQ(with_hook.find(qkv_pattern()).size(), 2U);
-  EXPECT_NE(with_hook.find(qkv_pattern()).explain().find("'self_attn.k_proj' has a hook"),
-            std::string::npos);
+  EXPECT_EQ(with_hook.find(test::qkv_pattern(kHeads)).size(), 2U);
+  EXPECT_NE(
+      with_hook.find(test::qkv_pattern(kHeads)).explain().find("'self_attn.k_proj' has a hook"),
+      std::string::npos);
 }
 
 TEST_F(Primitives, SecondPackingIsRefused) {
-  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(qkv_pattern()));
+  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
   build(sch);
   struct FusedQK : nn::Module {
     FusedQK() : fused(add<nn::Linear>("fused", kHidden, 2 * kHidden)) {}

@@ -3,6 +3,7 @@
 
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
+#include "tests/support/broadcast_index.h"
 #include "tests/support/expect_error.h"
 #include "tests/tensor/strided_samples.h"
 
@@ -45,21 +46,6 @@ std::int64_t first_rows(const Extents& sizes) {
   std::int64_t rows = 1;
   for (int i = 0; i + 1 < sizes.size(); ++i) rows *= sizes[i];
   return rows;
-}
-
-/// The matrix of an operand that batch `index` of the result reads.
-std::int64_t broadcast_index(std::int64_t index, const Extents& batch, const Extents& sizes) {
-  std::int64_t result = 0;
-  std::int64_t stride = 1;
-  for (int axis = 1; axis <= batch.size(); ++axis) {
-    const std::int64_t position = index % batch[batch.size() - axis];
-    index /= batch[batch.size() - axis];
-    if (axis > sizes.size() - 2) continue;
-    const std::int64_t size = sizes[sizes.size() - 2 - axis];
-    if (size != 1) result += position * stride;
-    stride *= size;
-  }
-  return result;
 }
 
 std::string label(const char* op, DType dtype, Arrangement a, Arrangement b, std::size_t sample) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "autograd/autograd.h"
+#include "tests/support/broadcast_index.h"
 #include "tests/tensor/strided_samples.h"
 
 namespace tenon::test {
@@ -26,21 +27,6 @@ struct Sums {
   }
   Values values, magnitudes;
 };
-
-/// The position in a tensor of `sizes` that position `index` of the broadcast `batch` reads.
-std::int64_t broadcast_index(std::int64_t index, const Extents& batch, const Extents& sizes) {
-  std::int64_t result = 0;
-  std::int64_t stride = 1;
-  for (int axis = 1; axis <= batch.size(); ++axis) {
-    const std::int64_t position = index % batch[batch.size() - axis];
-    index /= batch[batch.size() - axis];
-    if (axis > sizes.size() - 2) continue;
-    const std::int64_t size = sizes[sizes.size() - 2 - axis];
-    if (size != 1) result += position * stride;
-    stride *= size;
-  }
-  return result;
-}
 
 double at(const Values& values, std::int64_t i) { return values[static_cast<std::size_t>(i)]; }
 

@@ -6,26 +6,10 @@
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/infer_only.h"
 
 namespace tenon::test {
 namespace {
-
-/// Infers and computes nothing, as a tracer does.
-class InferOnly final : public Interpreter {
- public:
-  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
-                            const Attrs& attrs) override {
-    std::vector<const TensorSpec*> specs;
-    for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
-    std::vector<Tensor> outputs;
-    for (TensorSpec& spec : infer(op, specs, attrs)) {
-      outputs.push_back(Tensor::symbolic(std::move(spec)));
-    }
-    last_attrs = attrs;
-    return outputs;
-  }
-  Attrs last_attrs;
-};
 
 class ShapeInference : public ::testing::Test {
  protected:

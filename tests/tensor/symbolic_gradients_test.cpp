@@ -7,24 +7,10 @@
 #include "autograd/autograd.h"
 #include "tensor/functional.h"
 #include "tensor/interpreter.h"
+#include "tests/support/infer_only.h"
 
 namespace tenon::test {
 namespace {
-
-/// Infers and records nothing.
-class InferringInterpreter final : public Interpreter {
- public:
-  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
-                            const Attrs& attrs) override {
-    std::vector<const TensorSpec*> specs;
-    for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
-    std::vector<Tensor> outputs;
-    for (TensorSpec& spec : infer(op, specs, attrs)) {
-      outputs.push_back(Tensor::symbolic(std::move(spec)));
-    }
-    return outputs;
-  }
-};
 
 struct Sample {
   const char* name;
@@ -109,7 +95,7 @@ const Sample kSamples[] = {
 TEST(SymbolicGradients, KeepShapesAndAddNoGuards) {
   for (const Sample& sample : kSamples) {
     SCOPED_TRACE(sample.name);
-    InferringInterpreter interpreter;
+    InferOnly interpreter;
     const InterpreterGuard guard(interpreter);
     const auto guards = std::make_shared<GuardList>();
     const Dim b = Dim::symbol("b", 5, guards);
