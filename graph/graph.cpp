@@ -193,6 +193,12 @@ void Graph::rename_apart(const std::vector<NodeId>& ids) {
   for (std::size_t i = 0; i < ids.size(); ++i) rename(ids[i], bases[i]);
 }
 
+std::int32_t Graph::unused_region() const {
+  std::int32_t next = 0;
+  for (NodeId id : order_) next = std::max(next, node(id).region + 1);
+  return next;
+}
+
 void Graph::set_attribute(NodeId id, std::size_t field, const AttrValue& value) {
   Node& changed = mutable_node(id);
   changed.attrs = changed.attrs.with(field, value);

@@ -57,6 +57,10 @@ struct Node {
   std::string name;  // unique within its visible call
   CallId call = kNone;
   bool gradient = false;  // emitted by backward; replays the mask of its forward node
+  std::string kernel;     // the implementation bound to it; "" for the heuristic's choice
+  /// Nodes of one region are run again in backward instead of being kept for it; kNone: kept.
+  std::int32_t region = kNone;
+  bool recomputed = false;  // such a second run: replays the mask of its forward node
 };
 
 /// A state that holds another value after a run: what changed it in place, made functional.
@@ -135,6 +139,11 @@ class Graph {
   void drop_writes() { writes_.clear(); }
   /// Gives this Graph a guard list of its own, with the guards that are there now.
   void own_guards() { guards_ = std::make_shared<GuardList>(*guards_); }
+  void set_region(NodeId id, std::int32_t region) { mutable_node(id).region = region; }
+  /// A number that no node has as its region.
+  std::int32_t unused_region() const;
+  void bind_kernel(NodeId id, std::string kernel) { mutable_node(id).kernel = std::move(kernel); }
+  void mark_recomputed(NodeId id) { mutable_node(id).recomputed = true; }
   /// Marks a node as emitted by backward.
   void mark_gradient(NodeId id) { mutable_node(id).gradient = true; }
   /// The inputs, module calls and guards of this Graph, without nodes, state or outputs.

@@ -324,7 +324,7 @@ class Matcher {
 
   std::optional<Subgraph> make_match(const Bindings& bindings, ValueId output) {
     Subgraph match;
-    match.output = output;
+    match.outputs = {output};
     match.captures = bindings.captures;
     match.inputs.assign(bindings.values.begin(), bindings.values.begin() + pattern_.parameters);
     match.nodes.assign(bindings.taken.begin(), bindings.taken.end());
@@ -430,7 +430,7 @@ Matches find_modules(const Graph& graph, const std::string& regex, const std::st
     subgraph.nodes = graph.nodes_within(call.id);
     if (subgraph.nodes.empty() || call.outputs.size() != 1) continue;
     subgraph.inputs = call.inputs;
-    subgraph.output = call.outputs[0];
+    subgraph.outputs = {call.outputs[0]};
     for (NodeId id : subgraph.nodes) {
       subgraph.operands.push_back(graph.node(id).inputs);
       subgraph.names.emplace_back(relative(graph.call(graph.visible_call(id)).path, path),

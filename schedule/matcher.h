@@ -12,11 +12,11 @@
 
 namespace tenon {
 
-/// One match: nodes in program order, the values its parameters are bound to, its result.
+/// One match: nodes in program order, the values its parameters are bound to, its results.
 struct Subgraph {
   std::vector<NodeId> nodes;
   std::vector<ValueId> inputs;  // by pattern parameter
-  ValueId output = kNone;
+  std::vector<ValueId> outputs;  // by what the pattern returns
   std::map<int, AttrValue> captures;                       // what any(k) stood for
   std::vector<std::pair<std::string, std::string>> names;  // (module path, node), for printing
   std::vector<std::vector<ValueId>> operands;              // of each node, to notice later changes

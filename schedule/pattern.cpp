@@ -132,10 +132,10 @@ Pattern record_pattern(
   return pattern;
 }
 
-Pattern pattern_of_decomposition(const Op& op) {
+Pattern pattern_of_decomposition(const Op& op, const Attrs& attrs) {
   TENON_INTERNAL(op.decompose && op.pattern_attrs, "[{}] is no pattern", op.name);
   return record_pattern(static_cast<int>(op.operands.size()), [&](std::span<const Tensor> tensors) {
-    return op.decompose(tensors, op.pattern_attrs());
+    return op.decompose(tensors, attrs);
   });
 }
 

@@ -55,8 +55,9 @@ struct Pattern {
 /// not use a parameter, or returns anything but one tensor.
 Pattern record_pattern(int parameters,
                        const std::function<std::vector<Tensor>(std::span<const Tensor>)>& function);
-/// The pattern of a fused op: its decomposition with every operand present and wildcard attributes.
-Pattern pattern_of_decomposition(const Op& op);
+/// The pattern of a fused op: its decomposition with every operand present and these attributes, one
+/// of its pattern_attrs().
+Pattern pattern_of_decomposition(const Op& op, const Attrs& attrs);
 
 namespace detail {
 

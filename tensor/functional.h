@@ -6,7 +6,9 @@
 
 #include <array>
 #include <cstdint>
+#include <iosfwd>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -46,6 +48,9 @@ Tensor silu(const Tensor& input);
 /// x·Φ(x) for Approximate::none; 0.5x(1+tanh(√(2/π)(x+0.044715x³))) for tanh.
 enum class Approximate : std::uint8_t { none, tanh };
 Tensor gelu(const Tensor& input, Approximate approximate = Approximate::none);
+/// gelu(input + bias): (…, N), (N) -> (…, N); 16-bit floats are rounded once, at the end.
+Tensor bias_gelu(const Tensor& input, const Tensor& bias,
+                 Approximate approximate = Approximate::none);
 /// log(1 + exp(beta·x))/beta; x itself where beta·x > threshold.
 Tensor softplus(const Tensor& input, double beta = 1, double threshold = 20);
 
@@ -75,6 +80,12 @@ Tensor gt(const Tensor& input, const Scalar& other);
 Tensor ge(const Tensor& input, const Tensor& other);
 Tensor ge(const Tensor& input, const Scalar& other);
 
+/// Writes one line about the input, when it is run, to print_stream(): label, spec, smallest, largest
+/// and mean value, the first few. Returns the input itself. Under the tracer it becomes a node that
+/// no pass leaves out.
+Tensor print(const Tensor& input, const std::string& label = "");
+/// Where print() writes: std::cerr unless set (null: back to std::cerr). Returns the stream before.
+std::ostream* set_print_stream(std::ostream* stream);
 /// The input, through which no gradient flows.
 Tensor detach(const Tensor& input);
 /// Elements where mask (bool, broadcastable to input) is true become `value`.

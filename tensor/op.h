@@ -73,6 +73,7 @@ enum class Trait : std::uint32_t {
   random = 4,       ///< reads the random state in training mode
   commutative = 8,  ///< the two operands can be swapped
   concatenation = 16,  ///< operands one after another along an axis; adjacent ones need no copy
+  effect = 32,  ///< does something beside its result: never left out, repeated or run by backward
 };
 
 /// Shape inference sees the operands' specs. `has(i)` is false for an absent optional operand.
@@ -150,8 +151,9 @@ class Op {
   Infer infer = nullptr;
   View view = nullptr;
   Decompose decompose = nullptr;
-  /// The attributes of a fused op with every field a wildcard, so that `decompose` is a pattern.
-  Attrs (*pattern_attrs)() = nullptr;
+  /// The attributes of a fused op with every number a wildcard, so that `decompose` is a pattern; one
+  /// element for each choice of what is no number.
+  std::vector<Attrs> (*pattern_attrs)() = nullptr;
   Identity identity = nullptr;
   Flops flops = nullptr;
   Vjp vjp = nullptr;
@@ -209,7 +211,7 @@ class OpBuilder {
     op_.decompose = f;
     return *this;
   }
-  OpBuilder& pattern_attrs(Attrs (*f)()) {
+  OpBuilder& pattern_attrs(std::vector<Attrs> (*f)()) {
     op_.pattern_attrs = f;
     return *this;
   }

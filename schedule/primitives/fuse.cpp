@@ -10,6 +10,7 @@ namespace {
 
 struct FusedMatch {
   const Op* op;
+  Attrs attrs;  // with wildcards
   Subgraph match;
 };
 
@@ -18,8 +19,12 @@ std::optional<FusedMatch> find_fused_op(const Graph& graph, const Subgraph& matc
   const std::string& path = graph.call(graph.visible_call(match.nodes[0])).path;
   for (const Op* op : all_ops()) {
     if (op->decompose == nullptr || op->pattern_attrs == nullptr) continue;
-    for (const Subgraph& found : find_matches(graph, pattern_of_decomposition(*op), path)) {
-      if (found.nodes == match.nodes && found.output == match.output) return FusedMatch{op, found};
+    for (const Attrs& attrs : op->pattern_attrs()) {
+      for (const Subgraph& found : find_matches(graph, pattern_of_decomposition(*op, attrs), path)) {
+        if (found.nodes == match.nodes && found.outputs == match.outputs) {
+          return FusedMatch{op, attrs, found};
+        }
+      }
     }
   }
   return std::nullopt;
@@ -27,7 +32,7 @@ std::optional<FusedMatch> find_fused_op(const Graph& graph, const Subgraph& matc
 
 /// The wildcard attributes of the op with every capture put in.
 Attrs captured_attrs(const FusedMatch& fused) {
-  Attrs attrs = fused.op->pattern_attrs();
+  Attrs attrs = fused.attrs;
   for (std::size_t i = 0; i < attrs.size(); ++i) {
     const WildcardInfo wildcard = wildcard_info(attrs.value(i));
     if (!wildcard.is_wildcard) continue;
@@ -64,8 +69,8 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
   graph.rename(node, graph.call(id).name());
   const ValueId output = graph.node(node).outputs.at(0);
   graph.mutable_call(id).outputs = {output};
-  detail::check_same_spec(graph, match.output, output, fused->op->name);
-  graph.replace_all_uses(match.output, output);
+  detail::check_same_spec(graph, match.outputs[0], output, fused->op->name);
+  graph.replace_all_uses(match.outputs[0], output);
   graph.eliminate_dead_code();
 }
 

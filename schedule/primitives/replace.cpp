@@ -15,7 +15,7 @@ using detail::active_sites;
 using Branches = std::vector<const Subgraph*>;
 
 std::string match_name(const Graph& graph, const Subgraph& match) {
-  return graph.full_name(graph.value(match.output).producer);
+  return graph.full_name(graph.value(match.outputs.at(0)).producer);
 }
 
 std::string input_names(const Graph& graph, const Subgraph& match) {
@@ -93,8 +93,8 @@ class Rewrite {
     give_weights();
     carry_sites(old_sites);
     for (std::size_t i = 0; i < branches_.size(); ++i) {
-      detail::check_same_spec(graph_, branches_[i]->output, outputs[i], replacement_.name);
-      graph_.replace_all_uses(branches_[i]->output, outputs[i]);
+      detail::check_same_spec(graph_, branches_[i]->outputs[0], outputs[i], replacement_.name);
+      graph_.replace_all_uses(branches_[i]->outputs[0], outputs[i]);
     }
     graph_.eliminate_dead_code();
     return outputs;
@@ -298,7 +298,7 @@ void rewrite(Graph& graph, const Replacement& replacement, const ReplaceOptions&
   const std::vector<ValueId> results = Rewrite(graph, replacement, options, branches).run();
   for (Subgraph& match : matches) {
     for (std::size_t i = 0; i < branches.size(); ++i) {
-      std::replace(match.inputs.begin(), match.inputs.end(), branches[i]->output, results[i]);
+      std::replace(match.inputs.begin(), match.inputs.end(), branches[i]->outputs[0], results[i]);
     }
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -26,6 +27,11 @@ struct GeluAttrs {
   static constexpr auto fields() {
     return std::tuple{field("approximate", &GeluAttrs::approximate)};
   }
+};
+
+struct PrintAttrs {
+  std::string label;
+  static constexpr auto fields() { return std::tuple{field("label", &PrintAttrs::label)}; }
 };
 
 struct FillAttrs {

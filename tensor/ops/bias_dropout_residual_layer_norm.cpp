@@ -65,8 +65,8 @@ std::vector<Tensor> vjp_fused(const VjpContext& call) {
   return gradients;
 }
 
-Attrs pattern_attrs() {
-  return BiasDropoutResidualLayerNormAttrs{Any(0), Any(1), DropoutMode::follow, Any(3)};
+std::vector<Attrs> pattern_attrs() {
+  return {BiasDropoutResidualLayerNormAttrs{Any(0), Any(1), DropoutMode::follow, Any(3)}};
 }
 
 }  // namespace

@@ -37,6 +37,9 @@ NormGradients rms_norm_backward(const Tensor& grad, const Tensor& input, const T
 Tensor abs_backward(const Tensor& grad, const Tensor& input);
 Tensor erf_backward(const Tensor& grad, const Tensor& input);
 Tensor gelu_backward(const Tensor& grad, const Tensor& input, Approximate approximate);
+/// The gradient of bias_gelu's sum: grad times the slope of gelu at input + bias.
+Tensor bias_gelu_backward(const Tensor& grad, const Tensor& input, const Tensor& bias,
+                          Approximate approximate);
 Tensor relu_backward(const Tensor& grad, const Tensor& output);
 Tensor sigmoid_backward(const Tensor& grad, const Tensor& output);
 Tensor silu_backward(const Tensor& grad, const Tensor& input);

@@ -108,7 +108,9 @@ std::vector<Tensor> vjp_attention(const VjpContext& call) {
                                                {call.attributes<AttentionAttrs>(), mask_gradient});
 }
 
-Attrs pattern_attrs() { return AttentionAttrs{Any(0), false, Any(2), DropoutMode::follow, Any(4)}; }
+std::vector<Attrs> pattern_attrs() {
+  return {AttentionAttrs{Any(0), false, Any(2), DropoutMode::follow, Any(4)}};
+}
 
 double count_flops(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
