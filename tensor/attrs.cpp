@@ -1,7 +1,12 @@
 #include "tensor/attrs.h"
 
+#include <cxxabi.h>
+
 #include <bit>
 #include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <map>
 
 #include "tensor/detail/check.h"
 
@@ -82,10 +87,41 @@ bool equal(const AttrValue& a, const AttrValue& b) {
 }
 
 namespace detail {
+namespace {
+
+/// Filled while the program starts and libraries are loaded, read afterwards.
+std::map<std::string, const AttrsType*, std::less<>>& attrs_types() {
+  static std::map<std::string, const AttrsType*, std::less<>> types;
+  return types;
+}
+
+}  // namespace
+
+std::string attrs_type_name(const std::type_info& id) {
+  const std::unique_ptr<char, void (*)(void*)> text(
+      abi::__cxa_demangle(id.name(), nullptr, nullptr, nullptr), std::free);
+  const std::string whole = text ? text.get() : id.name();
+  const std::size_t scope = whole.rfind("::");
+  return scope == std::string::npos ? whole : whole.substr(scope + 2);
+}
+
+void register_attrs_type(const AttrsType& type) { attrs_types().emplace(type.name, &type); }
+
 void throw_wrong_attribute_type(std::string_view field_name) {
   fail<ValueError>("attribute '{}' cannot hold a value of that type", field_name);
 }
 }  // namespace detail
+
+Attrs Attrs::of_type(std::string_view type_name) {
+  Attrs attrs;
+  if (type_name.empty()) return attrs;
+  const auto found = detail::attrs_types().find(type_name);
+  TENON_CHECK(found != detail::attrs_types().end(), ValueError, "no op has attributes called '{}'",
+              std::string(type_name.substr(0, 80)));
+  attrs.type_ = found->second;
+  attrs.data_ = found->second->make();
+  return attrs;
+}
 
 Attrs Attrs::with(std::size_t i, const AttrValue& value) const {
   Attrs copy;

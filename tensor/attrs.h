@@ -87,12 +87,17 @@ struct FieldInfo {
 /// The type-erased description of one attributes struct.
 struct AttrsType {
   const std::type_info* id;
+  std::string name;  // "SoftmaxAttrs"
   std::vector<FieldInfo> fields;
+  std::shared_ptr<const void> (*make)();
   AttrValue (*get)(const void* attrs, std::size_t index);
   std::shared_ptr<const void> (*with)(const void* attrs, std::size_t index, const AttrValue& value);
 };
 
 [[noreturn]] void throw_wrong_attribute_type(std::string_view field_name);
+/// The struct's name without namespaces.
+std::string attrs_type_name(const std::type_info& id);
+void register_attrs_type(const AttrsType& type);
 
 template <class M>
 AttrValue to_attr_value(const M& member) {
@@ -116,7 +121,8 @@ M from_attr_value(const AttrValue& value, std::string_view field_name) {
 template <class A>
 const AttrsType& attrs_type() {
   static const AttrsType type = [] {
-    AttrsType result{&typeid(A), {}, nullptr, nullptr};
+    AttrsType result{&typeid(A), attrs_type_name(typeid(A)), {}, nullptr, nullptr, nullptr};
+    result.make = []() -> std::shared_ptr<const void> { return std::make_shared<const A>(); };
     std::apply(
         [&](const auto&... f) {
           (result.fields.push_back({std::string(f.name), f.kind}), ...);
@@ -154,6 +160,12 @@ const AttrsType& attrs_type() {
   return type;
 }
 
+/// Makes every struct that is used as attributes anywhere known by its name when the program starts.
+template <class A>
+struct AttrsRegistration {
+  static inline const bool done = (register_attrs_type(attrs_type<A>()), true);
+};
+
 }  // namespace detail
 
 /// The attributes of one op call, type-erased and immutable; cheap to copy.
@@ -163,7 +175,13 @@ class Attrs {
   template <class A>
   requires requires { A::fields(); }
   Attrs(A attrs)
-      : data_(std::make_shared<const A>(std::move(attrs))), type_(&detail::attrs_type<A>()) {}
+      : data_(std::make_shared<const A>(std::move(attrs))), type_(&detail::attrs_type<A>()) {
+    (void)&detail::AttrsRegistration<A>::done;
+  }
+  /// Default values of the struct of that name, as type_name() gives it; ValueError when no op has it.
+  static Attrs of_type(std::string_view type_name);
+  /// "SoftmaxAttrs"; "" for an op without attributes.
+  std::string_view type_name() const { return type_ ? std::string_view(type_->name) : ""; }
 
   /// The struct; InternalError when it is another one.
   template <class A>
