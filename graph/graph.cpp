@@ -230,6 +230,10 @@ void Graph::set_write(ValueId state, ValueId value) {
   writes_.push_back({state, value});
 }
 
+void Graph::drop_write(ValueId state) {
+  std::erase_if(writes_, [&](const StateWrite& write) { return write.state == state; });
+}
+
 Graph Graph::without_nodes() const {
   Graph result;
   result.guards_ = guards_;
@@ -240,6 +244,14 @@ Graph Graph::without_nodes() const {
     result.add_call(std::move(call));
   }
   return result;
+}
+
+void Graph::set_operand(NodeId id, int operand, ValueId value) {
+  ValueId& current = mutable_node(id).inputs.at(static_cast<std::size_t>(operand));
+  if (current == value) return;
+  if (current != kNone) std::erase(mutable_value(current).uses, Use{id, operand});
+  if (value != kNone) mutable_value(value).uses.push_back({id, operand});
+  current = value;
 }
 
 void Graph::replace_all_uses(ValueId from, ValueId to) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,6 +23,9 @@ using ValueId = std::int32_t;
 using CallId = std::int32_t;
 /// An absent optional operand, or no node.
 inline constexpr std::int32_t kNone = -1;
+
+/// What a node is bound to that runs as the plainer ops it consists of, whatever kernels there are.
+inline constexpr const char* kDecomposition = "decomposition";
 
 enum class ValueKind : std::uint8_t {
   input,      ///< given at each run
@@ -137,6 +141,14 @@ class Graph {
   /// After a run `state` holds `value`; replaces an earlier write of the same state.
   void set_write(ValueId state, ValueId value);
   void drop_writes() { writes_.clear(); }
+  /// `state` keeps its value.
+  void drop_write(ValueId state);
+  /// Notes on modules, parameters and buffers: by whole name, then by key. Nothing here reads them.
+  using Annotations = std::map<std::string, std::map<std::string, std::string>>;
+  const Annotations& annotations() const { return annotations_; }
+  void annotate(const std::string& name, const std::string& key, std::string value) {
+    annotations_[name][key] = std::move(value);
+  }
   /// Gives this Graph a guard list of its own, with the guards that are there now.
   void own_guards() { guards_ = std::make_shared<GuardList>(*guards_); }
   void set_region(NodeId id, std::int32_t region) { mutable_node(id).region = region; }
@@ -157,6 +169,8 @@ class Graph {
   /// Makes a path unique among the calls by a suffix "_<n>", counting from 0.
   std::string unique_call_path(const std::string& parent_path, const std::string& type) const;
 
+  /// The node reads `value` in place of its operand `operand`.
+  void set_operand(NodeId id, int operand, ValueId value);
   /// Every use of `from`, outputs and module calls included, becomes a use of `to`.
   void replace_all_uses(ValueId from, ValueId to);
   /// Removes a node none of whose outputs is used; GraphError otherwise.
@@ -183,6 +197,7 @@ class Graph {
   std::vector<ModuleCall> calls_;
   std::vector<int> nodes_per_call_;  // nodes whose innermost call this is
   std::shared_ptr<GuardList> guards_;
+  Annotations annotations_;
 };
 
 /// One line a node, names by module path; what "the Graph's text" means everywhere.

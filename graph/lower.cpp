@@ -75,6 +75,8 @@ class Lowering final : public Interpreter {
                                         const Attrs& attrs) const;
   std::vector<Tensor> emit_kernel(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
                                   const std::vector<TensorSpec>& outputs);
+  std::string bound_kernel(const Op& op) const;
+  const Kernel* find_kernel(const std::string& wanted, const Op& op, const KernelArgs& args) const;
   Location emit_copy(const Location& source);
   void emit_copy_to(const Location& source, const Location& target);
   Layout output_layout(const Kernel& kernel, const TensorSpec& spec) const;
@@ -260,21 +262,24 @@ Tensor Lowering::emit_view(const Op& op, const Tensor& input, const TensorSpec& 
   return make_tensor(location, sizes);
 }
 
-/// Parameters packed next to each other: their concatenation along axis 0 is there already.
+/// Parameters packed next to each other: their concatenation is there already.
 std::optional<Location> Lowering::join_adjacent(const Op& op, std::span<const Tensor> inputs,
                                                 const Attrs& attrs) const {
   if (!op.has(Trait::concatenation)) return std::nullopt;
-  const std::size_t axis = attrs.find("dim");
-  if (axis == attrs.size() || !equal(attrs.value(axis), std::int64_t{0})) return std::nullopt;
+  const AttrValue dim = attrs.value(attrs.find("dim"));
+  const auto axis = static_cast<int>(std::get<std::int64_t>(dim));
   Location joined = location_of(inputs[0]);
-  if (!joined.layout.is_contiguous() || joined.layout.rank() == 0) return std::nullopt;
+  const BufferKind kind = program_->buffers[static_cast<std::size_t>(joined.buffer)].kind;
+  if (kind != BufferKind::state || joined.layout.rank() <= axis) return std::nullopt;
+  const Extents strides = joined.layout.strides;
   for (std::size_t i = 1; i < inputs.size(); ++i) {
     const Location& next = location_of(inputs[i]);
-    if (next.buffer != joined.buffer || !next.layout.is_contiguous() ||
-        next.layout.offset != joined.layout.offset + joined.layout.numel()) {
+    if (next.buffer != joined.buffer || next.layout.strides != strides ||
+        next.layout.offset !=
+            joined.layout.offset + joined.layout.sizes[axis] * joined.layout.strides[axis]) {
       return std::nullopt;
     }
-    joined.layout.sizes[0] += next.layout.sizes[0];
+    joined.layout.sizes[axis] += next.layout.sizes[axis];
   }
   return joined;
 }
@@ -319,6 +324,31 @@ void Lowering::emit_copy_to(const Location& source, const Location& target) {
   if (target.layout.numel() > 0) emit(std::move(copy));
 }
 
+/// What the node being lowered is bound to on this device; the float64 reference has no choice.
+std::string Lowering::bound_kernel(const Op& op) const {
+  if (!current_ || in_decomposition_ || current_->op != &op || options_.float_dtype) return "";
+  const std::string& name = current_->kernel;
+  if (name == kDecomposition) return name;
+  for (const Kernel& kernel : op.kernels(program_->device.type)) {
+    if (kernel.name == name) return name;
+  }
+  return "";
+}
+
+/// The implementation of that name, null for the decomposition.
+const Kernel* Lowering::find_kernel(const std::string& wanted, const Op& op,
+                                    const KernelArgs& args) const {
+  for (const Kernel& kernel : op.kernels(program_->device.type)) {
+    if (kernel.name != wanted) continue;
+    TENON_CHECK(kernel.supports == nullptr || kernel.supports(args), DeviceError,
+                "[{}] {} is bound to {}, which does not take {}", op.name,
+                graph_.full_name(current_->id), wanted,
+                graph_.value(current_->inputs[0]).spec.to_string());
+    return &kernel;
+  }
+  return nullptr;
+}
+
 std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> inputs,
                                           const Attrs& attrs,
                                           const std::vector<TensorSpec>& outputs) {
@@ -340,7 +370,9 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
     location.layout = Layout::contiguous(numbers(spec.shape));
     instruction.outputs.push_back(view_of(location));
   }
-  instruction.kernel = select_kernel(op, program_->device.type, instruction.args());
+  const std::string bound = bound_kernel(op);
+  instruction.kernel = bound.empty() ? select_kernel(op, program_->device.type, instruction.args())
+                                     : find_kernel(bound, op, instruction.args());
   if (instruction.kernel == nullptr) {
     TENON_CHECK(op.decompose != nullptr, DeviceError, "[{}] has no implementation on {} for {}",
                 op.name, program_->device.to_string(),

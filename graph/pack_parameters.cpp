@@ -1,62 +1,187 @@
-// Packing: the operands of a `cat` of parameters become slices of one storage.
+// Packing: parameters that a weight expression joins become slices of one storage, laid out so that the
+// expression is an alias of it.
 //
 //   q.weight [n]   k.weight [n]   v.weight [n]        |  q.weight  |  k.weight  |  v.weight  |
-//       \              |              /        =>      \__________ cat: an alias ___________/
+//       \\              |              /        =>      \\__________ cat: an alias ___________/
 //        `------------ cat -----------'
+//
+// A weight expression is made of concatenations and views of parameters. Its result is given a
+// contiguous layout, and layouts are derived backwards: a concatenation hands a slice to each operand,
+// a view hands its operand the layout that it views as the wanted one.
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <unordered_map>
 
 #include "graph/program.h"
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/ops/attributes.h"
 
 namespace tenon {
 namespace {
 
-using Group = std::vector<ValueId>;
+Extents sizes_of(const Graph& graph, ValueId id) {
+  Extents sizes;
+  for (const Dim& dim : graph.value(id).spec.shape) sizes.push_back(dim.hint());
+  return sizes;
+}
 
-bool is_adjacent(const Graph& graph, const Group& group) {
-  for (std::size_t i = 0; i + 1 < group.size(); ++i) {
-    const Tensor& a = graph.value(group[i]).tensor;
-    const Tensor& b = graph.value(group[i + 1]).tensor;
-    if (a.storage() != b.storage() || !a.is_contiguous() || !b.is_contiguous() ||
-        b.layout().offset != a.layout().offset + a.layout().numel()) {
-      return false;
-    }
+/// Equal up to the strides of axes of size 1.
+bool same_places(const Layout& a, const Layout& b) {
+  if (a.sizes != b.sizes || a.offset != b.offset) return false;
+  for (int axis = 0; axis < a.rank(); ++axis) {
+    if (a.sizes[axis] > 1 && a.strides[axis] != b.strides[axis]) return false;
   }
   return true;
 }
 
-std::vector<Group> find_groups(const Graph& graph) {
-  std::vector<Group> groups;
-  for (NodeId id : graph.order()) {
-    const Node& node = graph.node(id);
-    if (!node.op->has(Trait::concatenation)) continue;
-    const std::size_t axis = node.attrs.find("dim");
-    const bool rows = axis < node.attrs.size() && equal(node.attrs.value(axis), std::int64_t{0});
-    const bool parameters = std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId input) {
-      return graph.value(input).kind == ValueKind::parameter;
-    });
-    if (rows && parameters) groups.push_back(node.inputs);
+/// The layout of a view's operand, of `sizes`, that it views as `wanted`; nothing when there is none.
+std::optional<Layout> layout_before(const Node& view, const Extents& sizes, const Layout& wanted) {
+  const auto fits = [&](const Layout& layout) {
+    const auto seen = view.op->view(layout, wanted.sizes, view.attrs);
+    return seen && same_places(*seen, wanted);
+  };
+  // A view that moves axes: each is found again by its stride in a plain layout.
+  const Layout plain = Layout::contiguous(sizes);
+  if (const auto seen = view.op->view(plain, wanted.sizes, view.attrs)) {
+    Layout moved = plain;
+    moved.offset = wanted.offset;
+    for (int axis = 0; axis < plain.rank(); ++axis) {
+      for (int to = 0; to < seen->rank(); ++to) {
+        const bool same = seen->sizes[to] == sizes[axis] && sizes[axis] > 1;
+        if (same && seen->strides[to] == plain.strides[axis]) {
+          moved.strides[axis] = wanted.strides[to];
+        }
+      }
+    }
+    if (fits(moved)) return moved;
   }
-  return groups;
+  // A view that splits or merges axes: the same the other way round.
+  static const Op& reshape = get_op("reshape");
+  const Shape shape(std::vector<Dim>(sizes.begin(), sizes.end()));
+  const auto merged = reshape.view(wanted, sizes, ShapeAttrs{shape});
+  return merged && fits(*merged) ? merged : std::nullopt;
 }
 
-/// Each parameter in one place of one group, and its storage not shared with anything else.
-void check_groups(const Graph& graph, const std::vector<Group>& groups) {
-  std::unordered_map<ValueId, std::size_t> member;
-  for (std::size_t g = 0; g < groups.size(); ++g) {
-    for (ValueId id : groups[g]) {
+/// One storage and where the parameters lie in it.
+struct Packing {
+  std::map<ValueId, Layout> layouts;
+  std::int64_t numel = 0;
+  friend bool operator==(const Packing&, const Packing&) = default;
+};
+
+class PackingPlanner {
+ public:
+  explicit PackingPlanner(const Graph& graph) : graph_(graph) {
+    for (NodeId id : graph.order()) {
+      const Node& node = graph.node(id);
+      const bool joins = node.op->has(Trait::concatenation);
+      if (!joins && (node.op->view == nullptr || node.inputs.size() != 1)) continue;
+      int concatenations = joins ? 1 : 0;
+      const bool of_parameters =
+          std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId input) {
+            if (graph.value(input).kind == ValueKind::parameter) return true;
+            const auto known = expressions_.find(input);
+            if (known == expressions_.end()) return false;
+            concatenations += known->second;
+            return true;
+          });
+      if (of_parameters) expressions_.emplace(node.outputs[0], concatenations);
+    }
+  }
+
+  std::vector<Packing> run() {
+    for (NodeId id : graph_.order()) {
+      const ValueId result = graph_.node(id).outputs[0];
+      const auto known = expressions_.find(result);
+      if (known == expressions_.end() || known->second == 0 || !is_root(result)) continue;
+      plan_root(result);
+    }
+    return std::move(packings_);
+  }
+
+ private:
+  /// Read by something else than a larger weight expression.
+  bool is_root(ValueId id) const {
+    const auto& uses = graph_.value(id).uses;
+    return std::any_of(uses.begin(), uses.end(), [&](const Use& use) {
+      return !expressions_.contains(graph_.node(use.node).outputs[0]);
+    });
+  }
+
+  void plan_root(ValueId id) {
+    Packing packing;
+    const Layout layout = Layout::contiguous(sizes_of(graph_, id));
+    packing.numel = layout.numel();
+    if (place(id, layout, packing)) {
+      packings_.push_back(std::move(packing));
+      return;
+    }
+    // What cannot be one alias is copied at run time; the expressions in it may be aliases still.
+    for (ValueId input : graph_.node(graph_.value(id).producer).inputs) {
+      if (expressions_.contains(input) && expressions_.at(input) > 0) plan_root(input);
+    }
+  }
+
+  bool place(ValueId id, const Layout& layout, Packing& packing) const {
+    const Value& value = graph_.value(id);
+    if (value.kind == ValueKind::parameter) {
+      const auto [known, inserted] = packing.layouts.emplace(id, layout);
+      TENON_CHECK(inserted || same_places(known->second, layout), ScheduleError,
+                  "parameter '{}' would have to lie in two places of packed storage; a weight that "
+                  "is shared (tied) cannot be packed twice",
+                  value.name);
+      return true;
+    }
+    const Node& node = graph_.node(value.producer);
+    if (!node.op->has(Trait::concatenation)) {
+      const auto before = layout_before(node, sizes_of(graph_, node.inputs[0]), layout);
+      return before && place(node.inputs[0], *before, packing);
+    }
+    const auto axis =
+        static_cast<int>(std::get<std::int64_t>(node.attrs.value(node.attrs.find("dim"))));
+    Layout piece = layout;
+    for (ValueId input : node.inputs) {
+      piece.sizes = sizes_of(graph_, input);
+      if (!place(input, piece, packing)) return false;
+      piece.offset += piece.sizes[axis] * piece.strides[axis];
+    }
+    return true;
+  }
+
+  const Graph& graph_;
+  std::unordered_map<ValueId, int> expressions_;  // how many concatenations they contain
+  std::vector<Packing> packings_;
+};
+
+/// The parameters lie as wanted already, in this or a larger storage.
+bool is_packed(const Graph& graph, const Packing& packing) {
+  const auto& [first, first_layout] = *packing.layouts.begin();
+  const Tensor& anchor = graph.value(first).tensor;
+  const std::int64_t shift = anchor.layout().offset - first_layout.offset;
+  return std::all_of(packing.layouts.begin(), packing.layouts.end(), [&](const auto& entry) {
+    Layout wanted = entry.second;
+    wanted.offset += shift;
+    const Tensor& tensor = graph.value(entry.first).tensor;
+    return tensor.storage() == anchor.storage() && same_places(tensor.layout(), wanted);
+  });
+}
+
+/// Each parameter in one packing, and its storage not shared with anything else.
+void check_packings(const Graph& graph, const std::vector<Packing>& packings) {
+  std::unordered_map<ValueId, const Packing*> member;
+  for (const Packing& packing : packings) {
+    for (const auto& [id, layout] : packing.layouts) {
       const Value& value = graph.value(id);
-      const auto [known, inserted] = member.emplace(id, g);
-      TENON_CHECK(inserted || (known->second != g && groups[known->second] == groups[g]),
-                  ScheduleError,
+      const auto [known, inserted] = member.emplace(id, &packing);
+      TENON_CHECK(inserted || *known->second == packing, ScheduleError,
                   "parameter '{}' would have to lie in two places of packed storage; a weight that "
                   "is shared (tied) cannot be packed twice",
                   value.name);
       const std::size_t own =
           static_cast<std::size_t>(value.tensor.layout().numel()) * size_of(value.tensor.dtype());
-      TENON_CHECK(is_adjacent(graph, groups[g]) || value.tensor.storage()->bytes() == own,
+      TENON_CHECK(is_packed(graph, packing) || value.tensor.storage()->bytes() == own,
                   ScheduleError,
                   "parameter '{}' is part of another packing already; a model has one packing of "
                   "its parameters at a time",
@@ -65,19 +190,13 @@ void check_groups(const Graph& graph, const std::vector<Group>& groups) {
   }
 }
 
-void pack(const Graph& graph, const Group& group) {
-  const Tensor& first = graph.value(group[0]).tensor;
-  std::int64_t total = 0;
-  for (ValueId id : group) total += graph.value(id).tensor.layout().numel();
-  const Tensor packed = empty(Extents{total}, {first.dtype(), first.device()});
-  std::int64_t offset = 0;
-  for (ValueId id : group) {
+void pack(const Graph& graph, const Packing& packing) {
+  const Tensor& first = graph.value(packing.layouts.begin()->first).tensor;
+  const Tensor packed = empty(Extents{packing.numel}, {first.dtype(), first.device()});
+  const NoGradGuard no_grad;
+  for (const auto& [id, layout] : packing.layouts) {
     Tensor parameter = graph.value(id).tensor;
-    Layout layout = Layout::contiguous(parameter.layout().sizes);
-    layout.offset = offset;
-    offset += layout.numel();
     Tensor slice(packed.storage(), parameter.dtype(), layout);
-    const NoGradGuard no_grad;
     slice.copy_(parameter);
     parameter.set_data_(slice);
   }
@@ -86,10 +205,10 @@ void pack(const Graph& graph, const Group& group) {
 }  // namespace
 
 void pack_parameters(const Graph& graph) {
-  const std::vector<Group> groups = find_groups(graph);
-  check_groups(graph, groups);
-  for (const Group& group : groups) {
-    if (!is_adjacent(graph, group)) pack(graph, group);
+  const std::vector<Packing> packings = PackingPlanner(graph).run();
+  check_packings(graph, packings);
+  for (const Packing& packing : packings) {
+    if (!is_packed(graph, packing)) pack(graph, packing);
   }
 }
 

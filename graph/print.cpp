@@ -22,7 +22,11 @@ std::string node_line(const Graph& graph, const Node& node) {
   }
   const std::string attrs = node.attrs.to_string();
   if (!attrs.empty()) arguments += (arguments.empty() ? "" : ", ") + attrs;
-  return fmt::format("{} = {}({}) : {}", outputs, node.op->name, arguments, specs);
+  std::string notes;
+  if (!node.kernel.empty()) notes += " by " + node.kernel;
+  if (node.region != kNone) notes += fmt::format(" in region {}", node.region);
+  if (node.recomputed) notes += ", second run";
+  return fmt::format("{} = {}({}) : {}{}", outputs, node.op->name, arguments, specs, notes);
 }
 
 std::string escape(const std::string& text) {
@@ -138,6 +142,11 @@ std::string to_text(const Graph& graph) {
   for (const StateWrite& write : graph.writes()) {
     text += fmt::format("  write {} <- {}\n", graph.value_name(write.state),
                         graph.value_name(write.value));
+  }
+  for (const auto& [name, notes] : graph.annotations()) {
+    for (const auto& [key, value] : notes) {
+      text += fmt::format("  note on '{}': {} = {}\n", name, key, value);
+    }
   }
   for (const DimGuard& guard : graph.guards()->guards) {
     text += "  guard " + guard.to_string() + "\n";

@@ -67,9 +67,9 @@ class Program {
 std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
                                const LowerOptions& options = {});
 
-/// Moves parameters that a `cat` along axis 0 joins into one storage, in order, so that lowering can
-/// alias the result instead of copying. Names and values stay. Refuses with ScheduleError, nothing
-/// moved, when a parameter occurs twice or is part of another packing already.
+/// Moves parameters that a concatenation joins, or one of their views, into one storage, so that
+/// lowering can alias the result instead of copying. Names and values stay. Refuses with
+/// ScheduleError, nothing moved, when a parameter occurs twice or is part of another packing already.
 void pack_parameters(const Graph& graph);
 
 }  // namespace tenon

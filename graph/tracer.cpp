@@ -191,6 +191,16 @@ void GraphBuilder::leave_call() {
   --resumed_calls_;
 }
 
+void GraphBuilder::carry_marks(const Node& node, std::size_t first) {
+  if (added_.size() == first + 1) graph_.rename(added_.back(), node.name);
+  for (std::size_t i = first; i < added_.size(); ++i) {
+    if (node.region != kNone) graph_.set_region(added_[i], node.region);
+    if (!node.kernel.empty() && graph_.node(added_[i]).op == node.op) {
+      graph_.bind_kernel(added_[i], node.kernel);
+    }
+  }
+}
+
 std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Tensor> inputs) {
   std::unordered_map<ValueId, Tensor> tensors;
   for (std::size_t i = 0; i < source.inputs().size(); ++i) {
@@ -209,7 +219,7 @@ std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Te
     const std::size_t first = added_.size();
     const std::vector<Tensor> outputs = tenon::apply(*node.op, operands, node.attrs);
     calls_.pop_back();
-    if (added_.size() == first + 1) graph_.rename(added_.back(), node.name);
+    carry_marks(node, first);
     for (std::size_t i = 0; i < outputs.size(); ++i) tensors[node.outputs[i]] = outputs[i];
   }
   std::vector<Tensor> outputs;

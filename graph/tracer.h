@@ -95,6 +95,8 @@ class GraphBuilder final : public Interpreter {
  private:
   NodeId add(const Op& op, std::vector<ValueId> operands, Attrs attrs);
   void require_no_views(ValueId id) const;
+  /// Nodes added from `first` on stand for `node`: its name, region and bound kernel are theirs.
+  void carry_marks(const Node& node, std::size_t first);
   Attrs pin_mode(const Op& op, const Attrs& attrs) const;
 
   Graph& graph_;

@@ -125,7 +125,7 @@ class Verifier {
   void check_site(const Node& node, const std::string& name) {
     const std::size_t field = node.attrs.find("site");
     if (field == node.attrs.size() || !draws_mask(node)) return;
-    if (node.gradient) return;  // it replays its forward node's mask
+    if (node.gradient || node.recomputed) return;  // it replays its forward node's mask
     if (!sites_.insert(to_string(node.attrs.value(field))).second) {
       broken(13, "{} draws the mask of another node", name);
     }

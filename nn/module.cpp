@@ -38,16 +38,11 @@ void throw_wrong_arity(const Module& module, std::size_t given) {
 ModuleCall::ModuleCall(Module& module, std::vector<Tensor>& inputs)
     : module_(module),
       scope_({&module, &module.type_name(), module.training(), module.has_hooks()}, inputs) {
-  if (!module_.hooks_) return;
-  const auto hooks = module_.hooks_->before;  // a copy: a hook may remove itself
-  for (const auto& [id, hook] : hooks) hook(module_, inputs);
+  module_.run_pre_hooks(inputs);
 }
 
 void ModuleCall::finish(std::span<const Tensor> inputs, std::vector<Tensor>& outputs) {
-  if (module_.hooks_) {
-    const auto hooks = module_.hooks_->after;
-    for (const auto& [id, hook] : hooks) hook(module_, inputs, outputs);
-  }
+  module_.run_hooks(inputs, outputs);
   scope_.finish(outputs);
 }
 
@@ -307,6 +302,27 @@ HookHandle Module::register_forward_hook(ForwardHook hook) {
   const std::int64_t id = hooks_->next_id++;
   hooks_->after.emplace_back(id, std::move(hook));
   return {hooks_, id};
+}
+
+void Module::run_pre_hooks(std::span<Tensor> inputs) {
+  if (!hooks_) return;
+  const auto hooks = hooks_->before;  // a copy: a hook may remove itself
+  for (const auto& [id, hook] : hooks) hook(*this, inputs);
+}
+
+void Module::run_hooks(std::span<const Tensor> inputs, std::span<Tensor> outputs) {
+  if (!hooks_) return;
+  const auto hooks = hooks_->after;
+  for (const auto& [id, hook] : hooks) hook(*this, inputs, outputs);
+}
+
+std::vector<Tensor> Module::call_with_hooks(
+    std::vector<Tensor> inputs,
+    const std::function<std::vector<Tensor>(std::span<const Tensor>)>& forward) {
+  run_pre_hooks(inputs);
+  std::vector<Tensor> outputs = forward(inputs);
+  run_hooks(inputs, outputs);
+  return outputs;
 }
 
 bool Module::has_hooks() const {

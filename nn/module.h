@@ -119,6 +119,11 @@ class Module {
   HookHandle register_forward_pre_hook(ForwardPreHook hook);
   HookHandle register_forward_hook(ForwardHook hook);
   bool has_hooks() const;
+  /// Calls `forward` on the inputs with this module's hooks around it: what stands in for the module
+  /// keeps them.
+  std::vector<Tensor> call_with_hooks(
+      std::vector<Tensor> inputs,
+      const std::function<std::vector<Tensor>(std::span<const Tensor>)>& forward);
 
   /// The module tree, as PyTorch prints it.
   std::string to_string() const;
@@ -160,6 +165,8 @@ class Module {
   const Module* find_module(std::string_view path) const;
   std::vector<Tensor> unique_tensors() const;
   void convert(const std::function<TensorOptions(const Tensor&)>& target);
+  void run_pre_hooks(std::span<Tensor> inputs);
+  void run_hooks(std::span<const Tensor> inputs, std::span<Tensor> outputs);
 
   std::vector<Named> parameters_;
   std::vector<Named> buffers_;

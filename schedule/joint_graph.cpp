@@ -4,6 +4,7 @@
 
 #include "autograd/autograd.h"
 #include "graph/passes/join_slices.h"
+#include "graph/passes/recompute.h"
 #include "graph/verify.h"
 #include "tensor/detail/check.h"
 
@@ -54,6 +55,8 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   builder_.check_views_of_written_state();
   graph_.eliminate_dead_code();
   if (passes.join_slices) join_slices(graph_);
+  if (passes.recompute) recompute_regions(graph_);
+  graph_.eliminate_dead_code();
   verify(graph_);
   graph_.own_guards();
   return std::move(graph_);

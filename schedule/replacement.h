@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "nn/module.h"
+#include "schedule/weight_map.h"
 #include "tensor/tensor.h"
 
 namespace tenon {
@@ -37,9 +38,9 @@ struct ReplaceOptions {
   std::string name = {};
   /// Values for parameters of the replacement, by name.
   Arguments concrete_args = {};
-  /// For a parameter of the replacement, the model's parameters whose concatenation along axis 0 it
-  /// is. Parameters not listed are derived from the matched ones, or refused.
-  std::map<std::string, std::vector<std::string>> weights = {};
+  /// Where parameters of the replacement come from. Those not listed are derived, or refused: from
+  /// the replaced module's parameter of the same name, or from the i-th parameter of every match.
+  WeightMap weights = {};
 };
 
 struct Replacement {

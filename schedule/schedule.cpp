@@ -2,13 +2,21 @@
 
 #include <algorithm>
 #include <ostream>
+#include <unordered_set>
 
 #include "graph/verify.h"
+#include "nn/detail/text.h"
 #include "schedule/detail/state.h"
+#include "schedule/primitives/annotate.h"
+#include "schedule/primitives/bind.h"
+#include "schedule/primitives/checkpoint.h"
 #include "schedule/primitives/decompose.h"
-#include "schedule/primitives/flatten.h"
 #include "schedule/primitives/fuse.h"
+#include "schedule/primitives/fuse_parallel.h"
+#include "schedule/primitives/print.h"
 #include "schedule/primitives/replace.h"
+#include "schedule/primitives/trace.h"
+#include "schedule/primitives/undo.h"
 #include "schedule/tree.h"
 #include "schedule/verification.h"
 #include "tensor/detail/check.h"
@@ -138,6 +146,104 @@ void Schedule::trace(const TraceOptions& options) {
 void Schedule::fuse(const Matches& matches, const FuseOptions& options) {
   state_->transact({"fuse", path_, fmt::format("{} as {}", matches.to_string(), options.name)},
                    [&](Graph& graph) { fuse_matches(graph, matches, options.name); });
+}
+
+void Schedule::apply_replace_module(const Replacement& replacement, const ReplaceOptions& options) {
+  state_->transact({"replace", path_, "the module by " + replacement.name}, [&](Graph& graph) {
+    replace_module(graph, state_->model->submodule(path_), path_, replacement, options);
+  });
+}
+
+std::size_t Schedule::apply_replace_all(
+    const char* mangled_type, const std::function<bool(nn::Module&)>& matches,
+    const std::function<Replacement(const std::string&, nn::Module&)>& make,
+    const ReplaceOptions& options) {
+  const std::string type = nn::detail::class_name(mangled_type);
+  std::vector<std::pair<std::string, nn::Module*>> found;
+  for (const auto& [path, module] : state_->model->named_modules()) {
+    if (!is_below(path, path_) || !matches(*module)) continue;
+    if (!detail::live_calls(state_->graph, path).empty()) found.emplace_back(path, module);
+  }
+  state_->transact({"replace_all", path_, type}, [&](Graph& graph) {
+    TENON_CHECK(!found.empty(), ScheduleError, "no module of class {} is called below '{}'", type,
+                path_);
+    for (const auto& [path, module] : found) {
+      replace_module(graph, *module, path, make(path, *module), options);
+    }
+  });
+  return found.size();
+}
+
+void Schedule::fuse_parallel(const Matches& matches, const FuseOptions& options) {
+  state_->transact(
+      {"fuse_parallel", path_, fmt::format("{} as {}", matches.to_string(), options.name)},
+      [&](Graph& graph) { fuse_parallel_matches(graph, matches, options.name); });
+}
+
+void Schedule::checkpoint() {
+  state_->transact({"checkpoint", path_, "the module"},
+                   [&](Graph& graph) { checkpoint_module(graph, path_); });
+}
+
+void Schedule::checkpoint(const Matches& matches) {
+  state_->transact({"checkpoint", path_, matches.to_string()},
+                   [&](Graph& graph) { checkpoint_matches(graph, matches); });
+}
+
+void Schedule::bind(const Matches& matches, const std::string& kernel) {
+  state_->transact({"bind", path_, fmt::format("{} to {}", matches.to_string(), kernel)},
+                   [&](Graph& graph) { bind_matches(graph, matches, kernel); });
+}
+
+void Schedule::annotate(const std::string& name, const std::string& key, const std::string& value) {
+  const std::string whole = join_path(path_, name);
+  state_->transact({"annotate", path_, fmt::format("'{}': {} = {}", whole, key, value)},
+                   [&](Graph& graph) { annotate_name(graph, *state_->model, whole, key, value); });
+}
+
+std::optional<std::string> Schedule::annotation(const std::string& name,
+                                                const std::string& key) const {
+  const auto& annotations = state_->graph.annotations();
+  const auto notes = annotations.find(join_path(path_, name));
+  if (notes == annotations.end()) return std::nullopt;
+  const auto found = notes->second.find(key);
+  return found == notes->second.end() ? std::nullopt : std::optional(found->second);
+}
+
+void Schedule::print(const std::string& label) {
+  state_->transact({"print", path_, "the module's results"}, [&](Graph& graph) {
+    const std::vector<CallId> calls = detail::live_calls(graph, path_);
+    TENON_CHECK(!calls.empty(), ScheduleError,
+                "module '{}' is not called in the recorded forward pass", path_);
+    std::vector<Subgraph> results;
+    for (CallId call : calls) results.push_back(detail::subgraph_of_call(graph, call));
+    print_matches(graph, {std::move(results), {}}, label);
+  });
+}
+
+void Schedule::print(const Matches& matches, const std::string& label) {
+  state_->transact({"print", path_, matches.to_string()},
+                   [&](Graph& graph) { print_matches(graph, matches, label); });
+}
+
+void Schedule::undo() { undo_last(*state_); }
+
+const Graph& Schedule::graph_before(std::size_t i) const {
+  return i < state_->history.size() ? state_->history[i] : state_->graph;
+}
+
+nn::Module::NamedTensors Schedule::added_parameters() const {
+  std::unordered_set<const TensorImpl*> own;
+  for (const auto& [name, tensor] : state_->model->named_parameters())
+    own.insert(tensor.impl().get());
+  nn::Module::NamedTensors added;
+  for (ValueId id : state_->graph.values()) {
+    const Value& value = state_->graph.value(id);
+    if (value.kind == ValueKind::parameter && !own.contains(value.tensor.impl().get())) {
+      added.emplace_back(value.name, value.tensor);
+    }
+  }
+  return added;
 }
 
 const Graph& Schedule::graph() const { return state_->graph; }

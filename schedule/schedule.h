@@ -11,11 +11,15 @@
 #pragma once
 
 #include <concepts>
+#include <functional>
 #include <iosfwd>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <typeinfo>
 #include <vector>
 
 #include "graph/executor.h"
@@ -51,6 +55,14 @@ struct AppliedPrimitive {
   std::string detail;     // what it was applied to
 };
 
+/// A primitive and what it does, in a line.
+struct PrimitiveInfo {
+  std::string_view name;
+  std::string_view description;
+};
+/// Every primitive, in alphabetical order.
+std::span<const PrimitiveInfo> list_primitives();
+
 /// A handle on one module of a scheduled model; copies refer to the same schedule.
 class Schedule {
  public:
@@ -81,17 +93,53 @@ class Schedule {
   void replace(F function, const Matches& matches, ReplaceOptions options = {}) {
     apply_replace(make_replacement(function, options), matches, options);
   }
+  /// Puts a module in place of this one, wherever it is called.
+  template <class T>
+  void replace(const nn::Child<T>& module, ReplaceOptions options = {}) {
+    apply_replace_module(make_replacement(module, options), options);
+  }
+  /// Replaces every module of class M below by what `make(path, module)` returns; modules that this
+  /// brings in are left alone. Returns how many were replaced.
+  template <class M, class Make>
+  std::size_t replace_all(Make make, ReplaceOptions options = {}) {
+    return apply_replace_all(
+        typeid(M).name(), [](nn::Module& module) { return dynamic_cast<M*>(&module) != nullptr; },
+        [&](const std::string& path, nn::Module& module) {
+          return make_replacement(make(path, dynamic_cast<M&>(module)), options);
+        },
+        options);
+  }
   /// Splits what this module's ops can be split into (a Linear into product and bias).
   void decompose();
   /// How the modules below are seen; see TraceOptions. The recorded computation stays.
   void trace(const TraceOptions& options);
   /// Replaces each match by the one fused op that is registered for that composition.
   void fuse(const Matches& matches, const FuseOptions& options = {});
+  /// Joins Linears of one input into one; default name "FusedLinear".
+  void fuse_parallel(const Matches& matches, const FuseOptions& options = {.name = "FusedLinear"});
+  /// Runs this module, or each match, again in backward instead of keeping what it computes.
+  void checkpoint();
+  void checkpoint(const Matches& matches);
+  /// Chooses the implementation ("cuda.flash_mma", "decomposition") of the matched nodes.
+  void bind(const Matches& matches, const std::string& kernel);
+  /// Notes something on a module ("" for this one), parameter or buffer below.
+  void annotate(const std::string& name, const std::string& key, const std::string& value);
+  /// What was noted, or nothing.
+  std::optional<std::string> annotation(const std::string& name, const std::string& key) const;
+  /// Prints the results of this module, or of the matches, whenever the Graph runs.
+  void print(const std::string& label = "");
+  void print(const Matches& matches, const std::string& label = "");
+  /// Takes the last primitive back; ScheduleError when there is none.
+  void undo();
 
   /// The Graph as it stands, and as it was traced.
   const Graph& graph() const;
   const Graph& original() const;
   const std::vector<AppliedPrimitive>& applied() const;
+  /// The Graph before the i-th applied primitive; for i == applied().size(), as it stands.
+  const Graph& graph_before(std::size_t i) const;
+  /// Parameters that replacements brought as fresh(): by name, beside the model's.
+  nn::Module::NamedTensors added_parameters() const;
   nn::Module& model() const;
   const std::shared_ptr<nn::Module>& shared_model() const;
 
@@ -99,6 +147,11 @@ class Schedule {
   Matches find_pattern(const Pattern& pattern) const;
   void apply_replace(const Replacement& replacement, const Matches& matches,
                      const ReplaceOptions& options);
+  void apply_replace_module(const Replacement& replacement, const ReplaceOptions& options);
+  std::size_t apply_replace_all(
+      const char* mangled_type, const std::function<bool(nn::Module&)>& matches,
+      const std::function<Replacement(const std::string&, nn::Module&)>& make,
+      const ReplaceOptions& options);
   std::shared_ptr<detail::ScheduleState> state_;
   std::string path_;
 };

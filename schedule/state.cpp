@@ -30,6 +30,7 @@ void ScheduleState::transact(AppliedPrimitive primitive,
   } catch (const Error& error) {
     throw ScheduleError(fmt::format("{} refused: {}", where, error.what()));
   }
+  history.push_back(std::move(graph));
   graph = std::move(draft);
   guards.commit();
   applied.push_back(std::move(primitive));
@@ -50,12 +51,68 @@ ModuleTree module_tree(nn::Module& root) {
   return tree;
 }
 
+ModuleTree state_tree(const Schedule& schedule) {
+  ModuleTree tree = module_tree(schedule.model());
+  for (const auto& [name, tensor] : schedule.added_parameters()) {
+    tree.states.push_back({name, ValueKind::parameter, tensor});
+  }
+  return tree;
+}
+
 std::vector<CallId> calls_below(const Graph& graph, const std::string& path) {
   std::vector<CallId> calls;
   for (const ModuleCall& call : graph.calls()) {
     if (is_below(call.path, path)) calls.push_back(call.id);
   }
   return calls;
+}
+
+std::vector<CallId> live_calls(const Graph& graph, const std::string& path) {
+  std::vector<CallId> calls;
+  for (const ModuleCall& call : graph.calls()) {
+    if (call.path == path && !graph.nodes_within(call.id).empty()) calls.push_back(call.id);
+  }
+  return calls;
+}
+
+Subgraph subgraph_of_call(const Graph& graph, CallId id) {
+  const ModuleCall& call = graph.call(id);
+  Subgraph subgraph;
+  subgraph.nodes = graph.nodes_within(id);
+  subgraph.inputs = call.inputs;
+  subgraph.outputs = call.outputs;
+  for (ValueId output : call.outputs) {
+    const NodeId producer = graph.value(output).producer;
+    TENON_CHECK(producer != kNone && graph.is_within(graph.node(producer).call, id), ScheduleError,
+                "module '{}' returns {}, which it did not make", call.path,
+                graph.value_name(output));
+  }
+  for (NodeId node : subgraph.nodes) {
+    subgraph.operands.push_back(graph.node(node).inputs);
+    subgraph.names.emplace_back(graph.call(graph.visible_call(node)).path, graph.node(node).name);
+  }
+  return subgraph;
+}
+
+std::string hooked_module_below(const Graph& graph, const std::string& path) {
+  for (const ModuleCall& call : graph.calls()) {
+    if (call.has_hooks && call.path != path && is_below(call.path, path) &&
+        !graph.nodes_within(call.id).empty()) {
+      return call.path;
+    }
+  }
+  return "";
+}
+
+std::int32_t common_region(const Graph& graph, const std::vector<NodeId>& nodes) {
+  const std::int32_t region = graph.node(nodes.at(0)).region;
+  for (NodeId id : nodes) {
+    TENON_CHECK(
+        graph.node(id).region == region, ScheduleError,
+        "{} and {} are not recomputed together (checkpoint); rewrite first, then checkpoint",
+        graph.full_name(nodes[0]), graph.full_name(id));
+  }
+  return region;
 }
 
 void check_current(const Graph& graph, const Subgraph& match) {

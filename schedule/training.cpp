@@ -20,6 +20,13 @@ struct Target {
   Tensor accumulator = {};  // float32 for 16-bit parameters
 };
 
+/// The model's parameters, then those that the schedule added.
+nn::Module::NamedTensors parameters_of(const Schedule& schedule) {
+  nn::Module::NamedTensors names = schedule.model().named_parameters();
+  for (auto& added : schedule.added_parameters()) names.push_back(std::move(added));
+  return names;
+}
+
 std::vector<Target> targets_of(const Schedule& schedule, const nn::Optimizer* optimizer) {
   std::vector<Target> targets;
   if (optimizer != nullptr) {
@@ -27,7 +34,7 @@ std::vector<Target> targets_of(const Schedule& schedule, const nn::Optimizer* op
       targets.push_back({name, parameter});
     return targets;
   }
-  for (const auto& [name, parameter] : schedule.model().named_parameters()) {
+  for (const auto& [name, parameter] : parameters_of(schedule)) {
     if (parameter.requires_grad()) targets.push_back({name, parameter});
   }
   return targets;
@@ -43,7 +50,7 @@ void check_options(const Schedule& schedule, const TrainingOptions& options,
               "build_training: no parameter of {} requires a gradient",
               schedule.model().type_name());
   std::unordered_map<const TensorImpl*, bool> own;
-  for (const auto& [name, parameter] : schedule.model().named_parameters()) {
+  for (const auto& [name, parameter] : parameters_of(schedule)) {
     own[parameter.impl().get()] = true;
   }
   for (const Target& target : targets) {
@@ -55,7 +62,7 @@ void check_options(const Schedule& schedule, const TrainingOptions& options,
 
 ModuleTree tree_of(const Schedule& schedule, const TrainingOptions& options,
                    const std::vector<Target>& targets) {
-  ModuleTree tree = detail::module_tree(schedule.model());
+  ModuleTree tree = detail::state_tree(schedule);
   if (options.optimizer) {
     for (const auto& [name, tensor] : options.optimizer->state_tensors()) {
       tree.states.push_back({"optimizer." + name, ValueKind::buffer, tensor});

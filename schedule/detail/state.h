@@ -19,6 +19,8 @@ class ScheduleState {
   Graph original;
   Graph graph;
   std::vector<AppliedPrimitive> applied;
+  std::vector<Graph>
+      history;  // before each applied primitive; entries are shared, so this is cheap
 
   /// Runs `rewrite` on a draft of the Graph and adopts it if nothing is thrown, the draft verifies
   /// and no new guard was needed; otherwise the Graph stays as it was and the reason is thrown as a
@@ -29,8 +31,25 @@ class ScheduleState {
 /// The tree that the tracer knows modules and state by.
 ModuleTree module_tree(nn::Module& root);
 
+/// The same, with the parameters that the schedule added.
+ModuleTree state_tree(const Schedule& schedule);
+
 /// The calls of the module at `path`, or below it.
 std::vector<CallId> calls_below(const Graph& graph, const std::string& path);
+
+/// The calls of the module at `path` that still have nodes, in program order.
+std::vector<CallId> live_calls(const Graph& graph, const std::string& path);
+
+/// One module call as a match: its tensors in and out, and all nodes inside. ScheduleError when it
+/// returns a tensor that it did not make.
+Subgraph subgraph_of_call(const Graph& graph, CallId id);
+
+/// The path of a module with a hook strictly inside of the one at `path`, or "".
+std::string hooked_module_below(const Graph& graph, const std::string& path);
+
+/// The recomputation region that all of the nodes are in (kNone: none); ScheduleError when they are
+/// not in the same.
+std::int32_t common_region(const Graph& graph, const std::vector<NodeId>& nodes);
 
 /// Throws ScheduleError unless every node of the match is as it was found.
 void check_current(const Graph& graph, const Subgraph& match);

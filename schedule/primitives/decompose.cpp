@@ -25,6 +25,7 @@ bool decompose_node(Graph& graph, NodeId id) {
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     graph.replace_all_uses(node.outputs[i], builder.value_of(outputs[i], node.op->name));
   }
+  for (NodeId added : builder.added()) graph.set_region(added, node.region);
   graph.erase_node(id);
   graph.rename_apart(builder.added());
   return true;

@@ -1,6 +1,7 @@
 #include "schedule/primitives/fuse.h"
 
 #include <algorithm>
+#include <set>
 
 #include "schedule/detail/state.h"
 #include "tensor/detail/check.h"
@@ -14,20 +15,41 @@ struct FusedMatch {
   Subgraph match;
 };
 
-/// The fused op that decomposes into exactly the nodes of `match`, and how it is bound to them.
-std::optional<FusedMatch> find_fused_op(const Graph& graph, const Subgraph& match) {
+/// Every fused op that decomposes into nodes of `match`, and how it is bound to them.
+std::vector<FusedMatch> fused_ops_within(const Graph& graph, const Subgraph& match) {
   const std::string& path = graph.call(graph.visible_call(match.nodes[0])).path;
+  const std::set<NodeId> nodes(match.nodes.begin(), match.nodes.end());
+  std::vector<FusedMatch> within;
   for (const Op* op : all_ops()) {
     if (op->decompose == nullptr || op->pattern_attrs == nullptr) continue;
     for (const Attrs& attrs : op->pattern_attrs()) {
-      for (const Subgraph& found : find_matches(graph, pattern_of_decomposition(*op, attrs), path)) {
-        if (found.nodes == match.nodes && found.outputs == match.outputs) {
-          return FusedMatch{op, attrs, found};
-        }
+      for (const Subgraph& found :
+           find_matches(graph, pattern_of_decomposition(*op, attrs), path)) {
+        const bool inside = std::all_of(found.nodes.begin(), found.nodes.end(),
+                                        [&](NodeId id) { return nodes.contains(id); });
+        if (inside) within.push_back({op, attrs, found});
       }
     }
   }
-  return std::nullopt;
+  return within;
+}
+
+/// The first node that no fused op covers even in part, which is where the composition has no kernel.
+std::string node_without_kernel(const Graph& graph, const Subgraph& match,
+                                const std::vector<FusedMatch>& within) {
+  for (NodeId id : match.nodes) {
+    const bool covered = std::any_of(within.begin(), within.end(), [&](const FusedMatch& fused) {
+      const auto& nodes = fused.match.nodes;
+      return std::find(nodes.begin(), nodes.end(), id) != nodes.end();
+    });
+    if (!covered) {
+      return fmt::format("{} ({}) is in no fused kernel", graph.full_name(id),
+                         graph.node(id).op->name);
+    }
+  }
+  std::string parts;
+  for (const FusedMatch& fused : within) parts += (parts.empty() ? "" : ", ") + fused.op->name;
+  return "parts of it are " + parts;
 }
 
 /// The wildcard attributes of the op with every capture put in.
@@ -50,10 +72,15 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
   for (NodeId id : match.nodes) nodes += (nodes.empty() ? "" : ", ") + graph.full_name(id);
   TENON_CHECK(match.nodes.size() > 1, ScheduleError, "nothing to fuse: the match is {} alone",
               nodes);
-  const auto fused = find_fused_op(graph, match);
-  TENON_CHECK(fused.has_value(), ScheduleError,
-              "no fused op is registered for the composition of {}", nodes);
+  const std::vector<FusedMatch> within = fused_ops_within(graph, match);
+  const auto fused = std::find_if(within.begin(), within.end(), [&](const FusedMatch& candidate) {
+    return candidate.match.nodes == match.nodes && candidate.match.outputs == match.outputs;
+  });
+  TENON_CHECK(fused != within.end(), ScheduleError,
+              "no fused op is registered for the composition of {}: {}", nodes,
+              node_without_kernel(graph, match, within));
 
+  const std::int32_t region = detail::common_region(graph, match.nodes);
   const CallId parent = detail::common_call(graph, match);
   ModuleCall call;
   call.parent = parent;
@@ -67,6 +94,7 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
   const NodeId node = graph.add_node(*fused->op, fused->match.inputs, attrs, id,
                                      detail::position_after(graph, fused->match.inputs));
   graph.rename(node, graph.call(id).name());
+  graph.set_region(node, region);
   const ValueId output = graph.node(node).outputs.at(0);
   graph.mutable_call(id).outputs = {output};
   detail::check_same_spec(graph, match.outputs[0], output, fused->op->name);

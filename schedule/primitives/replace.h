@@ -11,9 +11,13 @@
 //     x ┼▶ [k ops] ─▶ k                    =>   x ─▶ (replacement) ─▶ k
 //       └▶ [v ops] ─▶ v                                 └▶ v
 //
-// Tensors are bound by pattern parameter. Parameters of a replacing module come from the matched
-// ones (concatenated along axis 0 in match order), so the model's names and values stay. Dropout
-// sites are carried over.
+// A whole module, at every place where it is called:
+//
+//     x ─▶ ffn: [linear ─▶ gelu ─▶ linear] ─▶ y    =>    x ─▶ ffn: (replacement) ─▶ y
+//
+// Tensors are bound by pattern parameter. Parameters of a replacing module come from the replaced ones
+// (schedule/weight_map.h; by default those of the same names, or concatenated along axis 0 in match
+// order), so the model's names and values stay. Dropout sites are carried over.
 #pragma once
 
 #include "graph/graph.h"
@@ -25,5 +29,10 @@ namespace tenon {
 /// Rewrites `graph`; ScheduleError with the reason where the result could differ.
 void replace_matches(Graph& graph, const Replacement& replacement, const Matches& matches,
                      const ReplaceOptions& options);
+
+/// The same for every call of the module at `path`, which is `old`; its hooks stay around the new one.
+/// ScheduleError when the module takes or returns other tensors, or one inside of it has a hook.
+void replace_module(Graph& graph, nn::Module& old, const std::string& path,
+                    const Replacement& replacement, const ReplaceOptions& options);
 
 }  // namespace tenon

@@ -280,21 +280,25 @@ TEST_F(Primitives, ExplicitWeightMap) {
   const Matches qkv = sch.find(test::qkv_pattern(kHeads));
   expect_refused(sch, "parameter 'w' of Renamed has no source",
                  [&] { sch.replace(nn::make<Renamed>(), qkv); });
-  expect_refused(sch, "weights: the model uses no parameter 'x_proj.weight' (a source of 'w')",
-                 [&] {
-                   sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"w", {"x_proj.weight"}}}});
-                 });
+  expect_refused(
+      sch,
+      "weights: the replaced nodes read no parameter 'x_proj.weight' (a source of 'w' of "
+      "Renamed), and the model has none of that whole name; they read "
+      "self_attn.q_proj.weight, self_attn.q_proj.bias,",
+      [&] {
+        sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"w", "x_proj.weight"}}});
+      });
   expect_refused(sch, "weights: Renamed has no parameter 'u'", [&] {
-    sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"u", {"q_proj.weight"}}}});
+    sch.replace(nn::make<Renamed>(), qkv, {.weights = {{"u", "q_proj.weight"}}});
   });
   expect_refused(
       sch, "parameter 'w' of Renamed is float32(48, 16); its sources make float32(32, 16)", [&] {
         sch.replace(nn::make<Renamed>(), qkv,
-                    {.weights = {{"w", {"q_proj.weight", "k_proj.weight"}}}});
+                    {.weights = {{"w", cat("q_proj.weight", "k_proj.weight")}}});
       });
   sch.replace(nn::make<Renamed>(), qkv,
-              {.weights = {{"w", {"q_proj.weight", "k_proj.weight", "v_proj.weight"}},
-                           {"b", {"q_proj.bias", "k_proj.bias", "v_proj.bias"}}}});
+              {.weights = {{"w", cat("q_proj.weight", "k_proj.weight", "v_proj.weight")},
+                           {"b", cat("q_proj.bias", "k_proj.bias", "v_proj.bias")}}});
   EXPECT_TRUE(verify(sch).ok());
 }
 

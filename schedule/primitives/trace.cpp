@@ -1,4 +1,4 @@
-#include "schedule/primitives/flatten.h"
+#include "schedule/primitives/trace.h"
 
 #include <algorithm>
 

@@ -1,0 +1,120 @@
+#include "schedule/detail/rewrite.h"
+
+#include <algorithm>
+
+#include "schedule/detail/state.h"
+#include "tensor/detail/check.h"
+
+namespace tenon::detail {
+namespace {
+
+std::vector<NodeId> matched_nodes(const Branches& branches) {
+  std::vector<NodeId> nodes;
+  for (const Subgraph* branch : branches) {
+    nodes.insert(nodes.end(), branch->nodes.begin(), branch->nodes.end());
+  }
+  return nodes;
+}
+
+std::vector<ValueId> results_of(const Branches& branches) {
+  std::vector<ValueId> results;
+  for (const Subgraph* branch : branches) {
+    results.insert(results.end(), branch->outputs.begin(), branch->outputs.end());
+  }
+  return results;
+}
+
+/// The innermost call that all branches are seen in.
+CallId enclosing_call(const Graph& graph, const Branches& branches) {
+  CallId parent = common_call(graph, *branches[0]);
+  for (const Subgraph* branch : branches) {
+    const CallId call = common_call(graph, *branch);
+    while (!graph.is_within(call, parent)) parent = graph.call(parent).parent;
+  }
+  return parent;
+}
+
+/// The i-th mask of the replacement is the i-th mask of what it replaces.
+void carry_sites(Graph& graph, const std::vector<AttrValue>& old_sites,
+                 const std::vector<NodeId>& added, const std::string& replacement) {
+  std::vector<NodeId> drawing;
+  for (NodeId id : added) {
+    if (!active_sites(graph, {id}).empty()) drawing.push_back(id);
+  }
+  TENON_CHECK(drawing.size() == old_sites.size(), ScheduleError,
+              "the matched nodes drop at {} place{} in training, {} at {}; the results would "
+              "differ",
+              old_sites.size(), old_sites.size() == 1 ? "" : "s", replacement, drawing.size());
+  for (std::size_t i = 0; i < drawing.size(); ++i) {
+    graph.set_attribute(drawing[i], graph.node(drawing[i]).attrs.find("site"), old_sites[i]);
+  }
+}
+
+}  // namespace
+
+ModuleTree tree_like(nn::Module& module, const TensorSpec& spec) {
+  ModuleTree tree = module_tree(module);
+  for (ModuleTree::State& state : tree.states) {
+    const bool requires_grad = state.tensor.requires_grad();
+    state.held = state.tensor;
+    if (is_floating(state.held.dtype()) && is_floating(spec.dtype)) {
+      state.held = state.held.to(spec.dtype);
+    }
+    state.held = state.held.to(spec.device);
+    if (requires_grad && !state.held.requires_grad()) state.held = state.held.detach();
+    state.held.requires_grad_(requires_grad);
+  }
+  return tree;
+}
+
+std::vector<ValueId> Rewrite::run() {
+  const std::vector<NodeId> matched = matched_nodes(branches);
+  const std::int32_t region = common_region(graph, matched);
+  const std::vector<AttrValue> old_sites = active_sites(graph, matched);
+  const std::unordered_set<ValueId> known = value_set(graph);
+  const std::vector<ValueId>& inputs = branches[0]->inputs;
+  const std::size_t position = position_after(graph, inputs);
+  const CallId parent =
+      replaced_call != kNone ? graph.call(replaced_call).parent : enclosing_call(graph, branches);
+  GraphBuilder builder(graph, position, parent == kNone ? 0 : parent);
+  const auto own_call = static_cast<CallId>(graph.calls().size());
+  std::string state_prefix;
+  if (replacement.module) {
+    state_prefix =
+        graph.unique_call_path(parent == kNone ? "" : graph.call(parent).path, replacement.name);
+    const std::string path = replaced_call != kNone ? graph.call(replaced_call).path : state_prefix;
+    const TensorSpec like = inputs.empty() ? TensorSpec{} : graph.value(inputs[0]).spec;
+    ModuleTree tree = tree_like(*replacement.module, like);
+    ModuleTree states;
+    states.states.swap(tree.states);
+    builder.add_tree(tree, path);
+    builder.add_tree(states, state_prefix);
+  }
+  std::vector<Tensor> operands;
+  for (ValueId id : inputs) operands.push_back(builder.tensor(id));
+  std::vector<Tensor> outputs;
+  {
+    const InterpreterGuard guard(builder);
+    outputs = replacement.call(operands);
+  }
+  const std::vector<ValueId> old = results_of(branches);
+  TENON_CHECK(outputs.size() == old.size(), ScheduleError, "{} returned {} tensors; needed {}",
+              replacement.name, outputs.size(), old.size());
+  std::vector<ValueId> results;
+  for (const Tensor& output : outputs) results.push_back(builder.value_of(output, "return"));
+  if (replacement.module) {
+    map_weights(graph,
+                {replacement, weights, branches, known, state_prefix, replaced_call != kNone,
+                 replaced_call != kNone ? graph.call(replaced_call).path : "", own_call, position});
+  }
+  carry_sites(graph, old_sites, builder.added(), replacement.name);
+  for (NodeId id : builder.added()) graph.set_region(id, region);
+  for (std::size_t i = 0; i < old.size(); ++i) {
+    check_same_spec(graph, old[i], results[i], replacement.name);
+    graph.replace_all_uses(old[i], results[i]);
+  }
+  graph.eliminate_dead_code();
+  return results;
+}
+
+}  // namespace tenon::detail

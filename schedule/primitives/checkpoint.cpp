@@ -1,0 +1,36 @@
+#include "schedule/primitives/checkpoint.h"
+
+#include "schedule/detail/state.h"
+#include "tensor/detail/check.h"
+
+namespace tenon {
+namespace {
+
+void mark_region(Graph& graph, const std::vector<NodeId>& nodes) {
+  const std::int32_t region = graph.unused_region();
+  for (NodeId id : nodes) {
+    TENON_CHECK(graph.node(id).region == kNone, ScheduleError,
+                "{} is recomputed already: checkpoints do not nest or overlap",
+                graph.full_name(id));
+    if (!graph.node(id).op->has(Trait::effect)) graph.set_region(id, region);
+  }
+}
+
+}  // namespace
+
+void checkpoint_module(Graph& graph, const std::string& path) {
+  const std::vector<CallId> calls = detail::live_calls(graph, path);
+  TENON_CHECK(!calls.empty(), ScheduleError,
+              "module '{}' is not called in the recorded forward pass", path);
+  for (CallId id : calls) mark_region(graph, graph.nodes_within(id));
+}
+
+void checkpoint_matches(Graph& graph, const Matches& matches) {
+  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  for (const Subgraph& match : matches) {
+    detail::check_current(graph, match);
+    mark_region(graph, match.nodes);
+  }
+}
+
+}  // namespace tenon

@@ -1,0 +1,25 @@
+#include "schedule/primitives/print.h"
+
+#include "schedule/detail/state.h"
+#include "tensor/detail/check.h"
+#include "tensor/ops/attributes.h"
+
+namespace tenon {
+
+void print_matches(Graph& graph, const Matches& matches, const std::string& label) {
+  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  for (const Subgraph& match : matches) {
+    detail::check_current(graph, match);
+    for (ValueId value : match.outputs) {
+      const NodeId producer = graph.value(value).producer;
+      const CallId call = producer == kNone ? 0 : graph.visible_call(producer);
+      const std::string text = label.empty() ? graph.value_name(value)
+                                             : fmt::format("{} {}", label, graph.value_name(value));
+      const NodeId node = graph.add_node(get_op("print"), {value}, PrintAttrs{text}, call,
+                                         detail::position_after(graph, {value}));
+      graph.rename(node, "print");
+    }
+  }
+}
+
+}  // namespace tenon

@@ -1,0 +1,16 @@
+#include "schedule/primitives/undo.h"
+
+#include "schedule/detail/state.h"
+#include "tensor/detail/check.h"
+
+namespace tenon {
+
+void undo_last(detail::ScheduleState& state) {
+  TENON_CHECK(!state.applied.empty(), ScheduleError,
+              "undo: nothing to undo, no primitive was applied");
+  state.graph = std::move(state.history.back());
+  state.history.pop_back();
+  state.applied.pop_back();
+}
+
+}  // namespace tenon
