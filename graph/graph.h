@@ -162,6 +162,8 @@ class Graph {
   Graph without_nodes() const;
   /// Names a node `base`, or `base_<n>` where that is taken among the nodes seen with it.
   void rename(NodeId id, const std::string& base);
+  /// Names a node exactly so; the verifier reports a name that is taken.
+  void set_name(NodeId id, std::string name) { mutable_node(id).name = std::move(name); }
   /// Makes the names of nodes that are now seen together unique, in the given order.
   void rename_apart(const std::vector<NodeId>& ids);
   /// Replaces one attribute field of a node; the field must not affect its outputs' specs.

@@ -226,6 +226,10 @@ void Schedule::print(const Matches& matches, const std::string& label) {
                    [&](Graph& graph) { print_matches(graph, matches, label); });
 }
 
+void Schedule::apply_edit(const AppliedPrimitive& step, const std::function<void(Graph&)>& edit) {
+  state_->transact(step, edit);
+}
+
 void Schedule::undo() { undo_last(*state_); }
 
 const Graph& Schedule::graph_before(std::size_t i) const {

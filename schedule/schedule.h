@@ -129,6 +129,8 @@ class Schedule {
   /// Prints the results of this module, or of the matches, whenever the Graph runs.
   void print(const std::string& label = "");
   void print(const Matches& matches, const std::string& label = "");
+  /// Applies what a saved step did: a transaction like any primitive. See schedule/schedule_json.h.
+  void apply_edit(const AppliedPrimitive& step, const std::function<void(Graph&)>& edit);
   /// Takes the last primitive back; ScheduleError when there is none.
   void undo();
 
