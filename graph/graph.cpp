@@ -1,11 +1,39 @@
 #include "graph/graph.h"
 
 #include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <limits>
+#include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "tensor/detail/check.h"
 
 namespace tenon {
+namespace {
+
+std::size_t index(std::int32_t id) { return static_cast<std::size_t>(id); }
+
+/// Entries are shared between copies of a Graph; one that is about to change is copied first.
+template <class T>
+T& own(std::shared_ptr<T>& entry) {
+  if (entry.use_count() > 1) {
+    entry = std::make_shared<T>(*entry);
+  } else {
+    // What another thread read through its copy, now gone, comes before the change.
+    std::atomic_thread_fence(std::memory_order_acquire);
+  }
+  return *entry;
+}
+
+template <class T>
+bool same_entry(const std::vector<std::shared_ptr<T>>& a, const std::vector<std::shared_ptr<T>>& b,
+                std::int32_t id) {
+  return index(id) < a.size() && index(id) < b.size() && a[index(id)] == b[index(id)];
+}
+
+}  // namespace
 
 bool draws_mask(const Node& node) {
   if (!node.op->has(Trait::random) || node.attrs.find("site") == node.attrs.size()) return false;
@@ -18,20 +46,21 @@ bool draws_mask(const Node& node) {
 Graph::Graph() : guards_(std::make_shared<GuardList>()) {}
 
 bool Graph::has_node(NodeId id) const {
-  return id >= 0 && static_cast<std::size_t>(id) < nodes_.size() &&
-         nodes_[static_cast<std::size_t>(id)] != nullptr;
+  return id >= 0 && index(id) < nodes_.size() && nodes_[index(id)] != nullptr;
+}
+
+bool Graph::has_value(ValueId id) const {
+  return id >= 0 && index(id) < values_.size() && values_[index(id)] != nullptr;
 }
 
 const Node& Graph::node(NodeId id) const {
   TENON_INTERNAL(has_node(id), "node {} does not exist", id);
-  return *nodes_[static_cast<std::size_t>(id)];
+  return *nodes_[index(id)];
 }
 
 const Value& Graph::value(ValueId id) const {
-  TENON_INTERNAL(id >= 0 && static_cast<std::size_t>(id) < values_.size() &&
-                     values_[static_cast<std::size_t>(id)],
-                 "value {} does not exist", id);
-  return *values_[static_cast<std::size_t>(id)];
+  TENON_INTERNAL(has_value(id), "value {} does not exist", id);
+  return *values_[index(id)];
 }
 
 std::vector<ValueId> Graph::values() const {
@@ -42,25 +71,32 @@ std::vector<ValueId> Graph::values() const {
   return ids;
 }
 
-// Entries are shared between copies of a Graph; one that is about to change is copied first.
 Node& Graph::mutable_node(NodeId id) {
-  auto copy = std::make_shared<Node>(node(id));
-  Node& result = *copy;
-  nodes_[static_cast<std::size_t>(id)] = std::move(copy);
-  return result;
+  TENON_INTERNAL(has_node(id), "node {} does not exist", id);
+  return own(nodes_[index(id)]);
 }
 
 Value& Graph::mutable_value(ValueId id) {
-  auto copy = std::make_shared<Value>(value(id));
-  Value& result = *copy;
-  values_[static_cast<std::size_t>(id)] = std::move(copy);
-  return result;
+  TENON_INTERNAL(has_value(id), "value {} does not exist", id);
+  return own(values_[index(id)]);
+}
+
+bool Graph::shares_node(const Graph& other, NodeId id) const {
+  return same_entry(nodes_, other.nodes_, id);
+}
+
+bool Graph::shares_value(const Graph& other, ValueId id) const {
+  return same_entry(values_, other.values_, id);
 }
 
 std::size_t Graph::position(NodeId id) const {
-  const auto found = std::find(order_.begin(), order_.end(), id);
-  TENON_INTERNAL(found != order_.end(), "node {} is not in the order", id);
-  return static_cast<std::size_t>(found - order_.begin());
+  TENON_INTERNAL(has_node(id), "node {} does not exist", id);
+  return position_[index(id)];
+}
+
+void Graph::renumber(std::size_t first) {
+  position_.resize(nodes_.size());
+  for (std::size_t i = first; i < order_.size(); ++i) position_[index(order_[i])] = i;
 }
 
 bool Graph::is_within(CallId id, CallId ancestor) const {
@@ -70,21 +106,27 @@ bool Graph::is_within(CallId id, CallId ancestor) const {
   return false;
 }
 
+void Graph::collect_nodes(CallId id, int depth, std::vector<NodeId>& found) const {
+  for (NodeId n = first_node_[index(id)]; n != kNone; n = next_node_[index(n)]) found.push_back(n);
+  if (depth == 0) return;
+  for (CallId c = first_child_[index(id)]; c != kNone; c = next_sibling_[index(c)]) {
+    collect_nodes(c, depth - 1, found);
+  }
+}
+
 std::vector<NodeId> Graph::nodes_within(CallId id) const {
   std::vector<NodeId> found;
-  for (NodeId node_id : order_) {
-    if (is_within(node(node_id).call, id)) found.push_back(node_id);
-  }
+  collect_nodes(id, std::numeric_limits<int>::max(), found);
+  std::sort(found.begin(), found.end(),
+            [&](NodeId a, NodeId b) { return position_[index(a)] < position_[index(b)]; });
   return found;
 }
 
 CallId Graph::visible_call(NodeId id) const {
   CallId visible = node(id).call;
   const ModuleCall& innermost = call(visible);
-  if (innermost.leaf && innermost.parent != kNone &&
-      nodes_per_call_[static_cast<std::size_t>(visible)] == 1) {
-    visible = innermost.parent;
-  }
+  const bool only = first_node_[index(visible)] == id && next_node_[index(id)] == kNone;
+  if (innermost.leaf && innermost.parent != kNone && only) visible = innermost.parent;
   for (CallId c = visible; c != kNone && !call(c).closed; c = call(c).parent) {
     if (call(c).flattened) visible = c;
   }
@@ -106,7 +148,7 @@ std::string Graph::value_name(ValueId id) const {
 
 ValueId Graph::add_value(Value value) {
   value.id = static_cast<ValueId>(values_.size());
-  values_.push_back(std::make_shared<const Value>(std::move(value)));
+  values_.push_back(std::make_shared<Value>(std::move(value)));
   return values_.back()->id;
 }
 
@@ -130,22 +172,38 @@ ValueId Graph::add_state(ValueKind kind, std::string name, Tensor tensor) {
 
 CallId Graph::add_call(ModuleCall call) {
   call.id = static_cast<CallId>(calls_.size());
+  first_node_.push_back(kNone);
+  first_child_.push_back(kNone);
+  next_sibling_.push_back(kNone);
+  if (call.parent != kNone) {
+    next_sibling_.back() = std::exchange(first_child_.at(index(call.parent)), call.id);
+  }
   calls_.push_back(std::move(call));
-  nodes_per_call_.push_back(0);
   return calls_.back().id;
 }
 
 std::string Graph::unique_name(const std::string& base, CallId visible, NodeId except) const {
-  std::unordered_set<std::string> taken;
-  for (NodeId id : order_) {
-    const std::string& name = node(id).name;  // only these can collide; asking who sees one is slow
-    if (id != except && name.starts_with(base) && visible_call(id) == visible) taken.insert(name);
+  // Unless it is flattened, a call sees its own nodes and those of leaves just below.
+  std::vector<NodeId> candidates;
+  collect_nodes(visible, call(visible).flattened ? std::numeric_limits<int>::max() : 1, candidates);
+  bool taken = false;
+  std::vector<int> numbers;  // n of every base_<n>
+  for (NodeId id : candidates) {
+    const std::string_view name = node(id).name;
+    if (id == except || !name.starts_with(base) || visible_call(id) != visible) continue;
+    taken |= name.size() == base.size();
+    if (name.size() < base.size() + 2 || name[base.size()] != '_') continue;
+    int number = 0;
+    const char* const first = name.data() + base.size() + 1;
+    const char* const last = name.data() + name.size();
+    const auto [end, error] = std::from_chars(first, last, number);
+    if (error == std::errc() && end == last && *first != '0') numbers.push_back(number);
   }
-  if (!taken.contains(base)) return base;
-  for (int i = 1;; ++i) {
-    std::string name = fmt::format("{}_{}", base, i);
-    if (!taken.contains(name)) return name;
-  }
+  if (!taken) return base;
+  std::sort(numbers.begin(), numbers.end());
+  int next = 1;
+  for (int number : numbers) next += number == next ? 1 : 0;
+  return fmt::format("{}_{}", base, next);
 }
 
 NodeId Graph::add_node(const Op& op, std::vector<ValueId> inputs, Attrs attrs, CallId call,
@@ -173,10 +231,11 @@ NodeId Graph::add_node(const Op& op, std::vector<ValueId> inputs, Attrs attrs, C
     }
   }
   const NodeId id = node.id;
-  ++nodes_per_call_.at(static_cast<std::size_t>(call));
-  nodes_.push_back(std::make_shared<const Node>(std::move(node)));
-  order_.insert(order_.begin() + static_cast<std::ptrdiff_t>(std::min(position, order_.size())),
-                id);
+  next_node_.push_back(std::exchange(first_node_.at(index(call)), id));
+  nodes_.push_back(std::make_shared<Node>(std::move(node)));
+  position = std::min(position, order_.size());
+  order_.insert(order_.begin() + static_cast<std::ptrdiff_t>(position), id);
+  renumber(position);
   return id;
 }
 
@@ -185,12 +244,30 @@ void Graph::rename(NodeId id, const std::string& base) {
 }
 
 void Graph::rename_apart(const std::vector<NodeId>& ids) {
-  std::vector<std::string> bases;
+  struct Names {
+    std::unordered_set<std::string> taken;
+    std::unordered_map<std::string, int> last;  // number given to a base
+  };
+  std::unordered_map<CallId, Names> names;  // by the call that sees them
+  std::vector<bool> renamed(nodes_.size());
   for (NodeId id : ids) {
-    bases.push_back(node(id).name);
-    mutable_node(id).name.clear();
+    names.try_emplace(visible_call(id));
+    renamed[index(id)] = true;
   }
-  for (std::size_t i = 0; i < ids.size(); ++i) rename(ids[i], bases[i]);
+  for (NodeId id : order_) {
+    if (renamed[index(id)]) continue;
+    const auto seen = names.find(visible_call(id));
+    if (seen != names.end()) seen->second.taken.insert(node(id).name);
+  }
+  for (NodeId id : ids) {
+    Names& seen = names.at(visible_call(id));
+    const std::string base = node(id).name;
+    std::string name = base;
+    for (int& last = seen.last[base]; !seen.taken.insert(name).second;) {
+      name = fmt::format("{}_{}", base, ++last);
+    }
+    if (name != base) mutable_node(id).name = std::move(name);
+  }
 }
 
 std::int32_t Graph::unused_region() const {
@@ -273,46 +350,58 @@ void Graph::replace_all_uses(ValueId from, ValueId to) {
 }
 
 void Graph::erase_node(NodeId id) {
-  const Node erased = node(id);
-  for (ValueId output : erased.outputs) {
+  for (ValueId output : node(id).outputs) {
     TENON_CHECK(value(output).uses.empty() && !is_output(output), GraphError,
                 "node {} cannot be erased: its result is used", full_name(id));
   }
-  for (std::size_t i = 0; i < erased.inputs.size(); ++i) {
-    if (erased.inputs[i] == kNone) continue;
-    std::erase(mutable_value(erased.inputs[i]).uses, Use{id, static_cast<int>(i)});
+  drop_node(id);
+  remove_dropped();
+}
+
+void Graph::drop_node(NodeId id) {
+  const std::shared_ptr<const Node> dropped = std::exchange(nodes_[index(id)], nullptr);
+  for (std::size_t i = 0; i < dropped->inputs.size(); ++i) {
+    if (dropped->inputs[i] == kNone) continue;
+    std::erase(mutable_value(dropped->inputs[i]).uses, Use{id, static_cast<int>(i)});
   }
+  for (ValueId output : dropped->outputs) values_[index(output)] = nullptr;
+  NodeId* link = &first_node_[index(dropped->call)];
+  while (*link != id) link = &next_node_[index(*link)];
+  *link = next_node_[index(id)];
+}
+
+void Graph::remove_dropped() {
+  std::erase_if(order_, [&](NodeId id) { return !nodes_[index(id)]; });
+  renumber(0);
   for (ModuleCall& call : calls_) {
-    for (ValueId output : erased.outputs) {
-      std::erase(call.inputs, output);
-      std::erase(call.outputs, output);
-    }
+    std::erase_if(call.inputs, [&](ValueId id) { return id != kNone && !has_value(id); });
+    std::erase_if(call.outputs, [&](ValueId id) { return id != kNone && !has_value(id); });
   }
-  for (ValueId output : erased.outputs) values_[static_cast<std::size_t>(output)] = nullptr;
-  nodes_[static_cast<std::size_t>(id)] = nullptr;
-  --nodes_per_call_[static_cast<std::size_t>(erased.call)];
-  std::erase(order_, id);
 }
 
 void Graph::eliminate_dead_code() {
-  const std::vector<NodeId> order = order_;
-  for (auto id = order.rbegin(); id != order.rend(); ++id) {
-    const Node& candidate = node(*id);
-    const bool dead = std::all_of(
-        candidate.outputs.begin(), candidate.outputs.end(),
-        [&](ValueId output) { return value(output).uses.empty() && !is_output(output); });
-    if (dead) erase_node(*id);
+  std::vector<bool> needed(values_.size());
+  for (ValueId id : outputs_) needed[index(id)] = true;
+  for (const StateWrite& write : writes_) {
+    needed[index(write.state)] = true;
+    needed[index(write.value)] = true;
   }
-  for (ValueId id : values()) {
-    const Value& v = value(id);
-    const bool state = v.kind != ValueKind::input && v.kind != ValueKind::result;
-    if (!state || !v.uses.empty() || is_output(id)) continue;
-    for (ModuleCall& call : calls_) {
-      std::erase(call.inputs, id);
-      std::erase(call.outputs, id);
-    }
-    values_[static_cast<std::size_t>(id)] = nullptr;
+  const auto unneeded = [&](ValueId id) { return !needed[index(id)] && value(id).uses.empty(); };
+  bool dropped = false;
+  for (std::size_t i = order_.size(); i-- > 0;) {
+    const Node& candidate = node(order_[i]);
+    if (candidate.op->has(Trait::effect)) continue;
+    if (!std::all_of(candidate.outputs.begin(), candidate.outputs.end(), unneeded)) continue;
+    drop_node(candidate.id);
+    dropped = true;
   }
+  for (auto& entry : values_) {
+    if (!entry || entry->kind == ValueKind::input || entry->kind == ValueKind::result) continue;
+    if (!unneeded(entry->id)) continue;
+    entry = nullptr;
+    dropped = true;
+  }
+  if (dropped) remove_dropped();
 }
 
 }  // namespace tenon

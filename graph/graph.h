@@ -102,6 +102,7 @@ class Graph {
   /// Node ids in program order: every operand is defined before its use.
   const std::vector<NodeId>& order() const { return order_; }
   bool has_node(NodeId id) const;
+  bool has_value(ValueId id) const;
   const Node& node(NodeId id) const;
   const Value& value(ValueId id) const;
   /// Ids of the values that still exist.
@@ -114,6 +115,9 @@ class Graph {
   const ModuleCall& call(CallId id) const { return calls_.at(static_cast<std::size_t>(id)); }
   /// The node's place in order().
   std::size_t position(NodeId id) const;
+  /// Whether this entry is the very one of `other`, a copy of this Graph or its origin.
+  bool shares_node(const Graph& other, NodeId id) const;
+  bool shares_value(const Graph& other, ValueId id) const;
   const std::shared_ptr<GuardList>& guards() const { return guards_; }
 
   /// The call whose nodes patterns and listings see this node among: the innermost one, except that
@@ -177,7 +181,7 @@ class Graph {
   void replace_all_uses(ValueId from, ValueId to);
   /// Removes a node none of whose outputs is used; GraphError otherwise.
   void erase_node(NodeId id);
-  /// Removes nodes and state that no output depends on.
+  /// Removes nodes and state that no output and no effect depends on.
   void eliminate_dead_code();
 
  private:
@@ -186,18 +190,31 @@ class Graph {
   Value& mutable_value(ValueId id);
   ValueId add_value(Value value);
   std::string unique_name(const std::string& base, CallId visible, NodeId except) const;
+  /// Every node of call `id` and, to that depth, of the calls inside it; in no order.
+  void collect_nodes(CallId id, int depth, std::vector<NodeId>& found) const;
   /// Returned or written by a run.
   bool is_output(ValueId id) const;
+  /// Takes out a node and its results; remove_dropped() then takes them from the lists.
+  void drop_node(NodeId id);
+  void remove_dropped();
+  /// Sets position_ from the order, from this place on.
+  void renumber(std::size_t first);
 
   // Indexed by id; null once erased. Copies of a Graph copy the entries they change.
-  std::vector<std::shared_ptr<const Node>> nodes_;
-  std::vector<std::shared_ptr<const Value>> values_;
+  std::vector<std::shared_ptr<Node>> nodes_;
+  std::vector<std::shared_ptr<Value>> values_;
   std::vector<NodeId> order_;
+  std::vector<std::size_t> position_;  // by node
   std::vector<ValueId> inputs_;
   std::vector<ValueId> outputs_;
   std::vector<StateWrite> writes_;
   std::vector<ModuleCall> calls_;
-  std::vector<int> nodes_per_call_;  // nodes whose innermost call this is
+  // Lists without a memory block each, so that a Graph is copied fast: a call's nodes (those whose
+  // innermost call it is) and its child calls, chained by id.
+  std::vector<NodeId> first_node_;  // by call
+  std::vector<NodeId> next_node_;   // by node
+  std::vector<CallId> first_child_;
+  std::vector<CallId> next_sibling_;
   std::shared_ptr<GuardList> guards_;
   Annotations annotations_;
 };
