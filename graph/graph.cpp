@@ -35,12 +35,16 @@ bool same_entry(const std::vector<std::shared_ptr<T>>& a, const std::vector<std:
 
 }  // namespace
 
-bool draws_mask(const Node& node) {
-  if (!node.op->has(Trait::random) || node.attrs.find("site") == node.attrs.size()) return false;
-  if (node.op->identity && node.op->identity(node.attrs, true)) return false;
-  // A fused op whose probability is 0 draws nothing either, though it is no identity.
+std::optional<Mask> mask_of(const Node& node) {
+  if (!node.op->has(Trait::random)) return std::nullopt;
+  const std::size_t site = node.attrs.find("site");
+  if (site == node.attrs.size()) return std::nullopt;
+  if (node.op->identity && node.op->identity(node.attrs, true)) return std::nullopt;
   const std::size_t p = std::min(node.attrs.find("p"), node.attrs.find("dropout_p"));
-  return p == node.attrs.size() || !equal(node.attrs.value(p), 0.0);
+  const double probability = p < node.attrs.size() ? std::get<double>(node.attrs.value(p)) : 1;
+  // A fused op whose probability is 0 draws nothing either, though it is no identity.
+  if (probability == 0) return std::nullopt;
+  return Mask{std::get<std::int64_t>(node.attrs.value(site)), probability};
 }
 
 Graph::Graph() : guards_(std::make_shared<GuardList>()) {}
@@ -142,7 +146,7 @@ std::string Graph::value_name(ValueId id) const {
   const Value& v = value(id);
   if (v.kind != ValueKind::result) return "%" + v.name;
   const Node& producer = node(v.producer);
-  const std::string name = "%" + full_name(v.producer);
+  const std::string name = fmt::format("%{}", full_name(v.producer));
   return producer.outputs.size() == 1 ? name : fmt::format("{}:{}", name, v.output_index);
 }
 

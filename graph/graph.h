@@ -9,6 +9,7 @@
 #include <iosfwd>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -73,8 +74,14 @@ struct StateWrite {
   ValueId value = kNone;
 };
 
-/// Whether the node draws a dropout mask in training: a random op whose probability is not 0.
-bool draws_mask(const Node& node);
+/// The dropout mask that a random node draws in training.
+struct Mask {
+  std::int64_t site = kNone;
+  double probability = 0;
+};
+/// Nothing for a node that draws none: no random op, or its probability is 0.
+std::optional<Mask> mask_of(const Node& node);
+inline bool draws_mask(const Node& node) { return mask_of(node).has_value(); }
 
 /// One call of a module while the model was traced. Call 0 is the root's.
 struct ModuleCall {

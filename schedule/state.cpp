@@ -1,10 +1,24 @@
 #include <algorithm>
 
 #include "graph/verify.h"
+#include "graph/verify_rewrite.h"
 #include "schedule/detail/state.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::detail {
+namespace {
+
+/// Those are fresh: a weight map gives every other parameter of a replacement the model's own.
+std::vector<std::string> new_parameters(const Graph& graph, const Graph& draft) {
+  std::vector<std::string> names;
+  for (ValueId id : draft.values()) {
+    const Value& value = draft.value(id);
+    if (value.kind == ValueKind::parameter && !graph.has_value(id)) names.push_back(value.name);
+  }
+  return names;
+}
+
+}  // namespace
 
 void ScheduleState::transact(AppliedPrimitive primitive,
                              const std::function<void(Graph&)>& rewrite) {
@@ -24,7 +38,8 @@ void ScheduleState::transact(AppliedPrimitive primitive,
     const auto recorded = guards.recorded();
     TENON_CHECK(recorded.empty(), ScheduleError,
                 "the rewrite holds for some sizes only: it needs {}", recorded[0].to_string());
-    tenon::verify(draft);
+    tenon::verify(draft, graph);
+    verify_rewrite(graph, draft, new_parameters(graph, draft));
   } catch (const InternalError&) {
     throw;
   } catch (const Error& error) {
