@@ -52,8 +52,11 @@ void carry_sites(Graph& graph, const std::vector<AttrValue>& old_sites,
 
 }  // namespace
 
-ModuleTree tree_like(nn::Module& module, const TensorSpec& spec) {
-  ModuleTree tree = module_tree(module);
+ModuleTree tree_like(const Replacement& replacement, const Graph& graph, const Subgraph& match) {
+  if (!replacement.module) return {};
+  ModuleTree tree = module_tree(*replacement.module);
+  if (match.inputs.empty()) return tree;
+  const TensorSpec& spec = graph.value(match.inputs[0]).spec;
   for (ModuleTree::State& state : tree.states) {
     const bool requires_grad = state.tensor.requires_grad();
     state.held = state.tensor;
@@ -83,12 +86,8 @@ std::vector<ValueId> Rewrite::run() {
     state_prefix =
         graph.unique_call_path(parent == kNone ? "" : graph.call(parent).path, replacement.name);
     const std::string path = replaced_call != kNone ? graph.call(replaced_call).path : state_prefix;
-    const TensorSpec like = inputs.empty() ? TensorSpec{} : graph.value(inputs[0]).spec;
-    ModuleTree tree = tree_like(*replacement.module, like);
-    ModuleTree states;
-    states.states.swap(tree.states);
-    builder.add_tree(tree, path);
-    builder.add_tree(states, state_prefix);
+    builder.add_tree({tree.modules, {}}, path);
+    builder.add_tree({{}, tree.states}, state_prefix);
   }
   std::vector<Tensor> operands;
   for (ValueId id : inputs) operands.push_back(builder.tensor(id));

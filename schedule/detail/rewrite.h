@@ -20,6 +20,7 @@ using Branches = std::vector<const Subgraph*>;
 struct Rewrite {
   Graph& graph;
   const Replacement& replacement;
+  const ModuleTree& tree;  // of the replacing module, by tree_like
   const WeightMap& weights;
   Branches branches;
   /// A whole module, whose place in the tree the replacement takes: the call that is replaced.
@@ -30,8 +31,9 @@ struct Rewrite {
   std::vector<ValueId> run();
 };
 
-/// The module's tree with its floating state at the dtype and device of what it is given, so that a
-/// replacement is written without regard to where the model is.
-ModuleTree tree_like(nn::Module& module, const TensorSpec& spec);
+/// The replacing module's tree, its floating state at the dtype and device of what it is given, so
+/// that a replacement is written without regard to where the model is; empty for a function. Calls of
+/// one replacement share it: what they bring as fresh is one parameter.
+ModuleTree tree_like(const Replacement& replacement, const Graph& graph, const Subgraph& match);
 
 }  // namespace tenon::detail

@@ -22,35 +22,33 @@ struct Group {
   std::vector<NodeId> nodes;
 };
 
-NodeId linear_of(const Graph& graph, const Subgraph& match) {
+void check_linear(const Graph& graph, NodeId id) {
   static const Op& linear = get_op("linear");
-  detail::check_current(graph, match);
-  std::string nodes;
-  for (NodeId id : match.nodes) nodes += (nodes.empty() ? "" : ", ") + graph.full_name(id);
-  TENON_CHECK(match.nodes.size() == 1 && graph.node(match.nodes[0]).op == &linear, ScheduleError,
-              "fuse_parallel joins linear nodes; a match is {}{}", nodes,
-              match.nodes.size() == 1 ? ", which is " + graph.node(match.nodes[0]).op->name : "");
-  const Node& node = graph.node(match.nodes[0]);
+  const Node& node = graph.node(id);
+  TENON_CHECK(node.op == &linear, ScheduleError, "fuse_parallel joins linear nodes; {} is {}",
+              graph.full_name(id), node.op->name);
   for (std::size_t operand : {kWeight, kBias}) {
-    const ValueId id = node.inputs[operand];
-    TENON_CHECK(id == kNone || graph.value(id).kind == ValueKind::parameter, ScheduleError,
+    const ValueId value = node.inputs[operand];
+    TENON_CHECK(value == kNone || graph.value(value).kind == ValueKind::parameter, ScheduleError,
                 "{} of {} is {}, not a parameter", operand == kWeight ? "the weight" : "the bias",
-                nodes, graph.value_name(id));
+                graph.full_name(id), graph.value_name(value));
   }
-  return match.nodes[0];
 }
 
 std::vector<Group> group_by_input(const Graph& graph, const Matches& matches) {
   std::vector<Group> groups;
   for (const Subgraph& match : matches) {
-    const NodeId id = linear_of(graph, match);
-    const ValueId input = graph.node(id).inputs[kInput];
-    const auto known = std::find_if(groups.begin(), groups.end(),
-                                    [&](const Group& group) { return group.input == input; });
-    if (known == groups.end()) {
-      groups.push_back({input, {id}});
-    } else {
-      known->nodes.push_back(id);
+    detail::check_current(graph, match);
+    for (NodeId id : match.nodes) {
+      check_linear(graph, id);
+      const ValueId input = graph.node(id).inputs[kInput];
+      const auto known = std::find_if(groups.begin(), groups.end(),
+                                      [&](const Group& group) { return group.input == input; });
+      if (known == groups.end()) {
+        groups.push_back({input, {id}});
+      } else {
+        known->nodes.push_back(id);
+      }
     }
   }
   return groups;

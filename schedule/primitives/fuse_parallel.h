@@ -14,7 +14,7 @@
 
 namespace tenon {
 
-/// Joins the matches, one linear node each, that read the same input. ScheduleError when one reads an
+/// Joins the linear nodes of the matches that read the same input. ScheduleError when one reads an
 /// input alone, is another op, has no bias where others have one, or its weights cannot be joined.
 void fuse_parallel_matches(Graph& graph, const Matches& matches, const std::string& name);
 

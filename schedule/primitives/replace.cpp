@@ -41,14 +41,11 @@ std::vector<Branches> group_by_inputs(const std::vector<Subgraph>& matches) {
 
 /// How many tensors the replacement returns, found by recording it into a draft.
 std::size_t count_outputs(const Graph& graph, const Replacement& replacement,
-                          const Subgraph& match) {
+                          const ModuleTree& tree, const Subgraph& match) {
   Graph draft = graph;
   GraphBuilder builder(draft, detail::position_after(draft, match.inputs),
                        detail::common_call(draft, match));
-  if (replacement.module) {
-    builder.add_tree(detail::tree_like(*replacement.module, graph.value(match.inputs[0]).spec),
-                     replacement.name);
-  }
+  builder.add_tree(tree, replacement.name);
   std::vector<Tensor> inputs;
   for (ValueId id : match.inputs) inputs.push_back(builder.tensor(id));
   const InterpreterGuard guard(builder);
@@ -56,13 +53,14 @@ std::size_t count_outputs(const Graph& graph, const Replacement& replacement,
 }
 
 /// Replaces the branches, and lets later matches read what now stands for their results.
-void rewrite(Graph& graph, const Replacement& replacement, const ReplaceOptions& options,
-             const Branches& branches, std::vector<Subgraph>& matches) {
+void rewrite(Graph& graph, const Replacement& replacement, const ModuleTree& tree,
+             const ReplaceOptions& options, const Branches& branches,
+             std::vector<Subgraph>& matches) {
   std::vector<ValueId> old;
   for (const Subgraph* branch : branches) {
     old.insert(old.end(), branch->outputs.begin(), branch->outputs.end());
   }
-  const auto results = detail::Rewrite{graph, replacement, options.weights, branches}.run();
+  const auto results = detail::Rewrite{graph, replacement, tree, options.weights, branches}.run();
   for (Subgraph& match : matches) {
     for (std::size_t i = 0; i < old.size(); ++i) {
       std::replace(match.inputs.begin(), match.inputs.end(), old[i], results[i]);
@@ -102,10 +100,12 @@ void replace_matches(Graph& graph, const Replacement& replacement, const Matches
                 ScheduleError, "{} takes {} tensors; the pattern has {} parameters",
                 replacement.name, replacement.tensor_parameters, match.inputs.size());
   }
-  const std::size_t outputs = count_outputs(graph, replacement, matches[0]);
+  const ModuleTree tree = detail::tree_like(replacement, graph, matches[0]);
+  const std::size_t outputs = count_outputs(graph, replacement, tree, matches[0]);
   std::vector<Subgraph> current(matches.begin(), matches.end());
   if (outputs == current[0].outputs.size()) {
-    for (const Subgraph& match : current) rewrite(graph, replacement, options, {&match}, current);
+    for (const Subgraph& match : current)
+      rewrite(graph, replacement, tree, options, {&match}, current);
     return;
   }
   const std::vector<Branches> groups = group_by_inputs(current);
@@ -114,7 +114,7 @@ void replace_matches(Graph& graph, const Replacement& replacement, const Matches
       refuse_groups(graph, groups, outputs, replacement.name);
     }
   }
-  for (const Branches& group : groups) rewrite(graph, replacement, options, group, current);
+  for (const Branches& group : groups) rewrite(graph, replacement, tree, options, group, current);
 }
 
 void replace_module(Graph& graph, nn::Module& old, const std::string& path,
@@ -130,12 +130,14 @@ void replace_module(Graph& graph, nn::Module& old, const std::string& path,
   with_hooks.call = [&](std::span<const Tensor> inputs) {
     return old.call_with_hooks({inputs.begin(), inputs.end()}, replacement.call);
   };
+  const ModuleTree tree =
+      detail::tree_like(replacement, graph, detail::subgraph_of_call(graph, calls[0]));
   for (const CallId id : calls) {
     const Subgraph call = detail::subgraph_of_call(graph, id);
     TENON_CHECK(static_cast<std::size_t>(replacement.tensor_parameters) == call.inputs.size(),
                 ScheduleError, "{} takes {} tensors; module '{}' is called with {}",
                 replacement.name, replacement.tensor_parameters, path, call.inputs.size());
-    detail::Rewrite{graph, with_hooks, options.weights, {&call}, id}.run();
+    detail::Rewrite{graph, with_hooks, tree, options.weights, {&call}, id}.run();
   }
 }
 
