@@ -9,6 +9,7 @@ namespace tenon::cuda {
 void register_unary_kernels();
 void register_unary_backward_kernels();
 void register_binary_kernels();
+void register_bias_gelu_kernels();
 void register_comparison_kernels();
 void register_select_kernels();
 void register_cast_kernels();

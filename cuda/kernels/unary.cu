@@ -1,5 +1,6 @@
 // Elementwise ops of one operand: y = f(x), computed in float32 (float64 for float64) or in the
 // integer type, any strides, by the pointwise kernel (device/pointwise.cuh).
+#include "cuda/device/gelu.cuh"
 #include "cuda/device/math.cuh"
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
@@ -29,13 +30,6 @@ enum class UnaryOp {
   softplus,
   pow
 };
-
-/// 0.5·(1 + tanh(u)) = 1/(1 + e^(-2u)), which does not cancel where tanh(u) is close to -1.
-template <class C>
-__device__ __forceinline__ C gelu_tanh(C x) {
-  const C u = C(0.79788456080286535588) * (x + C(0.044715) * x * x * x);
-  return x * sigmoid_of(C(2) * u);
-}
 
 /// Squares and cubes by multiplication, as the CPU computes them.
 template <class C>
@@ -107,7 +101,7 @@ struct UnaryFunction {
         case UnaryOp::sigmoid: return each([](C v) { return sigmoid_of(v); });
         case UnaryOp::erf: return each([](C v) { return erf_of(v); });
         case UnaryOp::silu: return each([](C v) { return v / (C(1) + exp_of(-v)); });
-        case UnaryOp::gelu: return each([](C v) { return v * normal_cdf(v); });
+        case UnaryOp::gelu: return each([](C v) { return gelu(v); });
         case UnaryOp::gelu_tanh: return each([](C v) { return gelu_tanh(v); });
         case UnaryOp::pow: return each([e = parameter](C v) { return power(v, e); });
         case UnaryOp::softplus:

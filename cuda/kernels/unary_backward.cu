@@ -1,5 +1,6 @@
 // Gradients of unary ops: the cotangent times the op's slope at its input or, as tensor/ops/gradients.h
 // says, from its output. float32 (float64 for float64), any strides; see device/pointwise.cuh.
+#include "cuda/device/gelu.cuh"
 #include "cuda/device/math.cuh"
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
@@ -19,22 +20,6 @@ enum class UnaryGradient {
   softplus,
   tanh  // from the output
 };
-
-/// Φ(x) + x·φ(x), φ the normal density.
-template <class C>
-__device__ __forceinline__ C gelu_slope(C x) {
-  return normal_cdf(x) + x * (C(0.39894228040143267794) * exp_of(C(-0.5) * x * x));
-}
-
-/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³).
-template <class C>
-__device__ __forceinline__ C gelu_tanh_slope(C x) {
-  constexpr C kRootTwoOverPi = C(0.79788456080286535588);
-  const C u = kRootTwoOverPi * (x + C(0.044715) * x * x * x);
-  const C du = kRootTwoOverPi * (C(1) + C(3 * 0.044715) * x * x);
-  const C s = sigmoid_of(C(2) * u);
-  return s + C(2) * x * (s * (C(1) - s)) * du;
-}
 
 template <class C>
 __device__ __forceinline__ C silu_slope(C x) {

@@ -1,5 +1,6 @@
 // bias_dropout_residual_layer_norm: the tail of a residual block in one kernel.
 #include "tensor/cpu/layer_norm.h"
+#include "tensor/detail/bias_rules.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
@@ -29,18 +30,11 @@ std::vector<TensorSpec> infer_fused(const InferContext& context) {
   require_same_dtype(context);
   const Shape& input = context[0].shape;
   const Shape& residual = context[2].shape;
-  TENON_CHECK(input.rank() >= 1, ShapeError, "[{}] input {}; needed (…, N)", op, input.to_string());
   bool fits = residual.rank() == input.rank();
   for (int axis = 0; fits && axis < input.rank(); ++axis) fits = unify(input[axis], residual[axis]);
   TENON_CHECK(fits, ShapeError, "[{}] input {} and residual {}; needed equal shapes", op,
               input.to_string(), residual.to_string());
-  for (const int i : {1, 3, 4}) {
-    const Shape& vector = context[i].shape;
-    TENON_CHECK(vector.rank() == 1 && unify(vector[0], input[-1]), ShapeError,
-                "[{}] input {} and {} {}; needed the shape ({},)", op, input.to_string(),
-                context.op().operands[static_cast<std::size_t>(i)].name, vector.to_string(),
-                input[-1].to_string());
-  }
+  for (const int i : {1, 3, 4}) require_last_axis_vector(context, 0, i);
   return {context[0]};
 }
 

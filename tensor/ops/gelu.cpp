@@ -1,6 +1,6 @@
 // gelu: the Gaussian error linear unit (Hendrycks and Gimpel, 2016), exact or with tanh.
+#include "tensor/cpu/gelu.h"
 #include "tensor/cpu/elementwise.h"
-#include "tensor/cpu/vector_math.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/pointwise.h"
 #include "tensor/ops/gradients.h"
@@ -31,17 +31,6 @@ Tensor gelu_backward(const Tensor& grad, const Tensor& input, Approximate approx
 
 namespace {
 
-constexpr double kCubic = 0.044715;
-constexpr double kRootTwoOverPi = 0.79788456080286535588;
-constexpr double kDensityAtZero = 0.39894228040143267794;  // 1/√(2π)
-
-/// 0.5·(1 + tanh(u)) = 1/(1 + e^(-2u)), which keeps its digits where tanh(u) is close to -1.
-template <class C>
-C gelu_tanh(C x) {
-  const C u = C(kRootTwoOverPi) * (x + C(kCubic) * x * x * x);
-  return x * cpu::sigmoid(2 * u);
-}
-
 void run_gelu(const KernelArgs& args) {
   const Approximate approximate = args.attributes<GeluAttrs>().approximate;
   dispatch_float(args.outputs[0].dtype, [&]<class T>() {
@@ -49,27 +38,11 @@ void run_gelu(const KernelArgs& args) {
       cpu::run_elementwise<T, T>(args.outputs[0], args.inputs.first(1), f);
     };
     if (approximate == Approximate::tanh) {
-      run([](auto x) { return gelu_tanh(x); });
+      run([](auto x) { return cpu::gelu_tanh(x); });
     } else {
-      run([](auto x) { return x * cpu::normal_cdf(x); });
+      run([](auto x) { return cpu::gelu(x); });
     }
   });
-}
-
-/// Φ(x) + x·φ(x), φ the normal density.
-template <class C>
-C gelu_slope(C x) {
-  const cpu::Normal<C> normal = cpu::normal(x);  // one exponential serves both
-  return normal.cdf + x * normal.density;
-}
-
-/// s + 2x·s(1 - s)·u' with s = sigmoid(2u).
-template <class C>
-C gelu_tanh_slope(C x) {
-  const C u = C(kRootTwoOverPi) * (x + C(kCubic) * x * x * x);
-  const C du = C(kRootTwoOverPi) * (1 + C(3 * kCubic) * x * x);
-  const C s = cpu::sigmoid(2 * u);
-  return s + 2 * x * (s * (1 - s)) * du;
 }
 
 void run_gelu_backward(const KernelArgs& args) {
@@ -79,14 +52,16 @@ void run_gelu_backward(const KernelArgs& args) {
       cpu::run_elementwise<T, T, T>(args.outputs[0], args.inputs.first(2), f);
     };
     if (approximate == Approximate::tanh) {
-      run([](auto g, auto x) { return g * gelu_tanh_slope(x); });
+      run([](auto g, auto x) { return g * cpu::gelu_tanh_slope(x); });
     } else {
-      run([](auto g, auto x) { return g * gelu_slope(x); });
+      run([](auto g, auto x) { return g * cpu::gelu_slope(x); });
     }
   });
 }
 
-/// The two slopes above, in ops.
+constexpr double kDensityAtZero = 0.39894228040143267794;  // 1/√(2π)
+
+/// The two slopes in ops.
 std::vector<Tensor> decompose_gelu_backward(std::span<const Tensor> inputs, const Attrs& attrs) {
   const Tensor& grad = inputs[0];
   const Tensor& x = inputs[1];
@@ -96,8 +71,8 @@ std::vector<Tensor> decompose_gelu_backward(std::span<const Tensor> inputs, cons
     return {mul(grad, add(cdf, mul(x, density)))};
   }
   const Tensor x2 = square(x);
-  const Tensor s = sigmoid(mul(mul(x, add(mul(x2, kCubic), 1)), 2 * kRootTwoOverPi));
-  const Tensor du = mul(add(mul(x2, 3 * kCubic), 1), kRootTwoOverPi);
+  const Tensor s = sigmoid(mul(mul(x, add(mul(x2, cpu::kGeluCubic), 1)), 2 * cpu::kRootTwoOverPi));
+  const Tensor du = mul(add(mul(x2, 3 * cpu::kGeluCubic), 1), cpu::kRootTwoOverPi);
   const Tensor bend = mul(mul(mul(x, 2), mul(s, add(neg(s), 1))), du);
   return {mul(grad, add(s, bend))};
 }

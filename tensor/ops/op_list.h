@@ -66,6 +66,7 @@
   X(scaled_dot_product_attention) \
   X(scaled_dot_product_attention_backward) \
   X(bias_dropout_residual_layer_norm) \
+  X(bias_gelu) \
   X(view) \
   X(reshape) \
   X(permute) \
@@ -89,6 +90,7 @@
   X(relu_backward) \
   X(silu_backward) \
   X(gelu_backward) \
+  X(bias_gelu_backward) \
   X(softplus_backward) \
   X(index_select) \
   X(index_select_backward) \

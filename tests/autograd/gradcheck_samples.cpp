@@ -153,6 +153,33 @@ void add_casts(Samples& samples) {
   }
 }
 
+void add_bias_gelu(Samples& samples) {
+  for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+    const auto add = [&](const char* what, const Extents& sizes, Memory memory, Memory of_bias) {
+      const Tensor x = leaf(sizes, memory, 7);
+      const Tensor bias = leaf({sizes.back()}, of_bias, 9);
+      samples.push_back({"bias_gelu",
+                         what,
+                         [form](const std::vector<Tensor>& in) {
+                           return std::vector{bias_gelu(in[0], in[1], form)};
+                         },
+                         {x, bias}});
+      samples.push_back({"bias_gelu_backward",
+                         what,
+                         [form](const std::vector<Tensor>& in) {
+                           return std::vector{ops::bias_gelu_backward(in[0], in[1], in[2], form)};
+                         },
+                         {leaf(sizes, memory, 5), x, bias}});
+    };
+    add("rows", {3, 4}, Memory::contiguous, Memory::contiguous);
+    add("one row", {3}, Memory::contiguous, Memory::narrowed);
+    add("more axes, strided", {2, 2, 3}, Memory::permuted, Memory::narrowed);
+    add("expanded", {3, 2}, Memory::expanded, Memory::expanded);
+    add("no rows", {0, 3}, Memory::contiguous, Memory::contiguous);
+    add("no columns", {2, 0}, Memory::contiguous, Memory::contiguous);
+  }
+}
+
 void add_activations(Samples& samples) {
   add_unary(samples, "tanh", tanh, -2, 2);
   add_unary(samples, "sigmoid", sigmoid, -2, 2);
@@ -208,6 +235,7 @@ Samples pointwise_samples() {
   add_unary(samples, "sin", sin, -2, 2);
   add_unary(samples, "cos", cos, -2, 2);
   add_activations(samples);
+  add_bias_gelu(samples);
   add_selections(samples);
   add_casts(samples);
   return samples;

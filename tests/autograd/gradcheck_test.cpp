@@ -153,6 +153,19 @@ TEST(SecondDerivative, OfUnaryOps) {
   }
 }
 
+TEST(SecondDerivative, OfBiasGelu) {
+  for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+    const auto f = [form](const std::vector<Tensor>& in) {
+      const Tensor output = bias_gelu(in[0], in[1], form);
+      return grad(std::vector{output}, std::vector{in[0], in[1]}, std::vector{in[2]},
+                  {.create_graph = true});
+    };
+    const GradcheckResult result = gradcheck(
+        f, {leaf({2, 3}), leaf({3}, Memory::narrowed, 2), leaf({2, 3}, Memory::contiguous, 3)});
+    EXPECT_TRUE(result) << result.report;
+  }
+}
+
 TEST(SecondDerivative, OfBroadcastProductsAndPowers) {
   const auto f = [](const std::vector<Tensor>& in) {
     const Tensor output = mul(pow(in[0], in[1]), div(in[1], in[0]));

@@ -58,6 +58,47 @@ TEST(CudaPointwise, GradientsOfUnaryOps) {
   }
 }
 
+TEST(CudaPointwise, BiasGelu) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(45);
+  // Rows of whole vectors and not, one row, one column, nothing, several blocks.
+  const std::vector<Sizes> shapes = {{7},     {64},    {5, 1},  {5, 77},      {3, 4, 16},
+                                     {33, 8}, {0, 24}, {24, 0}, {2, 3, 5, 9}, {70, 1032}};
+  for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+    const double roundings = form == Approximate::tanh ? 48 : 24;
+    for (const DType dtype : kFloats) {
+      for (const Sizes& sizes : shapes) {
+        for (const Placement placement : kPlacements) {
+          for (const Placement of_bias : {Placement::contiguous, Placement::unaligned}) {
+            const Operand2 x = make_operand(sizes, dtype, placement, generator, -4, 4);
+            const Operand2 bias = make_operand({sizes.back()}, dtype, of_bias, generator, -2, 2);
+            const Operand2 grad =
+                make_operand(sizes, dtype, Placement::contiguous, generator, -1, 1);
+            const std::string what = describe("bias_gelu", dtype, sizes, placement);
+            check_op("bias_gelu", {x, bias}, GeluAttrs{form}, {roundings, 1}, what);
+            check_op("bias_gelu_backward", {grad, x, bias}, GeluAttrs{form}, {roundings, 1}, what);
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaPointwise, BiasGeluPropagatesNanAndInf) {
+  SKIP_WITHOUT_GPU();
+  const double inf = std::numeric_limits<double>::infinity();
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+    for (const DType dtype : kFloats) {
+      const Tensor x = tensor({nan, inf, 0, 1, -0.0, -1, 9, -9}, {2, 4}, {dtype});
+      const Tensor bias = tensor({0, 1, nan, inf}, {4}, {dtype});
+      check_op("bias_gelu", {from_cpu(x), from_cpu(bias)}, GeluAttrs{form}, {48, 1}, "special");
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST(CudaPointwise, ComparisonsOfTensors) {
   SKIP_WITHOUT_GPU();
   Generator generator(42);

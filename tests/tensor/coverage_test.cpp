@@ -18,6 +18,7 @@ const std::map<std::string, std::string> kOracleTests = {
     {"dropout", "tensor_dropout: known answers of Philox4x32-10 and masks element by element"},
     {"scaled_dot_product_attention_backward", "tensor_attention_gradient: naive double reference"},
     {"bias_dropout_residual_layer_norm", "tensor_normalization: naive double reference"},
+    {"bias_gelu", "tensor_bias_gelu: naive double reference"},
     {"conv2d_backward_input", "tensor_convolution: finite differences of conv2d"},
     {"conv2d_backward_weight", "tensor_convolution: finite differences of conv2d"},
     {"view", "tensor_shape_ops: element by element"},

@@ -1,0 +1,36 @@
+// gelu and its slope, exact and with tanh: what gelu and the ops fused with it share.
+#pragma once
+
+#include "cuda/device/math.cuh"
+
+namespace tenon::cuda {
+
+template <class C>
+__device__ __forceinline__ C gelu(C x) {
+  return x * normal_cdf(x);
+}
+
+/// 0.5·(1 + tanh(u)) = 1/(1 + e^(-2u)), which does not cancel where tanh(u) is close to -1.
+template <class C>
+__device__ __forceinline__ C gelu_tanh(C x) {
+  const C u = C(0.79788456080286535588) * (x + C(0.044715) * x * x * x);
+  return x * sigmoid_of(C(2) * u);
+}
+
+/// Φ(x) + x·φ(x), φ the normal density.
+template <class C>
+__device__ __forceinline__ C gelu_slope(C x) {
+  return normal_cdf(x) + x * (C(0.39894228040143267794) * exp_of(C(-0.5) * x * x));
+}
+
+/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³).
+template <class C>
+__device__ __forceinline__ C gelu_tanh_slope(C x) {
+  constexpr C kRootTwoOverPi = C(0.79788456080286535588);
+  const C u = kRootTwoOverPi * (x + C(0.044715) * x * x * x);
+  const C du = kRootTwoOverPi * (C(1) + C(3 * 0.044715) * x * x);
+  const C s = sigmoid_of(C(2) * u);
+  return s + C(2) * x * (s * (C(1) - s)) * du;
+}
+
+}  // namespace tenon::cuda
