@@ -1,0 +1,190 @@
+// Random models under random legal schedules: each pair compares the plain model, run eagerly, with
+// the scheduled Programs, forward, backward and masks.
+//
+//   fuzz_schedules --pairs 2000 --seed 7 [--jobs 2] [--first 0] [--json]
+//
+// A mismatch prints the model, the schedule and the command that repeats it.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tensor/parallel.h"
+#include "tests/fuzz/pair.h"
+
+namespace {
+
+using tenon::fuzz::PairResult;
+
+struct Options {
+  std::uint64_t pairs = 2000;
+  std::uint64_t seed = 1;
+  std::uint64_t first = 0;
+  int jobs = 1;
+  bool json = false;
+};
+
+struct Tally {
+  std::uint64_t pairs = 0;
+  std::uint64_t mismatches = 0;
+  std::uint64_t with_three = 0;
+  std::map<std::string, std::uint64_t> applied;
+};
+
+void to_json(nlohmann::json& json, const Tally& t) {
+  json = {{"pairs", t.pairs}, {"mismatches", t.mismatches}, {"with_three", t.with_three},
+          {"applied", t.applied}};
+}
+
+void from_json(const nlohmann::json& json, Tally& t) {
+  json.at("pairs").get_to(t.pairs);
+  json.at("mismatches").get_to(t.mismatches);
+  json.at("with_three").get_to(t.with_three);
+  json.at("applied").get_to(t.applied);
+}
+
+void print_mismatch(const Options& options, std::uint64_t index, const PairResult& result) {
+  std::string text = "\nMISMATCH in pair " + std::to_string(index) + "\nmodel: " + result.program +
+                     "schedule:\n";
+  for (const std::string& step : result.steps) text += "  " + step + "\n";
+  text += result.mismatch + "\nrepeat: fuzz_schedules --seed " + std::to_string(options.seed) +
+          " --first " + std::to_string(index) + " --pairs 1\n";
+  std::cerr << text << std::flush;
+}
+
+/// Every jobs-th pair, from `job` on.
+Tally run_share(const Options& options, int job) {
+  tenon::set_num_threads(1);
+  Tally tally;
+  const std::uint64_t report_every = std::max<std::uint64_t>(1, options.pairs / 20);
+  for (auto i = static_cast<std::uint64_t>(job); i < options.pairs;
+       i += static_cast<std::uint64_t>(options.jobs)) {
+    const std::uint64_t index = options.first + i;
+    tenon::fuzz::SplitMix64 source(options.seed, index);
+    const PairResult result =
+        tenon::fuzz::run_pair(source, tenon::fuzz::options_of_pair(index));
+    ++tally.pairs;
+    tally.with_three += result.num_applied >= 3;
+    for (const auto& [primitive, times] : result.applied) {
+      tally.applied[primitive] += static_cast<std::uint64_t>(times);
+    }
+    if (!result.mismatch.empty()) {
+      ++tally.mismatches;
+      print_mismatch(options, index, result);
+    }
+    if (i > 0 && i % report_every == 0) {
+      std::fprintf(stderr, "pair %llu of %llu\n", static_cast<unsigned long long>(i),
+                   static_cast<unsigned long long>(options.pairs));
+    }
+  }
+  return tally;
+}
+
+/// A process a job: the generator that the eager model draws its masks with is one for all threads.
+struct Worker {
+  pid_t process = -1;
+  int output = -1;
+};
+
+Worker start_worker(const Options& options, int job) {
+  int ends[2];
+  if (pipe(ends) != 0) throw std::runtime_error("cannot make a pipe");
+  const pid_t process = fork();
+  if (process < 0) throw std::runtime_error("cannot start a process");
+  if (process > 0) {
+    close(ends[1]);
+    return {process, ends[0]};
+  }
+  close(ends[0]);
+  int status = 0;
+  try {
+    const std::string text = nlohmann::json(run_share(options, job)).dump();
+    if (write(ends[1], text.data(), text.size()) != static_cast<ssize_t>(text.size())) status = 2;
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << "\n";
+    status = 2;
+  }
+  _exit(status);
+}
+
+Tally collect(const Worker& worker) {
+  std::string text;
+  char buffer[4096];
+  for (ssize_t n = 0; (n = read(worker.output, buffer, sizeof buffer)) > 0;) {
+    text.append(buffer, static_cast<std::size_t>(n));
+  }
+  close(worker.output);
+  int status = 0;
+  waitpid(worker.process, &status, 0);
+  if (status != 0) throw std::runtime_error("a job ended early, with status " + std::to_string(status));
+  return nlohmann::json::parse(text).get<Tally>();
+}
+
+Tally run_jobs(const Options& options) {
+  if (options.jobs == 1) return run_share(options, 0);
+  std::vector<Worker> workers;
+  for (int job = 0; job < options.jobs; ++job) workers.push_back(start_worker(options, job));
+  Tally sum;
+  for (const Worker& worker : workers) {
+    const Tally tally = collect(worker);
+    sum.pairs += tally.pairs;
+    sum.mismatches += tally.mismatches;
+    sum.with_three += tally.with_three;
+    for (const auto& [primitive, times] : tally.applied) sum.applied[primitive] += times;
+  }
+  return sum;
+}
+
+void report(const Options& options, const Tally& tally) {
+  const double share =
+      static_cast<double>(tally.with_three) / static_cast<double>(std::max<std::uint64_t>(tally.pairs, 1));
+  if (options.json) {
+    const nlohmann::ordered_json line = {{"pairs", tally.pairs},
+                                         {"mismatches", tally.mismatches},
+                                         {"seed", options.seed},
+                                         {"applied", tally.applied},
+                                         {"share_with_3_or_more", share}};
+    std::cout << line.dump() << std::endl;
+    return;
+  }
+  std::cout << tally.pairs << " pairs from seed " << options.seed << ", " << tally.mismatches
+            << " mismatches; three or more primitives in " << share * 100 << "%\n";
+  for (const auto& [primitive, times] : tally.applied) {
+    std::cout << "  " << primitive << " " << times << "\n";
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Compares random models with random schedules of them"};
+  Options options;
+  app.add_option("--pairs", options.pairs, "models, each with a schedule")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "of all choices")->capture_default_str();
+  app.add_option("--first", options.first, "number of the first pair")->capture_default_str();
+  app.add_option("--jobs", options.jobs, "processes")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_flag("--json", options.json, "one JSON object on stdout; everything else on stderr");
+  app.footer("Exit status: 0 all agree; 1 a mismatch; 2 an error.");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    const Tally tally = run_jobs(options);
+    report(options, tally);
+    return tally.mismatches == 0 ? 0 : 1;
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << "\n";
+    return 2;
+  }
+}

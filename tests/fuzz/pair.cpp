@@ -1,0 +1,110 @@
+#include "tests/fuzz/pair.h"
+
+#include <fmt/format.h>
+
+#include "schedule/verification.h"
+#include "tests/fuzz/oracle.h"
+#include "tests/fuzz/random_schedule.h"
+
+namespace tenon::fuzz {
+namespace {
+
+constexpr double kFloat64Tolerance = 1e-9;
+/// A scheduled float32 model may be this much worse than the plain one, or this bad at all.
+constexpr double kFloat32Factor = 16;
+constexpr double kFloat32Floor = 1e-4;
+
+Schedule schedule_of(const nn::Child<RandomModel>& model, const std::vector<Tensor>& inputs) {
+  std::vector<ExampleInput> examples;
+  for (const Tensor& input : inputs) examples.emplace_back(input);
+  return create_schedule(
+      model.shared(),
+      [model](std::span<const Tensor> tensors) {
+        return model(std::vector<Tensor>(tensors.begin(), tensors.end()));
+      },
+      examples);
+}
+
+class Pair {
+ public:
+  Pair(RandomSource& source, const PairOptions& options)
+      : options_(options),
+        program_(draw_model(source, options.float32)),
+        steps_(draw_schedule(source, program_)) {
+    result_.program = program_.to_string();
+    for (const Step& step : steps_) result_.steps.push_back(step.text);
+  }
+
+  PairResult run() {
+    try {
+      compare();
+    } catch (const std::exception& error) {
+      result_.mismatch = fmt::format("{}: {}", doing_, error.what());
+    }
+    return std::move(result_);
+  }
+
+ private:
+  /// The model's schedule with every step applied.
+  Schedule scheduled(const nn::Child<RandomModel>& model, const std::vector<Tensor>& inputs) {
+    doing_ = "trace";
+    Schedule sch = schedule_of(model, inputs);
+    for (const Step& step : steps_) {
+      doing_ = step.text;
+      step.apply(sch);
+    }
+    return sch;
+  }
+
+  void compare() {
+    const auto inputs = make_inputs(program_, DType::float64);
+    const auto model = make_model(program_, DType::float64);
+    const Schedule sch = scheduled(model, inputs);
+    for (const AppliedPrimitive& primitive : sch.applied()) ++result_.applied[primitive.primitive];
+    result_.num_applied = static_cast<int>(sch.applied().size());
+    if (options_.verify) {
+      doing_ = "verify";
+      const VerifyReport report = verify(sch);
+      if (!report.ok()) result_.mismatch = "verification's false alarm\n" + report.to_string();
+    }
+    doing_ = "run";
+    const Results plain =
+        run_plain(make_model(program_, DType::float64), inputs, program_.weight_seed);
+    const Results by_schedule = run_scheduled(sch, inputs, program_.weight_seed);
+    const std::string difference = first_difference(plain, by_schedule, kFloat64Tolerance);
+    if (!difference.empty()) result_.mismatch = difference;
+    if (options_.float32) compare_float32(plain);
+  }
+
+  void compare_float32(const Results& reference) {
+    const auto inputs = make_inputs(program_, DType::float32);
+    const auto model = make_model(program_, DType::float32);
+    const Schedule sch = scheduled(model, inputs);
+    doing_ = "run in float32";
+    const Results plain =
+        run_plain(make_model(program_, DType::float32), inputs, program_.weight_seed);
+    const Results by_schedule = run_scheduled(sch, inputs, program_.weight_seed);
+    const double allowed =
+        std::max(kFloat32Factor * largest_error(plain, reference), kFloat32Floor);
+    const std::string difference = first_difference(reference, by_schedule, allowed);
+    if (!difference.empty()) result_.mismatch = "in float32, " + difference;
+  }
+
+  PairOptions options_;
+  ModelProgram program_;
+  std::vector<Step> steps_;
+  PairResult result_;
+  std::string doing_;
+};
+
+}  // namespace
+
+PairOptions options_of_pair(std::uint64_t index) {
+  return {.float32 = index % 8 == 3, .verify = index % 8 == 5};
+}
+
+PairResult run_pair(RandomSource& source, const PairOptions& options) {
+  return Pair(source, options).run();
+}
+
+}  // namespace tenon::fuzz

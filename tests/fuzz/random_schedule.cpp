@@ -1,0 +1,266 @@
+#include "tests/fuzz/random_schedule.h"
+
+#include <fmt/format.h>
+
+#include "tests/fuzz/function_tables.h"
+#include "tests/fuzz/random_model.h"
+
+namespace tenon::fuzz {
+namespace {
+
+/// Steps at one place of the model, which keep their order.
+using Sequence = std::vector<Step>;
+
+/// What the generator planted must be found: nothing to replace is a finding as well.
+Matches require(Matches matches, std::size_t at_least = 1) {
+  if (matches.size() < at_least) {
+    throw ScheduleError(fmt::format("{} matches of what was planted; needed {}: {}", matches.size(),
+                                    at_least, matches.explain()));
+  }
+  return matches;
+}
+
+Step make_step(const std::string& path, const std::string& what,
+               std::function<void(Schedule)> apply) {
+  return {fmt::format("{}: {}", path.empty() ? "model" : path, what),
+          [path, apply = std::move(apply)](Schedule& root) {
+            apply(path.empty() ? root : root[path]);
+          }};
+}
+
+Tensor composed_layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const Tensor centred = x - mean(x, {-1}, true);
+  return centred * rsqrt(mean(square(centred), {-1}, true) + 1e-5) * weight + bias;
+}
+
+Tensor composed_activation(Activation activation, const Tensor& x) {
+  const auto of = [&](const char* name) {
+    for (const FunctionEntry& entry : pointwise_table()) {
+      if (std::string_view(entry.name) == name) return entry.equal(x);
+    }
+    throw ValueError(fmt::format("no function '{}' in the table", name));
+  };
+  switch (activation) {
+    case Activation::relu: return of("relu");
+    case Activation::silu: return of("silu");
+    case Activation::gelu_tanh: return of("gelu_tanh");
+    default: return of("gelu");
+  }
+}
+
+Tensor called_activation(Activation activation, const Tensor& x) {
+  switch (activation) {
+    case Activation::relu: return relu(x);
+    case Activation::silu: return silu(x);
+    case Activation::gelu_tanh: return gelu(x, Approximate::tanh);
+    default: return gelu(x);
+  }
+}
+
+bool has_tail(const BlockProgram& b) {
+  return b.kind == BlockKind::attention || b.kind == BlockKind::cross_attention ||
+         b.kind == BlockKind::mlp || b.kind == BlockKind::parallel;
+}
+
+class Drawing {
+ public:
+  Drawing(RandomSource& source, const ModelProgram& program)
+      : source_(source), program_(program) {}
+
+  std::vector<Step> schedule() {
+    if (!program_.tokens && likely()) decompose("stem");
+    for (std::size_t i = 0; i < program_.blocks.size(); ++i) {
+      block(program_.blocks[i], fmt::format("blocks.{}", i));
+    }
+    std::vector<Step> steps = interleaved();
+    if (source_.chance(15)) {
+      steps.push_back(make_step("", "trace flatten", [](Schedule sch) {
+        sch.trace({.flatten = true});
+      }));
+    }
+    return steps;
+  }
+
+ private:
+  bool likely() { return source_.chance(75); }
+
+  void block(const BlockProgram& b, const std::string& path) {
+    const bool only_norm = b.tail != TailKind::norm && b.inner.empty();
+    if (b.pre_norm == NormKind::layer && only_norm && source_.chance(60)) replace_layer_norm(path);
+    if (has_tail(b)) sequences_.push_back(tail(b, path + ".tail"));
+    switch (b.kind) {
+      case BlockKind::attention:
+      case BlockKind::cross_attention: attention(b, path + ".attn"); break;
+      case BlockKind::mlp: mlp(b, path); break;
+      case BlockKind::parallel: parallel(b, path); break;
+      case BlockKind::pointwise: functions(b, path, pointwise_table()); break;
+      case BlockKind::shapes: functions(b, path, shape_table()); break;
+      default: break;
+    }
+    for (std::size_t i = 0; i < b.inner.size(); ++i) {
+      block(b.inner[i], fmt::format("{}.inner.{}", path, i));
+    }
+  }
+
+  void decompose(const std::string& path) {
+    sequences_.push_back(
+        {make_step(path, "decompose", [](Schedule sch) { sch.decompose(); })});
+  }
+
+  void replace_layer_norm(const std::string& path) {
+    sequences_.push_back({make_step(path, "replace layer_norm", [](Schedule sch) {
+      const auto pattern = [](const Tensor& x, const Tensor& w, const Tensor& b) {
+        return layer_norm(x, w, b);
+      };
+      sch.replace(composed_layer_norm, require(sch.find(pattern)));
+    })});
+  }
+
+  void attention(const BlockProgram& b, const std::string& path) {
+    const bool equal_projections =
+        b.kv_heads == b.heads && b.q_bias == b.k_bias && b.k_bias == b.v_bias;
+    if (b.kind == BlockKind::attention && equal_projections && likely()) {
+      sequences_.push_back({make_step(path, "replace projections", [b, hidden = program_.hidden](
+                                                                       Schedule sch) {
+        const auto pattern = [&](const Tensor& x) {
+          return split_heads(call_module("[qkv]_proj", x), b.heads);
+        };
+        sch.replace(nn::make<FusedProjections>(b, hidden), require(sch.find(pattern), 3));
+      })});
+    } else if (b.q_bias && source_.chance(40)) {
+      decompose(path + ".q_proj");
+    } else if (source_.chance(40)) {
+      replace_linear(path, "k_proj", program_.hidden, b.kv_heads * b.head_dim, b.k_bias);
+    }
+    if (!likely()) return;
+    sequences_.push_back({make_step(path, "replace attention", [b](Schedule sch) {
+      if (b.mask == MaskKind::none) {
+        const auto pattern = [&](const Tensor& q, const Tensor& k, const Tensor& v) {
+          return composed_attention(b, q, k, v, Tensor());
+        };
+        const auto fused = [b](const Tensor& q, const Tensor& k, const Tensor& v) {
+          return fused_attention(b, q, k, v, Tensor());
+        };
+        sch.replace(fused, require(sch.find(pattern)));
+        return;
+      }
+      const auto pattern = [&](const Tensor& q, const Tensor& k, const Tensor& v,
+                               const Tensor& mask) { return composed_attention(b, q, k, v, mask); };
+      const auto fused = [b](const Tensor& q, const Tensor& k, const Tensor& v,
+                             const Tensor& mask) { return fused_attention(b, q, k, v, mask); };
+      sch.replace(fused, require(sch.find(pattern)));
+    })});
+  }
+
+  void replace_linear(const std::string& path, const std::string& name, std::int64_t in,
+                      std::int64_t out, bool bias) {
+    sequences_.push_back({make_step(path, "replace " + name, [name, in, out, bias](Schedule sch) {
+      sch.replace(nn::make<nn::Linear>(in, out, bias), require(sch.find(name)));
+    })});
+  }
+
+  /// Behind the tail's steps: once the block is flattened, its tail is a closed leaf.
+  void mlp(const BlockProgram& b, const std::string& path) {
+    const bool is_gelu =
+        b.activation == Activation::gelu || b.activation == Activation::gelu_tanh;
+    if (b.bias && is_gelu && likely()) {
+      Sequence& steps = sequences_.back();
+      steps.push_back(make_step(path + ".up", "decompose", [](Schedule sch) { sch.decompose(); }));
+      steps.push_back(make_step(path, "trace flatten", [](Schedule sch) {
+        sch.trace({.flatten = true, .leaf_modules = {"RandomTail"}});
+      }));
+      if (find_op("bias_gelu") != nullptr) {
+        steps.push_back(make_step(path, "fuse bias and gelu", [b](Schedule sch) {
+          const auto pattern = [&](const Tensor& x, const Tensor& bias) {
+            return called_activation(b.activation, x + bias);
+          };
+          sch.fuse(require(sch.find(pattern)), {.name = "BiasGelu"});
+        }));
+      }
+      return;
+    }
+    if (likely()) {
+      sequences_.push_back({make_step(path, "replace activation", [b](Schedule sch) {
+        const auto pattern = [&](const Tensor& x) { return called_activation(b.activation, x); };
+        const auto composed = [a = b.activation](const Tensor& x) {
+          return composed_activation(a, x);
+        };
+        sch.replace(composed, require(sch.find(pattern)));
+      })});
+    }
+    if (likely()) {
+      replace_linear(path, "up", program_.hidden, b.width, b.bias);
+    }
+  }
+
+  void parallel(const BlockProgram& b, const std::string& path) {
+    for (std::size_t i = 0; i < b.widths.size(); ++i) {
+      if (b.biases[i] && source_.chance(40)) decompose(fmt::format("{}.linears.{}", path, i));
+    }
+  }
+
+  void functions(const BlockProgram& b, const std::string& path,
+                 const std::vector<FunctionEntry>& table) {
+    for (const int index : b.functions) {
+      const FunctionEntry& entry = table[static_cast<std::size_t>(index)];
+      if (entry.equal == nullptr || !likely()) continue;
+      sequences_.push_back(
+          {make_step(path, fmt::format("replace {}", entry.name), [entry](Schedule sch) {
+            sch.replace(entry.equal, require(sch.find(entry.function)));
+          })});
+      return;  // the matches of a second one may be gone by then
+    }
+  }
+
+  Sequence tail(const BlockProgram& b, const std::string& path) {
+    Sequence steps;
+    const auto flatten = [&] {
+      steps.push_back(make_step(path, "trace flatten", [](Schedule sch) {
+        sch.trace({.flatten = true});
+      }));
+    };
+    if (b.bias && likely()) {
+      steps.push_back(
+          make_step(path + ".dense", "decompose", [](Schedule sch) { sch.decompose(); }));
+      if (b.tail != TailKind::norm) return steps;
+      flatten();
+      steps.push_back(make_step(path, "fuse tail", [](Schedule sch) {
+        const auto pattern = [](const Tensor& x, const Tensor& bias, const Tensor& residual,
+                                const Tensor& weight, const Tensor& norm_bias) {
+          return layer_norm(dropout(x + bias, any()) + residual, weight, norm_bias);
+        };
+        sch.fuse(require(sch.find(pattern)), {.name = "FusedTail"});
+      }));
+    } else if (likely()) {
+      flatten();
+    }
+    return steps;
+  }
+
+  /// One order of all steps in which each sequence keeps its own.
+  std::vector<Step> interleaved() {
+    std::vector<Step> steps;
+    std::vector<std::size_t> next(sequences_.size(), 0);
+    while (true) {
+      std::vector<std::size_t> open;
+      for (std::size_t i = 0; i < sequences_.size(); ++i) {
+        if (next[i] < sequences_[i].size()) open.push_back(i);
+      }
+      if (open.empty()) return steps;
+      const std::size_t chosen = source_.one_of(open);
+      steps.push_back(sequences_[chosen][next[chosen]++]);
+    }
+  }
+
+  RandomSource& source_;
+  const ModelProgram& program_;
+  std::vector<Sequence> sequences_;
+};
+
+}  // namespace
+
+std::vector<Step> draw_schedule(RandomSource& source, const ModelProgram& program) {
+  return Drawing(source, program).schedule();
+}
+
+}  // namespace tenon::fuzz
