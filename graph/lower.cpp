@@ -196,6 +196,10 @@ Tensor Lowering::state_tensor(ValueId id) {
   const Value& value = graph_.value(id);
   const DType dtype = converted(value.spec.dtype);
   Tensor tensor = value.tensor;
+  if (options_.states != nullptr) {
+    const auto other = options_.states->find(tensor.impl().get());
+    if (other != options_.states->end()) tensor = other->second;
+  }
   if (dtype != tensor.dtype()) tensor = cast(tensor, dtype);
   if (tensor.device() != program_->device) tensor = tensor.to(program_->device);
   Location location;

@@ -7,12 +7,16 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "graph/graph.h"
 #include "tensor/random.h"
 
 namespace tenon {
+
+/// Values that state has instead of its own, by the identity of its handle.
+using StateValues = std::unordered_map<const TensorImpl*, Tensor>;
 
 struct LowerOptions {
   /// The mode that nodes which follow the root module are lowered in.
@@ -22,6 +26,8 @@ struct LowerOptions {
   std::optional<DType> float_dtype = {};
   /// Runs on another device than the state's, which is copied there.
   std::optional<Device> device = {};
+  /// Verification's other parameters; the model's stay as they are.
+  const StateValues* states = nullptr;
 };
 
 /// What one instruction of a Program does, for listings and measurements.

@@ -2,10 +2,11 @@
 // backward, in eval and in training mode with the same dropout masks.
 //
 // Two questions are asked of every output, of the gradient of every parameter and input, and of every
-// buffer. Does the rewritten Graph mean the same: both Graphs in
-// float64 on the CPU agree to rounding. Do the kernels that will run compute it well: at the model's
-// dtype and device, the error to the float64 reference is at most twice that of the unscheduled
-// model plus a rounding floor.
+// buffer. Does the rewritten Graph mean the same: both Graphs in float64 on the CPU agree to rounding,
+// for the model's state, for state moved off its initial values (a norm's weight of 1 hides that it
+// was dropped), and for special inputs (zeros, ties, large numbers, fully masked rows), at more than
+// one set of sizes. Do the kernels that will run compute it well: at the model's dtype and device, the
+// error to the float64 reference is at most twice that of the unscheduled model plus a rounding floor.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +21,17 @@ struct VerifyOptions {
   std::uint64_t seed = 0;
   bool eval = true;
   bool training = true;
-  /// Sizes of the inputs; empty: small odd ones that the trace's guards allow.
+  /// Sizes of the inputs; empty: small odd ones and a batch of one, as the trace's guards allow.
   std::vector<std::vector<std::int64_t>> sizes = {};
 };
 
-/// One compared result in one mode.
+/// One compared result of one trial in one mode. The figures of the bound kernels are there in the
+/// first trial only.
 struct Comparison {
-  std::string name;  ///< "output 0", "gradient of q_proj.weight", "buffer norm.running_mean"
+  std::string trial;  ///< "drawn inputs", "other state", "special inputs"
+  std::string name;   ///< "output 0", "gradient of q_proj.weight", "buffer norm.running_mean"
   bool training = false;
+  bool bound = false;  ///< the kernels that will run were compared as well
   double max_abs_difference =
       0;                         ///< scheduled against unscheduled, at the model's dtype and device
   double scheduled_error = 0;    ///< to the float64 reference
@@ -38,21 +42,30 @@ struct Comparison {
   bool ok = false;
 };
 
+/// What one trial ran on.
+struct TrialSummary {
+  std::string name;
+  std::vector<std::vector<std::int64_t>> sizes;  ///< of the inputs
+};
+
 struct VerifyReport {
   std::vector<Comparison> results;
-  /// Dropout sites that draw masks in training: equal sets are needed.
+  std::vector<TrialSummary> trials;
+  /// Dropout masks that training draws: the same sites, probabilities and shapes are needed.
   std::vector<std::string> masks_missing;  ///< drawn by the model only
   std::vector<std::string> masks_added;    ///< drawn by the schedule only
-  std::vector<std::vector<std::int64_t>> sizes;
+  /// What could not be compared: another number of outputs, state that is not the model's, a run that
+  /// the model survives and the schedule does not.
+  std::vector<std::string> errors;
   double milliseconds = 0;
   bool ok() const;
   /// The largest max_abs_difference.
   double max_abs_difference() const;
-  /// One line a result, with the figures.
+  /// One line a result of the first trial, with the figures; of the others, a line for each that fails.
   std::string to_string() const;
 };
 
-/// Compares; changes nothing, neither model nor generator.
+/// Compares; changes nothing, neither model nor generator. Nodes with effects are left out.
 VerifyReport verify(const Schedule& schedule, const VerifyOptions& options = {});
 
 }  // namespace tenon

@@ -64,8 +64,9 @@ ModuleTree tree_like(const Replacement& replacement, const Graph& graph, const S
       state.held = state.held.to(spec.dtype);
     }
     state.held = state.held.to(spec.device);
-    if (requires_grad && !state.held.requires_grad()) state.held = state.held.detach();
-    state.held.requires_grad_(requires_grad);
+    // A converted copy is a leaf of its own.
+    if (!state.held.is_same(state.tensor)) state.held = state.held.detach();
+    if (requires_grad) state.held.requires_grad_();
   }
   return tree;
 }

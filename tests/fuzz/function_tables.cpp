@@ -42,11 +42,8 @@ const std::vector<FunctionEntry>& pointwise_table() {
       {"gelu", [](T x) { return gelu(x); },
        [](T x) { return x * 0.5 * (erf(x * kRootHalf) + 1.0); }},
       {"gelu_tanh", [](T x) { return gelu(x, Approximate::tanh); },
-       [](T x) {
-         return x * 0.5 * (tanh((x + x * x * x * 0.044715) * kRootTwoOverPi) + 1.0);
-       }},
-      {"sigmoid", [](T x) { return sigmoid(x); },
-       [](T x) { return (tanh(x * 0.5) + 1.0) * 0.5; }},
+       [](T x) { return x * 0.5 * (tanh((x + x * x * x * 0.044715) * kRootTwoOverPi) + 1.0); }},
+      {"sigmoid", [](T x) { return sigmoid(x); }, [](T x) { return (tanh(x * 0.5) + 1.0) * 0.5; }},
       {"waves", [](T x) { return sin(x) + cos(x); }, [](T x) { return cos(x) + sin(x); }},
       {"softmax", [](T x) { return softmax(x, -1); }, [](T x) { return exp(log_softmax(x, -1)); }},
       {"softmax over seq", [](T x) { return softmax(x, 1); },
@@ -78,12 +75,16 @@ const std::vector<FunctionEntry>& shape_table() {
          const Tensor heads = x.view({x.size(0), x.size(1), 2, -1});
          return heads.transpose(-1, -2).reshape({x.size(0), x.size(1), -1});
        }},
-      {"transposed and back", [](T x) { return x.transpose(1, 2).contiguous().transpose(1, 2) * 1.5; },
+      {"transposed and back",
+       [](T x) { return x.transpose(1, 2).contiguous().transpose(1, 2) * 1.5; },
        [](T x) { return x * 1.5; }},
       {"stacked", stacked, nullptr},
       {"rotated", rotated, nullptr},
       {"triangle", [](T x) { return tril(x) + x * 0.5; }, [](T x) { return x * 0.5 + tril(x); }},
-      {"mean spread", [](T x) { return x + mean(x, {1}, true).expand({x.size(0), x.size(1), -1}); },
+      {"mean spread",
+       [](T x) {
+         return x + mean(x, {1}, true).expand({x.size(0), x.size(1), -1});
+       },
        [](T x) { return x + mean(x, {1}, true); }},
       {"axis added and removed", [](T x) { return (x.unsqueeze(1) * 0.7).squeeze(1); },
        [](T x) { return x * 0.7; }},

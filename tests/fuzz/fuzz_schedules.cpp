@@ -37,7 +37,9 @@ struct Tally {
 };
 
 void to_json(nlohmann::json& json, const Tally& t) {
-  json = {{"pairs", t.pairs}, {"mismatches", t.mismatches}, {"with_three", t.with_three},
+  json = {{"pairs", t.pairs},
+          {"mismatches", t.mismatches},
+          {"with_three", t.with_three},
           {"applied", t.applied}};
 }
 
@@ -49,8 +51,8 @@ void from_json(const nlohmann::json& json, Tally& t) {
 }
 
 void print_mismatch(const Options& options, std::uint64_t index, const PairResult& result) {
-  std::string text = "\nMISMATCH in pair " + std::to_string(index) + "\nmodel: " + result.program +
-                     "schedule:\n";
+  std::string text =
+      "\nMISMATCH in pair " + std::to_string(index) + "\nmodel: " + result.program + "schedule:\n";
   for (const std::string& step : result.steps) text += "  " + step + "\n";
   text += result.mismatch + "\nrepeat: fuzz_schedules --seed " + std::to_string(options.seed) +
           " --first " + std::to_string(index) + " --pairs 1\n";
@@ -66,8 +68,7 @@ Tally run_share(const Options& options, int job) {
        i += static_cast<std::uint64_t>(options.jobs)) {
     const std::uint64_t index = options.first + i;
     tenon::fuzz::SplitMix64 source(options.seed, index);
-    const PairResult result =
-        tenon::fuzz::run_pair(source, tenon::fuzz::options_of_pair(index));
+    const PairResult result = tenon::fuzz::run_pair(source, tenon::fuzz::options_of_pair(index));
     ++tally.pairs;
     tally.with_three += result.num_applied >= 3;
     for (const auto& [primitive, times] : result.applied) {
@@ -121,7 +122,8 @@ Tally collect(const Worker& worker) {
   close(worker.output);
   int status = 0;
   waitpid(worker.process, &status, 0);
-  if (status != 0) throw std::runtime_error("a job ended early, with status " + std::to_string(status));
+  if (status != 0)
+    throw std::runtime_error("a job ended early, with status " + std::to_string(status));
   return nlohmann::json::parse(text).get<Tally>();
 }
 
@@ -141,8 +143,8 @@ Tally run_jobs(const Options& options) {
 }
 
 void report(const Options& options, const Tally& tally) {
-  const double share =
-      static_cast<double>(tally.with_three) / static_cast<double>(std::max<std::uint64_t>(tally.pairs, 1));
+  const double share = static_cast<double>(tally.with_three) /
+                       static_cast<double>(std::max<std::uint64_t>(tally.pairs, 1));
   if (options.json) {
     const nlohmann::ordered_json line = {{"pairs", tally.pairs},
                                          {"mismatches", tally.mismatches},

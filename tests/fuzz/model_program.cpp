@@ -81,7 +81,8 @@ class Drawing {
   void attention(BlockProgram& b) {
     b.heads = source_.one_of<std::int64_t>({1, 2, 2, 4});
     b.kv_heads = b.heads;
-    if (source_.chance(25)) b.kv_heads = source_.one_of<std::int64_t>({1, b.heads / 2 + b.heads % 2});
+    if (source_.chance(25))
+      b.kv_heads = source_.one_of<std::int64_t>({1, b.heads / 2 + b.heads % 2});
     b.head_dim = source_.chance(60) ? program_.hidden / b.heads : source_.between(1, 5);
     const bool cross = b.kind == BlockKind::cross_attention;
     b.mask = source_.one_of({MaskKind::none, MaskKind::causal, program_.mask});
@@ -133,8 +134,7 @@ std::string text_of(const BlockProgram& b, const std::string& path) {
   const auto add = [&](const char* name, const auto& value) {
     text += fmt::format(" {}={}", name, value);
   };
-  const bool is_attention =
-      b.kind == BlockKind::attention || b.kind == BlockKind::cross_attention;
+  const bool is_attention = b.kind == BlockKind::attention || b.kind == BlockKind::cross_attention;
   if (is_attention) {
     add("heads", b.heads);
     add("kv_heads", b.kv_heads);

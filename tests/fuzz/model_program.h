@@ -60,10 +60,10 @@ struct ModelProgram {
   bool tokens = false;  // the first input is token numbers; else (batch, seq, features)
   std::int64_t features = 6;
   std::int64_t vocabulary = 11;
-  bool memory = false;            // a second input (batch, length, hidden)
+  bool memory = false;             // a second input (batch, length, hidden)
   MaskKind mask = MaskKind::none;  // hidden or additive: a further input
   bool pooled_output = false;
-  bool tied_head = false;  // logits by the embedding's weight; only with tokens
+  bool tied_head = false;      // logits by the embedding's weight; only with tokens
   bool fresh_weights = false;  // initial values as the layers give them: norms 1 and 0
   std::int64_t batch = 2, seq = 4, length = 3;  // of the examples
   std::uint64_t weight_seed = 0;

@@ -182,7 +182,8 @@ Results run_plain(const nn::Child<RandomModel>& model, const std::vector<Tensor>
     if (parameter.grad()) results.emplace_back("gradient of " + name, parameter.grad());
   }
   for (std::size_t i = 0; i < leaves.size(); ++i) {
-    if (leaves[i].grad()) results.emplace_back(fmt::format("gradient of input {}", i), leaves[i].grad());
+    if (leaves[i].grad())
+      results.emplace_back(fmt::format("gradient of input {}", i), leaves[i].grad());
   }
   append_buffers(results, *model);
   return results;
@@ -203,8 +204,8 @@ Results run_scheduled(const Schedule& schedule, const std::vector<Tensor>& input
   }
   append_buffers(results, schedule.model());
   const std::vector<Tensor> weights = cotangents_of(outputs, seed);
-  TrainingStep step =
-      build_training(schedule, {.loss = weighted_sum, .targets = examples_of(weights), .verify = false});
+  TrainingStep step = build_training(
+      schedule, {.loss = weighted_sum, .targets = examples_of(weights), .verify = false});
   start_forward(seed);
   const TrainingResult trained = step.run(concatenated(inputs, weights));
   results.emplace_back("loss", trained.loss);

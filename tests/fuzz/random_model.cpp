@@ -253,8 +253,9 @@ std::vector<Tensor> make_inputs(const ModelProgram& p, DType dtype) {
   Generator generator(p.weight_seed + 1);
   std::vector<Tensor> inputs;
   if (p.tokens) {
-    inputs.push_back(cast(uniform({p.batch, p.seq}, 0, static_cast<double>(p.vocabulary), {}, &generator),
-                          DType::int64));
+    inputs.push_back(
+        cast(uniform({p.batch, p.seq}, 0, static_cast<double>(p.vocabulary), {}, &generator),
+             DType::int64));
   } else {
     inputs.push_back(randn({p.batch, p.seq, p.features}, {}, &generator));
   }
@@ -273,8 +274,7 @@ std::vector<Tensor> make_inputs(const ModelProgram& p, DType dtype) {
 }
 
 FusedProjections::FusedProjections(const BlockProgram& p, std::int64_t hidden)
-    : heads(p.heads),
-      fused(add<nn::Linear>("fused", hidden, 3 * p.heads * p.head_dim, p.q_bias)) {}
+    : heads(p.heads), fused(add<nn::Linear>("fused", hidden, 3 * p.heads * p.head_dim, p.q_bias)) {}
 
 std::vector<Tensor> FusedProjections::forward(const Tensor& x) const {
   std::vector<Tensor> parts;

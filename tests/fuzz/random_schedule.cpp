@@ -64,8 +64,7 @@ bool has_tail(const BlockProgram& b) {
 
 class Drawing {
  public:
-  Drawing(RandomSource& source, const ModelProgram& program)
-      : source_(source), program_(program) {}
+  Drawing(RandomSource& source, const ModelProgram& program) : source_(source), program_(program) {}
 
   std::vector<Step> schedule() {
     if (!program_.tokens && likely()) decompose("stem");
@@ -74,9 +73,8 @@ class Drawing {
     }
     std::vector<Step> steps = interleaved();
     if (source_.chance(15)) {
-      steps.push_back(make_step("", "trace flatten", [](Schedule sch) {
-        sch.trace({.flatten = true});
-      }));
+      steps.push_back(
+          make_step("", "trace flatten", [](Schedule sch) { sch.trace({.flatten = true}); }));
     }
     return steps;
   }
@@ -103,8 +101,7 @@ class Drawing {
   }
 
   void decompose(const std::string& path) {
-    sequences_.push_back(
-        {make_step(path, "decompose", [](Schedule sch) { sch.decompose(); })});
+    sequences_.push_back({make_step(path, "decompose", [](Schedule sch) { sch.decompose(); })});
   }
 
   void replace_layer_norm(const std::string& path) {
@@ -120,13 +117,13 @@ class Drawing {
     const bool equal_projections =
         b.kv_heads == b.heads && b.q_bias == b.k_bias && b.k_bias == b.v_bias;
     if (b.kind == BlockKind::attention && equal_projections && likely()) {
-      sequences_.push_back({make_step(path, "replace projections", [b, hidden = program_.hidden](
-                                                                       Schedule sch) {
-        const auto pattern = [&](const Tensor& x) {
-          return split_heads(call_module("[qkv]_proj", x), b.heads);
-        };
-        sch.replace(nn::make<FusedProjections>(b, hidden), require(sch.find(pattern), 3));
-      })});
+      sequences_.push_back(
+          {make_step(path, "replace projections", [b, hidden = program_.hidden](Schedule sch) {
+            const auto pattern = [&](const Tensor& x) {
+              return split_heads(call_module("[qkv]_proj", x), b.heads);
+            };
+            sch.replace(nn::make<FusedProjections>(b, hidden), require(sch.find(pattern), 3));
+          })});
     } else if (b.q_bias && source_.chance(40)) {
       decompose(path + ".q_proj");
     } else if (source_.chance(40)) {
@@ -161,8 +158,7 @@ class Drawing {
 
   /// Behind the tail's steps: once the block is flattened, its tail is a closed leaf.
   void mlp(const BlockProgram& b, const std::string& path) {
-    const bool is_gelu =
-        b.activation == Activation::gelu || b.activation == Activation::gelu_tanh;
+    const bool is_gelu = b.activation == Activation::gelu || b.activation == Activation::gelu_tanh;
     if (b.bias && is_gelu && likely()) {
       Sequence& steps = sequences_.back();
       steps.push_back(make_step(path + ".up", "decompose", [](Schedule sch) { sch.decompose(); }));
@@ -215,9 +211,8 @@ class Drawing {
   Sequence tail(const BlockProgram& b, const std::string& path) {
     Sequence steps;
     const auto flatten = [&] {
-      steps.push_back(make_step(path, "trace flatten", [](Schedule sch) {
-        sch.trace({.flatten = true});
-      }));
+      steps.push_back(
+          make_step(path, "trace flatten", [](Schedule sch) { sch.trace({.flatten = true}); }));
     };
     if (b.bias && likely()) {
       steps.push_back(

@@ -1,0 +1,75 @@
+// What verification runs models on: input sizes, input values, and values for the state that special
+// initial ones (norm weights of 1, biases of 0) would hide differences behind.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "graph/program.h"
+#include "graph/tracer.h"
+#include "tensor/random.h"
+
+namespace tenon::detail {
+
+/// One set of inputs and state.
+struct Trial {
+  std::string name;                // "drawn inputs"
+  std::vector<Tensor> inputs;      // of the forward Graph, floating ones in its dtype
+  std::vector<Tensor> cotangents;  // by output; undefined for one that is not floating
+  StateValues states;              // in float64 on the CPU; empty: the model's own
+};
+
+/// Which values the inputs of a trial have.
+enum class InputValues : std::uint8_t {
+  drawn,    ///< normal; both truth values in every row of a bool input
+  special,  ///< zeros, ties, large and small ones, equal rows; bool rows of one value
+};
+
+/// Which values the state of a trial has.
+enum class StateChange : std::uint8_t {
+  none,
+  shifted,  ///< every parameter and buffer moved a little, positive buffers staying positive
+  scaled,   ///< matrices times 32, so that exponentials overflow unless their maximum is taken off
+};
+
+class TrialMaker {
+ public:
+  TrialMaker(const Graph& graph, const ModuleTree& tree, std::uint64_t seed)
+      : graph_(graph), tree_(tree), generator_(seed) {}
+
+  /// Sizes for all inputs: `given`, or the first of `candidates` that the guards allow, by which each
+  /// free size symbol takes the next number; at last the example's. The sizes stay until the next call.
+  void choose_sizes(const std::vector<std::vector<std::int64_t>>& given,
+                    const std::vector<std::vector<std::int64_t>>& candidates);
+  const DimBindings& sizes() const { return sizes_; }
+  /// Integers in the trials are in [0, bound).
+  void set_index_bound(std::int64_t bound) { index_bound_ = bound; }
+  bool has_indices() const;
+
+  Trial make(std::string name, InputValues values, StateChange change);
+
+ private:
+  Tensor input(const TensorSpec& spec, InputValues values);
+  Tensor special_numbers(const TensorSpec& spec, const Extents& sizes);
+  Tensor truth_values(const Extents& sizes, InputValues values);
+  StateValues states(StateChange change);
+  std::vector<double> normal(std::int64_t count);
+  std::vector<double> uniform_numbers(std::int64_t count);
+
+  const Graph& graph_;
+  const ModuleTree& tree_;
+  Generator generator_;
+  DimBindings sizes_;
+  std::int64_t index_bound_ = 2;
+};
+
+/// The Graph without nodes that do something beside their result: those pass operand 0 on.
+Graph without_effects(const Graph& graph);
+
+/// Every mask that training draws, as text: its site, probability, rows and columns at these sizes.
+/// A fused op's are those of its decomposition.
+std::vector<std::string> masks_of(const Graph& graph, const DimBindings& sizes);
+
+}  // namespace tenon::detail
