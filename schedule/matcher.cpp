@@ -3,370 +3,481 @@
 #include <algorithm>
 #include <optional>
 #include <ostream>
-#include <regex>
 #include <unordered_map>
-#include <unordered_set>
+#include <utility>
 
+#include "schedule/detail/between.h"
+#include "schedule/detail/graph_facts.h"
+#include "schedule/detail/module_selector.h"
+#include "schedule/detail/near_miss.h"
+#include "schedule/detail/search_plan.h"
 #include "tensor/detail/check.h"
 
 namespace tenon {
 namespace {
 
-/// What pattern values and calls stand for so far. Copied to try an alternative.
-struct Bindings {
-  std::vector<ValueId> values;
-  std::unordered_map<const Pattern::Call*, NodeId> nodes;
-  std::unordered_map<const Pattern::Call*, CallId> modules;
-  std::unordered_set<NodeId> taken;
-  std::map<int, AttrValue> captures;
-};
+using detail::Mismatch;
+using Kind = Mismatch::Kind;
+using Step = detail::SearchStep;
 
-std::string relative(const std::string& path, const std::string& base) {
-  if (base.empty()) return path;
-  return path.size() > base.size() ? path.substr(base.size() + 1) : std::string();
-}
-
-class Matcher {
+/// A backtracking search along the plan of a pattern: what is bound lies in flat tables, and a trail
+/// takes it back. Each node in turn is tried as the one that makes the pattern's first result.
+class Search {
  public:
-  Matcher(const Graph& graph, const Pattern& pattern, const std::string& path)
-      : graph_(graph), pattern_(pattern), path_(path) {
+  Search(const Graph& graph, const Pattern& pattern, const std::string& path)
+      : graph_(graph),
+        pattern_(pattern),
+        plan_(detail::plan_search(pattern)),
+        facts_(graph, path),
+        values_(pattern.values.size(), kNone),
+        taken_by_call_(pattern.calls.size(), kNone),
+        used_(facts_.num_node_ids(), false),
+        taken_(facts_.num_node_ids(), false) {
     for (const Pattern::Call& call : pattern.calls) {
-      if (call.op == nullptr) regexes_.emplace(&call, std::regex(call.regex));
+      selectors_.push_back(call.regex.empty()
+                               ? detail::ModuleSelector::by_type(call.type)
+                               : detail::ModuleSelector::by_name("call_module", call.regex));
+      if (call.op == nullptr && !modules_) modules_.emplace(facts_);
     }
-    for (const ModuleCall& call : graph.calls()) {
-      if (call.outputs.size() == 1 && is_below(call.path, path)) {
-        calls_by_output_[call.outputs[0]].push_back(call.id);
-      }
-    }
+    bindings_.values = values_;
+    bindings_.capture = [this](int capture, const AttrValue& given) {
+      const auto [known, is_new] = captures_.emplace(capture, given);
+      if (is_new) trail_.push_back({Undo::capture, capture});
+      return is_new || equal(known->second, given);
+    };
   }
 
   Matches run() {
+    const Pattern::Call& first = call_of(plan_[0]);
+    const auto result = static_cast<std::size_t>(
+        pattern_.values[static_cast<std::size_t>(pattern_.outputs[0])].index);
     for (NodeId id : graph_.order()) {
       const Node& node = graph_.node(id);
-      visible_ = graph_.visible_call(id);
-      if (!is_below(graph_.call(visible_).path, path_)) continue;
-      for (ValueId output : node.outputs) try_at(output);
+      ++comparisons_;
+      if (used_[static_cast<std::size_t>(id)]) continue;
+      if (first.op != nullptr) {
+        if (node.op != first.op || !facts_.is_seen(facts_.home(id))) continue;
+        home_ = facts_.home(id);
+        if (result < node.outputs.size()) try_at(id, node.outputs[result]);
+        continue;
+      }
+      for (ValueId output : node.outputs) {
+        if (!modules_->that_return(output).empty()) try_at(id, output);
+      }
     }
-    return {std::move(found_), std::move(near_misses_)};
+    return {std::move(found_), misses_.report(graph_, pattern_, selectors_), comparisons_};
   }
 
  private:
-  void try_at(ValueId output) {
-    fitted_ = 0;
-    reason_.clear();
-    Bindings bindings;
-    bindings.values.assign(static_cast<std::size_t>(pattern_.parameters) + pattern_.calls.size(),
-                           kNone);
-    std::optional<Subgraph> match;
-    if (match_value(pattern_.output, output, bindings)) match = make_match(bindings, output);
-    if (match) {
-      used_.insert(match->nodes.begin(), match->nodes.end());
-      found_.push_back(std::move(*match));
-    } else if (fitted_ > 0) {
-      const NodeId producer = graph_.value(output).producer;
-      near_misses_.push_back({graph_.full_name(producer), fitted_, reason_});
+  enum class Undo : std::uint8_t { value, node, module, capture };
+  struct Trail {
+    Undo kind;
+    int index;
+  };
+
+  const Pattern::Call& call_of(const Step& step) const {
+    return pattern_.calls[static_cast<std::size_t>(step.call)];
+  }
+  ValueId& bound(int value) { return values_[static_cast<std::size_t>(value)]; }
+
+  void try_at(NodeId anchor, ValueId value) {
+    misses_.begin();
+    values_[static_cast<std::size_t>(pattern_.outputs[0])] = value;
+    trail_.push_back({Undo::value, pattern_.outputs[0]});
+    if (!advance(0)) misses_.end(anchor);
+    roll_back(0);
+  }
+
+  void roll_back(std::size_t mark) {
+    for (; trail_.size() > mark; trail_.pop_back()) {
+      const auto [kind, index] = trail_.back();
+      if (kind == Undo::value) {
+        bound(index) = kNone;
+      } else if (kind == Undo::capture) {
+        captures_.erase(index);
+      } else {
+        std::int32_t& stands_for = taken_by_call_[static_cast<std::size_t>(index)];
+        if (kind == Undo::node) taken_[static_cast<std::size_t>(stands_for)] = false;
+        stands_for = kNone;
+        --matched_;
+      }
     }
   }
 
-  /// Remembers the reason of the attempt that got furthest.
-  bool fail(const Bindings& bindings, std::string reason) {
-    const int depth = static_cast<int>(bindings.nodes.size() + bindings.modules.size());
-    if (depth > fitted_ || reason_.empty()) {
-      fitted_ = std::max(fitted_, depth);
-      reason_ = std::move(reason);
-    }
+  /// Notes why nothing fits here; the attempt that got furthest is the one to tell of.
+  bool miss(Mismatch mismatch) {
+    if (misses_.is_furthest(matched_)) misses_.note(matched_, std::move(mismatch));
     return false;
   }
 
-  bool match_value(int pattern_value, ValueId value, Bindings& bindings) {
-    ValueId& bound = bindings.values[static_cast<std::size_t>(pattern_value)];
-    if (bound != kNone) {
-      return bound == value ||
-             fail(bindings, fmt::format("{} is used where the pattern has {}",
-                                        graph_.value_name(value), graph_.value_name(bound)));
-    }
-    const Pattern::Call* call = pattern_.maker(pattern_value);
-    if (call == nullptr) {
-      bound = value;
-      return true;
-    }
-    return call->op == nullptr ? match_module(*call, value, bindings)
-                               : match_node(*call, value, bindings);
+  /// Binds everything from this step on, if it can be done.
+  bool advance(std::size_t index) {
+    if (index == plan_.size()) return complete();
+    const Step& step = plan_[index];
+    if (step.from < 0) return climb(index);
+    const ValueId value = bound(step.from);
+    if (call_of(step).op != nullptr) return try_producer(index, value);
+    const std::vector<CallId>& candidates = modules_->that_return(value);
+    if (candidates.empty()) return miss({Kind::no_module, value, kNone, step.call});
+    return std::any_of(candidates.begin(), candidates.end(),
+                       [&](CallId id) { return try_module(index, id); });
   }
 
-  bool match_module(const Pattern::Call& call, ValueId value, Bindings& bindings) {
-    const auto candidates = calls_by_output_.find(value);
-    if (candidates != calls_by_output_.end()) {
-      for (CallId id : candidates->second) {
-        const ModuleCall& module = graph_.call(id);
-        const std::regex& regex = regexes_.at(&call);
-        if (!std::regex_match(module.name(), regex) &&
-            !std::regex_match(relative(module.path, path_), regex)) {
-          fail(bindings, fmt::format("module '{}' does not match \"{}\" as a whole", module.path,
-                                     call.regex));
-          continue;
-        }
-        Bindings attempt = bindings;
-        if (take_module(call, module, value, attempt)) {
-          bindings = std::move(attempt);
-          return true;
-        }
-      }
-      return false;
-    }
-    return fail(bindings, fmt::format("{} is not the result of a module call matching \"{}\"",
-                                      graph_.value_name(value), call.regex));
-  }
-
-  bool take_module(const Pattern::Call& call, const ModuleCall& module, ValueId value,
-                   Bindings& bindings) {
-    if (module.has_hooks) {
-      return fail(bindings, fmt::format("module '{}' has a hook", module.path));
-    }
-    if (module.parent != kNone && !sees(module.parent, module)) {
-      return fail(bindings, fmt::format("module '{}' belongs to '{}', another module's inside",
-                                        module.path, graph_.call(module.parent).path));
-    }
-    if (module.inputs.size() != call.inputs.size()) {
-      return fail(bindings, fmt::format("module '{}' takes {} tensors; the pattern gives {}",
-                                        module.path, module.inputs.size(), call.inputs.size()));
-    }
-    for (NodeId id : graph_.nodes_within(module.id)) {
-      if (used_.contains(id) || !bindings.taken.insert(id).second) {
-        return fail(bindings, fmt::format("{} is matched already", graph_.full_name(id)));
-      }
-    }
-    bindings.modules[&call] = module.id;
-    bindings.values[static_cast<std::size_t>(call.output)] = value;
-    for (std::size_t i = 0; i < call.inputs.size(); ++i) {
-      if (!match_value(call.inputs[i], module.inputs[i], bindings)) return false;
-    }
-    return true;
-  }
-
-  /// The module's call is seen from the call that the match lies in.
-  bool sees(CallId parent, const ModuleCall& module) const {
-    if (parent == visible_ || module.id == visible_) return true;
-    for (CallId c = parent; c != kNone; c = graph_.call(c).parent) {
-      if (c == visible_) return graph_.call(c).flattened;
-    }
-    return false;
-  }
-
-  bool match_node(const Pattern::Call& call, ValueId value, Bindings& bindings) {
+  bool try_producer(std::size_t index, ValueId value) {
     const Value& v = graph_.value(value);
     if (v.kind != ValueKind::result) {
-      return fail(bindings,
-                  fmt::format("{} is not a result of {}", graph_.value_name(value), call.op->name));
+      return miss({Kind::no_result, value, kNone, plan_[index].call});
     }
-    const Node& node = graph_.node(v.producer);
-    const std::string name = graph_.full_name(node.id);
-    if (const auto known = bindings.nodes.find(&call); known != bindings.nodes.end()) {
-      return known->second == node.id ||
-             fail(bindings, fmt::format("{} stands for two calls of the pattern", name));
+    const Pattern::Value& wanted = pattern_.values[static_cast<std::size_t>(plan_[index].from)];
+    if (v.output_index != wanted.index && graph_.node(v.producer).op == call_of(plan_[index]).op) {
+      return miss({Kind::other_result, value});
     }
-    if (node.op != call.op) {
-      return fail(bindings,
-                  fmt::format("{} is {}; the pattern has {}", name, node.op->name, call.op->name));
-    }
-    if (graph_.visible_call(node.id) != visible_) {
-      return fail(bindings, fmt::format("{} lies inside another module than the rest; "
-                                        "trace({{.flatten = true}}) shows them as one",
-                                        name));
-    }
-    if (hooked(node))
-      return fail(bindings, fmt::format("{} belongs to a module with a hook", name));
-    if (used_.contains(node.id) || bindings.taken.contains(node.id)) {
-      return fail(bindings, fmt::format("{} is matched already", name));
-    }
-    if (node.inputs.size() != call.inputs.size()) {
-      return fail(bindings, fmt::format("{} has {} operands; the pattern has {}", name,
-                                        node.inputs.size(), call.inputs.size()));
-    }
-    std::vector<std::size_t> order(call.inputs.size());
-    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-    const bool swappable = call.op->has(Trait::commutative) && order.size() == 2 &&
-                           node.inputs[0] != kNone && node.inputs[1] != kNone;
-    Bindings attempt = bindings;
-    if (take_node(call, node, order, attempt)) {
-      bindings = std::move(attempt);
-      return true;
-    }
-    if (!swappable) return false;
-    std::swap(order[0], order[1]);
-    attempt = bindings;
-    if (!take_node(call, node, order, attempt)) return false;
-    bindings = std::move(attempt);
-    return true;
+    return try_node(index, v.producer);
   }
 
-  bool hooked(const Node& node) const {
-    for (CallId c = node.call; c != kNone && c != visible_; c = graph_.call(c).parent) {
-      if (graph_.call(c).has_hooks) return true;
+  // --- ops --------------------------------------------------------------------------------------
+
+  bool try_node(std::size_t index, NodeId id) {
+    ++comparisons_;
+    const Step& step = plan_[index];
+    const Node& node = graph_.node(id);
+    if (!accepts(step, node)) return false;
+    const bool swaps = step.swaps && node.inputs[0] != node.inputs[1];
+    for (const bool swapped : {false, true}) {
+      if (swapped && !swaps) break;
+      const std::size_t mark = trail_.size();
+      if (take_node(step, node, swapped) && check_from(step) && advance(index + 1)) return true;
+      roll_back(mark);
     }
     return false;
   }
 
-  bool take_node(const Pattern::Call& call, const Node& node, const std::vector<std::size_t>& order,
-                 Bindings& bindings) {
-    bindings.nodes[&call] = node.id;
-    bindings.taken.insert(node.id);
-    bindings.values[static_cast<std::size_t>(call.output)] = node.outputs.at(0);
-    for (std::size_t i = 0; i < order.size(); ++i) {
-      const ValueId operand = node.inputs[order[i]];
-      const int wanted = call.inputs[i];
-      if ((operand == kNone) != (wanted < 0)) {
-        return fail(bindings,
-                    fmt::format("{} {} operand '{}', unlike the pattern", graph_.full_name(node.id),
-                                operand == kNone ? "lacks" : "has",
-                                node.op->operands[std::min(i, node.op->operands.size() - 1)].name));
-      }
-      if (operand != kNone && !match_value(wanted, operand, bindings)) return false;
+  /// What can be told of a node without binding anything.
+  bool accepts(const Step& step, const Node& node) {
+    const Pattern::Call& call = call_of(step);
+    if (node.op != call.op) return miss({Kind::other_op, node.id, kNone, step.call});
+    if (facts_.home(node.id) != home_) return miss({Kind::other_module, node.id});
+    if (node.op->has(Trait::effect)) return miss({Kind::effect, node.id});
+    for (CallId c = node.call; c != kNone && c != home_; c = graph_.call(c).parent) {
+      if (graph_.call(c).has_hooks) return miss({Kind::hooked_node, node.id});
     }
-    return match_attrs(call, node, bindings);
+    const auto place = static_cast<std::size_t>(node.id);
+    if (used_[place] || taken_[place]) {
+      depends_on_prefix_ |= taken_[place];
+      return miss({Kind::matched, node.id});
+    }
+    if (node.inputs.size() != call.inputs.size()) {
+      return miss({Kind::operand_count, node.id, kNone, step.call});
+    }
+    for (std::size_t i = 0; i < node.inputs.size(); ++i) {
+      if ((node.inputs[i] == kNone) != (call.inputs[i] < 0)) {
+        return miss({Kind::operand, node.id, kNone, step.call, i});
+      }
+    }
+    return true;
   }
 
-  bool match_attrs(const Pattern::Call& call, const Node& node, Bindings& bindings) {
-    for (std::size_t i = 0; i < call.attrs.size(); ++i) {
-      const AttrValue wanted = call.attrs.value(i);
-      const AttrValue given = node.attrs.value(i);
-      if (const WildcardInfo wildcard = wildcard_info(wanted); wildcard.is_wildcard) {
-        if (wildcard.capture < 0) continue;
-        const auto [known, inserted] = bindings.captures.emplace(wildcard.capture, given);
-        if (inserted || equal(known->second, given)) continue;
-      } else if (call.attrs.kind(i) == FieldKind::site ||
-                 same_attribute(wanted, given, call.attrs.kind(i), node, bindings)) {
+  bool take_node(const Step& step, const Node& node, bool swapped) {
+    const Pattern::Call& call = call_of(step);
+    taken_by_call_[static_cast<std::size_t>(step.call)] = node.id;
+    taken_[static_cast<std::size_t>(node.id)] = true;
+    trail_.push_back({Undo::node, step.call});
+    ++matched_;
+    for (const detail::PatternField& field : step.fields) {
+      if (!fits(field, graph_, node, bindings_)) {
+        return miss({Kind::attribute, node.id, kNone, step.call, field.index});
+      }
+    }
+    if (!bind_results(call, node)) return false;
+    for (std::size_t i = 0; i < call.inputs.size(); ++i) {
+      const std::size_t from = swapped ? 1 - i : i;
+      if (call.inputs[i] >= 0 && !bind(call.inputs[i], node.inputs[from])) return false;
+    }
+    return true;
+  }
+
+  /// Results that the pattern leaves alone may be used by nobody: a match would lose them.
+  bool bind_results(const Pattern::Call& call, const Node& node) {
+    const auto offered = static_cast<std::size_t>(call.num_outputs);
+    for (std::size_t i = 0; i < std::max(node.outputs.size(), offered); ++i) {
+      const int value = call.output + static_cast<int>(i);
+      const bool is_used = i < offered && pattern_.values[static_cast<std::size_t>(value)].uses > 0;
+      if (i >= node.outputs.size()) {
+        if (is_used) return miss({Kind::result_count, node.id, kNone, -1, i});
+      } else if (is_used) {
+        if (!bind(value, node.outputs[i])) return false;
+      } else if (!check_unused(node.outputs[i])) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  bool check_unused(ValueId value) {
+    const std::vector<Use>& uses = graph_.value(value).uses;
+    if (!uses.empty()) return miss({Kind::escape, value, uses[0].node});
+    return !facts_.run_results.contains(value) || miss({Kind::escape, value});
+  }
+
+  bool bind(int number, ValueId value) {
+    ValueId& known = bound(number);
+    if (known == value) return true;
+    if (known != kNone) return miss({Kind::bound_value, value, known});
+    const Value& given = graph_.value(value);
+    const Pattern::Value& wanted = pattern_.values[static_cast<std::size_t>(number)];
+    const bool is_state = given.kind != ValueKind::result && given.kind != ValueKind::input;
+    if (wanted.kind == Pattern::Value::Kind::state && !is_state) {
+      return miss({Kind::no_state, value});
+    }
+    known = value;
+    trail_.push_back({Undo::value, number});
+    // A look ahead at the op, so that the wrong order of operands costs next to nothing.
+    const Pattern::Call* maker = pattern_.maker(number);
+    if (maker == nullptr || maker->op == nullptr) return true;
+    ++comparisons_;
+    if (given.kind != ValueKind::result) {
+      return miss({Kind::no_result, value, kNone, wanted.call});
+    }
+    if (graph_.node(given.producer).op != maker->op) {
+      return miss({Kind::other_op, given.producer, kNone, wanted.call});
+    }
+    return true;
+  }
+
+  // --- modules ----------------------------------------------------------------------------------
+
+  bool try_module(std::size_t index, CallId id) {
+    ++comparisons_;
+    const Step& step = plan_[index];
+    const std::size_t mark = trail_.size();
+    if (index == 0) home_ = facts_.home_of_call(id);
+    if (accepts(step, graph_.call(id)) && take_module(step, graph_.call(id)) && check_from(step) &&
+        advance(index + 1)) {
+      return true;
+    }
+    roll_back(mark);
+    return false;
+  }
+
+  bool accepts(const Step& step, const ModuleCall& module) {
+    if (!selectors_[static_cast<std::size_t>(step.call)].selects(module, facts_.path)) {
+      return miss({Kind::module_name, module.id, kNone, step.call});
+    }
+    if (module.has_hooks) return miss({Kind::hooked_module, module.id});
+    if (facts_.home_of_call(module.id) != home_) return miss({Kind::inner_module, module.id});
+    if (module.inputs.size() != call_of(step).inputs.size()) {
+      return miss({Kind::module_inputs, module.id, kNone, step.call});
+    }
+    if (module.outputs.size() != 1) return miss({Kind::module_outputs, module.id});
+    const std::string& fault = modules_->fault(module.id);
+    return fault.empty() || miss({Kind::module_fault, module.id, kNone, step.call, 0, fault});
+  }
+
+  bool take_module(const Step& step, const ModuleCall& module) {
+    const Pattern::Call& call = call_of(step);
+    taken_by_call_[static_cast<std::size_t>(step.call)] = module.id;
+    trail_.push_back({Undo::module, step.call});
+    ++matched_;
+    if (!bind(call.output, module.outputs[0])) return false;
+    for (std::size_t i = 0; i < call.inputs.size(); ++i) {
+      if (!bind(call.inputs[i], module.inputs[i])) return false;
+    }
+    return true;
+  }
+
+  // --- from bound values up to what reads them --------------------------------------------------
+
+  /// How a failure depends on what was bound before: the same values fail the same way again, unless
+  /// the failure was about the nodes of this very match.
+  bool climb(std::size_t index) {
+    const std::string key = binding_key(index);
+    if (const auto known = failed_.find(key); known != failed_.end()) {
+      misses_.note(known->second);
+      return false;
+    }
+    const bool outer = std::exchange(depends_on_prefix_, false);
+    const bool found =
+        call_of(plan_[index]).op != nullptr ? climb_to_node(index) : climb_to_module(index);
+    if (found) return true;
+    if (!depends_on_prefix_) failed_.emplace(key, misses_.current());
+    depends_on_prefix_ |= outer;
+    return false;
+  }
+
+  std::string binding_key(std::size_t index) {
+    std::string key = fmt::format("{}:{}", index, home_);
+    for (int value : plan_[index].depends_on) key += fmt::format(" {}", bound(value));
+    for (const auto& [capture, value] : captures_) {
+      key += fmt::format(" {}={}", capture, to_string(value));
+    }
+    return key;
+  }
+
+  /// The bound operand with the fewest users.
+  ValueId narrowest(const Pattern::Call& call) {
+    ValueId best = kNone;
+    for (int input : call.inputs) {
+      const ValueId value = input < 0 ? kNone : bound(input);
+      if (value == kNone) continue;
+      if (best == kNone || graph_.value(value).uses.size() < graph_.value(best).uses.size()) {
+        best = value;
+      }
+    }
+    return best;
+  }
+
+  bool climb_to_node(std::size_t index) {
+    const Pattern::Call& call = call_of(plan_[index]);
+    const ValueId from = narrowest(call);
+    Users& users = users_of(from, call.op);
+    while (users.next < users.nodes.size() &&
+           used_[static_cast<std::size_t>(users.nodes[users.next])]) {
+      ++users.next;
+    }
+    if (users.next == users.nodes.size()) {
+      return miss({Kind::no_user, from, kNone, plan_[index].call});
+    }
+    for (std::size_t i = users.next; i < users.nodes.size(); ++i) {
+      if (try_node(index, users.nodes[i])) return true;
+    }
+    return false;
+  }
+
+  bool climb_to_module(std::size_t index) {
+    const ValueId from = narrowest(call_of(plan_[index]));
+    const std::vector<CallId>& candidates = modules_->that_take(from);
+    if (candidates.empty()) return miss({Kind::no_user, from, kNone, plan_[index].call});
+    return std::any_of(candidates.begin(), candidates.end(),
+                       [&](CallId id) { return try_module(index, id); });
+  }
+
+  /// The nodes of an op that read a value, in program order; those before `next` are in matches.
+  struct Users {
+    std::vector<NodeId> nodes;
+    std::size_t next = 0;
+  };
+
+  Users& users_of(ValueId value, const Op* op) {
+    auto& by_op = users_[value];
+    const auto known = by_op.find(op);
+    if (known != by_op.end()) return known->second;
+    Users& users = by_op[op];
+    for (const Use& use : graph_.value(value).uses) {
+      ++comparisons_;
+      if (graph_.node(use.node).op == op) users.nodes.push_back(use.node);
+    }
+    const auto earlier = [&](NodeId a, NodeId b) {
+      return facts_.position(a) < facts_.position(b);
+    };
+    std::sort(users.nodes.begin(), users.nodes.end(), earlier);
+    users.nodes.erase(std::unique(users.nodes.begin(), users.nodes.end()), users.nodes.end());
+    return users;
+  }
+
+  // --- what is checked once enough is bound -----------------------------------------------------
+
+  bool check_from(const Step& step) {
+    for (const auto& [call, field] : step.sized_fields) {
+      const NodeId id = taken_by_call_[static_cast<std::size_t>(call)];
+      if (!fits(field, graph_, graph_.node(id), bindings_)) {
+        return miss({Kind::attribute, id, kNone, call, field.index});
+      }
+    }
+    for (const auto& [value, is_from_before] : step.closed) {
+      if (check_closed(bound(value))) continue;
+      depends_on_prefix_ |= is_from_before || modules_.has_value();
+      return false;
+    }
+    return true;
+  }
+
+  /// Nobody outside of the match needs an intermediate all of whose users in the pattern are bound.
+  bool check_closed(ValueId value) {
+    for (const Use& use : graph_.value(value).uses) {
+      if (!is_inside(use.node)) return miss({Kind::escape, value, use.node});
+    }
+    return !facts_.run_results.contains(value) || miss({Kind::escape, value});
+  }
+
+  bool is_inside(NodeId id) const {
+    if (taken_[static_cast<std::size_t>(id)]) return true;
+    if (!modules_) return false;
+    for (std::size_t i = 0; i < pattern_.calls.size(); ++i) {
+      if (pattern_.calls[i].op != nullptr || taken_by_call_[i] == kNone) continue;
+      if (graph_.is_within(graph_.node(id).call, taken_by_call_[i])) return true;
+    }
+    return false;
+  }
+
+  /// Everything is bound: what is left to ask concerns the match as a whole.
+  bool complete() {
+    Subgraph match;
+    depends_on_prefix_ = true;
+    if (!collect_nodes(match)) return false;
+    for (int i = 0; i < pattern_.parameters; ++i) {
+      const NodeId producer = graph_.value(bound(i)).producer;
+      if (producer != kNone && is_inside(producer)) return miss({Kind::inside_input, bound(i)});
+      match.inputs.push_back(bound(i));
+    }
+    for (int output : pattern_.outputs) match.outputs.push_back(bound(output));
+    if (match.outputs.size() > 1) {
+      const auto between = detail::find_between(graph_, match.nodes,
+                                                [this](NodeId id) { return facts_.position(id); });
+      if (between) return miss({Kind::between, between->node, between->reads});
+    }
+    match.captures = captures_;
+    for (NodeId id : match.nodes) {
+      used_[static_cast<std::size_t>(id)] = true;
+      match.operands.push_back(graph_.node(id).inputs);
+      match.names.emplace_back(
+          detail::relative_path(graph_.call(facts_.home(id)).path, facts_.path),
+          graph_.node(id).name);
+    }
+    found_.push_back(std::move(match));
+    return true;
+  }
+
+  bool collect_nodes(Subgraph& match) {
+    for (std::size_t i = 0; i < pattern_.calls.size(); ++i) {
+      if (pattern_.calls[i].op != nullptr) {
+        match.nodes.push_back(taken_by_call_[i]);
         continue;
       }
-      return fail(bindings,
-                  fmt::format("{} has {}={}; the pattern has {}", graph_.full_name(node.id),
-                              node.attrs.name(i), to_string(given), to_string(wanted)));
-    }
-    return true;
-  }
-
-  bool same_attribute(const AttrValue& wanted, const AttrValue& given, FieldKind kind,
-                      const Node& node, const Bindings& bindings) const {
-    if (wanted.index() != given.index()) return false;
-    if (kind == FieldKind::axis || kind == FieldKind::axes || kind == FieldKind::axis_set) {
-      return same_axes(wanted, given, kind, node);
-    }
-    if (const auto* shape = std::get_if<Shape>(&wanted)) {
-      return same_shape(*shape, std::get<Shape>(given), bindings);
-    }
-    if (const auto* dim = std::get_if<Dim>(&wanted)) {
-      const auto known = known_size(*dim, bindings);
-      return known && known->same_as(std::get<Dim>(given));
-    }
-    if (const auto* scalar = std::get_if<Scalar>(&wanted)) {
-      bool complete = true;
-      const Scalar known = scalar->substitute([&](const detail::DimSymbol& symbol) {
-        const auto size = size_of_symbol(symbol, bindings);
-        complete &= size.has_value();
-        return size;
-      });
-      return complete && known.same_as(std::get<Scalar>(given));
-    }
-    return equal(wanted, given);
-  }
-
-  /// Axes of the pattern are normalized by the ranks of the node that they are compared with.
-  bool same_axes(const AttrValue& wanted, const AttrValue& given, FieldKind kind,
-                 const Node& node) const {
-    int rank = graph_.value(node.outputs.at(0)).spec.shape.rank();
-    for (ValueId input : node.inputs) {
-      if (input != kNone) rank = std::max(rank, graph_.value(input).spec.shape.rank());
-    }
-    const auto normal = [&](std::int64_t axis) { return axis < 0 ? axis + rank : axis; };
-    if (const auto* axis = std::get_if<std::int64_t>(&wanted)) {
-      return normal(*axis) == std::get<std::int64_t>(given);
-    }
-    std::vector<std::int64_t> axes = std::get<std::vector<std::int64_t>>(wanted);
-    std::vector<std::int64_t> other = std::get<std::vector<std::int64_t>>(given);
-    std::transform(axes.begin(), axes.end(), axes.begin(), normal);
-    if (kind == FieldKind::axis_set) {
-      std::sort(axes.begin(), axes.end());
-      std::sort(other.begin(), other.end());
-    }
-    return axes == other;
-  }
-
-  bool same_shape(const Shape& wanted, const Shape& given, const Bindings& bindings) const {
-    if (wanted.rank() != given.rank()) return false;
-    for (int axis = 0; axis < wanted.rank(); ++axis) {
-      if (wanted[axis].is_wildcard() || wanted[axis].same_as(Dim(-1))) continue;
-      const auto known = known_size(wanted[axis], bindings);
-      if (!known || !known->same_as(given[axis])) return false;
-    }
-    return true;
-  }
-
-  std::optional<Dim> size_of_symbol(const detail::DimSymbol& symbol,
-                                    const Bindings& bindings) const {
-    if (symbol.kind != detail::DimSymbol::Kind::pattern) return std::nullopt;
-    const ValueId value = bindings.values[static_cast<std::size_t>(symbol.pattern_value)];
-    if (value == kNone) return std::nullopt;
-    const Shape& shape = graph_.value(value).spec.shape;
-    const int axis = symbol.pattern_axis;
-    if (axis >= shape.rank() || axis < -shape.rank()) return std::nullopt;
-    return shape[axis];
-  }
-
-  std::optional<Dim> known_size(const Dim& dim, const Bindings& bindings) const {
-    bool complete = true;
-    const Dim result = dim.substitute([&](const detail::DimSymbol& symbol) {
-      const auto size = size_of_symbol(symbol, bindings);
-      complete &= size.has_value();
-      return size;
-    });
-    return complete ? std::optional(result) : std::nullopt;
-  }
-
-  std::optional<Subgraph> make_match(const Bindings& bindings, ValueId output) {
-    Subgraph match;
-    match.outputs = {output};
-    match.captures = bindings.captures;
-    match.inputs.assign(bindings.values.begin(), bindings.values.begin() + pattern_.parameters);
-    match.nodes.assign(bindings.taken.begin(), bindings.taken.end());
-    std::sort(match.nodes.begin(), match.nodes.end(),
-              [&](NodeId a, NodeId b) { return graph_.position(a) < graph_.position(b); });
-    for (NodeId id : match.nodes) {
-      for (ValueId inner : graph_.node(id).outputs) {
-        if (inner == output) continue;
-        if (const std::string where = escape(inner, bindings.taken); !where.empty()) {
-          fail(bindings, fmt::format("{} is an intermediate of the match and is also used by {}",
-                                     graph_.value_name(inner), where));
-          return std::nullopt;
-        }
+      for (NodeId id : modules_->nodes(taken_by_call_[i])) {
+        if (used_[static_cast<std::size_t>(id)]) return miss({Kind::matched, id});
+        match.nodes.push_back(id);
       }
-      match.operands.push_back(graph_.node(id).inputs);
-      match.names.emplace_back(relative(graph_.call(graph_.visible_call(id)).path, path_),
-                               graph_.node(id).name);
     }
-    return match;
-  }
-
-  /// Who outside of the match needs a value, or "".
-  std::string escape(ValueId value, const std::unordered_set<NodeId>& inside) const {
-    for (const Use& use : graph_.value(value).uses) {
-      if (!inside.contains(use.node)) return graph_.full_name(use.node);
-    }
-    const auto& outputs = graph_.outputs();
-    return std::find(outputs.begin(), outputs.end(), value) == outputs.end() ? ""
-                                                                             : "the graph's output";
+    std::sort(match.nodes.begin(), match.nodes.end(),
+              [&](NodeId a, NodeId b) { return facts_.position(a) < facts_.position(b); });
+    const auto twice = std::adjacent_find(match.nodes.begin(), match.nodes.end());
+    return twice == match.nodes.end() || miss({Kind::matched, *twice});
   }
 
   const Graph& graph_;
   const Pattern& pattern_;
-  const std::string& path_;
-  std::unordered_map<const Pattern::Call*, std::regex> regexes_;
-  std::unordered_map<ValueId, std::vector<CallId>> calls_by_output_;
-  std::unordered_set<NodeId> used_;
+  const std::vector<Step> plan_;
+  detail::GraphFacts facts_;
+  std::optional<detail::ModuleFacts> modules_;     // if the pattern calls any
+  std::vector<detail::ModuleSelector> selectors_;  // by call
+
+  // What is bound now. `home_` is the call that all of the match is seen in.
+  std::vector<ValueId> values_;              // by value of the pattern
+  std::vector<std::int32_t> taken_by_call_;  // by call of the pattern: its node or module call
+  std::map<int, AttrValue> captures_;
+  detail::PatternBindings bindings_;
+  std::vector<Trail> trail_;
+  CallId home_ = 0;
+  int matched_ = 0;  // calls that stand for something
+
+  std::vector<bool> used_;   // by node: in a match
+  std::vector<bool> taken_;  // by node: stands for an op of the pattern now
+  std::unordered_map<ValueId, std::unordered_map<const Op*, Users>> users_;
+  std::unordered_map<std::string, detail::NearMissLog::Attempt> failed_;
+  bool depends_on_prefix_ = false;  // a failure since was about the nodes bound before
   std::vector<Subgraph> found_;
-  std::vector<NearMiss> near_misses_;
-  CallId visible_ = 0;
-  int fitted_ = 0;
-  std::string reason_;
+  detail::NearMissLog misses_;
+  std::int64_t comparisons_ = 0;
 };
 
 }  // namespace
@@ -392,13 +503,9 @@ std::string Matches::to_string() const {
 }
 
 std::string Matches::explain() const {
-  std::vector<NearMiss> sorted = near_misses_;
-  std::stable_sort(sorted.begin(), sorted.end(),
-                   [](const NearMiss& a, const NearMiss& b) { return a.matched > b.matched; });
   std::string text;
-  for (std::size_t i = 0; i < std::min<std::size_t>(sorted.size(), 8); ++i) {
-    text +=
-        fmt::format("{}near miss at {}: {}", i > 0 ? "\n" : "", sorted[i].node, sorted[i].reason);
+  for (const NearMiss& miss : near_misses_) {
+    text += fmt::format("{}near miss at {}: {}", text.empty() ? "" : "\n", miss.node, miss.reason);
   }
   return text.empty() ? "no node begins to match" : text;
 }
@@ -408,37 +515,7 @@ std::ostream& operator<<(std::ostream& stream, const Matches& matches) {
 }
 
 Matches find_matches(const Graph& graph, const Pattern& pattern, const std::string& path) {
-  return Matcher(graph, pattern, path).run();
-}
-
-Matches find_modules(const Graph& graph, const std::string& regex, const std::string& path) {
-  std::regex compiled;
-  try {
-    compiled = std::regex(regex);
-  } catch (const std::regex_error& error) {
-    detail::fail<ScheduleError>("find: '{}' is not a valid regular expression: {}",
-                                regex.substr(0, 80), error.what());
-  }
-  std::vector<Subgraph> found;
-  for (const ModuleCall& call : graph.calls()) {
-    if (call.path == path || !is_below(call.path, path)) continue;
-    if (!std::regex_match(call.name(), compiled) &&
-        !std::regex_match(relative(call.path, path), compiled)) {
-      continue;
-    }
-    Subgraph subgraph;
-    subgraph.nodes = graph.nodes_within(call.id);
-    if (subgraph.nodes.empty() || call.outputs.size() != 1) continue;
-    subgraph.inputs = call.inputs;
-    subgraph.outputs = {call.outputs[0]};
-    for (NodeId id : subgraph.nodes) {
-      subgraph.operands.push_back(graph.node(id).inputs);
-      subgraph.names.emplace_back(relative(graph.call(graph.visible_call(id)).path, path),
-                                  graph.node(id).name);
-    }
-    found.push_back(std::move(subgraph));
-  }
-  return {std::move(found), {}};
+  return Search(graph, pattern, path).run();
 }
 
 }  // namespace tenon

@@ -1,7 +1,10 @@
 // Finding a pattern in a Graph, by dataflow: edges, ops, attributes and constants; never by order in
-// the listing. A match is refused, with the reason, when a value inside it is needed outside.
+// the listing. A match is refused, with the reason, when a value inside it is needed outside. For a
+// fixed pattern the search is linear in the Graph, near misses included.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <iosfwd>
 #include <map>
 #include <string>
@@ -15,8 +18,8 @@ namespace tenon {
 /// One match: nodes in program order, the values its parameters are bound to, its results.
 struct Subgraph {
   std::vector<NodeId> nodes;
-  std::vector<ValueId> inputs;  // by pattern parameter
-  std::vector<ValueId> outputs;  // by what the pattern returns
+  std::vector<ValueId> inputs;                             // by pattern parameter
+  std::vector<ValueId> outputs;                            // by what the pattern returns
   std::map<int, AttrValue> captures;                       // what any(k) stood for
   std::vector<std::pair<std::string, std::string>> names;  // (module path, node), for printing
   std::vector<std::vector<ValueId>> operands;              // of each node, to notice later changes
@@ -29,13 +32,16 @@ struct NearMiss {
   std::string reason;
 };
 
-/// What a find returned: every match, none overlapping, in program order, and the near misses.
+/// What a find returned: every match, none overlapping, in program order, and the closest near misses.
 class Matches {
  public:
   Matches() = default;
   Matches(Subgraph subgraph) : subgraphs_{std::move(subgraph)} {}
-  Matches(std::vector<Subgraph> subgraphs, std::vector<NearMiss> near_misses)
-      : subgraphs_(std::move(subgraphs)), near_misses_(std::move(near_misses)) {}
+  Matches(std::vector<Subgraph> subgraphs, std::vector<NearMiss> near_misses = {},
+          std::int64_t comparisons = 0)
+      : subgraphs_(std::move(subgraphs)),
+        near_misses_(std::move(near_misses)),
+        comparisons_(comparisons) {}
 
   std::size_t size() const { return subgraphs_.size(); }
   bool empty() const { return subgraphs_.empty(); }
@@ -43,6 +49,8 @@ class Matches {
   auto begin() const { return subgraphs_.begin(); }
   auto end() const { return subgraphs_.end(); }
   const std::vector<NearMiss>& near_misses() const { return near_misses_; }
+  /// How often a node, value or module call was compared with a part of the pattern.
+  std::int64_t comparisons() const { return comparisons_; }
 
   /// "[[('self_attn', q_proj), ('self_attn', view)], …]".
   std::string to_string() const;
@@ -52,14 +60,30 @@ class Matches {
  private:
   std::vector<Subgraph> subgraphs_;
   std::vector<NearMiss> near_misses_;
+  std::int64_t comparisons_ = 0;
 };
 
 std::ostream& operator<<(std::ostream& stream, const Matches& matches);
 
 /// Matches among the nodes seen below the module `path` ("" for the whole graph).
 Matches find_matches(const Graph& graph, const Pattern& pattern, const std::string& path);
-/// The module calls below `path` whose whole name or whole relative path matches `regex`.
+/// The module calls below `path` whose whole name or whole relative path matches `regex`. Of calls
+/// that lie inside each other, the outermost.
 Matches find_modules(const Graph& graph, const std::string& regex, const std::string& path);
+/// The same for those whose class has this name.
+Matches find_modules_of_type(const Graph& graph, const std::string& type, const std::string& path);
+/// Each node seen below `path` for which `predicate` holds, with all that it reads and all its results.
+Matches find_nodes(const Graph& graph, const std::function<bool(const Node&)>& predicate,
+                   const std::string& path);
+
+/// Why other nodes cannot stand for those of `match`, which may be made by hand; "" if they can. No
+/// value inside but its results may be used by other nodes, be an output of the graph or be written to
+/// a state; no node inside may have an effect or a hook, unless the hooked module is inside as a whole;
+/// nothing outside may stand between its nodes.
+std::string match_fault(const Graph& graph, const Subgraph& match);
+/// ScheduleError with that reason.
+void check_match(const Graph& graph, const Subgraph& match);
+
 /// `path` is `ancestor` or below it.
 bool is_below(const std::string& path, const std::string& ancestor);
 

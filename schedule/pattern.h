@@ -7,17 +7,21 @@
 //   };
 //
 // Sizes taken with size() match whatever the matched value has there; -1 in a shape matches any
-// size; any() matches any constant; everything else must be equal.
+// size; any() matches any constant; everything else must be equal. A module that the pattern calls
+// is the ops that it consists of: its parameters and buffers match any state of the model.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <functional>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
+#include "nn/module.h"
 #include "tensor/op.h"
 #include "tensor/tensor.h"
 
@@ -31,28 +35,52 @@ Tensor call_module(const std::string& regex, const Tensor& first, const T&... re
   return call_module(regex, std::vector<Tensor>{first, rest...});
 }
 
-/// A recorded pattern function. Values are numbered: the parameters first, then one a call.
+namespace detail {
+/// The class name that modules of this type have in a Graph.
+std::string module_type_name(const std::type_info& type);
+Tensor call_module_of_type(const std::string& type, const std::vector<Tensor>& inputs);
+}  // namespace detail
+
+/// In a pattern: a call of any module whose class is M. TraceError outside of a pattern.
+template <std::derived_from<nn::Module> M, class... T>
+Tensor call_module(const Tensor& first, const T&... rest) {
+  return detail::call_module_of_type(detail::module_type_name(typeid(M)), {first, rest...});
+}
+
+/// A recorded pattern function. Values are numbered in the order in which they came up, the
+/// parameters first.
 struct Pattern {
   struct Call {
     const Op* op = nullptr;  // null: a call_module
     Attrs attrs;
-    std::string regex;
+    std::string regex;        // of the module's name, if not empty
+    std::string type;         // else its class
     std::vector<int> inputs;  // values, -1 for an absent operand
     int output = 0;           // the first of its values
-    int num_outputs = 1;
+    int num_outputs = 1;      // an op may turn out to have fewer
+    /// "relu", "call_module".
+    const std::string& name() const;
+  };
+  struct Value {
+    enum class Kind { parameter, state, result } kind = Kind::parameter;
+    int call = -1;  // results: which call's
+    int index = 0;  // results: which one of the call
+    int uses = 0;   // operands and results of the pattern that it is
   };
   int parameters = 0;
+  std::vector<Value> values;
   std::vector<Call> calls;
-  int output = 0;
+  std::vector<int> outputs;
 
-  /// The call that makes a value, or null for a parameter.
+  /// The call that makes a value, or null for a parameter or a state.
   const Call* maker(int value) const;
-  /// "permute(view(call_module("[qkv]_proj", %0)))"
+  /// "permute(view(call_module("[qkv]_proj", %0)))"; a value with several uses is named first.
   std::string to_string() const;
 };
 
 /// Runs `function` on `parameters` values of unknown shape. ScheduleError when it calls no op, does
-/// not use a parameter, or returns anything but one tensor.
+/// not use a parameter or the result of a call, or returns what is no result of an op, or results
+/// that nothing connects.
 Pattern record_pattern(int parameters,
                        const std::function<std::vector<Tensor>(std::span<const Tensor>)>& function);
 /// The pattern of a fused op: its decomposition with every operand present and these attributes, one
@@ -84,17 +112,18 @@ constexpr int tensor_arity() {
 template <class F, std::size_t... I>
 std::vector<Tensor> invoke_with(F& function, std::span<const Tensor> tensors,
                                 std::index_sequence<I...>) {
-  using R = std::invoke_result_t<F&, TensorParameter<I>...>;
-  if constexpr (std::is_same_v<std::decay_t<R>, std::vector<Tensor>>) {
-    return function(tensors[I]...);
-  } else {
-    return {function(tensors[I]...)};
-  }
+  const auto result = function(tensors[I]...);
+  using R = std::remove_cv_t<decltype(result)>;
+  static_assert(nn::detail::is_tensor<R> || nn::detail::is_tensors<R> || nn::detail::TensorTuple<R>,
+                "a pattern returns a Tensor, or a vector, array, pair or tuple of Tensors");
+  std::vector<Tensor> outputs;
+  nn::detail::append_tensors(outputs, result);
+  return outputs;
 }
 
 }  // namespace detail
 
-/// A pattern from any callable on 1 to 10 tensors that returns one tensor.
+/// A pattern from any callable on 1 to 10 tensors that returns one or several tensors.
 template <class F>
 Pattern record_pattern(F&& function) {
   constexpr int kParameters = detail::tensor_arity<std::remove_reference_t<F>>();

@@ -127,6 +127,14 @@ Matches Schedule::find(const std::string& regex) const {
   return find_modules(state_->graph, regex, path_);
 }
 
+Matches Schedule::find_type(const std::string& type) const {
+  return find_modules_of_type(state_->graph, type, path_);
+}
+
+Matches Schedule::find_nodes(const std::function<bool(const Node&)>& predicate) const {
+  return tenon::find_nodes(state_->graph, predicate, path_);
+}
+
 void Schedule::apply_replace(const Replacement& replacement, const Matches& matches,
                              const ReplaceOptions& options) {
   state_->transact(

@@ -76,12 +76,26 @@ class Schedule {
   /// The module tree as it stands: replaced modules gone, new ones in place, in PyTorch's notation.
   std::string to_string() const;
 
-  /// Matches of a pattern, a callable on Tensors, among the nodes of this module and those below.
+  /// Matches of a pattern, a callable on Tensors, among the nodes of this module and those below; or
+  /// of a predicate, bool(const Node&), each a node for which it holds.
   template <class F>
-  requires(!std::convertible_to<F, std::string>) Matches find(F&& pattern)
-  const { return find_pattern(record_pattern(pattern)); }
+  requires(!std::convertible_to<F, std::string>) Matches find(F&& what)
+  const {
+    if constexpr (detail::tensor_arity<std::remove_reference_t<F>>() > 0) {
+      return find_pattern(record_pattern(what));
+    } else {
+      static_assert(std::predicate<F&, const Node&>,
+                    "find takes a name, a callable on 1 to 10 Tensors or a bool(const Node&)");
+      return find_nodes(what);
+    }
+  }
   /// Module calls whose whole name, or path below this module, matches a regular expression.
   Matches find(const std::string& regex) const;
+  /// Calls of modules whose class is M.
+  template <std::derived_from<nn::Module> M>
+  Matches find() const {
+    return find_type(detail::module_type_name(typeid(M)));
+  }
 
   /// Puts a module or function in place of matches; see schedule/primitives/replace.h.
   template <class T>
@@ -147,6 +161,8 @@ class Schedule {
 
  private:
   Matches find_pattern(const Pattern& pattern) const;
+  Matches find_nodes(const std::function<bool(const Node&)>& predicate) const;
+  Matches find_type(const std::string& type) const;
   void apply_replace(const Replacement& replacement, const Matches& matches,
                      const ReplaceOptions& options);
   void apply_replace_module(const Replacement& replacement, const ReplaceOptions& options);

@@ -1,0 +1,23 @@
+// What stands between the nodes of a match: a node outside that depends on one of them and that another
+// of them depends on, so that they cannot become one. A match with one result has none: its result
+// would depend on itself.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <span>
+
+#include "graph/graph.h"
+
+namespace tenon::detail {
+
+struct Between {
+  NodeId node = kNone;
+  ValueId reads = kNone;  // the value of the match that it reads
+};
+
+/// `position` is a node's place in the order.
+std::optional<Between> find_between(const Graph& graph, std::span<const NodeId> nodes,
+                                    const std::function<std::size_t(NodeId)>& position);
+
+}  // namespace tenon::detail

@@ -1,0 +1,182 @@
+// Whether the nodes of a match can be replaced as one; see match_fault.
+#include <algorithm>
+#include <unordered_set>
+
+#include "schedule/detail/between.h"
+#include "schedule/detail/run_results.h"
+#include "schedule/matcher.h"
+#include "tensor/detail/check.h"
+
+namespace tenon {
+namespace detail {
+
+RunResults::RunResults(const Graph& graph) : graph_(graph), values_(graph.outputs()) {
+  for (const StateWrite& write : graph.writes()) values_.push_back(write.value);
+  std::sort(values_.begin(), values_.end());
+}
+
+bool RunResults::contains(ValueId id) const {
+  return std::binary_search(values_.begin(), values_.end(), id);
+}
+
+std::string RunResults::describe(ValueId id) const {
+  if (!contains(id)) return "";
+  for (const StateWrite& write : graph_.writes()) {
+    if (write.value == id) return "the write of " + graph_.value_name(write.state);
+  }
+  return "the graph's output";
+}
+
+std::optional<Between> find_between(const Graph& graph, std::span<const NodeId> nodes,
+                                    const std::function<std::size_t(NodeId)>& position) {
+  const std::unordered_set<NodeId> inside(nodes.begin(), nodes.end());
+  std::size_t first = SIZE_MAX;
+  for (NodeId id : nodes) first = std::min(first, position(id));
+  std::unordered_set<NodeId> seen;
+  std::vector<NodeId> pending;
+  const auto visit_operands = [&](NodeId id) {
+    for (ValueId operand : graph.node(id).inputs) {
+      const NodeId producer = operand == kNone ? kNone : graph.value(operand).producer;
+      if (producer == kNone || inside.contains(producer) || position(producer) < first) continue;
+      if (seen.insert(producer).second) pending.push_back(producer);
+    }
+  };
+  for (NodeId id : nodes) visit_operands(id);
+  while (!pending.empty()) {
+    const NodeId id = pending.back();
+    pending.pop_back();
+    for (ValueId operand : graph.node(id).inputs) {
+      if (operand != kNone && inside.contains(graph.value(operand).producer)) {
+        return Between{id, operand};
+      }
+    }
+    visit_operands(id);
+  }
+  return std::nullopt;
+}
+
+}  // namespace detail
+
+namespace {
+
+class MatchCheck {
+ public:
+  MatchCheck(const Graph& graph, const Subgraph& match)
+      : graph_(graph),
+        match_(match),
+        run_results_(graph),
+        inside_(match.nodes.begin(), match.nodes.end()) {}
+
+  std::string fault() const {
+    if (match_.nodes.empty()) return "the match has no nodes";
+    for (NodeId id : match_.nodes) {
+      if (!graph_.has_node(id)) return "the match is out of date: a node of it is gone";
+    }
+    for (const auto check : {&MatchCheck::border, &MatchCheck::effect, &MatchCheck::escape,
+                             &MatchCheck::hook, &MatchCheck::between}) {
+      if (std::string text = (this->*check)(); !text.empty()) return text;
+    }
+    return "";
+  }
+
+ private:
+  bool made_inside(ValueId id) const { return inside_.contains(graph_.value(id).producer); }
+
+  std::string border() const {
+    for (ValueId input : match_.inputs) {
+      if (input != kNone && made_inside(input)) {
+        return fmt::format("{} is an input of the match and computed inside of it",
+                           graph_.value_name(input));
+      }
+    }
+    for (ValueId output : match_.outputs) {
+      if (!made_inside(output)) {
+        return fmt::format("{} is a result of the match and not computed inside of it",
+                           graph_.value_name(output));
+      }
+    }
+    return "";
+  }
+
+  std::string effect() const {
+    for (NodeId id : match_.nodes) {
+      if (graph_.node(id).op->has(Trait::effect)) {
+        return fmt::format("{} ({}) has an effect and would be swallowed", graph_.full_name(id),
+                           graph_.node(id).op->name);
+      }
+    }
+    return "";
+  }
+
+  std::string escape() const {
+    for (NodeId id : match_.nodes) {
+      for (ValueId value : graph_.node(id).outputs) {
+        const auto& outputs = match_.outputs;
+        if (std::find(outputs.begin(), outputs.end(), value) != outputs.end()) continue;
+        if (const std::string user = user_outside(value); !user.empty()) {
+          return fmt::format("{} is an intermediate of the match and is also used by {}",
+                             graph_.value_name(value), user);
+        }
+      }
+    }
+    return "";
+  }
+
+  std::string user_outside(ValueId value) const {
+    for (const Use& use : graph_.value(value).uses) {
+      if (!inside_.contains(use.node)) return graph_.full_name(use.node);
+    }
+    return run_results_.describe(value);
+  }
+
+  std::string hook() const {
+    CallId common = graph_.visible_call(match_.nodes[0]);
+    for (NodeId id : match_.nodes) {
+      while (!graph_.is_within(graph_.visible_call(id), common)) {
+        common = graph_.call(common).parent;
+      }
+    }
+    for (NodeId id : match_.nodes) {
+      for (CallId c = graph_.node(id).call; c != kNone && c != common; c = graph_.call(c).parent) {
+        if (graph_.call(c).has_hooks && !contains_call(c)) {
+          return fmt::format("{} belongs to module '{}', which has a hook", graph_.full_name(id),
+                             graph_.call(c).path);
+        }
+      }
+    }
+    return "";
+  }
+
+  bool contains_call(CallId id) const {
+    const std::vector<NodeId> nodes = graph_.nodes_within(id);
+    return std::all_of(nodes.begin(), nodes.end(),
+                       [&](NodeId node) { return inside_.contains(node); });
+  }
+
+  std::string between() const {
+    if (match_.outputs.size() < 2) return "";
+    const auto found = detail::find_between(graph_, match_.nodes,
+                                            [this](NodeId id) { return graph_.position(id); });
+    if (!found) return "";
+    return fmt::format("{} stands between: it reads {} and the match depends on it",
+                       graph_.full_name(found->node), graph_.value_name(found->reads));
+  }
+
+  const Graph& graph_;
+  const Subgraph& match_;
+  detail::RunResults run_results_;
+  std::unordered_set<NodeId> inside_;
+};
+
+}  // namespace
+
+std::string match_fault(const Graph& graph, const Subgraph& match) {
+  return MatchCheck(graph, match).fault();
+}
+
+void check_match(const Graph& graph, const Subgraph& match) {
+  const std::string fault = match_fault(graph, match);
+  TENON_CHECK(fault.empty(), ScheduleError, "{}", fault);
+}
+
+}  // namespace tenon
