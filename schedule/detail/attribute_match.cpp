@@ -112,7 +112,8 @@ std::vector<PatternField> pattern_fields(const Attrs& attrs) {
   for (std::size_t i = 0; i < attrs.size(); ++i) {
     PatternField field{i, attrs.value(i), attrs.kind(i)};
     const WildcardInfo wildcard = wildcard_info(field.wanted);
-    if (field.kind == FieldKind::site || (wildcard.is_wildcard && wildcard.capture < 0)) continue;
+    const bool captured = wildcard.is_wildcard && wildcard.capture >= 0;
+    if (!captured && (wildcard.is_wildcard || field.kind == FieldKind::site)) continue;
     visit_symbols(field.wanted, [&](const DimSymbol& symbol) -> std::optional<Dim> {
       if (symbol.kind == DimSymbol::Kind::pattern) {
         field.sized_values.push_back(static_cast<int>(symbol.pattern_value));
