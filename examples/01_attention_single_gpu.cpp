@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "examples/attention_model.h"
+#include "graph/dot.h"
 #include "nn/checkpoint.h"
 #include "schedule/schedule.h"
 #include "schedule/verification.h"

@@ -337,6 +337,7 @@ void Graph::set_operand(NodeId id, int operand, ValueId value) {
 
 void Graph::replace_all_uses(ValueId from, ValueId to) {
   if (from == to) return;
+  replaced_values_.emplace_back(from, to);
   const std::vector<Use> uses = value(from).uses;
   for (const Use& use : uses) {
     mutable_node(use.node).inputs[static_cast<std::size_t>(use.operand)] = to;

@@ -12,6 +12,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tensor/op.h"
@@ -186,6 +187,10 @@ class Graph {
   void set_operand(NodeId id, int operand, ValueId value);
   /// Every use of `from`, outputs and module calls included, becomes a use of `to`.
   void replace_all_uses(ValueId from, ValueId to);
+  /// What replace_all_uses did, oldest first: rewritten Graphs know what stands for what.
+  const std::vector<std::pair<ValueId, ValueId>>& replaced_values() const {
+    return replaced_values_;
+  }
   /// Removes a node none of whose outputs is used; GraphError otherwise.
   void erase_node(NodeId id);
   /// Removes nodes and state that no output and no effect depends on.
@@ -224,12 +229,11 @@ class Graph {
   std::vector<CallId> next_sibling_;
   std::shared_ptr<GuardList> guards_;
   Annotations annotations_;
+  std::vector<std::pair<ValueId, ValueId>> replaced_values_;
 };
 
 /// One line a node, names by module path; what "the Graph's text" means everywhere.
 std::string to_text(const Graph& graph);
 std::ostream& operator<<(std::ostream& stream, const Graph& graph);
-/// Graphviz: module calls as nested clusters. Nodes in `marked` are highlighted.
-std::string to_dot(const Graph& graph, std::span<const NodeId> marked = {});
 
 }  // namespace tenon

@@ -4,6 +4,7 @@
 #include <ostream>
 #include <unordered_set>
 
+#include "graph/dot.h"
 #include "graph/verify.h"
 #include "nn/detail/text.h"
 #include "schedule/detail/state.h"
@@ -117,6 +118,10 @@ std::string Schedule::to_string() const {
 
 std::ostream& operator<<(std::ostream& stream, const Schedule& schedule) {
   return stream << schedule.to_string();
+}
+
+std::string to_dot(const Schedule& schedule) {
+  return to_dot(schedule.graph(), diff(schedule.original(), schedule.graph()));
 }
 
 Matches Schedule::find_pattern(const Pattern& pattern) const {

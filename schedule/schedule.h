@@ -176,6 +176,10 @@ class Schedule {
 
 std::ostream& operator<<(std::ostream& stream, const Schedule& schedule);
 
+/// The Graph as it stands in Graphviz' language, with what the schedule added or changed marked; for a
+/// picture of before and after, and for SVG, see graph/dot.h and graph/svg.h.
+std::string to_dot(const Schedule& schedule);
+
 /// Traces `model` once on inputs like the examples and returns its schedule. The model's code runs
 /// as it is; its parameters stay its own.
 Schedule create_schedule(std::shared_ptr<nn::Module> model, const ForwardFunction& forward,

@@ -145,15 +145,5 @@ TEST(Tracer, SubmoduleWithItsOwnModeKeepsIt) {
   EXPECT_LT(max_difference(run.run(inputs, true).at(0), run(x)), 1e-6);
 }
 
-TEST(Tracer, DotHasClustersAndMarks) {
-  const auto model = nn::make<tutorial::Attention>(16, 2);
-  const Schedule sch = create_schedule(model, {{"hidden_states", randn({2, 5, 16})}});
-  const NodeId first = sch.graph().order()[0];
-  const std::string dot = to_dot(sch.graph(), std::array{first});
-  EXPECT_NE(dot.find("label=\"self_attn: SelfAttention\""), std::string::npos);
-  EXPECT_NE(dot.find("label=\"q_proj: linear"), std::string::npos);
-  EXPECT_NE(dot.find("fillcolor=\"#ffd9a0\""), std::string::npos);
-}
-
 }  // namespace
 }  // namespace tenon

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "examples/attention_model.h"
+#include "graph/dot.h"
 #include "schedule/schedule.h"
 #include "schedule/verification.h"
 #include "tests/support/attention_pattern.h"
