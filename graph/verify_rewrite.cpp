@@ -7,8 +7,8 @@
 //   V23 the same masks are drawn: sites and probabilities
 //   V27 a parameter that requires a gradient goes on requiring one, a frozen one stays frozen
 //   V28 state keeps its name and its tensor: a gradient is found by the parameter's original name
-//   V29 an output is differentiable by exactly the parameters and inputs that it was differentiable by,
-//       so that a gradient is undefined where it was, and zero where it was
+//   V29 an output is differentiable by the parameters and inputs that it was differentiable by, and no
+//       output by others: a gradient that was defined stays so, and one that was undefined as well
 //   V31 the parameters are the same ones, except fresh ones and what these stand for
 //   V32 state that shares no storage with other state does not begin to: nothing is tied or untied
 #include "graph/verify_rewrite.h"
@@ -269,6 +269,10 @@ class RewriteVerifier {
   }
 
   void check_paths() const {
+    // A rewrite may join what leads to different outputs, so a new path counts only where there was
+    // none to any output.
+    std::unordered_set<ValueId> had_path;
+    std::unordered_set<ValueId> has_path;
     for (std::size_t first = 0; first < original_.outputs().size(); first += 64) {
       const auto before = differentiable_paths(original_, first);
       const auto now = differentiable_paths(rewritten_, first);
@@ -277,12 +281,17 @@ class RewriteVerifier {
         if (source.kind != ValueKind::input && source.kind != ValueKind::parameter) continue;
         const ValueId same = counterpart(id);
         if (same == kNone) continue;  // V31
-        const std::uint64_t changed = before[index(id)] ^ now[index(same)];
-        if (changed == 0) continue;
-        const int bit = std::countr_zero(changed);
-        broken(29, "output {} {} differentiable by {}", first + static_cast<std::size_t>(bit),
-               (before[index(id)] >> bit & 1) != 0 ? "is no longer" : "has become",
-               original_.value_name(id));
+        if (before[index(id)] != 0) had_path.insert(id);
+        if (now[index(same)] != 0) has_path.insert(id);
+        const std::uint64_t lost = before[index(id)] & ~now[index(same)];
+        if (lost == 0) continue;
+        broken(29, "output {} is no longer differentiable by {}",
+               first + static_cast<std::size_t>(std::countr_zero(lost)), original_.value_name(id));
+      }
+    }
+    for (ValueId id : has_path) {
+      if (!had_path.contains(id)) {
+        broken(29, "the results have become differentiable by {}", original_.value_name(id));
       }
     }
   }

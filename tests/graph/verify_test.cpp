@@ -180,7 +180,7 @@ const Violation kEffects[] = {
      [](Planted& p) {
        S::writes(p.graph) = {{p.w, p.w}, {p.w, p.w}};
      }},
-    {"V17_WrongShape", "V17 is broken: %w is float32(3), written with float32(s0, 3)",
+    {"V17_WrongShape", "V17 is broken: %w is float32(3,), written with float32(s0, 3)",
      [](Planted& p) { p.graph.set_write(p.w, p.out(p.exp)); }},
     {"V17_UnknownValue", "V17 is broken: a write of value 99 into 1 names what does not exist",
      [](Planted& p) { p.graph.set_write(p.w, 99); }},

@@ -1,0 +1,257 @@
+#include "schedule/schedules.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <set>
+
+#include "tensor/detail/check.h"
+
+namespace tenon::schedules {
+namespace {
+
+constexpr double kHidden = -std::numeric_limits<double>::infinity();
+
+// What any(k) stands for in the patterns below.
+constexpr int kScale = 0;
+constexpr int kDropout = 1;
+
+/// The number that a capture stands for, or nothing for a symbolic one.
+std::optional<double> captured(const Subgraph& match, int capture) {
+  const auto found = match.captures.find(capture);
+  if (found == match.captures.end()) return std::nullopt;
+  if (const auto* number = std::get_if<double>(&found->second)) return *number;
+  if (const auto* scalar = std::get_if<Scalar>(&found->second)) {
+    if (scalar->is_constant()) return scalar->hint();
+  }
+  return std::nullopt;
+}
+
+/// Applies a primitive; a refusal is noted and changes nothing.
+template <class F>
+void attempt(Summary& summary, std::size_t places, F&& primitive) {
+  try {
+    primitive();
+    summary.rewritten += static_cast<int>(places);
+  } catch (const ScheduleError& error) {
+    summary.refused.emplace_back(error.what());
+  }
+}
+
+void require_rewrites(const Summary& summary, const char* schedule) {
+  TENON_CHECK(summary.rewritten > 0, ScheduleError, "schedules::{} found nothing to rewrite{}",
+              schedule,
+              summary.refused.empty() ? std::string()
+                                      : fmt::format(": {}", fmt::join(summary.refused, "; ")));
+}
+
+void fuse_linears_of_one_input(Schedule& sch, Summary& summary) {
+  std::map<ValueId, std::vector<Subgraph>> by_input;
+  for (const Subgraph& match :
+       sch.find([](const Node& node) { return node.op->name == "linear"; })) {
+    by_input[match.inputs.at(0)].push_back(match);
+  }
+  for (const auto& [input, linears] : by_input) {
+    if (linears.size() < 2) continue;
+    attempt(summary, 1, [&, &group = linears] { sch.fuse_parallel({group, {}}); });
+  }
+}
+
+enum class ScaleForm { divided, multiplied, query_divided, query_multiplied, none };
+enum class MaskForm { none, added, filled };
+
+/// One way of writing attention down.
+struct Spelling {
+  ScaleForm scale;
+  MaskForm mask;
+  bool drops;
+
+  Tensor scores(const Tensor& q, const Tensor& k) const {
+    const Tensor keys = k.transpose(-2, -1);
+    switch (scale) {
+      case ScaleForm::divided: return matmul(q, keys) / Any(kScale);
+      case ScaleForm::multiplied: return matmul(q, keys) * Any(kScale);
+      case ScaleForm::query_divided: return matmul(q / Any(kScale), keys);
+      case ScaleForm::query_multiplied: return matmul(q * Any(kScale), keys);
+      case ScaleForm::none: break;
+    }
+    return matmul(q, keys);
+  }
+
+  Tensor attend(const Tensor& masked_scores, const Tensor& v) const {
+    const Tensor probabilities = softmax(masked_scores, -1);
+    return matmul(drops ? dropout(probabilities, Any(kDropout)) : probabilities, v);
+  }
+
+  Matches find(const Schedule& sch) const {
+    if (mask == MaskForm::none) {
+      return sch.find([this](const Tensor& q, const Tensor& k, const Tensor& v) {
+        return attend(scores(q, k), v);
+      });
+    }
+    return sch.find([this](const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& m) {
+      const Tensor s = scores(q, k);
+      return attend(mask == MaskForm::added ? s + m : masked_fill(s, m, kHidden), v);
+    });
+  }
+
+  /// The factor on the scores, or nothing when it is no number.
+  std::optional<double> factor(const Subgraph& match) const {
+    if (scale == ScaleForm::none) return 1.0;
+    const auto number = captured(match, kScale);
+    const bool divides = scale == ScaleForm::divided || scale == ScaleForm::query_divided;
+    return number && divides ? std::optional(1 / *number) : number;
+  }
+};
+
+std::vector<Spelling> spellings() {
+  std::vector<Spelling> list;
+  for (const ScaleForm scale : {ScaleForm::divided, ScaleForm::multiplied, ScaleForm::query_divided,
+                                ScaleForm::query_multiplied, ScaleForm::none}) {
+    for (const MaskForm mask : {MaskForm::none, MaskForm::added, MaskForm::filled}) {
+      for (const bool drops : {true, false}) list.push_back({scale, mask, drops});
+    }
+  }
+  return list;
+}
+
+/// Bool values that are true exactly where a key comes after the query: triu(1, 1) > 0.
+std::set<ValueId> causal_masks(const Schedule& sch) {
+  std::set<ValueId> masks;
+  const Matches found = sch.find([](const Tensor& one) {
+    return gt(triu(one.expand({Dim(any()), Dim(any())}), 1), 0);
+  });
+  for (const Subgraph& match : found) {
+    const Value& one = sch.graph().value(match.inputs[0]);
+    const bool positive = one.kind == ValueKind::constant && one.tensor.layout().numel() == 1 &&
+                          one.tensor.to_doubles()[0] > 0;
+    if (positive) masks.insert(match.outputs[0]);
+  }
+  return masks;
+}
+
+bool is_causal(const Schedule& sch, const Subgraph& match, const std::set<ValueId>& masks) {
+  if (match.inputs.size() < 4 || !masks.contains(match.inputs[3])) return false;
+  const auto shape = [&](int i) { return sch.graph().value(match.inputs[i]).spec.shape; };
+  const Shape mask = shape(3);
+  return mask[-2].same_as(shape(0)[-2]) && mask[-1].same_as(shape(1)[-2]) &&
+         mask[-1].same_as(mask[-2]);
+}
+
+void replace_attention(Schedule& sch, Summary& summary, const std::set<ValueId>& causal) {
+  for (const Spelling& spelling : spellings()) {
+    for (const Subgraph& match : spelling.find(sch)) {
+      const auto scale = spelling.factor(match);
+      const auto drop = captured(match, kDropout);
+      if (!scale || (spelling.drops && !drop)) continue;
+      const AttentionOptions options{drop.value_or(0), is_causal(sch, match, causal), *scale};
+      const ReplaceOptions name{.name = "attention"};
+      attempt(summary, 1, [&] {
+        if (spelling.mask == MaskForm::none) {
+          sch.replace(
+              [options](const Tensor& q, const Tensor& k, const Tensor& v) {
+                return scaled_dot_product_attention(q, k, v, {}, options);
+              },
+              match, name);
+          return;
+        }
+        // A filled mask hides where it is true; attention's lets through where it is true.
+        const bool inverted = spelling.mask == MaskForm::filled;
+        sch.replace(
+            [options, inverted](const Tensor& q, const Tensor& k, const Tensor& v,
+                                const Tensor& mask) {
+              const Tensor given = options.is_causal ? Tensor() : inverted ? eq(mask, 0) : mask;
+              return scaled_dot_product_attention(q, k, v, given, options);
+            },
+            match, name);
+      });
+    }
+  }
+}
+
+void fuse_attention(Schedule& sch, Summary& summary, const std::set<ValueId>& causal) {
+  fuse_linears_of_one_input(sch, summary);
+  replace_attention(sch, summary, causal);
+}
+
+/// Splits the product from the bias in the Linear that starts each match, so that the rest can be
+/// fused with the bias.
+void decompose_linears(Schedule& sch, const Matches& matches, Summary& summary) {
+  std::set<std::string> paths;
+  for (const Subgraph& match : matches) {
+    for (NodeId id : match.nodes) {
+      const Node& node = sch.graph().node(id);
+      const ModuleCall& call = sch.graph().call(node.call);
+      if (node.op->name == "linear" && call.leaf) paths.insert(call.path);
+    }
+  }
+  for (const std::string& path : paths) {
+    const std::string below = sch.path().empty() ? path : path.substr(sch.path().size() + 1);
+    attempt(summary, 0, [&] { sch[below].decompose(); });
+  }
+}
+
+template <class WithLinear, class WithBias>
+void fuse_behind_linear(Schedule& sch, Summary& summary, const WithLinear& with_linear,
+                        const WithBias& with_bias, const char* name) {
+  decompose_linears(sch, sch.find(with_linear), summary);
+  const Matches matches = sch.find(with_bias);
+  if (!matches.empty())
+    attempt(summary, matches.size(), [&] { sch.fuse(matches, {.name = name}); });
+}
+
+void fuse_residual_norms(Schedule& sch, Summary& summary) {
+  fuse_behind_linear(
+      sch, summary,
+      [](const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual,
+         const Tensor& weight, const Tensor& bias) {
+        return layer_norm(dropout(linear(x, w, b), any()) + residual, weight, bias, any());
+      },
+      [](const Tensor& x, const Tensor& b, const Tensor& residual, const Tensor& weight,
+         const Tensor& bias) {
+        return layer_norm(dropout(x + b, any()) + residual, weight, bias, any());
+      },
+      "FusedResidualNorm");
+}
+
+void fuse_gelus(Schedule& sch, Summary& summary) {
+  for (const Approximate approximate : {Approximate::none, Approximate::tanh}) {
+    fuse_behind_linear(
+        sch, summary,
+        [approximate](const Tensor& x, const Tensor& w, const Tensor& b) {
+          return gelu(linear(x, w, b), approximate);
+        },
+        [approximate](const Tensor& x, const Tensor& b) { return gelu(x + b, approximate); },
+        "FusedBiasGELU");
+  }
+}
+
+}  // namespace
+
+Summary attention(Schedule sch) {
+  Summary summary;
+  fuse_attention(sch, summary, {});
+  require_rewrites(summary, "attention");
+  return summary;
+}
+
+Summary transformer_encoder(Schedule sch) {
+  Summary summary;
+  fuse_attention(sch, summary, {});
+  sch.trace({.flatten = true});
+  fuse_residual_norms(sch, summary);
+  fuse_gelus(sch, summary);
+  require_rewrites(summary, "transformer_encoder");
+  return summary;
+}
+
+Summary gpt(Schedule sch) {
+  Summary summary;
+  fuse_attention(sch, summary, causal_masks(sch));
+  sch.trace({.flatten = true});
+  fuse_gelus(sch, summary);
+  require_rewrites(summary, "gpt");
+  return summary;
+}
+
+}  // namespace tenon::schedules

@@ -1,0 +1,34 @@
+// Ready-made schedules, each a few lines over the public primitives (schedule/schedules.cpp): for models
+// whose parts they recognize by dataflow, whatever their modules are called.
+//
+//   auto sch = create_schedule(model, {{"x", x}});
+//   schedules::transformer_encoder(sch);
+//   Executor run = build(sch);
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "schedule/schedule.h"
+
+namespace tenon::schedules {
+
+/// What a ready-made schedule did.
+struct Summary {
+  int rewritten = 0;                 ///< places that were rewritten
+  std::vector<std::string> refused;  ///< reasons for places that it recognized and left alone
+};
+
+/// Linears of one input become one product (queries, keys and values; gates), and attention written as
+/// softmax(q·kᵀ·scale [+ mask])·v, with or without dropout, one kernel that never stores the scores.
+/// ScheduleError when there is neither below `sch`.
+Summary attention(Schedule sch);
+
+/// attention(), then the tail of each residual block, layer_norm(dropout(linear(x)) + residual), and
+/// gelu(linear(x)) as one fused kernel behind the product.
+Summary transformer_encoder(Schedule sch);
+
+/// attention() with causal masks recognized where a model builds them, then gelu(linear(x)).
+Summary gpt(Schedule sch);
+
+}  // namespace tenon::schedules
