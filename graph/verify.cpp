@@ -17,8 +17,10 @@
 //   V16 a node with an effect runs once, forward; only random ops have a mask's site
 //   V17 only state is written, each once, with a value of its dtype and shape; reads come before
 //   V21 a node that draws a mask has a site, not negative, and a probability from 0 to 1
-//   V22 masks have distinct sites; gradient and recomputed nodes replay the mask of a forward node
-//   V24 a recomputed node runs a forward node of its region again: same op and attributes
+//   V22 masks have distinct sites; gradient and recomputed nodes replay a forward node's mask, with its
+//       probability, where the forward node is needed at all
+//   V24 a recomputed node is in a region, and runs a forward node of it again, where that is needed at
+//       all: of an op that the region has it has the attributes
 //   V25 what a gradient node reads exists, and is made before it
 //   V26 an op's saved operands and outputs exist, and it has a gradient or says that it has none
 //   V32 no tensor is two states
@@ -326,9 +328,11 @@ class Verifier {
     }
     for (const auto& [site, id] : replayed) {
       const auto forward = std::lower_bound(drawn.begin(), drawn.end(), std::pair{site, NodeId{}});
-      if (forward == drawn.end() || forward->first != site) {
-        broken(22, "{} replays site {}, which no forward node draws", graph_.full_name(id), site);
-      }
+      if (forward == drawn.end() || forward->first != site) continue;
+      const double probability = mask_of(graph_.node(forward->second))->probability;
+      if (mask_of(graph_.node(id))->probability == probability) continue;
+      broken(22, "{} replays the mask of {} with another probability", graph_.full_name(id),
+             graph_.full_name(forward->second));
     }
   }
 
@@ -344,11 +348,17 @@ class Verifier {
       }
     }
     for (const Node* again : recomputed) {
-      const std::vector<const Node*>& forward = regions[again->region];
-      const bool there = std::any_of(forward.begin(), forward.end(), [&](const Node* first) {
-        return first->op == again->op && first->call == again->call && first->attrs == again->attrs;
-      });
-      if (!there) {
+      if (again->region == kNone) {
+        broken(24, "{} runs again, but is in no region", graph_.full_name(again->id));
+      }
+      bool same_op = false;
+      bool same_call = false;
+      for (const Node* first : regions[again->region]) {
+        if (first->op != again->op || first->call != again->call) continue;
+        same_op = true;
+        same_call = same_call || first->attrs == again->attrs;
+      }
+      if (same_op && !same_call) {
         broken(24, "{} runs no node of region {} again", graph_.full_name(again->id),
                again->region);
       }

@@ -135,9 +135,7 @@ const Violation kStructure[] = {
     {"V9_NoSuchCall", "V9 is broken: node exp belongs to no call",
      [](Planted& p) { S::node(p.graph, p.exp).call = 7; }},
     {"V9_TwoRoots", "V9 is broken: call 'second' is not under the root",
-     [](Planted& p) {
-       S::calls(p.graph).push_back(ModuleCall{.id = 1, .path = "second"});
-     }},
+     [](Planted& p) { S::calls(p.graph).push_back(ModuleCall{.id = 1, .path = "second"}); }},
     {"V9_CallIds", "V9 is broken: call 'second' has another call's id",
      [](Planted& p) {
        S::calls(p.graph).push_back(ModuleCall{.id = 0, .parent = 0, .path = "second"});
@@ -168,8 +166,8 @@ const Violation kTypes[] = {
 const Violation kEffects[] = {
     {"V16_EffectInBackward", "V16 is broken: exp has an effect and would run in backward",
      [](Planted& p) {
-       S::node(p.graph, p.exp).op = &strange_exp(
-           [](Op& op) { op.traits |= static_cast<std::uint32_t>(Trait::effect); });
+       S::node(p.graph, p.exp).op =
+           &strange_exp([](Op& op) { op.traits |= static_cast<std::uint32_t>(Trait::effect); });
        p.graph.mark_gradient(p.exp);
      }},
     {"V16_SiteOfNoMask", "V16 is broken: exp has a site, but draws nothing",
@@ -207,7 +205,8 @@ const Violation kEffects[] = {
        std::swap(S::order(p.graph).front(), S::order(p.graph).back());
        S::accept_order(p.graph);
      }},
-    {"V26_SavesMissingOperand", "V26 is broken: exp saves for its gradient what 'exp' does not have",
+    {"V26_SavesMissingOperand",
+     "V26 is broken: exp saves for its gradient what 'exp' does not have",
      [](Planted& p) {
        S::node(p.graph, p.exp).op = &strange_exp([](Op& op) { op.saved_inputs = 1U << 5; });
      }},
