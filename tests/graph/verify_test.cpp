@@ -188,12 +188,21 @@ const Violation kEffects[] = {
      [](Planted& p) { p.graph.set_attribute(p.second, 0, 1.5); }},
     {"V22_SharedMask", "V22 is broken: dropout_1 draws the mask of dropout",
      [](Planted& p) { p.graph.set_attribute(p.second, 2, std::int64_t{0}); }},
-    {"V22_ReplayOfNothing", "V22 is broken: dropout_2 replays site 7, which no forward node draws",
+    {"V22_ReplayOfAnotherMask",
+     "V22 is broken: dropout_2 replays the mask of dropout_1 with another probability",
      [](Planted& p) {
-       p.add_gradient("dropout", {p.out(p.sum)}, DropoutAttrs{0.5, DropoutMode::follow, 7});
+       p.add_gradient("dropout", {p.out(p.sum)}, DropoutAttrs{0.25, DropoutMode::follow, 1});
      }},
-    {"V24_RecomputesAnotherOp", "V24 is broken: exp_1 runs no node of region 0 again",
-     [](Planted& p) { p.add_recomputed("exp"); }},
+    {"V24_RecomputesSomethingElse", "V24 is broken: dropout_2 runs no node of region 0 again",
+     [](Planted& p) {
+       p.graph.set_region(p.first, 0);
+       const NodeId again =
+           p.add("dropout", {p.out(p.relu)}, DropoutAttrs{0.5, DropoutMode::train, 0});
+       p.graph.set_region(again, 0);
+       p.graph.mark_recomputed(again);
+     }},
+    {"V24_NoRegion", "V24 is broken: relu_1 runs again, but is in no region",
+     [](Planted& p) { p.graph.set_region(p.add_recomputed("relu"), kNone); }},
     {"V25_SavedIsMissing", "V25 is broken: operand 0 of relu_1 does not exist",
      [](Planted& p) {
        const NodeId gradient = p.add_gradient("relu", {p.out(p.exp)}, {});
