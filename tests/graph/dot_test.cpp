@@ -71,7 +71,7 @@ TEST(Diff, MarksOnNodesCount) {
 
 TEST(Dot, ExactText) {
   const Schedule sch = scheduled_small();
-  const char* expected = R"(digraph tenon {
+  const char* expected = R"dot(digraph tenon {
   rankdir=TB; fontname="Helvetica"; compound=true;
   node [shape=box, style="rounded,filled", fillcolor="#eef3fb", color="#5b6b82", fontname="Helvetica", fontsize=11];
   edge [color="#5b6b82"];
@@ -90,7 +90,7 @@ TEST(Dot, ExactText) {
   out0 [shape=ellipse, fillcolor="#f9e7d2", label="output 0"];
   n2 -> out0;
 }
-)";
+)dot";
   EXPECT_EQ(to_dot(sch), expected);
 }
 

@@ -73,7 +73,7 @@ const Violation kInterface[] = {
      [](Rewritten& r) {
        r.graph.set_outputs({r.mul, r.skip});
      }},
-    {"V8_OutputShape", "V8 is broken: output 1, %detach_1, is float32(3); it was float32(s0, 3)",
+    {"V8_OutputShape", "V8 is broken: output 1, %detach_1, is float32(3,); it was float32(s0, 3)",
      [](Rewritten& r) {
        r.graph.set_outputs({r.mul, r.add("detach", {r.frozen}, {}), r.mul});
      }},
@@ -123,9 +123,10 @@ const Violation kState[] = {
      [](Rewritten& r) { S::value(r.graph, r.w).tensor = ones({3}).requires_grad_(); }},
     {"V28_NameTaken", "V28 is broken: %counter holds another tensor than before",
      [](Rewritten& r) {
-       r.graph.replace_all_uses(r.counter,
-                                r.graph.add_state(ValueKind::buffer, "counter", ones({3})));
+       const ValueId other = r.graph.add_state(ValueKind::buffer, "counter", ones({3}));
+       r.graph.replace_all_uses(r.counter, other);
        r.graph.drop_write(r.counter);
+       r.graph.set_write(other, r.neg);
        r.graph.eliminate_dead_code();
      }},
     {"V31_ParameterGone", "V31 is broken: %frozen is gone: nothing reads it any more",
@@ -162,8 +163,15 @@ const Violation kMeaning[] = {
      }},
     {"V29_PathCut", "V29 is broken: output 0 is no longer differentiable by %x",
      [](Rewritten& r) { r.graph.set_operand(r.node(r.drop), 0, r.add("detach", {r.sum}, {})); }},
-    {"V29_PathAdded", "V29 is broken: output 1 has become differentiable by %w",
-     [](Rewritten& r) { r.graph.set_operand(r.node(r.skip), 0, r.mul); }},
+    {"V29_PathAdded", "V29 is broken: the results have become differentiable by %hidden",
+     [](Rewritten& r) {
+       const ValueId hidden =
+           r.graph.add_state(ValueKind::parameter, "hidden", ones({3}).requires_grad_());
+       const ValueId cut = r.add("mul", {r.x, r.add("detach", {hidden}, {})}, BinaryAttrs{});
+       r.graph.set_outputs({r.mul, cut, r.mul});
+       r.original = r.graph;
+       r.graph.set_operand(r.node(cut), 1, hidden);
+     }},
 };
 
 const auto kName = [](const auto& info) { return info.param.name; };
