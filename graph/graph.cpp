@@ -298,9 +298,11 @@ void Graph::eliminate_dead_code() {
   const std::vector<NodeId> order = order_;
   for (auto id = order.rbegin(); id != order.rend(); ++id) {
     const Node& candidate = node(*id);
-    const bool dead = std::all_of(
-        candidate.outputs.begin(), candidate.outputs.end(),
-        [&](ValueId output) { return value(output).uses.empty() && !is_output(output); });
+    const bool dead =
+        !candidate.op->has(Trait::effect) &&
+        std::all_of(candidate.outputs.begin(), candidate.outputs.end(), [&](ValueId output) {
+          return value(output).uses.empty() && !is_output(output);
+        });
     if (dead) erase_node(*id);
   }
   for (ValueId id : values()) {

@@ -177,7 +177,7 @@ class Graph {
   void replace_all_uses(ValueId from, ValueId to);
   /// Removes a node none of whose outputs is used; GraphError otherwise.
   void erase_node(NodeId id);
-  /// Removes nodes and state that no output depends on.
+  /// Removes nodes and state that no output and no effect depends on.
   void eliminate_dead_code();
 
  private:

@@ -11,4 +11,6 @@ std::string GELU::extra_repr() const {
 
 std::string Softmax::extra_repr() const { return fmt::format("dim={}", dim); }
 
+std::string Print::extra_repr() const { return fmt::format("label='{}'", label); }
+
 }  // namespace tenon::nn

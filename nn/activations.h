@@ -1,4 +1,4 @@
-// Activations as modules: ReLU, GELU, SiLU, Tanh, Sigmoid, Softmax. Shapes are kept.
+// Activations as modules: ReLU, GELU, SiLU, Tanh, Sigmoid, Softmax; and Print. Shapes are kept.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,17 @@ class Softmax : public Module {
   bool is_leaf() const override { return true; }
 
   const std::int64_t dim;
+};
+
+/// Returns its input, after a line about it on print_stream(); see print().
+class Print : public Module {
+ public:
+  explicit Print(std::string text = "") : label(std::move(text)) {}
+  Tensor forward(const Tensor& input) const { return print(input, label); }
+  std::string extra_repr() const override;
+  bool is_leaf() const override { return true; }
+
+  const std::string label;
 };
 
 }  // namespace tenon::nn

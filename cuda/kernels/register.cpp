@@ -22,6 +22,7 @@ void register_all_kernels() {
 #endif
   register_conv2d_kernels();
   register_pool2d_kernels();
+  register_print_kernel();
   register_cross_entropy_kernels();
   register_dropout_kernels();
   register_argmax_kernels();

@@ -23,6 +23,7 @@ void register_batch_norm_kernels();
 void register_conv2d_kernels();
 void register_conv2d_cudnn_kernels();  // where cuDNN was found
 void register_pool2d_kernels();
+void register_print_kernel();
 void register_cross_entropy_kernels();
 void register_dropout_kernels();
 void register_argmax_kernels();

@@ -76,6 +76,7 @@
   X(squeeze) \
   X(contiguous) \
   X(detach) \
+  X(print) \
   X(cat) \
   X(cast) \
   X(embedding) \

@@ -72,6 +72,7 @@ TEST(ModulePrint, Layers) {
     add(nn::make<nn::ReLU>(), "ReLU()");
     add(nn::make<nn::GELU>(), "GELU(approximate='none')");
     add(nn::make<nn::GELU>(Approximate::tanh), "GELU(approximate='tanh')");
+    add(nn::make<nn::Print>("hidden"), "Print(label='hidden')");
     add(nn::make<nn::SiLU>(), "SiLU()");
     add(nn::make<nn::Tanh>(), "Tanh()");
     add(nn::make<nn::Sigmoid>(), "Sigmoid()");

@@ -24,6 +24,7 @@ const std::map<std::string, std::string> kOracleTests = {
     {"adam_step", "tensor_optimizer_steps: naive double reference"},
     {"sgd_step", "tensor_optimizer_steps: naive double reference"},
     {"detach", "autograd_backward: cuts off"},
+    {"print", "tensor_print: text of every dtype and layout"},
     {"cast", "tensor_shape_ops: element by element"},
     {"narrow_backward", "tensor_shape_gradients: columns of narrow's Jacobian"},
     {"index_select_backward", "tensor_shape_gradients: naive double reference"},
