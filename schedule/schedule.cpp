@@ -151,6 +151,11 @@ void Schedule::decompose() {
   state_->transact({"decompose", path_, ""}, [&](Graph& graph) { decompose_module(graph, path_); });
 }
 
+void Schedule::decompose(const Matches& matches) {
+  state_->transact({"decompose", path_, matches.to_string()},
+                   [&](Graph& graph) { decompose_matches(graph, matches); });
+}
+
 void Schedule::trace(const TraceOptions& options) {
   state_->transact({"trace", path_, options.flatten ? "flatten" : "hierarchy"},
                    [&](Graph& graph) { retrace_module(graph, path_, options); });

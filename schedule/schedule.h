@@ -123,8 +123,10 @@ class Schedule {
         },
         options);
   }
-  /// Splits what this module's ops can be split into (a Linear into product and bias).
+  /// Splits the ops of this module, or of the matches, into plainer ones (a Linear into product and
+  /// bias).
   void decompose();
+  void decompose(const Matches& matches);
   /// How the modules below are seen; see TraceOptions. The recorded computation stays.
   void trace(const TraceOptions& options);
   /// Replaces each match by the one fused op that is registered for that composition.

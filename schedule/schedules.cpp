@@ -4,6 +4,7 @@
 #include <limits>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "tensor/detail/check.h"
 
@@ -27,16 +28,25 @@ std::optional<double> captured(const Subgraph& match, int capture) {
   return std::nullopt;
 }
 
-/// Applies a primitive; a refusal is noted and changes nothing.
-template <class F>
-void attempt(Summary& summary, std::size_t places, F&& primitive) {
+/// Applies a primitive to all places at once; where that is refused, to each on its own, and what is
+/// refused then is noted and left alone.
+template <class Place, class F>
+void attempt(Summary& summary, const std::vector<Place>& places, const F& primitive) {
+  if (places.empty()) return;
   try {
-    primitive();
-    summary.rewritten += static_cast<int>(places);
+    primitive(places);
+    summary.rewritten += static_cast<int>(places.size());
+    return;
   } catch (const ScheduleError& error) {
-    summary.refused.emplace_back(error.what());
+    if (places.size() == 1) {
+      summary.refused.emplace_back(error.what());
+      return;
+    }
   }
+  for (const Place& place : places) attempt(summary, std::vector<Place>{place}, primitive);
 }
+
+std::vector<Subgraph> as_list(const Matches& matches) { return {matches.begin(), matches.end()}; }
 
 void require_rewrites(const Summary& summary, const char* schedule) {
   TENON_CHECK(summary.rewritten > 0, ScheduleError, "schedules::{} found nothing to rewrite{}",
@@ -45,16 +55,20 @@ void require_rewrites(const Summary& summary, const char* schedule) {
                                       : fmt::format(": {}", fmt::join(summary.refused, "; ")));
 }
 
+bool is_linear(const Node& node) { return node.op->name == "linear"; }
+
 void fuse_linears_of_one_input(Schedule& sch, Summary& summary) {
   std::map<ValueId, std::vector<Subgraph>> by_input;
-  for (const Subgraph& match :
-       sch.find([](const Node& node) { return node.op->name == "linear"; })) {
-    by_input[match.inputs.at(0)].push_back(match);
+  for (const Subgraph& match : sch.find(is_linear)) by_input[match.inputs.at(0)].push_back(match);
+  std::vector<std::vector<Subgraph>> groups;
+  for (auto& [input, linears] : by_input) {
+    if (linears.size() > 1) groups.push_back(std::move(linears));
   }
-  for (const auto& [input, linears] : by_input) {
-    if (linears.size() < 2) continue;
-    attempt(summary, 1, [&, &group = linears] { sch.fuse_parallel({group, {}}); });
-  }
+  attempt(summary, groups, [&](const std::vector<std::vector<Subgraph>>& chosen) {
+    std::vector<Subgraph> all;
+    for (const auto& group : chosen) all.insert(all.end(), group.begin(), group.end());
+    sch.fuse_parallel({std::move(all), {}});
+  });
 }
 
 enum class ScaleForm { divided, multiplied, query_divided, query_multiplied, none };
@@ -138,32 +152,42 @@ bool is_causal(const Schedule& sch, const Subgraph& match, const std::set<ValueI
          mask[-1].same_as(mask[-2]);
 }
 
+/// What stands for one spelling with these numbers.
+void replace_by_kernel(Schedule& sch, const Matches& matches, MaskForm mask,
+                       const AttentionOptions& options) {
+  const ReplaceOptions name{.name = "attention"};
+  if (mask == MaskForm::none) {
+    sch.replace(
+        [options](const Tensor& q, const Tensor& k, const Tensor& v) {
+          return scaled_dot_product_attention(q, k, v, {}, options);
+        },
+        matches, name);
+    return;
+  }
+  // A filled mask hides where it is true; attention's lets through where it is true.
+  const bool inverted = mask == MaskForm::filled;
+  sch.replace(
+      [options, inverted](const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& m) {
+        const Tensor given = options.is_causal ? Tensor() : inverted ? eq(m, 0) : m;
+        return scaled_dot_product_attention(q, k, v, given, options);
+      },
+      matches, name);
+}
+
 void replace_attention(Schedule& sch, Summary& summary, const std::set<ValueId>& causal) {
   for (const Spelling& spelling : spellings()) {
+    std::map<std::tuple<double, double, bool>, std::vector<Subgraph>> by_numbers;
     for (const Subgraph& match : spelling.find(sch)) {
       const auto scale = spelling.factor(match);
       const auto drop = captured(match, kDropout);
       if (!scale || (spelling.drops && !drop)) continue;
-      const AttentionOptions options{drop.value_or(0), is_causal(sch, match, causal), *scale};
-      const ReplaceOptions name{.name = "attention"};
-      attempt(summary, 1, [&] {
-        if (spelling.mask == MaskForm::none) {
-          sch.replace(
-              [options](const Tensor& q, const Tensor& k, const Tensor& v) {
-                return scaled_dot_product_attention(q, k, v, {}, options);
-              },
-              match, name);
-          return;
-        }
-        // A filled mask hides where it is true; attention's lets through where it is true.
-        const bool inverted = spelling.mask == MaskForm::filled;
-        sch.replace(
-            [options, inverted](const Tensor& q, const Tensor& k, const Tensor& v,
-                                const Tensor& mask) {
-              const Tensor given = options.is_causal ? Tensor() : inverted ? eq(mask, 0) : mask;
-              return scaled_dot_product_attention(q, k, v, given, options);
-            },
-            match, name);
+      by_numbers[{drop.value_or(0), *scale, is_causal(sch, match, causal)}].push_back(match);
+    }
+    for (const auto& [numbers, matches] : by_numbers) {
+      const auto [drop, scale, masks_later] = numbers;
+      const AttentionOptions options{drop, masks_later, scale};
+      attempt(summary, matches, [&](const std::vector<Subgraph>& chosen) {
+        replace_by_kernel(sch, {chosen, {}}, spelling.mask, options);
       });
     }
   }
@@ -174,30 +198,29 @@ void fuse_attention(Schedule& sch, Summary& summary, const std::set<ValueId>& ca
   replace_attention(sch, summary, causal);
 }
 
-/// Splits the product from the bias in the Linear that starts each match, so that the rest can be
-/// fused with the bias.
+/// Splits the product from the bias in the linear node that starts each match, so that the rest can
+/// be fused with the bias.
 void decompose_linears(Schedule& sch, const Matches& matches, Summary& summary) {
-  std::set<std::string> paths;
-  for (const Subgraph& match : matches) {
-    for (NodeId id : match.nodes) {
-      const Node& node = sch.graph().node(id);
-      const ModuleCall& call = sch.graph().call(node.call);
-      if (node.op->name == "linear" && call.leaf) paths.insert(call.path);
-    }
+  std::set<NodeId> wanted;
+  for (const Subgraph& match : matches) wanted.insert(match.nodes.begin(), match.nodes.end());
+  std::vector<Subgraph> linears;
+  for (const Subgraph& match : sch.find(is_linear)) {
+    if (wanted.contains(match.nodes[0])) linears.push_back(match);
   }
-  for (const std::string& path : paths) {
-    const std::string below = sch.path().empty() ? path : path.substr(sch.path().size() + 1);
-    attempt(summary, 0, [&] { sch[below].decompose(); });
-  }
+  Summary splits;
+  attempt(splits, linears, [&](const std::vector<Subgraph>& chosen) {
+    sch.decompose({chosen, {}});
+  });
+  summary.refused.insert(summary.refused.end(), splits.refused.begin(), splits.refused.end());
 }
 
 template <class WithLinear, class WithBias>
 void fuse_behind_linear(Schedule& sch, Summary& summary, const WithLinear& with_linear,
                         const WithBias& with_bias, const char* name) {
   decompose_linears(sch, sch.find(with_linear), summary);
-  const Matches matches = sch.find(with_bias);
-  if (!matches.empty())
-    attempt(summary, matches.size(), [&] { sch.fuse(matches, {.name = name}); });
+  attempt(summary, as_list(sch.find(with_bias)), [&](const std::vector<Subgraph>& chosen) {
+    sch.fuse({chosen, {}}, {.name = name});
+  });
 }
 
 void fuse_residual_norms(Schedule& sch, Summary& summary) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <unordered_set>
 
 #include "graph/verify.h"
 #include "graph/verify_rewrite.h"
@@ -136,6 +137,24 @@ void check_current(const Graph& graph, const Subgraph& match) {
         graph.has_node(match.nodes[i]) && graph.node(match.nodes[i]).inputs == match.operands[i],
         ScheduleError, "the match is out of date: {} was changed since find(); find it again",
         match.names[i].second);
+  }
+}
+
+void check_replaceable(const Graph& graph, const Subgraph& match) {
+  check_current(graph, match);
+  check_match(graph, match);
+  const std::unordered_set<NodeId> inside(match.nodes.begin(), match.nodes.end());
+  for (NodeId id : match.nodes) {
+    for (CallId c = graph.node(id).call; c != kNone; c = graph.call(c).parent) {
+      if (!graph.call(c).has_hooks) continue;
+      const std::vector<NodeId> nodes = graph.nodes_within(c);
+      const bool whole = std::all_of(nodes.begin(), nodes.end(),
+                                     [&](NodeId node) { return inside.contains(node); });
+      TENON_CHECK(!whole, ScheduleError,
+                  "module '{}' has a hook, which would be lost; replace the module itself instead "
+                  "of a match",
+                  graph.call(c).path);
+    }
   }
 }
 

@@ -54,6 +54,9 @@ std::int32_t common_region(const Graph& graph, const std::vector<NodeId>& nodes)
 /// Throws ScheduleError unless every node of the match is as it was found.
 void check_current(const Graph& graph, const Subgraph& match);
 
+/// The same, and check_match, and that no module inside has a hook: its effect would be lost.
+void check_replaceable(const Graph& graph, const Subgraph& match);
+
 /// The call that all nodes of the match are seen in.
 CallId common_call(const Graph& graph, const Subgraph& match);
 

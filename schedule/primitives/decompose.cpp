@@ -31,6 +31,11 @@ bool decompose_node(Graph& graph, NodeId id) {
   return true;
 }
 
+void mark_decomposed(Graph& graph, CallId call) {
+  if (graph.call(call).type.starts_with("Decomposed")) return;
+  graph.mutable_call(call).type = "Decomposed" + graph.call(call).type;
+}
+
 }  // namespace
 
 void decompose_module(Graph& graph, const std::string& path) {
@@ -44,12 +49,26 @@ void decompose_module(Graph& graph, const std::string& path) {
     ops += (ops.empty() ? "" : ", ") + node.op->name;
     if (!decompose_node(graph, id)) continue;
     found = true;
-    if (!graph.call(call).type.starts_with("Decomposed")) {
-      graph.mutable_call(call).type = "Decomposed" + graph.call(call).type;
-    }
+    mark_decomposed(graph, call);
   }
   TENON_CHECK(found, ScheduleError, "'{}' has nothing to decompose: its own ops are {}", path,
               ops.empty() ? "none" : ops + " without a bias or of one kernel each");
+}
+
+void decompose_matches(Graph& graph, const Matches& matches) {
+  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  for (const Subgraph& match : matches) {
+    detail::check_current(graph, match);
+    for (NodeId id : match.nodes) {
+      const std::string name = graph.full_name(id);
+      const CallId call = graph.node(id).call;
+      TENON_CHECK(!graph.call(call).has_hooks, ScheduleError, "module '{}' has a hook",
+                  graph.call(call).path);
+      TENON_CHECK(decompose_node(graph, id), ScheduleError,
+                  "{} cannot be decomposed: it has no bias, or is of one kernel", name);
+      if (graph.call(call).leaf) mark_decomposed(graph, call);
+    }
+  }
 }
 
 }  // namespace tenon

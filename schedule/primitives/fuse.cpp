@@ -106,7 +106,7 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
 
 void fuse_matches(Graph& graph, const Matches& matches, const std::string& name) {
   TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
-  for (const Subgraph& match : matches) detail::check_current(graph, match);
+  for (const Subgraph& match : matches) detail::check_replaceable(graph, match);
   for (const Subgraph& match : matches) fuse_one(graph, match, name);
 }
 

@@ -38,7 +38,7 @@ void check_linear(const Graph& graph, NodeId id) {
 std::vector<Group> group_by_input(const Graph& graph, const Matches& matches) {
   std::vector<Group> groups;
   for (const Subgraph& match : matches) {
-    detail::check_current(graph, match);
+    detail::check_replaceable(graph, match);
     for (NodeId id : match.nodes) {
       check_linear(graph, id);
       const ValueId input = graph.node(id).inputs[kInput];

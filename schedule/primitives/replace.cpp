@@ -95,7 +95,7 @@ void replace_matches(Graph& graph, const Replacement& replacement, const Matches
                      const ReplaceOptions& options) {
   TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
   for (const Subgraph& match : matches) {
-    detail::check_current(graph, match);
+    detail::check_replaceable(graph, match);
     TENON_CHECK(static_cast<std::size_t>(replacement.tensor_parameters) == match.inputs.size(),
                 ScheduleError, "{} takes {} tensors; the pattern has {} parameters",
                 replacement.name, replacement.tensor_parameters, match.inputs.size());
