@@ -1,10 +1,8 @@
 // find by name, by class and by predicate: what to look for is told apart by one look at each module
 // call or node.
 #include <algorithm>
-#include <unordered_map>
 #include <unordered_set>
 
-#include "schedule/detail/call_index.h"
 #include "schedule/detail/module_selector.h"
 #include "schedule/matcher.h"
 #include "tensor/detail/check.h"
@@ -21,7 +19,6 @@ void add_node(const Graph& graph, NodeId id, const std::string& path, Subgraph& 
 
 Matches find_selected(const Graph& graph, detail::ModuleSelector selector,
                       const std::string& path) {
-  const detail::CallIndex index(graph);
   std::vector<Subgraph> found;
   std::unordered_set<CallId> selected;
   const auto lies_in_another = [&](CallId id) {
@@ -31,22 +28,20 @@ Matches find_selected(const Graph& graph, detail::ModuleSelector selector,
     return false;
   };
   for (const ModuleCall& call : graph.calls()) {
-    if (call.path == path || !is_below(call.path, path) || index.nodes(call.id).empty()) continue;
-    if (call.outputs.empty() || !selector.selects(call, path)) continue;
+    if (call.path == path || !is_below(call.path, path) || call.outputs.empty()) continue;
+    if (!selector.selects(call, path) || graph.nodes_within(call.id).empty()) continue;
     selected.insert(call.id);
   }
   for (const ModuleCall& call : graph.calls()) {
     if (!selected.contains(call.id) || lies_in_another(call.id)) continue;
     Subgraph& subgraph = found.emplace_back();
-    for (NodeId id : index.nodes(call.id)) add_node(graph, id, path, subgraph);
+    for (NodeId id : graph.nodes_within(call.id)) add_node(graph, id, path, subgraph);
     subgraph.inputs = call.inputs;
     subgraph.outputs = call.outputs;
   }
   // Calls that primitives added come last among the calls, wherever they stand.
-  std::unordered_map<NodeId, std::size_t> position;
-  for (std::size_t i = 0; i < graph.order().size(); ++i) position[graph.order()[i]] = i;
   std::stable_sort(found.begin(), found.end(), [&](const Subgraph& a, const Subgraph& b) {
-    return position.at(a.nodes[0]) < position.at(b.nodes[0]);
+    return graph.position(a.nodes[0]) < graph.position(b.nodes[0]);
   });
   return {std::move(found), {}, static_cast<std::int64_t>(graph.calls().size())};
 }

@@ -27,17 +27,17 @@ std::string RunResults::describe(ValueId id) const {
   return "the graph's output";
 }
 
-std::optional<Between> find_between(const Graph& graph, std::span<const NodeId> nodes,
-                                    const std::function<std::size_t(NodeId)>& position) {
+std::optional<Between> find_between(const Graph& graph, std::span<const NodeId> nodes) {
   const std::unordered_set<NodeId> inside(nodes.begin(), nodes.end());
   std::size_t first = SIZE_MAX;
-  for (NodeId id : nodes) first = std::min(first, position(id));
+  for (NodeId id : nodes) first = std::min(first, graph.position(id));
   std::unordered_set<NodeId> seen;
   std::vector<NodeId> pending;
   const auto visit_operands = [&](NodeId id) {
     for (ValueId operand : graph.node(id).inputs) {
       const NodeId producer = operand == kNone ? kNone : graph.value(operand).producer;
-      if (producer == kNone || inside.contains(producer) || position(producer) < first) continue;
+      if (producer == kNone || inside.contains(producer)) continue;
+      if (graph.position(producer) < first) continue;
       if (seen.insert(producer).second) pending.push_back(producer);
     }
   };
@@ -155,8 +155,7 @@ class MatchCheck {
 
   std::string between() const {
     if (match_.outputs.size() < 2) return "";
-    const auto found = detail::find_between(graph_, match_.nodes,
-                                            [this](NodeId id) { return graph_.position(id); });
+    const auto found = detail::find_between(graph_, match_.nodes);
     if (!found) return "";
     return fmt::format("{} stands between: it reads {} and the match depends on it",
                        graph_.full_name(found->node), graph_.value_name(found->reads));

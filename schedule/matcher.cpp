@@ -20,6 +20,12 @@ using detail::Mismatch;
 using Kind = Mismatch::Kind;
 using Step = detail::SearchStep;
 
+std::size_t num_node_ids(const Graph& graph) {
+  NodeId last = kNone;
+  for (NodeId id : graph.order()) last = std::max(last, id);
+  return static_cast<std::size_t>(last + 1);
+}
+
 /// A backtracking search along the plan of a pattern: what is bound lies in flat tables, and a trail
 /// takes it back. Each node in turn is tried as the one that makes the pattern's first result.
 class Search {
@@ -31,8 +37,8 @@ class Search {
         facts_(graph, path),
         values_(pattern.values.size(), kNone),
         taken_by_call_(pattern.calls.size(), kNone),
-        used_(facts_.num_node_ids(), false),
-        taken_(facts_.num_node_ids(), false) {
+        used_(num_node_ids(graph), false),
+        taken_(num_node_ids(graph), false) {
     for (const Pattern::Call& call : pattern.calls) {
       selectors_.push_back(call.regex.empty()
                                ? detail::ModuleSelector::by_type(call.type)
@@ -56,8 +62,9 @@ class Search {
       ++comparisons_;
       if (used_[static_cast<std::size_t>(id)]) continue;
       if (first.op != nullptr) {
-        if (node.op != first.op || !facts_.is_seen(facts_.home(id))) continue;
-        home_ = facts_.home(id);
+        if (node.op != first.op) continue;
+        home_ = graph_.visible_call(id);
+        if (!facts_.is_seen(home_)) continue;
         if (result < node.outputs.size()) try_at(id, node.outputs[result]);
         continue;
       }
@@ -156,14 +163,14 @@ class Search {
   bool accepts(const Step& step, const Node& node) {
     const Pattern::Call& call = call_of(step);
     if (node.op != call.op) return miss({Kind::other_op, node.id, kNone, step.call});
-    if (facts_.home(node.id) != home_) return miss({Kind::other_module, node.id});
+    if (graph_.visible_call(node.id) != home_) return miss({Kind::other_module, node.id});
     if (node.op->has(Trait::effect)) return miss({Kind::effect, node.id});
     for (CallId c = node.call; c != kNone && c != home_; c = graph_.call(c).parent) {
       if (graph_.call(c).has_hooks) return miss({Kind::hooked_node, node.id});
     }
     const auto place = static_cast<std::size_t>(node.id);
     if (used_[place] || taken_[place]) {
-      depends_on_prefix_ |= taken_[place];
+      if (taken_[place]) earliest_needed_ = 0;
       return miss({Kind::matched, node.id});
     }
     if (node.inputs.size() != call.inputs.size()) {
@@ -287,21 +294,20 @@ class Search {
 
   // --- from bound values up to what reads them --------------------------------------------------
 
-  /// How a failure depends on what was bound before: the same values fail the same way again, unless
-  /// the failure was about the nodes of this very match.
+  /// What failed fails again with the same values bound, unless that was about the nodes of this very
+  /// match: so many ways up from one value cost no more than one.
   bool climb(std::size_t index) {
     const std::string key = binding_key(index);
     if (const auto known = failed_.find(key); known != failed_.end()) {
       misses_.note(known->second);
       return false;
     }
-    const bool outer = std::exchange(depends_on_prefix_, false);
+    const std::size_t outer = std::exchange(earliest_needed_, kNoStep);
     const bool found =
         call_of(plan_[index]).op != nullptr ? climb_to_node(index) : climb_to_module(index);
-    if (found) return true;
-    if (!depends_on_prefix_) failed_.emplace(key, misses_.current());
-    depends_on_prefix_ |= outer;
-    return false;
+    if (!found && earliest_needed_ >= index) failed_.emplace(key, misses_.current());
+    earliest_needed_ = std::min(earliest_needed_, outer);
+    return found;
   }
 
   std::string binding_key(std::size_t index) {
@@ -367,7 +373,7 @@ class Search {
       if (graph_.node(use.node).op == op) users.nodes.push_back(use.node);
     }
     const auto earlier = [&](NodeId a, NodeId b) {
-      return facts_.position(a) < facts_.position(b);
+      return graph_.position(a) < graph_.position(b);
     };
     std::sort(users.nodes.begin(), users.nodes.end(), earlier);
     users.nodes.erase(std::unique(users.nodes.begin(), users.nodes.end()), users.nodes.end());
@@ -383,9 +389,10 @@ class Search {
         return miss({Kind::attribute, id, kNone, call, field.index});
       }
     }
-    for (const auto& [value, is_from_before] : step.closed) {
+    for (const auto& [value, made_at] : step.closed) {
       if (check_closed(bound(value))) continue;
-      depends_on_prefix_ |= is_from_before || modules_.has_value();
+      const std::size_t needed = modules_ ? 0 : static_cast<std::size_t>(made_at);
+      earliest_needed_ = std::min(earliest_needed_, needed);
       return false;
     }
     return true;
@@ -412,7 +419,7 @@ class Search {
   /// Everything is bound: what is left to ask concerns the match as a whole.
   bool complete() {
     Subgraph match;
-    depends_on_prefix_ = true;
+    earliest_needed_ = 0;
     if (!collect_nodes(match)) return false;
     for (int i = 0; i < pattern_.parameters; ++i) {
       const NodeId producer = graph_.value(bound(i)).producer;
@@ -421,8 +428,7 @@ class Search {
     }
     for (int output : pattern_.outputs) match.outputs.push_back(bound(output));
     if (match.outputs.size() > 1) {
-      const auto between = detail::find_between(graph_, match.nodes,
-                                                [this](NodeId id) { return facts_.position(id); });
+      const auto between = detail::find_between(graph_, match.nodes);
       if (between) return miss({Kind::between, between->node, between->reads});
     }
     match.captures = captures_;
@@ -430,7 +436,7 @@ class Search {
       used_[static_cast<std::size_t>(id)] = true;
       match.operands.push_back(graph_.node(id).inputs);
       match.names.emplace_back(
-          detail::relative_path(graph_.call(facts_.home(id)).path, facts_.path),
+          detail::relative_path(graph_.call(graph_.visible_call(id)).path, facts_.path),
           graph_.node(id).name);
     }
     found_.push_back(std::move(match));
@@ -443,13 +449,13 @@ class Search {
         match.nodes.push_back(taken_by_call_[i]);
         continue;
       }
-      for (NodeId id : modules_->nodes(taken_by_call_[i])) {
+      for (NodeId id : graph_.nodes_within(taken_by_call_[i])) {
         if (used_[static_cast<std::size_t>(id)]) return miss({Kind::matched, id});
         match.nodes.push_back(id);
       }
     }
     std::sort(match.nodes.begin(), match.nodes.end(),
-              [&](NodeId a, NodeId b) { return facts_.position(a) < facts_.position(b); });
+              [&](NodeId a, NodeId b) { return graph_.position(a) < graph_.position(b); });
     const auto twice = std::adjacent_find(match.nodes.begin(), match.nodes.end());
     return twice == match.nodes.end() || miss({Kind::matched, *twice});
   }
@@ -474,7 +480,9 @@ class Search {
   std::vector<bool> taken_;  // by node: stands for an op of the pattern now
   std::unordered_map<ValueId, std::unordered_map<const Op*, Users>> users_;
   std::unordered_map<std::string, detail::NearMissLog::Attempt> failed_;
-  bool depends_on_prefix_ = false;  // a failure since was about the nodes bound before
+  // The first step whose nodes, beside its values, failures since then were about.
+  static constexpr std::size_t kNoStep = SIZE_MAX;
+  std::size_t earliest_needed_ = kNoStep;
   std::vector<Subgraph> found_;
   detail::NearMissLog misses_;
   std::int64_t comparisons_ = 0;

@@ -15,13 +15,19 @@ void visit_symbols(const AttrValue& value, const SymbolVisitor& visit) {
   }
 }
 
+/// A wildcard, also one that came as a double where a Scalar was needed.
+WildcardInfo wildcard_of(const AttrValue& value) {
+  const auto* scalar = std::get_if<Scalar>(&value);
+  return scalar && scalar->is_constant() ? wildcard_info(scalar->hint()) : wildcard_info(value);
+}
+
 class Comparison {
  public:
   Comparison(const Graph& graph, const Node& node, const PatternBindings& bindings)
       : graph_(graph), node_(node), bindings_(bindings) {}
 
   bool same(const AttrValue& wanted, const AttrValue& given, FieldKind kind) const {
-    if (const WildcardInfo wildcard = wildcard_info(wanted); wildcard.is_wildcard) {
+    if (const WildcardInfo wildcard = wildcard_of(wanted); wildcard.is_wildcard) {
       return wildcard.capture < 0 || bindings_.capture(wildcard.capture, given);
     }
     if (wanted.index() != given.index()) return false;
@@ -111,7 +117,7 @@ std::vector<PatternField> pattern_fields(const Attrs& attrs) {
   std::vector<PatternField> fields;
   for (std::size_t i = 0; i < attrs.size(); ++i) {
     PatternField field{i, attrs.value(i), attrs.kind(i)};
-    const WildcardInfo wildcard = wildcard_info(field.wanted);
+    const WildcardInfo wildcard = wildcard_of(field.wanted);
     const bool captured = wildcard.is_wildcard && wildcard.capture >= 0;
     if (!captured && (wildcard.is_wildcard || field.kind == FieldKind::site)) continue;
     visit_symbols(field.wanted, [&](const DimSymbol& symbol) -> std::optional<Dim> {

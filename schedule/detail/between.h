@@ -3,7 +3,6 @@
 // would depend on itself.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <span>
 
@@ -16,8 +15,6 @@ struct Between {
   ValueId reads = kNone;  // the value of the match that it reads
 };
 
-/// `position` is a node's place in the order.
-std::optional<Between> find_between(const Graph& graph, std::span<const NodeId> nodes,
-                                    const std::function<std::size_t(NodeId)>& position);
+std::optional<Between> find_between(const Graph& graph, std::span<const NodeId> nodes);
 
 }  // namespace tenon::detail

@@ -104,10 +104,7 @@ class Planner {
     for (int output : pattern_.outputs) closes_at[static_cast<std::size_t>(output)] = -1;
     for (int v = 0; v < static_cast<int>(closes_at.size()); ++v) {
       const int at = closes_at[static_cast<std::size_t>(v)];
-      if (at < 0) continue;
-      int climb = at;
-      while (climb > 0 && step(climb).from >= 0) --climb;
-      step(at).closed.push_back({v, step_of(value(v).call) < climb});
+      if (at >= 0) step(at).closed.push_back({v, step_of(value(v).call)});
     }
   }
 

@@ -14,12 +14,10 @@
 
 namespace tenon::detail {
 
-/// An intermediate, to be checked for users outside.
+/// An intermediate, to be checked for users outside, and the step at which it was made.
 struct ClosedValue {
   int value = 0;
-  /// It was made before the last step that goes up: whether it is used outside depends on more than
-  /// the values that this step goes on from.
-  bool is_from_before = false;
+  int made_at = 0;
 };
 
 struct SearchStep {

@@ -164,7 +164,8 @@ TEST(Subgraphs, ThreeParallelBranches) {
     return matmul(matmul(a, b), c);
   });
   const Schedule sch = create_schedule(model, {randn({3, 3})});
-  const Matches matches = sch.find([](T x) { return relu(x * double(any())); });
+  EXPECT_EQ(sch.find([](T x) { return relu(x * static_cast<double>(any())); }).size(), 3U);
+  const Matches matches = sch.find([](T x) { return relu(x * Scalar(any())); });
   ASSERT_EQ(matches.size(), 3U);
   for (const Subgraph& match : matches) EXPECT_EQ(match.nodes.size(), 2U);
 }

@@ -150,7 +150,7 @@ TEST_P(Cost, GrowsLinearly) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Cost, ::testing::ValuesIn(kCases),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace tenon

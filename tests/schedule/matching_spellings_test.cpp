@@ -231,7 +231,7 @@ std::vector<Row> methods() {
        {spelled(
             "method",
             [](T x) {
-              return x.view({x.size(0), 12});
+              return x.view({x.size(0), x.size(1) * x.size(2)});
             },
             matrix()),
         spelled(
@@ -243,20 +243,20 @@ std::vector<Row> methods() {
         spelled(
             "function",
             [](T x) {
-              return view(x, {x.size(0), 12});
+              return view(x, {x.size(0), x.size(1) * x.size(2)});
             },
             matrix())}},
       {"reshape",
        {spelled(
             "method",
             [](T x) {
-              return x.reshape({x.size(0), 12});
+              return x.reshape({x.size(0), x.size(1) * x.size(2)});
             },
             matrix()),
         spelled(
             "function",
             [](T x) {
-              return reshape(x, {x.size(0), 12});
+              return reshape(x, {x.size(0), x.size(1) * x.size(2)});
             },
             matrix())}},
       {"permute",
