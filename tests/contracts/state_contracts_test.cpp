@@ -153,11 +153,10 @@ TEST_F(Contract3_10, ASecondIncompatiblePackingIsRefused) {
   };
   pack("[kv]_proj");  // neighbours already
   const std::vector<float> before = model->parameter("self_attn.v_proj.weight").to_vector<float>();
-  EXPECT_ERROR(
-      ScheduleError,
-      "parameter 'self_attn.q_proj.bias' is part of another packing already; a model has "
-      "one packing of its parameters at a time",
-      pack("[qv]_proj"));
+  EXPECT_ERROR(ScheduleError,
+               "parameter 'self_attn.q_proj.bias' is part of another packing already; a model has "
+               "one packing of its parameters at a time",
+               pack("[qv]_proj"));
   EXPECT_EQ(model->parameter("self_attn.v_proj.weight").to_vector<float>(), before);
 }
 
