@@ -275,13 +275,20 @@ std::optional<Location> Lowering::join_adjacent(const Op& op, std::span<const Te
   Location joined = location_of(inputs[0]);
   const BufferKind kind = program_->buffers[static_cast<std::size_t>(joined.buffer)].kind;
   if (kind != BufferKind::state || joined.layout.rank() <= axis) return std::nullopt;
+  // Along an axis of size 1 a stride says nothing; where the second piece lies does.
+  if (joined.layout.sizes[axis] == 1 && inputs.size() > 1) {
+    joined.layout.strides[axis] = location_of(inputs[1]).layout.offset - joined.layout.offset;
+  }
   const Extents strides = joined.layout.strides;
+  if (strides[axis] <= 0) return std::nullopt;
   for (std::size_t i = 1; i < inputs.size(); ++i) {
     const Location& next = location_of(inputs[i]);
-    if (next.buffer != joined.buffer || next.layout.strides != strides ||
-        next.layout.offset !=
-            joined.layout.offset + joined.layout.sizes[axis] * joined.layout.strides[axis]) {
+    if (next.buffer != joined.buffer ||
+        next.layout.offset != joined.layout.offset + joined.layout.sizes[axis] * strides[axis]) {
       return std::nullopt;
+    }
+    for (int a = 0; a < next.layout.rank(); ++a) {
+      if (next.layout.sizes[a] != 1 && next.layout.strides[a] != strides[a]) return std::nullopt;
     }
     joined.layout.sizes[axis] += next.layout.sizes[axis];
   }
