@@ -1,4 +1,5 @@
-// The shapes of subgraphs that users look for, each with what it must not be taken for.
+// Rows 7 and 9 of the feature table: the shapes of subgraphs that users look for, each with what it must
+// not be taken for; constants.
 #include <gtest/gtest.h>
 
 #include "schedule/schedule.h"
@@ -40,7 +41,7 @@ Schedule two_linears(bool functional) {
   return create_schedule(nn::make<TwoLinears>(functional), {randn({2, 4})});
 }
 
-TEST(Subgraphs, TheModelItselfIsFoundOnce) {
+TEST(FeatureTable, Row07_TheModelItselfIsFoundOnce) {
   const auto f = [](T x, T y) { return tanh(relu(x) * y + x) - y; };
   const Schedule sch = create_schedule(function_model(f), {randn({3}), randn({3})});
   const Matches matches = sch.find(f);
@@ -50,13 +51,13 @@ TEST(Subgraphs, TheModelItselfIsFoundOnce) {
   EXPECT_EQ(matches[0].outputs, sch.graph().outputs());
 }
 
-TEST(Subgraphs, FunctionalPatternFindsModules) {
+TEST(FeatureTable, Row07_FunctionalPatternFindsModules) {
   const auto f = [](T x, T w, T b) { return relu(linear(x, w, b)); };
   EXPECT_EQ(two_linears(false).find(f).to_string(),
             "[[('', fc1), ('', act)], [('', fc2), ('', act_1)]]");
 }
 
-TEST(Subgraphs, ModulePatternFindsFunctions) {
+TEST(FeatureTable, Row07_ModulePatternFindsFunctions) {
   const auto lin = nn::make<nn::Linear>(1, 1);
   const auto act = nn::make<nn::ReLU>();
   const auto pattern = [&](T x) { return act(lin(x)); };
@@ -74,7 +75,7 @@ TEST(Subgraphs, ModulePatternFindsFunctions) {
             "near miss at relu: %input_1 is no state of the model, as the pattern's module has");
 }
 
-TEST(Subgraphs, OneModuleCalledTwiceInAPatternIsOneWeight) {
+TEST(FeatureTable, Row07_OneModuleCalledTwiceInAPatternIsOneWeight) {
   const auto lin = nn::make<nn::Linear>(1, 1);
   const auto twice = [&](T x) { return lin(relu(lin(x))); };
   EXPECT_TRUE(two_linears(false).find(twice).empty());
@@ -83,19 +84,19 @@ TEST(Subgraphs, OneModuleCalledTwiceInAPatternIsOneWeight) {
   EXPECT_EQ(create_schedule(model, {randn({2, 4})}).find(twice).size(), 1U);
 }
 
-TEST(Subgraphs, FunctionsAndModulesMixInAPattern) {
+TEST(FeatureTable, Row07_FunctionsAndModulesMixInAPattern) {
   const auto lin = nn::make<nn::Linear>(1, 1);
   EXPECT_EQ(two_linears(false).find([&](T x) { return relu(lin(x)); }).size(), 2U);
   EXPECT_EQ(two_linears(true).find([](T x) { return relu(call_module("fc.", x)); }).size(), 2U);
 }
 
-TEST(Subgraphs, NormAndRelu) {
+TEST(FeatureTable, Row07_NormAndRelu) {
   const auto bn = nn::make<nn::BatchNorm2d>(3, 1e-5, 0.1, true, false);
   const Schedule sch = create_schedule(nn::make<ConvNormRelu>(false), {randn({2, 2, 8, 8})});
   EXPECT_EQ(sch.find([&](T x) { return relu(bn(x)); }).to_string(), "[[('', bn), ('', relu)]]");
 }
 
-TEST(Subgraphs, NormThatMovesItsStatisticsIsNoIntermediate) {
+TEST(FeatureTable, Row07_NormThatMovesItsStatisticsIsNoIntermediate) {
   const auto bn = nn::make<nn::BatchNorm2d>(3);
   const Schedule sch = create_schedule(nn::make<ConvNormRelu>(true), {randn({2, 2, 8, 8})});
   const Matches matches = sch.find([&](T x) { return relu(bn(x)); });
@@ -117,12 +118,12 @@ TEST(Subgraphs, NormThatMovesItsStatisticsIsNoIntermediate) {
   EXPECT_EQ(match_fault(sch.graph(), whole[0]), "");
 }
 
-TEST(Subgraphs, LinearAndReluTwice) {
+TEST(FeatureTable, Row07_LinearAndReluTwice) {
   EXPECT_EQ(two_linears(true).find([](T x, T w, T b) { return relu(linear(x, w, b)); }).to_string(),
             "[[('', fc1), ('', relu)], [('', fc2), ('', relu_1)]]");
 }
 
-TEST(Subgraphs, TwoPathsMeet) {
+TEST(FeatureTable, Row07_TwoPathsMeet) {
   const auto f = [](T x) { return relu(exp(x)) + tanh(x); };
   const auto other_way = function_model([](T x) {
     const Tensor b = tanh(x);
@@ -135,7 +136,7 @@ TEST(Subgraphs, TwoPathsMeet) {
   EXPECT_TRUE(create_schedule(other_inputs, {randn({3}), randn({3})}).find(f).empty());
 }
 
-TEST(Subgraphs, ATreeOfCommutativeOps) {
+TEST(FeatureTable, Row07_ATreeOfCommutativeOps) {
   const auto model = function_model(
       [](T x, T y) { return (relu(y) * (exp(x) + y)) + ((tanh(y) + exp(y)) * relu(x)); });
   const Schedule sch = create_schedule(model, {randn({3}), randn({3})});
@@ -146,7 +147,7 @@ TEST(Subgraphs, ATreeOfCommutativeOps) {
   EXPECT_EQ(matches[0].nodes.size(), sch.graph().order().size());
 }
 
-TEST(Subgraphs, AllChoicesAreTriedWhenALaterOneDecides) {
+TEST(FeatureTable, Row07_AllChoicesAreTriedWhenALaterOneDecides) {
   // The first sum fits both ways round; only one of them goes with the last operand.
   const auto model = function_model([](T x, T y) { return tanh(exp(x) + exp(y)) * x; });
   const auto pattern = [](T a, T b) { return tanh(exp(a) + exp(b)) * b; };
@@ -156,7 +157,7 @@ TEST(Subgraphs, AllChoicesAreTriedWhenALaterOneDecides) {
   EXPECT_EQ(matches[0].inputs, (std::vector{sch.graph().inputs()[1], sch.graph().inputs()[0]}));
 }
 
-TEST(Subgraphs, ThreeParallelBranches) {
+TEST(FeatureTable, Row07_ThreeParallelBranches) {
   const auto model = function_model([](T x) {
     const Tensor a = relu(x * 2.0);
     const Tensor b = relu(x * 3.0);
@@ -170,7 +171,7 @@ TEST(Subgraphs, ThreeParallelBranches) {
   for (const Subgraph& match : matches) EXPECT_EQ(match.nodes.size(), 2U);
 }
 
-TEST(Subgraphs, ModulesByRegexInAPattern) {
+TEST(FeatureTable, Row07_ModulesByRegexInAPattern) {
   const Schedule sch = two_linears(false);
   EXPECT_EQ(sch.find([](T x) { return call_module("fc.", x); }).size(), 2U);
   EXPECT_EQ(sch.find([](T x) { return call_module("fc.*", x); }).size(), 3U);
@@ -178,7 +179,7 @@ TEST(Subgraphs, ModulesByRegexInAPattern) {
             "[[('', fc1), ('', act)]]");
 }
 
-TEST(Subgraphs, ModulesByClassInAPattern) {
+TEST(FeatureTable, Row07_ModulesByClassInAPattern) {
   const Schedule sch = two_linears(false);
   EXPECT_EQ(sch.find([](T x) { return call_module<nn::ReLU>(call_module<nn::Linear>(x)); }).size(),
             2U);
@@ -189,7 +190,7 @@ TEST(Subgraphs, ModulesByClassInAPattern) {
   EXPECT_TRUE(sch.find<nn::GELU>().empty());
 }
 
-TEST(Subgraphs, ADiamondWithOtherOpsInBetween) {
+TEST(FeatureTable, Row07_ADiamondWithOtherOpsInBetween) {
   const auto model = function_model([](T x) {
     const Tensor top = exp(x);
     const Tensor useless = sin(x);
@@ -207,7 +208,7 @@ TEST(Subgraphs, ADiamondWithOtherOpsInBetween) {
   EXPECT_EQ(matches[0].nodes.size(), 4U);
 }
 
-TEST(Subgraphs, ModulesOfModulesChain) {
+TEST(FeatureTable, Row07_ModulesOfModulesChain) {
   struct Block : nn::Module {
     Block() : up(add<nn::Linear>("up", 4, 4)), down(add<nn::Linear>("down", 4, 4)) {}
     Tensor forward(T x) const { return down(relu(up(x))); }
@@ -220,7 +221,7 @@ TEST(Subgraphs, ModulesOfModulesChain) {
   EXPECT_EQ(sch.find([](T x) { return call_module("layer\\.3", x); }).size(), 1U);
 }
 
-TEST(Subgraphs, PatternsCrossModulesOnceTheyAreFlattened) {
+TEST(FeatureTable, Row07_PatternsCrossModulesOnceTheyAreFlattened) {
   struct Half : nn::Module {
     Tensor forward(T x) const { return relu(exp(x)); }
   };
@@ -238,7 +239,7 @@ TEST(Subgraphs, PatternsCrossModulesOnceTheyAreFlattened) {
 
 // --- constants ----------------------------------------------------------------------------------------
 
-TEST(Constants, EveryOneCounts) {
+TEST(FeatureTable, Row09_EveryConstantCounts) {
   const auto model = function_model([](T x) {
     const Tensor y = softmax(x.view({2, 3, 4, 5}).permute({0, 1, 3, 2}), 0);
     return dropout(y, 0.9) * 3.0;
@@ -255,7 +256,7 @@ TEST(Constants, EveryOneCounts) {
   EXPECT_TRUE(sch.find([](T x) { return x.view({7, 7}); }).empty());
 }
 
-TEST(Constants, AnyCapturesWhatItStoodFor) {
+TEST(FeatureTable, Row09_AnyCapturesWhatItStoodFor) {
   const auto model = function_model([](T x) { return dropout(x * 3.0, 0.25) * 3.0; });
   const Schedule sch = create_schedule(model, {randn({4})});
   const Matches matches =
@@ -269,7 +270,7 @@ TEST(Constants, AnyCapturesWhatItStoodFor) {
                   .empty());
 }
 
-TEST(Constants, ASizeMayBeCaptured) {
+TEST(FeatureTable, Row09_ASizeMayBeCaptured) {
   const auto model = function_model([](T x) { return x.view({x.size(0), 3, 4}); });
   const Schedule sch = create_schedule(model, {randn({2, 12})});
   const Matches matches = sch.find([](T x) { return x.view({x.size(0), Any(0), -1}); });

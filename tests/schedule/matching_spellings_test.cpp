@@ -1,5 +1,5 @@
-// One op in all its spellings, method, function, operator and module: each as a model and each as a
-// pattern, and every pattern finds every model.
+// Row 8 of the feature table: one op in all its spellings (method, function, operator, module), each as a
+// model and each as a pattern, and every pattern finds every model.
 #include <gtest/gtest.h>
 
 #include "schedule/schedule.h"
@@ -329,12 +329,12 @@ void expect_all_pairs_match(const std::vector<Row>& rows) {
   }
 }
 
-TEST(Spellings, OfActivationsMatchInAllDirections) { expect_all_pairs_match(activations()); }
-TEST(Spellings, OfLayersMatchInAllDirections) { expect_all_pairs_match(layers()); }
-TEST(Spellings, OfOperatorsMatchInAllDirections) { expect_all_pairs_match(operators()); }
-TEST(Spellings, OfMethodsMatchInAllDirections) { expect_all_pairs_match(methods()); }
+TEST(FeatureTable, Row08_ActivationsMatchInAllDirections) { expect_all_pairs_match(activations()); }
+TEST(FeatureTable, Row08_LayersMatchInAllDirections) { expect_all_pairs_match(layers()); }
+TEST(FeatureTable, Row08_OperatorsMatchInAllDirections) { expect_all_pairs_match(operators()); }
+TEST(FeatureTable, Row08_MethodsMatchInAllDirections) { expect_all_pairs_match(methods()); }
 
-TEST(Spellings, OfDifferentOpsDoNotMatch) {
+TEST(FeatureTable, Row08_DifferentOpsDoNotMatch) {
   std::vector<Row> rows = activations();
   for (const auto& more : {layers(), operators()})
     rows.insert(rows.end(), more.begin(), more.end());

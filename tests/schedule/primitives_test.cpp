@@ -2,17 +2,18 @@
 #include <gtest/gtest.h>
 
 #include "examples/attention_model.h"
-#include "graph/dot.h"
 #include "schedule/schedule.h"
 #include "schedule/verification.h"
 #include "tests/support/attention_pattern.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/models.h"
+#include "tests/support/schedule_checks.h"
 
 namespace tenon {
 namespace {
 
+using test::expect_refused;
 using test::function_model;
 using test::max_difference;
 
@@ -44,19 +45,6 @@ struct Fixture : ::testing::Test {
 };
 using Primitives = Fixture;
 
-/// The call is refused with this text and changes nothing.
-template <class F>
-void expect_refused(const Schedule& sch, const std::string& text, F&& f) {
-  const std::string before = to_text(sch.graph());
-  const std::string dot = to_dot(sch.graph());
-  const std::size_t applied = sch.applied().size();
-  const std::string message = test::error_text<ScheduleError>(f);
-  EXPECT_NE(message.find(text), std::string::npos) << message;
-  EXPECT_EQ(to_text(sch.graph()), before);
-  EXPECT_EQ(to_dot(sch.graph()), dot);
-  EXPECT_EQ(sch.applied().size(), applied);
-}
-
 TEST_F(Primitives, WholeTutorialEqualsTheModelAtEverySize) {
   schedule_attention(sch, kHidden, kHeads);
   const VerifyReport report = verify(sch);
@@ -85,39 +73,6 @@ TEST_F(Primitives, WholeTutorialDropsTheSameElementsInTraining) {
   EXPECT_GT(max_difference(a, run(inputs[0])), 1e-2);
 }
 
-TEST_F(Primitives, ReplaceFromTheTopEqualsReplaceFromTheSubSchedule) {
-  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
-  Schedule other = create_schedule(model, {{"hidden_states", randn({2, 5, kHidden})}});
-  Schedule attn = other["self_attn"];
-  attn.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), attn.find(test::qkv_pattern(kHeads)));
-  EXPECT_EQ(to_text(sch.graph()), to_text(other.graph()));
-}
-
-TEST_F(Primitives, FusedWeightIsTheThreeAndKeysStay) {
-  const auto names = [&] {
-    std::vector<std::string> keys;
-    for (const auto& [name, tensor] : model->state_dict()) keys.push_back(name);
-    return keys;
-  };
-  const auto keys = names();
-  const auto values = model->parameter("self_attn.k_proj.weight").to_vector<float>();
-  sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), sch.find(test::qkv_pattern(kHeads)));
-  Executor run = build(sch);
-  EXPECT_EQ(names(), keys);
-  EXPECT_EQ(model->parameter("self_attn.k_proj.weight").to_vector<float>(), values);
-  // Views of one storage now: what is loaded into the old names is what the fused product reads.
-  EXPECT_EQ(model->parameter("self_attn.q_proj.weight").storage(),
-            model->parameter("self_attn.v_proj.weight").storage());
-  const auto fresh = nn::make<tutorial::Attention>(kHidden, kHeads);
-  model->load_state_dict(fresh->state_dict());
-  model->eval();
-  const Tensor x = randn({2, 5, kHidden});
-  EXPECT_LT(max_difference(run(x), model(x)), 1e-5);
-  for (const InstructionInfo& info : run.program(std::vector{x}).instructions()) {
-    EXPECT_EQ(info.kernel.find("cat"), std::string::npos) << "the weights are copied at run time";
-  }
-}
-
 TEST_F(Primitives, TreeShowsWhatChanged) {
   schedule_attention(sch, kHidden, kHeads);
   EXPECT_EQ(sch.to_string(),
@@ -134,15 +89,6 @@ TEST_F(Primitives, TreeShowsWhatChanged) {
     (FusedLayerNorm_0): bias_dropout_residual_layer_norm(p=0.1, eps=1e-05, mode=follow, site=1)
   )
 ))");
-}
-
-TEST_F(Primitives, DecomposeAndFlattenNameNodesApart) {
-  sch["proj"]["dense"].decompose();
-  EXPECT_TRUE(sch["proj"].find(tail).empty());
-  sch["proj"].trace({.flatten = true});
-  EXPECT_EQ(sch["proj"].find(tail).to_string(),
-            "[[('', add), ('', dropout), ('', add_1), ('', layer_norm)]]");
-  EXPECT_TRUE(verify(sch).ok());
 }
 
 TEST_F(Primitives, LeafModulesStayClosedWhenFlattening) {
@@ -172,41 +118,6 @@ TEST(PrimitivesOnStacks, EveryLayerAtOnce) {
   EXPECT_EQ(run.program(inputs).count_kernels(inputs), 12);
 }
 
-TEST(PrimitivesOnOtherModels, CrossAttentionSharesKeysAndValuesOnly) {
-  const auto model = nn::make<test::CrossAttention>(kHidden, kHeads);
-  Schedule sch =
-      create_schedule(model, {{"x", randn({2, 5, kHidden})}, {"memory", randn({2, 7, kHidden})}});
-  const Matches all = sch.find(test::qkv_pattern(kHeads));
-  ASSERT_EQ(all.size(), 3U);
-  expect_refused(sch,
-                 "these do not share their input: permute reads %x; permute_1 reads %memory; "
-                 "permute_2 reads %memory",
-                 [&] { sch.replace(nn::make<tutorial::FusedQKV>(kHidden, kHeads), all); });
-  // Two of them do: a module of two outputs takes keys and values.
-  struct FusedKV : nn::Module {
-    FusedKV() : fused_linear(add<nn::Linear>("fused_linear", kHidden, 2 * kHidden)) {}
-    std::vector<Tensor> forward(const Tensor& x) const {
-      std::vector<Tensor> result;
-      for (const Tensor& y : chunk(fused_linear(x), 2, -1)) {
-        result.push_back(y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3}));
-      }
-      return result;
-    }
-    nn::Child<nn::Linear> fused_linear;
-  };
-  const auto kv = [](const Tensor& x) {
-    const Tensor y = call_module("[kv]_proj", x);
-    return y.view({y.size(0), y.size(1), kHeads, -1}).permute({0, 2, 1, 3});
-  };
-  sch.replace(nn::make<FusedKV>(), sch.find(kv));
-  const VerifyReport report = verify(sch);
-  EXPECT_TRUE(report.ok()) << report.to_string();
-  Executor run = build(sch);
-  const Tensor x = randn({3, 4, kHidden});
-  const Tensor memory = randn({3, 11, kHidden});
-  EXPECT_LT(max_difference(run(x, memory), model(x, memory)), 1e-5);
-}
-
 TEST(PrimitivesOnOtherModels, ResidualMlpTail) {
   const auto model = nn::make<test::ResidualMlp>(kHidden);
   Schedule sch = create_schedule(model, {randn({2, 5, kHidden})});
@@ -219,47 +130,12 @@ TEST(PrimitivesOnOtherModels, ResidualMlpTail) {
   EXPECT_NE(to_text(sch.graph()).find("p=0.2"), std::string::npos);
 }
 
-TEST(PrimitivesOnOtherModels, ArgumentsBindByPatternParameter) {
-  // The graph reads k before q; the replacement still gets (q, k).
-  const auto model = function_model([](const Tensor& x, const Tensor& y) {
-    const Tensor k = exp(y);
-    return relu(x) - k;
-  });
-  Schedule sch = create_schedule(model, {randn({3}), randn({3})});
-  sch.replace([](const Tensor& q, const Tensor& k) { return relu(q) - exp(k) * 1.0; },
-              sch.find([](const Tensor& q, const Tensor& k) { return relu(q) - exp(k); }));
-  EXPECT_TRUE(verify(sch).ok());
-}
-
 TEST(PrimitivesOnOtherModels, MatchesThatFeedEachOther) {
   const auto model = function_model([](const Tensor& x) { return relu(exp(relu(exp(x) + x))); });
   Schedule sch = create_schedule(model, {randn({3})});
   const Matches matches = sch.find([](const Tensor& x) { return exp(x); });
   ASSERT_EQ(matches.size(), 2U);
   sch.replace([](const Tensor& x) { return exp(x * 0.5) * exp(x * 0.5); }, matches);
-  const VerifyReport report = verify(sch);
-  EXPECT_TRUE(report.ok()) << report.to_string();
-}
-
-TEST(PrimitivesOnOtherModels, UserOfABranchBetweenBranches) {
-  struct Model : nn::Module {
-    Model()
-        : q_proj(add<nn::Linear>("q_proj", kHidden, kHidden)),
-          k_proj(add<nn::Linear>("k_proj", kHidden, kHidden)) {}
-    Tensor forward(const Tensor& x) const {
-      const Tensor q = q_proj(x) * 0.5;  // used before k is computed
-      return matmul(q, k_proj(x).transpose(-2, -1));
-    }
-    nn::Child<nn::Linear> q_proj, k_proj;
-  };
-  struct FusedQK : nn::Module {
-    FusedQK() : fused(add<nn::Linear>("fused", kHidden, 2 * kHidden)) {}
-    std::vector<Tensor> forward(const Tensor& x) const { return chunk(fused(x), 2, -1); }
-    nn::Child<nn::Linear> fused;
-  };
-  Schedule sch = create_schedule(nn::make<Model>(), {randn({3, kHidden})});
-  sch.replace(nn::make<FusedQK>(),
-              sch.find([](const Tensor& x) { return call_module("[qk]_proj", x); }));
   const VerifyReport report = verify(sch);
   EXPECT_TRUE(report.ok()) << report.to_string();
 }
@@ -430,17 +306,6 @@ TEST_F(Primitives, SecondPackingIsRefused) {
       "parameter 'self_attn.q_proj.bias' is part of another packing already; a model has one "
       "packing of its parameters at a time",
       build(third));
-}
-
-TEST_F(Primitives, PathsThatDoNotExist) {
-  EXPECT_ERROR(
-      ScheduleError,
-      "schedule path 'self_attn.x_proj' does not exist; below 'self_attn' there are q_proj, "
-      "k_proj, v_proj, dropout",
-      sch["self_attn"]["x_proj"]);
-  EXPECT_ERROR(ScheduleError,
-               "schedule path 'attn.q_proj' does not exist; below '' there are self_attn, proj",
-               sch["attn.q_proj"]);
 }
 
 TEST_F(Primitives, AppliedPrimitivesAreRecorded) {

@@ -47,6 +47,45 @@ struct CrossAttention : nn::Module {
   std::int64_t n_heads;
 };
 
+/// A post-norm encoder layer as in BERT: attention written out, then a GELU MLP; names and layout are
+/// not the tutorial's.
+struct EncoderLayer : nn::Module {
+  explicit EncoderLayer(std::int64_t hidden, std::int64_t heads = 4, double p = 0.1)
+      : query(add<nn::Linear>("query", hidden, hidden)),
+        key(add<nn::Linear>("key", hidden, hidden)),
+        value(add<nn::Linear>("value", hidden, hidden)),
+        out(add<nn::Linear>("out", hidden, hidden)),
+        attention_norm(add<nn::LayerNorm>("attention_norm", hidden)),
+        up(add<nn::Linear>("up", hidden, 4 * hidden)),
+        act(add<nn::GELU>("act")),
+        down(add<nn::Linear>("down", 4 * hidden, hidden)),
+        mlp_norm(add<nn::LayerNorm>("mlp_norm", hidden)),
+        drop(add<nn::Dropout>("drop", p)),
+        n_heads(heads),
+        dropout_p(p) {}
+
+  Tensor forward(const Tensor& x) const {
+    const auto split = [&](const Tensor& y) {  // (bs, seq, hidden) -> (bs, head, seq, d)
+      return y.view({y.size(0), y.size(1), n_heads, -1}).permute({0, 2, 1, 3});
+    };
+    const Tensor q = split(query(x)) * 0.5;  // scaled before the keys are there
+    const Tensor k = split(key(x));
+    const Tensor p = dropout(softmax(matmul(q, k.transpose(-2, -1)), -1), dropout_p);
+    const Tensor y = matmul(p, split(value(x))).permute({0, 2, 1, 3});
+    const Tensor z = attention_norm(drop(out(y.reshape({y.size(0), y.size(1), -1}))) + x);
+    return mlp_norm(drop(down(act(up(z)))) + z);
+  }
+  nn::Child<nn::Linear> query, key, value, out;
+  nn::Child<nn::LayerNorm> attention_norm;
+  nn::Child<nn::Linear> up;
+  nn::Child<nn::GELU> act;
+  nn::Child<nn::Linear> down;
+  nn::Child<nn::LayerNorm> mlp_norm;
+  nn::Child<nn::Dropout> drop;
+  std::int64_t n_heads;
+  double dropout_p;
+};
+
 /// A stack of equal blocks in a ModuleList.
 template <class Block>
 struct Stack : nn::Module {
