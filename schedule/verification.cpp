@@ -291,6 +291,7 @@ class Verification {
   Verification(const Schedule& schedule, const VerifyOptions& options)
       : options_(options),
         tree_(detail::module_tree(schedule.model())),
+        rewritten_tree_(detail::state_tree(schedule)),
         original_(detail::without_effects(schedule.original())),
         rewritten_(detail::without_effects(schedule.graph())),
         maker_(original_, tree_, options.seed) {}
@@ -304,7 +305,7 @@ class Verification {
       return std::move(report_);
     }
     before_ = differentiate(original_, tree_);
-    after_ = differentiate(rewritten_, tree_);
+    after_ = differentiate(rewritten_, rewritten_tree_);
     drop_added_parameters(after_, rewritten_, tree_);
     maker_.choose_sizes(options_.sizes, kSizes);
     if (maker_.has_indices()) choose_index_bound();
@@ -343,16 +344,25 @@ class Verification {
       } catch (const InternalError&) {
         throw;
       } catch (const Error& error) {
-        // Where the model itself fails there is nothing to compare.
-        run_float64(before_, trial, training, options_.seed);
-        report_.errors.push_back(fmt::format("on {} ({}) the schedule fails: {}", trial.name,
+        if (!bound && !model_runs(trial, training)) continue;
+        report_.errors.push_back(fmt::format("on {} ({}): {}", trial.name,
                                              training ? "training" : "eval", error.what()));
       }
     }
   }
 
+  /// Where the model itself refuses a trial there is nothing to compare.
+  bool model_runs(const Trial& trial, bool training) const {
+    try {
+      run_float64(before_, trial, training, options_.seed);
+      return true;
+    } catch (const Error&) {
+      return false;
+    }
+  }
+
   VerifyOptions options_;
-  ModuleTree tree_;
+  ModuleTree tree_, rewritten_tree_;
   Graph original_, rewritten_;
   detail::TrialMaker maker_;
   GradientGraph before_, after_;

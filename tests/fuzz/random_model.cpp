@@ -40,12 +40,12 @@ std::int64_t joined_width(const BlockProgram& program) {
   return sum;
 }
 
+}  // namespace
+
 std::int64_t tail_width(const BlockProgram& program) {
   if (is_attention(program)) return program.heads * program.head_dim;
   return program.kind == BlockKind::mlp ? program.width : joined_width(program);
 }
-
-}  // namespace
 
 Tensor split_heads(const Tensor& x, std::int64_t heads) {
   return x.view({x.size(0), x.size(1), heads, -1}).permute({0, 2, 1, 3});

@@ -34,6 +34,9 @@ struct RandomAttention : nn::Module {
   nn::Child<nn::Linear> q_proj, k_proj, v_proj;
 };
 
+/// The size of what a tail is given.
+std::int64_t tail_width(const BlockProgram& program);
+
 /// dense, then dropout, the residual and a norm, as far as the program goes.
 struct RandomTail : nn::Module {
   RandomTail(const BlockProgram& program, std::int64_t width, std::int64_t hidden);

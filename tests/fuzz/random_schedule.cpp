@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <functional>
+
 #include "tests/fuzz/function_tables.h"
 #include "tests/fuzz/random_model.h"
 
@@ -80,6 +83,59 @@ class Drawing {
   }
 
  private:
+  static Step replace_every_norm() {
+    return make_step("", "replace_all LayerNorm", [](Schedule sch) {
+      sch.replace_all<nn::LayerNorm>([](const std::string&, nn::LayerNorm& old) {
+        return nn::make<nn::LayerNorm>(old.normalized_shape, old.eps);
+      });
+    });
+  }
+
+  /// What stands in the way of patterns comes last.
+  void finish(std::vector<Step>& steps) {
+    for (std::size_t i = 0; i < program_.blocks.size(); ++i) {
+      const std::string path = fmt::format("blocks.{}", i);
+      if (!checkpointed_ && source_.chance(25)) {
+        steps.push_back(make_step(path, "checkpoint", [](Schedule sch) { sch.checkpoint(); }));
+      }
+      if (source_.chance(10)) {
+        steps.push_back(make_step(path, "print", [](Schedule sch) { sch.print("fuzz"); }));
+      }
+      if (source_.chance(10)) steps.push_back(print_and_undo(path));
+      if (has_tail(program_.blocks[i]) && source_.chance(10)) {
+        steps.push_back(make_step(path, "annotate", [](Schedule sch) {
+          sch.annotate("tail.dense.weight", "key", "value");
+          if (sch.annotation("tail.dense.weight", "key") != "value") {
+            throw ScheduleError("the annotation is not there");
+          }
+        }));
+      }
+    }
+    if (source_.chance(15)) {
+      steps.push_back(
+          make_step("", "trace flatten", [](Schedule sch) { sch.trace({.flatten = true}); }));
+    }
+  }
+
+  static Step print_and_undo(const std::string& path) {
+    Step step = make_step(path, "print, then undo", [](Schedule sch) {
+      const std::string before = to_text(sch.graph());
+      sch.print("undone");
+      if (to_text(sch.graph()) == before) throw ScheduleError("print left the Graph as it was");
+      sch.undo();
+      if (to_text(sch.graph()) != before) throw ScheduleError("undo left another Graph");
+    });
+    step.also = "undo";
+    return step;
+  }
+
+  /// All of the Linears that `regex` names and that have, or lack, a bias alike.
+  void fuse_parallel(const std::string& path, const std::string& regex, std::size_t count) {
+    sequences_.push_back({make_step(path, "fuse_parallel " + regex, [regex, count](Schedule sch) {
+      sch.fuse_parallel(require(sch.find(regex), count));
+    })});
+  }
+
   bool likely() { return source_.chance(75); }
 
   void block(const BlockProgram& b, const std::string& path) {
@@ -124,12 +180,20 @@ class Drawing {
             };
             sch.replace(nn::make<FusedProjections>(b, hidden), require(sch.find(pattern), 3));
           })});
+    } else if (b.kind == BlockKind::attention && b.q_bias == b.k_bias && b.k_bias == b.v_bias &&
+               source_.chance(50)) {
+      fuse_parallel(path, "[qkv]_proj", 3);
+    } else if (b.k_bias == b.v_bias && source_.chance(40)) {
+      fuse_parallel(path, "[kv]_proj", 2);
     } else if (b.q_bias && source_.chance(40)) {
       decompose(path + ".q_proj");
     } else if (source_.chance(40)) {
       replace_linear(path, "k_proj", program_.hidden, b.kv_heads * b.head_dim, b.k_bias);
     }
-    if (!likely()) return;
+    if (!likely()) {
+      if (source_.chance(40)) checkpoint_attention(b, path);
+      return;
+    }
     sequences_.push_back({make_step(path, "replace attention", [b](Schedule sch) {
       if (b.mask == MaskKind::none) {
         const auto pattern = [&](const Tensor& q, const Tensor& k, const Tensor& v) {
@@ -146,6 +210,17 @@ class Drawing {
       const auto fused = [b](const Tensor& q, const Tensor& k, const Tensor& v,
                              const Tensor& mask) { return fused_attention(b, q, k, v, mask); };
       sch.replace(fused, require(sch.find(pattern)));
+    })});
+  }
+
+  void checkpoint_attention(const BlockProgram& b, const std::string& path) {
+    checkpointed_ = true;
+    sequences_.push_back({make_step(path, "checkpoint softmax and dropout", [b](Schedule sch) {
+      const auto pattern = [&](const Tensor& scores, const Tensor& v) {
+        const Tensor p = softmax(scores, -1);
+        return matmul(b.attention_dropout == 0 ? p : dropout(p, any()), v);
+      };
+      sch.checkpoint(require(sch.find(pattern)));
     })});
   }
 
@@ -184,12 +259,17 @@ class Drawing {
         sch.replace(composed, require(sch.find(pattern)));
       })});
     }
-    if (likely()) {
+    if (b.gated && source_.chance(60)) {
+      fuse_parallel(path, "up|gate", 2);
+    } else if (likely()) {
       replace_linear(path, "up", program_.hidden, b.width, b.bias);
     }
   }
 
   void parallel(const BlockProgram& b, const std::string& path) {
+    const bool alike = std::adjacent_find(b.biases.begin(), b.biases.end(),
+                                          std::not_equal_to<>()) == b.biases.end();
+    if (alike && likely()) return fuse_parallel(path, "linears\\.\\d+", b.widths.size());
     for (std::size_t i = 0; i < b.widths.size(); ++i) {
       if (b.biases[i] && source_.chance(40)) decompose(fmt::format("{}.linears.{}", path, i));
     }
@@ -226,6 +306,11 @@ class Drawing {
         };
         sch.fuse(require(sch.find(pattern)), {.name = "FusedTail"});
       }));
+    } else if (source_.chance(60)) {
+      steps.push_back(
+          make_step(path, "replace module", [b, hidden = program_.hidden](Schedule sch) {
+            sch.replace(nn::make<RandomTail>(b, tail_width(b), hidden));
+          }));
     } else if (likely()) {
       flatten();
     }
@@ -250,6 +335,7 @@ class Drawing {
   RandomSource& source_;
   const ModelProgram& program_;
   std::vector<Sequence> sequences_;
+  bool checkpointed_ = false;  // part of a block: regions do not nest
 };
 
 }  // namespace

@@ -14,6 +14,7 @@ namespace tenon::fuzz {
 struct Step {
   std::string text;  // "blocks.0.attn: replace attention"
   std::function<void(Schedule&)> apply;
+  std::string also = {};  // a primitive that leaves no trace in applied(): "undo"
 };
 
 std::vector<Step> draw_schedule(RandomSource& source, const ModelProgram& program);

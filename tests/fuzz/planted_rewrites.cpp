@@ -1,0 +1,141 @@
+// Wrong rewrites that the IR verifier accepts, against schedule verification; and, for comparison,
+// against a forward check in eval mode on one input (relative tolerance 1e-5).
+//
+//   planted_rewrites [--json] [--filter TEXT]
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "graph/verify.h"
+#include "schedule/detail/state.h"
+#include "schedule/verification.h"
+#include "tensor/error.h"
+#include "tensor/random.h"
+#include "tests/fuzz/planted.h"
+
+namespace {
+
+using namespace tenon;
+
+/// The schedule with another Graph, as a primitive that did wrong would leave it.
+Schedule with_graph(const Schedule& schedule, Graph graph) {
+  auto state =
+      std::make_shared<detail::ScheduleState>(schedule.shared_model(), schedule.original());
+  state->graph = std::move(graph);
+  return Schedule(std::move(state));
+}
+
+std::vector<Tensor> one_input(const Graph& graph) {
+  Generator generator(1);
+  std::vector<Tensor> inputs;
+  for (const ValueId id : graph.inputs()) {
+    const TensorSpec& spec = graph.value(id).spec;
+    Shape shape;
+    for (const Dim& size : spec.shape) shape.push_back(size.hint());
+    inputs.push_back(is_floating(spec.dtype)
+                         ? randn(shape, {spec.dtype, kCpu}, &generator)
+                         : cast(uniform(shape, 0, 2, {}, &generator), spec.dtype));
+  }
+  return inputs;
+}
+
+bool all_close(const Tensor& a, const Tensor& b) {
+  const auto x = a.to_doubles();
+  const auto y = b.to_doubles();
+  if (x.size() != y.size()) return false;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (std::isnan(x[i]) && std::isnan(y[i])) continue;
+    if (!(std::abs(x[i] - y[i]) <= 1e-8 + 1e-5 * std::abs(y[i]))) return false;
+  }
+  return true;
+}
+
+/// What a check of outputs alone sees.
+bool forward_differs(const Graph& plain, const Graph& wrong) {
+  const std::vector<Tensor> inputs = one_input(plain);
+  std::vector<TensorSpec> specs;
+  for (const Tensor& input : inputs) specs.push_back(input.spec());
+  const auto expected = lower(plain, specs)->run(inputs);
+  const auto given = lower(wrong, specs)->run(inputs);
+  if (expected.size() != given.size()) return true;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (!all_close(given[i], expected[i])) return true;
+  }
+  return false;
+}
+
+/// The first finding of a report, in a few words.
+std::string finding(const VerifyReport& report) {
+  if (!report.errors.empty()) return report.errors[0];
+  if (!report.masks_missing.empty()) return "mask not drawn: " + report.masks_missing[0];
+  for (const Comparison& c : report.results) {
+    if (!c.ok) return c.name + " (" + c.trial + ", " + (c.training ? "training" : "eval") + ")";
+  }
+  return "nothing";
+}
+
+struct Count {
+  int planted = 0;
+  int caught = 0;
+  int forward_only = 0;
+};
+
+void try_one(const fuzz::Planted& planted, Count& count, std::ostream& out) {
+  const Schedule schedule = planted.scene();
+  const VerifyReport clean = verify(schedule);
+  if (!clean.ok()) {
+    throw VerificationError("false alarm before '" + std::string(planted.name) + "' is planted:\n" +
+                            clean.to_string());
+  }
+  Graph wrong = schedule.graph();
+  fuzz::GraphEdit edit(wrong);
+  planted.edit(edit);
+  verify(wrong);  // well-formed, or it would be no test of schedule verification
+  const bool by_forward = forward_differs(schedule.graph(), wrong);
+  const VerifyReport report = verify(with_graph(schedule, std::move(wrong)));
+  ++count.planted;
+  count.caught += !report.ok();
+  count.forward_only += by_forward;
+  out << (report.ok() ? "MISSED " : "caught ") << (by_forward ? "forward " : "        ")
+      << planted.name << ": " << finding(report) << "\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Tries wrong rewrites on schedule verification"};
+  bool json = false;
+  std::string filter;
+  app.add_flag("--json", json, "one JSON object on stdout; everything else on stderr");
+  app.add_option("--filter", filter, "only rewrites whose name contains this");
+  app.footer("Exit status: 0 all are caught; 1 one is missed; 2 an error.");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  std::ostream& out = json ? std::cerr : std::cout;
+  Count count;
+  int failed = 0;
+  for (const fuzz::Planted& planted : fuzz::all_planted()) {
+    if (std::string(planted.name).find(filter) == std::string::npos) continue;
+    try {
+      try_one(planted, count, out);
+    } catch (const std::exception& error) {
+      ++failed;
+      std::cerr << "error: " << planted.name << ": " << error.what() << "\n";
+    }
+  }
+  if (json) {
+    const nlohmann::ordered_json line = {{"planted", count.planted},
+                                         {"caught", count.caught},
+                                         {"caught_forward_only", count.forward_only}};
+    std::cout << line.dump() << std::endl;
+  } else {
+    out << count.caught << " of " << count.planted
+        << " caught; a forward check in eval mode catches " << count.forward_only << "\n";
+  }
+  if (failed > 0) return 2;
+  return count.caught == count.planted ? 0 : 1;
+}
