@@ -14,7 +14,7 @@
 #include "examples/attention_model.h"
 #include "graph/program.h"
 #include "nn/nn.h"
-#include "schedule/schedule.h"
+#include "schedule/schedules.h"
 
 namespace {
 
@@ -86,32 +86,6 @@ Schedule trace_encoder(const nn::Child<Encoder>& model, const Options& o) {
   return create_schedule(model, {{"hidden_states", zeros({2, 8, o.hidden})}});
 }
 
-/// Every primitive of an encoder: QKV in one product, attention in one kernel, tails and GELU fused.
-void schedule_encoder(Schedule& sch, const Options& o) {
-  const auto projection = [heads = o.heads](const Tensor& x) {
-    const Tensor y = call_module("[qkv]_proj", x);
-    return y.view({y.size(0), y.size(1), heads, -1}).permute({0, 2, 1, 3});
-  };
-  const auto tail = [](const Tensor& x, const Tensor& bias, const Tensor& residual,
-                       const Tensor& weight, const Tensor& norm_bias) {
-    return layer_norm(dropout(x + bias, any()) + residual, weight, norm_bias);
-  };
-  sch.replace(nn::make<tutorial::FusedQKV>(o.hidden, o.heads), sch.find(projection));
-  sch.replace(nn::make<tutorial::FlashAttention>(), sch.find(tutorial::scaled_dot_product),
-              {.concrete_args = {{"attention_mask", std::monostate{}}, {"p", 0.1}}});
-  for (std::int64_t i = 0; i < o.layers; ++i) {
-    Schedule layer = sch["layer." + std::to_string(i)];
-    for (const char* path : {"attention.proj", "output"}) {
-      layer[path]["dense"].decompose();
-      layer[path].trace({.flatten = true});
-      layer[path].fuse(layer[path].find(tail));
-    }
-    layer["up"].decompose();
-    layer.trace({.flatten = true, .leaf_modules = {"Attention", "Output"}});
-    layer.fuse(layer.find([](const Tensor& x, const Tensor& bias) { return gelu(x + bias); }));
-  }
-}
-
 /// A Graph of 2,000 nodes: chains of four ops, one in ten of which is what is looked for.
 struct LargeGraph : nn::Module {
   Tensor forward(Tensor x) const {
@@ -141,10 +115,10 @@ nlohmann::ordered_json measure(const Options& o) {
   const double trace_ms = median_ms(o.runs, [&] { trace_encoder(model, o); });
   const double schedule_ms = median_ms(o.runs, [&] {
     Schedule sch = trace_encoder(model, o);
-    schedule_encoder(sch, o);
+    schedules::transformer_encoder(sch);
   });
   Schedule sch = trace_encoder(model, o);
-  schedule_encoder(sch, o);
+  schedules::transformer_encoder(sch);
   const std::vector<TensorSpec> inputs = {zeros({2, 8, o.hidden}).spec()};
   const double lower_ms = median_ms(o.runs, [&] { lower(sch.graph(), inputs); });
   return {{"trace_ms", trace_ms},

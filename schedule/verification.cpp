@@ -33,7 +33,6 @@ struct Float64Bound {
 constexpr Float64Bound kFloat64 = {1e-10, 1e-13};
 /// Large numbers lose digits where they cancel.
 constexpr Float64Bound kFloat64Special = {1e-6, 1e-9};
-
 /// Numbers that the free size symbols take in turn.
 const std::vector<std::vector<std::int64_t>> kSizes = {{3, 7, 5, 11}};
 const std::vector<std::vector<std::int64_t>> kOtherSizes = {
@@ -285,6 +284,18 @@ void drop_added_parameters(GradientGraph& gradients, const Graph& after, const M
   gradients.outputs = std::move(names);
 }
 
+/// The outputs alone.
+GradientGraph without_gradients(const Graph& forward) {
+  GradientGraph result;
+  result.graph = forward;
+  result.graph.drop_writes();
+  result.graph.eliminate_dead_code();
+  for (std::size_t i = 0; i < forward.outputs().size(); ++i) {
+    result.outputs.push_back(fmt::format("output {}", i));
+  }
+  return result;
+}
+
 /// One call of verify().
 class Verification {
  public:
@@ -304,28 +315,40 @@ class Verification {
                                            original_.outputs().size()));
       return std::move(report_);
     }
-    before_ = differentiate(original_, tree_);
-    after_ = differentiate(rewritten_, rewritten_tree_);
-    drop_added_parameters(after_, rewritten_, tree_);
+    gradients_ = {differentiate(original_, tree_), differentiate(rewritten_, rewritten_tree_)};
+    drop_added_parameters(gradients_.after, rewritten_, tree_);
     maker_.choose_sizes(options_.sizes, kSizes);
     if (maker_.has_indices()) choose_index_bound();
     compare_masks(original_, rewritten_, maker_.sizes(), report_);
-    compare(maker_.make("drawn inputs", InputValues::drawn, StateChange::none), kFloat64, true);
-    compare(maker_.make("special inputs", InputValues::special, StateChange::none),
+    compare(gradients_, maker_.make("drawn inputs", InputValues::drawn, StateChange::none),
+            kFloat64, true);
+    compare(gradients_, maker_.make("special inputs", InputValues::special, StateChange::none),
             kFloat64Special);
-    compare(maker_.make("large weights", InputValues::drawn, StateChange::scaled), kFloat64Special);
+    if (maker_.has_masks()) {
+      compare(gradients_,
+              maker_.make("rows of one truth value", InputValues::masked, StateChange::none),
+              kFloat64);
+    }
+    // Gradients through saturated probabilities would be differences of much larger terms.
+    compare({without_gradients(original_), without_gradients(rewritten_)},
+            maker_.make("large weights", InputValues::drawn, StateChange::scaled), kFloat64Special);
     maker_.choose_sizes(options_.sizes, kOtherSizes);
-    compare(maker_.make("other state", InputValues::drawn, StateChange::shifted), kFloat64);
+    compare(gradients_, maker_.make("other state", InputValues::drawn, StateChange::shifted),
+            kFloat64);
     return std::move(report_);
   }
 
  private:
+  struct Pair {
+    GradientGraph before, after;
+  };
+
   void choose_index_bound() {
     for (const std::int64_t bound : kIndexBounds) {
       maker_.set_index_bound(bound);
       try {
-        run_float64(before_, maker_.make("", InputValues::drawn, StateChange::none), false,
-                    options_.seed);
+        run_float64(gradients_.before, maker_.make("", InputValues::drawn, StateChange::none),
+                    false, options_.seed);
         return;
       } catch (const ValueError&) {
         // An index outside of what it selects from: a smaller bound, or the last one as it is.
@@ -333,18 +356,20 @@ class Verification {
     }
   }
 
-  void compare(const Trial& trial, const Float64Bound& allowed, bool bound = false) {
+  void compare(const Pair& graphs, const Trial& trial, const Float64Bound& allowed,
+               bool bound = false) {
     TrialSummary summary{trial.name, {}};
     for (const Tensor& input : trial.inputs) summary.sizes.push_back(input.shape().hints());
     report_.trials.push_back(std::move(summary));
     for (const bool training : {false, true}) {
       if (!(training ? options_.training : options_.eval)) continue;
       try {
-        Comparing(before_, after_, report_, options_.seed).run(trial, training, allowed, bound);
+        Comparing(graphs.before, graphs.after, report_, options_.seed)
+            .run(trial, training, allowed, bound);
       } catch (const InternalError&) {
         throw;
       } catch (const Error& error) {
-        if (!bound && !model_runs(trial, training)) continue;
+        if (!bound && !model_runs(graphs.before, trial, training)) continue;
         report_.errors.push_back(fmt::format("on {} ({}): {}", trial.name,
                                              training ? "training" : "eval", error.what()));
       }
@@ -352,9 +377,9 @@ class Verification {
   }
 
   /// Where the model itself refuses a trial there is nothing to compare.
-  bool model_runs(const Trial& trial, bool training) const {
+  bool model_runs(const GradientGraph& model, const Trial& trial, bool training) const {
     try {
-      run_float64(before_, trial, training, options_.seed);
+      run_float64(model, trial, training, options_.seed);
       return true;
     } catch (const Error&) {
       return false;
@@ -365,7 +390,7 @@ class Verification {
   ModuleTree tree_, rewritten_tree_;
   Graph original_, rewritten_;
   detail::TrialMaker maker_;
-  GradientGraph before_, after_;
+  Pair gradients_;
   VerifyReport report_;
 };
 

@@ -13,6 +13,9 @@ namespace {
 constexpr double kShift = 0.25;
 constexpr double kSmallestShift = 0.1;
 constexpr double kMatrixScale = 32;
+/// Of special inputs: exp() of the large ones overflows.
+constexpr double kLarge = 2000;
+constexpr double kSmall = 1e-6;
 
 Extents evaluated(const Shape& shape, const DimBindings& bindings) {
   Extents sizes;
@@ -141,6 +144,11 @@ bool TrialMaker::has_indices() const {
   });
 }
 
+bool TrialMaker::has_masks() const {
+  return std::any_of(graph_.inputs().begin(), graph_.inputs().end(),
+                     [&](ValueId id) { return graph_.value(id).spec.dtype == DType::boolean; });
+}
+
 Trial TrialMaker::make(std::string name, InputValues values, StateChange change) {
   Trial trial;
   trial.name = std::move(name);
@@ -182,10 +190,10 @@ Tensor TrialMaker::special_numbers(const TensorSpec& spec, const Extents& sizes)
       number = 0;
     } else if (choice[i] < 0.3) {
       number = number < 0 ? -1 : 1;
-    } else if (choice[i] < 0.35) {
-      number *= 100;
+    } else if (row < 0.4 || choice[i] < 0.36) {
+      number *= kLarge;
     } else if (choice[i] < 0.4) {
-      number *= 1e-6;
+      number *= kSmall;
     }
   }
   return from_doubles(numbers, sizes, spec.dtype);
@@ -199,8 +207,8 @@ Tensor TrialMaker::truth_values(const Extents& sizes, InputValues values) {
     const std::size_t row = i / static_cast<std::size_t>(columns);
     const std::size_t column = i % static_cast<std::size_t>(columns);
     flags[i] = flags[i] < 0.5 ? 0 : 1;
-    if (values == InputValues::special) {
-      if (row_choice[row] < 0.4) flags[i] = row_choice[row] < 0.2 ? 0 : 1;
+    if (values == InputValues::masked) {
+      if (row % 3 < 2) flags[i] = row % 3 == 0 ? 1 : 0;
     } else if (columns > 1) {
       // One of each in every row: a row of scores with nothing left is not a number.
       const auto first =

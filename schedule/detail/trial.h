@@ -24,7 +24,8 @@ struct Trial {
 /// Which values the inputs of a trial have.
 enum class InputValues : std::uint8_t {
   drawn,    ///< normal; both truth values in every row of a bool input
-  special,  ///< zeros, ties, large and small ones, equal rows; bool rows of one value
+  special,  ///< zeros, ties, large and small ones, equal rows
+  masked,   ///< drawn, but bool inputs have rows of one value: all true, all false
 };
 
 /// Which values the state of a trial has.
@@ -47,6 +48,7 @@ class TrialMaker {
   /// Integers in the trials are in [0, bound).
   void set_index_bound(std::int64_t bound) { index_bound_ = bound; }
   bool has_indices() const;
+  bool has_masks() const;
 
   Trial make(std::string name, InputValues values, StateChange change);
 

@@ -166,7 +166,7 @@ const std::vector<Planted> kList = {
      }},
     {"fused: a gradient of the joined weight forgotten", scenes::fused_attention,
      [](E& e) {
-       e.replace(e.nth("cat", 0), [](const X& x) { return cat({x[0], detach(x[1]), x[2]}, 0); });
+       e.replace(e.nth("cat", 0), [](const X& x) { return cat({x[0], x[1], detach(x[2])}, 0); });
      }},
     {"fused: attention without its dropout", scenes::fused_attention,
      [](E& e) { e.set(e.nth("scaled_dot_product_attention"), "dropout_p", 0.0); }},

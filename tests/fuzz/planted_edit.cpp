@@ -29,7 +29,7 @@ void GraphEdit::replace(NodeId id, const std::function<Tensor(const Operands&)>&
   builder_ = nullptr;
   graph_.replace_all_uses(node.outputs[0], made);
   if (node.outputs.size() == 1) graph_.erase_node(id);
-  graph_.eliminate_dead_code();
+  graph_.rename_apart(builder.added());
 }
 
 void GraphEdit::wrap(NodeId id, const std::function<Tensor(const Tensor&)>& f) {

@@ -102,8 +102,16 @@ const std::vector<Planted> kList = {
      }},
     {"k and v from the queries' input", scenes::cross_attention,
      [](E& e) {
-       e.feed(e.nth("linear", 1), 0, [&](const Tensor&) { return e.input(0); });
-       e.feed(e.nth("linear", 2), 0, [&](const Tensor&) { return e.input(0); });
+       e.replace(e.nth("matmul", 1), [&](const X&) {
+         const Tensor x = e.input(0);
+         const auto heads = [&](const std::string& name) {
+           const Tensor y = linear(x, e.state(name + ".weight"), e.state(name + ".bias"));
+           return y.view({y.size(0), y.size(1), 2, -1}).permute({0, 2, 1, 3});
+         };
+         const Tensor scores =
+             matmul(e.result(e.nth("permute", 0)), heads("k_proj").transpose(-2, -1));
+         return matmul(softmax(scores / std::sqrt(6.0), -1), heads("v_proj"));
+       });
      }},
     {"k and v weights exchanged", scenes::cross_attention,
      [](E& e) {

@@ -65,6 +65,13 @@ bool has_tail(const BlockProgram& b) {
          b.kind == BlockKind::mlp || b.kind == BlockKind::parallel;
 }
 
+bool has_layer_norm(const std::vector<BlockProgram>& blocks) {
+  return std::any_of(blocks.begin(), blocks.end(), [](const BlockProgram& b) {
+    return b.pre_norm == NormKind::layer || (has_tail(b) && b.tail == TailKind::norm) ||
+           has_layer_norm(b.inner);
+  });
+}
+
 class Drawing {
  public:
   Drawing(RandomSource& source, const ModelProgram& program) : source_(source), program_(program) {}
@@ -74,11 +81,12 @@ class Drawing {
     for (std::size_t i = 0; i < program_.blocks.size(); ++i) {
       block(program_.blocks[i], fmt::format("blocks.{}", i));
     }
-    std::vector<Step> steps = interleaved();
-    if (source_.chance(15)) {
-      steps.push_back(
-          make_step("", "trace flatten", [](Schedule sch) { sch.trace({.flatten = true}); }));
+    std::vector<Step> steps;
+    if (has_layer_norm(program_.blocks) && source_.chance(10)) {
+      steps.push_back(replace_every_norm());
     }
+    for (Step& step : interleaved()) steps.push_back(std::move(step));
+    finish(steps);
     return steps;
   }
 
@@ -151,9 +159,12 @@ class Drawing {
       case BlockKind::shapes: functions(b, path, shape_table()); break;
       default: break;
     }
+    // Twice the same memory: k and v of both calls would be joined, and they share their weights.
+    in_twice_ = b.kind == BlockKind::twice;
     for (std::size_t i = 0; i < b.inner.size(); ++i) {
       block(b.inner[i], fmt::format("{}.inner.{}", path, i));
     }
+    in_twice_ = false;
   }
 
   void decompose(const std::string& path) {
@@ -183,7 +194,7 @@ class Drawing {
     } else if (b.kind == BlockKind::attention && b.q_bias == b.k_bias && b.k_bias == b.v_bias &&
                source_.chance(50)) {
       fuse_parallel(path, "[qkv]_proj", 3);
-    } else if (b.k_bias == b.v_bias && source_.chance(40)) {
+    } else if (b.k_bias == b.v_bias && !in_twice_ && source_.chance(40)) {
       fuse_parallel(path, "[kv]_proj", 2);
     } else if (b.q_bias && source_.chance(40)) {
       decompose(path + ".q_proj");
@@ -335,6 +346,7 @@ class Drawing {
   RandomSource& source_;
   const ModelProgram& program_;
   std::vector<Sequence> sequences_;
+  bool in_twice_ = false;
   bool checkpointed_ = false;  // part of a block: regions do not nest
 };
 

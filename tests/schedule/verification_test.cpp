@@ -39,11 +39,9 @@ TEST(Verification, AFreshNormsWeightAndBiasAreMovedOffTheirValues) {
   const auto norm = [](const Tensor& x, const Tensor& w, const Tensor& b) {
     return layer_norm(x, w, b);
   };
-  const auto plain = [](const Tensor& x, const Tensor&, const Tensor& b) {
-    return layer_norm(x, {kHidden}, {}, b);
+  const auto plain = [](const Tensor& x, const Tensor& w, const Tensor& b) {
+    return layer_norm(x, {kHidden}, w * 0.0 + 1.0, b);
   };
-  // Its gradient is missing as well; a detached weight is caught by that alone.
-  EXPECT_NE(failure_of(nn::make<nn::LayerNorm>(kHidden), {randn({2, kHidden})}, norm, plain), "");
   const auto frozen = nn::make<nn::LayerNorm>(kHidden);
   frozen->requires_grad_(false);
   EXPECT_EQ(failure_of(frozen, {randn({2, kHidden})}, norm, plain), "other state: output 0, eval");
@@ -107,7 +105,7 @@ TEST(Verification, RowsWithoutKeysAreMet) {
           {randn({5, 5}), zeros({5, 5}, {DType::boolean, kCpu})},
           [](const Tensor& x, const Tensor& hidden) { return masked_fill(x, hidden, -HUGE_VAL); },
           [](const Tensor& x, const Tensor& hidden) { return masked_fill(x, hidden, -1e30); }),
-      "special inputs: output 0, eval");
+      "rows of one truth value: output 0, eval");
 }
 
 TEST(Verification, ExponentialsWithoutTheirMaximumOverflow) {
@@ -130,14 +128,6 @@ TEST(Verification, ABatchOfOneAndAnotherTail) {
   using Sizes = std::vector<std::vector<std::int64_t>>;
   EXPECT_EQ(report.trials.front().sizes, (Sizes{{3, 7, kHidden}}));
   EXPECT_EQ(report.trials.back().sizes, (Sizes{{1, 9, kHidden}}));
-}
-
-TEST(Verification, AnOutputCutOffIsReportedNotThrown) {
-  EXPECT_EQ(
-      failure_of(
-          function_model([](const Tensor& x) { return tanh(x); }), {randn({3})},
-          [](const Tensor& x) { return tanh(x); }, [](const Tensor& x) { return detach(tanh(x)); }),
-      "drawn inputs: gradient of input input, eval");
 }
 
 TEST(Verification, DropoutShapesAreCompared) {
