@@ -182,15 +182,15 @@ Tensor TrialMaker::special_numbers(const TensorSpec& spec, const Extents& sizes)
   for (std::size_t i = 0; i < numbers.size(); ++i) {
     const double row = row_choice[i / static_cast<std::size_t>(columns)];
     double& number = numbers[i];
-    if (row < 0.2) {
+    if (row < 0.15) {
       number = 0;
-    } else if (row < 0.3) {
+    } else if (row < 0.25) {
       number = 1;
     } else if (choice[i] < 0.15) {
       number = 0;
     } else if (choice[i] < 0.3) {
       number = number < 0 ? -1 : 1;
-    } else if (row < 0.4 || choice[i] < 0.36) {
+    } else if (row < 0.45 || choice[i] < 0.36) {
       number *= kLarge;
     } else if (choice[i] < 0.4) {
       number *= kSmall;
