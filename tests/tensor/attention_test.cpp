@@ -356,7 +356,7 @@ TEST(FusedOps, TheirDecompositionsArePatterns) {
     recorder.names.clear();
     recorder.calls.clear();
     const Op& op = get_op(name);
-    EXPECT_EQ(op.decompose(inputs, op.pattern_attrs()).size(), 1U);
+    EXPECT_EQ(op.decompose(inputs, op.pattern_attrs().at(0)).size(), 1U);
     return recorder.names;
   };
   using Names = std::vector<std::string>;
