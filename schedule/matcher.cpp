@@ -117,13 +117,44 @@ class Search {
     return false;
   }
 
-  /// Binds everything from this step on, if it can be done.
+  /// Binds everything from this step on, if it can be done. What failed fails again with the same
+  /// values bound, unless that was about the nodes of this very match: so many ways to one place cost
+  /// no more than one.
   bool advance(std::size_t index) {
     if (index == plan_.size()) return complete();
+    if (!plan_[index].remembers) return try_step(index);
+    const std::string key = binding_key(index);
+    if (const auto known = failed_.find(key); known != failed_.end()) {
+      misses_.note(known->second);
+      return false;
+    }
+    const std::size_t outer = std::exchange(earliest_needed_, kNoStep);
+    const bool found = try_step(index);
+    if (!found && earliest_needed_ >= index) failed_.emplace(key, misses_.current());
+    earliest_needed_ = std::min(earliest_needed_, outer);
+    return found;
+  }
+
+  std::string binding_key(std::size_t index) {
+    std::string key;
+    const auto add = [&](std::int32_t number) {
+      key.append(reinterpret_cast<const char*>(&number), sizeof number);
+    };
+    add(static_cast<std::int32_t>(index));
+    add(home_);
+    for (int value : plan_[index].depends_on) add(bound(value));
+    for (const auto& [capture, value] : captures_) {
+      key += fmt::format(" {}={}", capture, to_string(value));
+    }
+    return key;
+  }
+
+  bool try_step(std::size_t index) {
     const Step& step = plan_[index];
-    if (step.from < 0) return climb(index);
+    const bool is_op = call_of(step).op != nullptr;
+    if (step.from < 0) return is_op ? climb_to_node(index) : climb_to_module(index);
     const ValueId value = bound(step.from);
-    if (call_of(step).op != nullptr) return try_producer(index, value);
+    if (is_op) return try_producer(index, value);
     const std::vector<CallId>& candidates = modules_->that_return(value);
     if (candidates.empty()) return miss({Kind::no_module, value, kNone, step.call});
     return std::any_of(candidates.begin(), candidates.end(),
@@ -277,7 +308,7 @@ class Search {
     }
     if (module.outputs.size() != 1) return miss({Kind::module_outputs, module.id});
     const std::string& fault = modules_->fault(module.id);
-    return fault.empty() || miss({Kind::module_fault, module.id, kNone, step.call, 0, fault});
+    return fault.empty() || miss({Kind::module_fault, module.id, kNone, step.call, 0, &fault});
   }
 
   bool take_module(const Step& step, const ModuleCall& module) {
@@ -293,31 +324,6 @@ class Search {
   }
 
   // --- from bound values up to what reads them --------------------------------------------------
-
-  /// What failed fails again with the same values bound, unless that was about the nodes of this very
-  /// match: so many ways up from one value cost no more than one.
-  bool climb(std::size_t index) {
-    const std::string key = binding_key(index);
-    if (const auto known = failed_.find(key); known != failed_.end()) {
-      misses_.note(known->second);
-      return false;
-    }
-    const std::size_t outer = std::exchange(earliest_needed_, kNoStep);
-    const bool found =
-        call_of(plan_[index]).op != nullptr ? climb_to_node(index) : climb_to_module(index);
-    if (!found && earliest_needed_ >= index) failed_.emplace(key, misses_.current());
-    earliest_needed_ = std::min(earliest_needed_, outer);
-    return found;
-  }
-
-  std::string binding_key(std::size_t index) {
-    std::string key = fmt::format("{}:{}", index, home_);
-    for (int value : plan_[index].depends_on) key += fmt::format(" {}", bound(value));
-    for (const auto& [capture, value] : captures_) {
-      key += fmt::format(" {}={}", capture, to_string(value));
-    }
-    return key;
-  }
 
   /// The bound operand with the fewest users.
   ValueId narrowest(const Pattern::Call& call) {
@@ -389,9 +395,9 @@ class Search {
         return miss({Kind::attribute, id, kNone, call, field.index});
       }
     }
-    for (const auto& [value, made_at] : step.closed) {
+    for (const auto& [value, first_step] : step.closed) {
       if (check_closed(bound(value))) continue;
-      const std::size_t needed = modules_ ? 0 : static_cast<std::size_t>(made_at);
+      const std::size_t needed = modules_ ? 0 : static_cast<std::size_t>(first_step);
       earliest_needed_ = std::min(earliest_needed_, needed);
       return false;
     }

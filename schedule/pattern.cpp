@@ -74,9 +74,6 @@ class PatternRecorder final : public Interpreter {
       for (const auto& [name, tensor] : list) states_.try_emplace(tensor.impl().get(), -1);
     }
   }
-  void assign(const Tensor&, const Tensor&) override {
-    detail::fail<ScheduleError>("a pattern changes a tensor in place; write what it computes");
-  }
   // What a module's parameters are in a pattern is no leaf of any backward.
   bool records_gradients() const override { return false; }
   bool is_pattern() const override { return true; }

@@ -101,7 +101,7 @@ class Wording {
       case Kind::module_outputs:
         return fmt::format("module '{}' returns {} tensors; call_module stands for one",
                            module.path, module.outputs.size());
-      default: return fmt::format("module '{}': {}", module.path, m.text);
+      default: return fmt::format("module '{}': {}", module.path, *m.text);
     }
   }
 

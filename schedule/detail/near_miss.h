@@ -42,7 +42,7 @@ struct Mismatch {
   std::int32_t other = kNone;
   int call = -1;  // of the pattern
   std::size_t index = 0;
-  std::string text = {};
+  const std::string* text = nullptr;  // kept by the search
 };
 
 class NearMissLog {

@@ -7,6 +7,10 @@
 namespace tenon::detail {
 namespace {
 
+/// So many commutative calls are tried both ways round without remembering what failed: that costs
+/// more than it saves in small patterns.
+constexpr int kSwapsTriedAnew = 5;
+
 class Planner {
  public:
   explicit Planner(const Pattern& pattern)
@@ -19,8 +23,11 @@ class Planner {
     for (int call = next_call(); call >= 0; call = next_call()) cover(call, -1);
     place_fields();
     place_closed_values();
-    for (std::size_t s = 0; s < steps_.size(); ++s) {
-      if (steps_[s].from < 0) find_dependencies(static_cast<int>(s));
+    int swaps = 0;
+    for (int s = 0; s < static_cast<int>(steps_.size()); ++s) {
+      step(s).remembers = step(s).from < 0 || (s > 0 && swaps >= kSwapsTriedAnew);
+      if (step(s).remembers) find_dependencies(s);
+      swaps += step(s).swaps ? 1 : 0;
     }
     return std::move(steps_);
   }
@@ -93,18 +100,21 @@ class Planner {
   }
 
   void place_closed_values() {
+    std::vector<ClosedValue> closed(pattern_.values.size(), {-1, 0});
     std::vector<int> closes_at(pattern_.values.size(), -1);
     for (const SearchStep& own : steps_) {
       for (int input : call(own.call).inputs) {
         if (input < 0 || value(input).call < 0) continue;
+        const auto [first, last] = std::minmax(step_of(own.call), step_of(value(input).call));
+        ClosedValue& known = closed[static_cast<std::size_t>(input)];
+        known = {input, known.value < 0 ? first : std::min(first, known.first_step)};
         int& at = closes_at[static_cast<std::size_t>(input)];
-        at = std::max({at, step_of(own.call), step_of(value(input).call)});
+        at = std::max(at, last);
       }
     }
     for (int output : pattern_.outputs) closes_at[static_cast<std::size_t>(output)] = -1;
-    for (int v = 0; v < static_cast<int>(closes_at.size()); ++v) {
-      const int at = closes_at[static_cast<std::size_t>(v)];
-      if (at >= 0) step(at).closed.push_back({v, step_of(value(v).call)});
+    for (std::size_t v = 0; v < closes_at.size(); ++v) {
+      if (closes_at[v] >= 0) step(closes_at[v]).closed.push_back(closed[v]);
     }
   }
 

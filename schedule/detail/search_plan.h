@@ -14,10 +14,10 @@
 
 namespace tenon::detail {
 
-/// An intermediate, to be checked for users outside, and the step at which it was made.
+/// An intermediate, to be checked for users outside, and the first step that makes or uses it.
 struct ClosedValue {
   int value = 0;
-  int made_at = 0;
+  int first_step = 0;
 };
 
 struct SearchStep {
@@ -31,7 +31,9 @@ struct SearchStep {
   std::vector<std::pair<int, PatternField>> sized_fields = {};
   /// Intermediates all of whose users in the pattern are bound from here on.
   std::vector<ClosedValue> closed = {};
-  /// Values bound before on which this step and later ones depend.
+  /// It can be reached in many ways with the same values bound: failures are remembered by these, the
+  /// values bound before on which it and later steps depend.
+  bool remembers = false;
   std::vector<int> depends_on = {};
 };
 

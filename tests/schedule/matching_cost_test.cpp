@@ -40,6 +40,20 @@ Schedule fibonacci_adds(int n) {
   });
 }
 
+/// Trees of 8 leaves, 15 nodes each.
+Schedule trees(int n) {
+  return traced([n](const Tensor& x, const Tensor& y) {
+    const auto tree = [&](const auto& self, int depth) -> Tensor {
+      if (depth == 0) return relu(x);
+      const Tensor left = self(self, depth - 1);
+      return left + self(self, depth - 1);
+    };
+    std::vector<Tensor> results = {y};
+    for (int i = 0; i < n / 15; ++i) results.push_back(tree(tree, 3));
+    return cat(results, 0);
+  });
+}
+
 /// n users of x, added up.
 template <class F>
 Schedule fan_out(int n, F user) {
@@ -84,6 +98,14 @@ const CostCase kCases[] = {
        return sch.find([](const Tensor& x, const Tensor& y) { return (x + y) + y; });
      },
      500},
+    {"TreesWithOneOtherLeaf", trees,
+     [](const Schedule& sch) {
+       return sch.find([](const Tensor& x) {
+         const auto pair = [&] { return relu(x) + relu(x); };
+         return (pair() + pair()) + (pair() + (relu(x) + tanh(x)));
+       });
+     },
+     0},
     {"FanOutOfMatches",
      [](int n) { return fan_out(n, [](const Tensor& x, int) { return relu(x); }); },
      [](const Schedule& sch) { return sch.find([](const Tensor& x) { return relu(x); }); }, 1000},

@@ -247,9 +247,57 @@ TEST(Patterns, RefuseWhatCannotBeOne) {
   EXPECT_ERROR(ScheduleError,
                "[add] a pattern computes on its parameters alone; an operand is another tensor",
                sch.find([&](const Tensor& x) { return x + outside; }));
-  EXPECT_THROW(sch.find([](const Tensor& x) { return call_module("[qkv", x); }), ScheduleError);
-  EXPECT_THROW(sch.find("[qkv"), ScheduleError);
-  EXPECT_THROW(call_module("q_proj", outside), TraceError);
+}
+
+TEST(Patterns, RefuseWhatIsNoResult) {
+  const Schedule sch = attention_schedule();
+  EXPECT_ERROR(ScheduleError, "the pattern returns no tensor", sch.find([](const Tensor& x) {
+    exp(x);
+    return std::vector<Tensor>();
+  }));
+  EXPECT_ERROR(ScheduleError,
+               "the pattern returns a parameter as it is, as result 1; needed results of ops",
+               sch.find([](const Tensor& x) { return std::pair(exp(x), x); }));
+  EXPECT_ERROR(ScheduleError, "the pattern returns an undefined tensor as result 1",
+               sch.find([](const Tensor& x) { return std::pair(exp(x), Tensor()); }));
+  EXPECT_ERROR(ScheduleError, "the pattern returns the result of exp twice",
+               sch.find([](const Tensor& x) {
+                 const Tensor y = exp(x);
+                 return std::pair(y, y);
+               }));
+  const auto lin = nn::make<nn::Linear>(1, 1);
+  EXPECT_ERROR(ScheduleError,
+               "the pattern returns a parameter as it is, as result 1; needed results of ops",
+               sch.find([&](const Tensor& x) { return std::pair(lin(x), lin->weight); }));
+}
+
+TEST(Patterns, RefuseInvalidNames) {
+  const Schedule sch = attention_schedule();
+  const std::string in_pattern = test::error_text<ScheduleError>(
+      [&] { sch.find([](const Tensor& x) { return call_module("[qkv", x); }); });
+  EXPECT_TRUE(in_pattern.starts_with("call_module: '[qkv' is not a valid regular expression: "))
+      << in_pattern;
+  const std::string in_find = test::error_text<ScheduleError>([&] { sch.find("[qkv"); });
+  EXPECT_TRUE(in_find.starts_with("find: '[qkv' is not a valid regular expression: ")) << in_find;
+  EXPECT_ERROR(TraceError,
+               "call_module(\"q_proj\") was called outside of a pattern; call the module itself",
+               call_module("q_proj", ones({3})));
+  EXPECT_ERROR(TraceError,
+               "call_module(Linear) was called outside of a pattern; call the module itself",
+               call_module<nn::Linear>(ones({3})));
+}
+
+TEST(Patterns, PrintWhatTheyCall) {
+  const auto text = [](const auto& pattern) { return record_pattern(pattern).to_string(); };
+  EXPECT_EQ(text([](const Tensor& x) { return softmax(call_module("[qk]", x), -1); }),
+            "softmax(call_module(\"[qk]\", %0), dim=-1)");
+  EXPECT_EQ(text([](const Tensor& x) { return relu(call_module<nn::Linear>(x)); }),
+            "relu(call_module<Linear>(%0))");
+  EXPECT_EQ(text([](const Tensor& x) {
+              const Tensor y = exp(x);
+              return std::pair(relu(y), tanh(y));
+            }),
+            "%1 = exp(%0); relu(%1), tanh(%1)");
 }
 
 }  // namespace
