@@ -67,6 +67,7 @@ class Verifier {
     const std::size_t bound = values_.empty() ? 0 : index(values_.back()) + 1;
     needed_.resize(bound);
     defined_.resize(bound);
+    known_values_.resize(bound);
     check_calls();
     check_outputs();
     check_values();
@@ -140,7 +141,8 @@ class Verifier {
     std::vector<std::pair<const TensorImpl*, ValueId>> tensors;
     for (ValueId id : values_) {
       const Value& value = graph_.value(id);
-      if (!is_known_value(id)) check_sizes(value);
+      known_values_[index(id)] = is_known_value(value);
+      if (!known_values_[index(id)]) check_sizes(value);
       if (value.kind == ValueKind::result) continue;
       defined_[index(id)] = true;
       names_.emplace_back(kNone, value.name);
@@ -199,13 +201,11 @@ class Verifier {
       const ValueId input = node.inputs[i];
       if (input == kNone) continue;
       ++operands_;
+      if (is_defined(input)) continue;
       if (!graph_.has_value(input)) {
         broken(node.gradient ? 25 : 5, "operand {} of {} does not exist", i, graph_.full_name(id));
       }
-      if (!defined_[index(input)]) {
-        broken(node.gradient ? 25 : 2, "operand {} of {} is defined later", i,
-               graph_.full_name(id));
-      }
+      broken(node.gradient ? 25 : 2, "operand {} of {} is defined later", i, graph_.full_name(id));
     }
     if (!known) check_specs(node);
     for (std::size_t i = 0; i < node.outputs.size(); ++i) {
@@ -365,17 +365,22 @@ class Verifier {
     }
   }
 
+  bool is_defined(ValueId id) const {
+    return id >= 0 && index(id) < defined_.size() && defined_[index(id)];
+  }
+
   /// It has the spec that it had when `known` was verified.
-  bool is_known_value(ValueId id) const {
+  bool is_known_value(const Value& value) const {
     if (known_ == nullptr) return false;
-    return graph_.shares_value(*known_, id) ||
-           (known_->has_value(id) && known_->value(id).spec == graph_.value(id).spec);
+    return graph_.shares_value(*known_, value.id) ||
+           (known_->has_value(value.id) && known_->value(value.id).spec == value.spec);
   }
 
   bool is_known_node(const Node& node) const {
     if (known_ == nullptr || !graph_.shares_node(*known_, node.id)) return false;
     const auto is_known = [&](ValueId id) {
-      return id == kNone || (graph_.has_value(id) && is_known_value(id));
+      return id == kNone ||
+             (id >= 0 && index(id) < known_values_.size() && known_values_[index(id)]);
     };
     return std::all_of(node.inputs.begin(), node.inputs.end(), is_known) &&
            std::all_of(node.outputs.begin(), node.outputs.end(), is_known);
@@ -386,6 +391,7 @@ class Verifier {
   std::vector<ValueId> values_;
   std::vector<bool> needed_;             // returned or written; by value
   std::vector<bool> defined_;            // so far; by value
+  std::vector<bool> known_values_;       // of the spec that `known` has; by value
   std::vector<std::int64_t> symbols_;    // of the inputs' sizes, sorted
   std::vector<std::size_t> first_slot_;  // by position: the node's first operand among all
   std::size_t slots_ = 0;

@@ -268,31 +268,39 @@ class RewriteVerifier {
     }
   }
 
+  /// What the original may be differentiated by.
+  std::vector<ValueId> differentiable_sources() const {
+    std::vector<ValueId> sources = original_.inputs();
+    for (ValueId id : original_.values()) {
+      if (original_.value(id).kind == ValueKind::parameter) sources.push_back(id);
+    }
+    return sources;
+  }
+
   void check_paths() const {
     // A rewrite may join what leads to different outputs, so a new path counts only where there was
     // none to any output.
-    std::unordered_set<ValueId> had_path;
-    std::unordered_set<ValueId> has_path;
+    const std::vector<ValueId> sources = differentiable_sources();
+    std::vector<bool> had_path(sources.size());
+    std::vector<bool> has_path(sources.size());
     for (std::size_t first = 0; first < original_.outputs().size(); first += 64) {
       const auto before = differentiable_paths(original_, first);
       const auto now = differentiable_paths(rewritten_, first);
-      for (ValueId id : original_.values()) {
-        const Value& source = original_.value(id);
-        if (source.kind != ValueKind::input && source.kind != ValueKind::parameter) continue;
+      for (std::size_t i = 0; i < sources.size(); ++i) {
+        const ValueId id = sources[i];
         const ValueId same = counterpart(id);
         if (same == kNone) continue;  // V31
-        if (before[index(id)] != 0) had_path.insert(id);
-        if (now[index(same)] != 0) has_path.insert(id);
+        if (before[index(id)] != 0) had_path[i] = true;
+        if (now[index(same)] != 0) has_path[i] = true;
         const std::uint64_t lost = before[index(id)] & ~now[index(same)];
         if (lost == 0) continue;
         broken(29, "output {} is no longer differentiable by {}",
                first + static_cast<std::size_t>(std::countr_zero(lost)), original_.value_name(id));
       }
     }
-    for (ValueId id : has_path) {
-      if (!had_path.contains(id)) {
-        broken(29, "the results have become differentiable by {}", original_.value_name(id));
-      }
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      if (!has_path[i] || had_path[i]) continue;
+      broken(29, "the results have become differentiable by {}", original_.value_name(sources[i]));
     }
   }
 

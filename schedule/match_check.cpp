@@ -1,4 +1,8 @@
-// Whether the nodes of a match can be replaced as one; see match_fault.
+// Whether the nodes of a match can be replaced as one; see match_fault. Of the invariants that
+// graph/verify.h numbers:
+//   V18 no effect and no value that a state write needs is inside, unless it is a result
+//   V30 no module with a hook is inside in part
+//   V40 no value inside but a result is used outside or is an output, and nothing stands between
 #include <algorithm>
 #include <unordered_set>
 

@@ -205,20 +205,20 @@ TEST(CheckMatch, AcceptsWhatCanBecomeOne) {
   check_match(sch.graph(), by_hand(sch.graph(), {"exp", "relu", "tanh", "log", "mul"}, {"mul"}));
 }
 
-TEST(CheckMatch, NamesTheUserOutside) {
+TEST(CheckMatch, V40_NamesTheUserOutside) {
   const Schedule sch = diamond();
   EXPECT_ERROR(ScheduleError, "%exp is an intermediate of the match and is also used by tanh",
                check_match(sch.graph(), by_hand(sch.graph(), {"exp", "relu"}, {"relu"})));
 }
 
-TEST(CheckMatch, NamesTheOutputThatItWouldHide) {
+TEST(CheckMatch, V40_NamesTheOutputThatItWouldHide) {
   const Schedule sch = diamond();
   EXPECT_ERROR(ScheduleError,
                "%mul is an intermediate of the match and is also used by the graph's output",
                check_match(sch.graph(), by_hand(sch.graph(), {"log", "mul"}, {"log"})));
 }
 
-TEST(CheckMatch, NamesTheStateWriteThatItWouldHide) {
+TEST(CheckMatch, V18_NamesTheStateWriteThatItWouldHide) {
   const Schedule sch =
       create_schedule(nn::make<nn::Sequential>(nn::make<nn::BatchNorm2d>(3), nn::make<nn::ReLU>()),
                       {randn({2, 3, 4, 4})});
@@ -230,7 +230,7 @@ TEST(CheckMatch, NamesTheStateWriteThatItWouldHide) {
                check_match(sch.graph(), norm[0]));
 }
 
-TEST(CheckMatch, NamesWhatStandsBetween) {
+TEST(CheckMatch, V40_NamesWhatStandsBetween) {
   const Schedule sch = diamond();
   EXPECT_ERROR(ScheduleError, "log stands between: it reads %tanh and the match depends on it",
                check_match(sch.graph(), by_hand(sch.graph(), {"tanh", "mul"}, {"tanh", "mul"})));
@@ -249,7 +249,7 @@ TEST(CheckMatch, RefusesResultsFromOutsideAndInputsFromInside) {
   EXPECT_EQ(match_fault(sch.graph(), Subgraph{}), "the match has no nodes");
 }
 
-TEST(CheckMatch, RefusesAHookUnlessItsModuleIsInsideAsAWhole) {
+TEST(CheckMatch, V30_RefusesAHookUnlessItsModuleIsInsideAsAWhole) {
   struct Block : nn::Module {
     Tensor forward(T x) const { return relu(exp(x)); }
   };
@@ -272,7 +272,7 @@ TEST(CheckMatch, RefusesAHookUnlessItsModuleIsInsideAsAWhole) {
   EXPECT_EQ(matches.explain(), "near miss at tanh: relu belongs to a module with a hook");
 }
 
-TEST(CheckMatch, RefusesToSwallowAnEffect) {
+TEST(CheckMatch, V18_RefusesToSwallowAnEffect) {
   struct Block : nn::Module {
     Tensor forward(T x) const { return relu(tenon::print(exp(x), "here")); }
   };
