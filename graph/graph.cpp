@@ -289,9 +289,12 @@ std::string Graph::unique_call_path(const std::string& parent_path, const std::s
   for (int i = 0;; ++i) {
     std::string path = parent_path.empty() ? fmt::format("{}_{}", type, i)
                                            : fmt::format("{}.{}_{}", parent_path, type, i);
-    const bool taken = std::any_of(calls_.begin(), calls_.end(),
-                                   [&](const ModuleCall& c) { return c.path == path; });
-    if (!taken) return path;
+    const bool called = std::any_of(calls_.begin(), calls_.end(),
+                                    [&](const ModuleCall& c) { return c.path == path; });
+    const bool holds_state = std::any_of(values_.begin(), values_.end(), [&](const auto& value) {
+      return value != nullptr && value->name.starts_with(path + ".");
+    });
+    if (!called && !holds_state) return path;
   }
 }
 

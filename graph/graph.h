@@ -180,7 +180,7 @@ class Graph {
   void rename_apart(const std::vector<NodeId>& ids);
   /// Replaces one attribute field of a node; the field must not affect its outputs' specs.
   void set_attribute(NodeId id, std::size_t field, const AttrValue& value);
-  /// Makes a path unique among the calls by a suffix "_<n>", counting from 0.
+  /// Makes a path unique among calls and prefixes of states by a suffix "_<n>", counting from 0.
   std::string unique_call_path(const std::string& parent_path, const std::string& type) const;
 
   /// The node reads `value` in place of its operand `operand`.
