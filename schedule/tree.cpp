@@ -95,13 +95,16 @@ class TreeBuilder {
     return static_cast<std::size_t>(call.id) >= traced_calls_;
   }
 
-  /// The call that stands at `path`: one that still has nodes before one that was replaced.
+  /// The call that stands at `path`: one that has nodes before one that was replaced, a new one before
+  /// the root's, which encloses what replaced it.
   const ModuleCall* call_of(const std::string& path) const {
+    const auto rank = [&](const ModuleCall& call) {
+      return (live_calls_.contains(call.id) ? 2 : 0) + (is_new(call) ? 1 : 0);
+    };
     const ModuleCall* found = nullptr;
     for (const ModuleCall& call : graph_.calls()) {
       if (call.path != path) continue;
-      if (live_calls_.contains(call.id)) return &call;
-      if (found == nullptr) found = &call;
+      if (found == nullptr || rank(call) > rank(*found)) found = &call;
     }
     return found;
   }
