@@ -238,6 +238,15 @@ struct OwnNorm : nn::Module {
   Tensor weight, bias, running_mean, running_var;
 };
 
+TEST(FeatureTable, Row15_TheWholeModel) {
+  const auto model = initialized<nn::Linear>(kHidden, 5);
+  const Tensor x = randn({3, kHidden});
+  Schedule sch = create_schedule(model, {x});
+  sch.replace(nn::make<SplitLinear>(*model));
+  EXPECT_EQ(sch.to_string(), "SplitLinear()");
+  expect_equivalent(model, sch, {x});
+}
+
 TEST(FeatureTable, Row15_BuffersAreMappedAndWritten) {
   const auto model = initialized<Norms>();
   const Tensor x = randn({4, 2, 6, 6});

@@ -440,6 +440,35 @@ TEST(FeatureTable, Row14_FreshParametersVerifyAndTrain) {
   expect_same_state(model->state_dict(), before);  // what is frozen stays, under the old names
 }
 
+TEST(FeatureTable, Row14_EveryReplacedModuleHasFreshParametersOfItsOwn) {
+  const auto model = initialized<test::Stack<test::ResidualMlp>>(2, kHidden);
+  const Tensor x = randn({3, kHidden});
+  Schedule sch = create_schedule(model, {x});
+  sch.replace_all<nn::Linear>(
+      [](const std::string&, nn::Linear& old) { return nn::make<LoraLinear>(old); },
+      {.weights = {{"a", fresh()}, {"b", fresh()}}});
+  const nn::Module::NamedTensors added = sch.added_parameters();
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : added) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(names, (std::vector<std::string>{"layer.0.LoraLinear_0.a", "layer.0.LoraLinear_0.b",
+                                             "layer.0.LoraLinear_1.a", "layer.0.LoraLinear_1.b",
+                                             "layer.1.LoraLinear_0.a", "layer.1.LoraLinear_0.b",
+                                             "layer.1.LoraLinear_1.a", "layer.1.LoraLinear_1.b"}));
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+  auto step = build_training(sch, {.loss = test::distance,
+                                   .targets = {{"target", x}},
+                                   .optimizer = std::make_shared<nn::AdamW>(added)});
+  std::vector<Tensor> before;
+  for (const auto& [name, tensor] : added) before.push_back(tensor.clone());
+  step.run({x, x});
+  step.run({x, x});  // a moves once b is no longer zero
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    EXPECT_FALSE(same_values(before[i], added[i].second)) << added[i].first;
+  }
+}
+
 TEST(FeatureTable, Row14_AWeightThatTwoMatchesShareIsNotJoinedTwice) {
   struct Model : nn::Module {
     Model() : shared(add<nn::Linear>("shared", kHidden, kHidden)) {}
