@@ -1,5 +1,5 @@
-// Rows 16-20 of the feature table: decompositions, the fused kernels, attention and recomputation, on
-// every device that is there.
+// Rows 10 and 16-20 of the feature table on every device that is there: joined projections,
+// decompositions, the fused kernels, attention and recomputation.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -59,6 +59,20 @@ std::vector<std::string> ops_of(const Graph& graph) {
   std::vector<std::string> ops;
   for (NodeId id : graph.order()) ops.push_back(graph.node(id).op->name);
   return ops;
+}
+
+// --- row 10, where the weights are packed in device memory ---------------------------------------
+
+TEST_P(FeatureTableKernels, Row10_JoinedProjections) {
+  const auto model = make<test::EncoderLayer>(kHidden);
+  const Tensor x = random({2, 7, kHidden});
+  const Tensor weight = model->parameter("key.weight").clone();
+  Schedule sch = create_schedule(model, {{"x", x}});
+  sch.fuse_parallel(sch.find("query|key|value"));
+  expect_equivalent(model, sch, {x});
+  EXPECT_TRUE(same_values(model->parameter("key.weight"), weight));
+  EXPECT_EQ(model->parameter("key.weight").device(), device());
+  EXPECT_EQ(model->parameter("key.weight").storage(), model->parameter("query.weight").storage());
 }
 
 // --- row 16 -------------------------------------------------------------------------------------

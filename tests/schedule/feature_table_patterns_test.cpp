@@ -93,6 +93,8 @@ struct ConstantCase {
   std::function<Tensor(const Tensor&)> wildcard;  // empty: the attribute takes none
 };
 
+std::ostream& operator<<(std::ostream& stream, const ConstantCase& c) { return stream << c.name; }
+
 class FeatureTableConstants : public ::testing::TestWithParam<ConstantCase> {};
 
 TEST_P(FeatureTableConstants, Row09_AnotherConstantDoesNotMatch) {

@@ -272,6 +272,8 @@ struct RefusedCase {
   std::string message;
 };
 
+std::ostream& operator<<(std::ostream& stream, const RefusedCase& c) { return stream << c.name; }
+
 class FeatureTableRefusals : public ::testing::TestWithParam<RefusedCase> {};
 
 TEST_P(FeatureTableRefusals, Row13_LeaveGraphAndOutputByteEqual) {
