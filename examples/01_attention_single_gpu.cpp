@@ -14,7 +14,9 @@
 
 #include "examples/attention_model.h"
 #include "graph/dot.h"
+#include "graph/svg.h"
 #include "nn/checkpoint.h"
+#include "schedule/report.h"
 #include "schedule/schedule.h"
 #include "schedule/verification.h"
 #include "tensor/cpu/bare_product.h"
@@ -36,6 +38,8 @@ struct Options {
   std::uint64_t seed = 0;
   bool json = false;
   std::string dot;
+  std::string svg;
+  bool report = false;
 };
 
 struct Step {
@@ -141,10 +145,12 @@ class Tutorial {
     dtype_ = parse_dtype(options_.dtype);
     if (!is_floating(dtype_)) throw DTypeError("--dtype " + options_.dtype + " is not a float");
     if (options_.batch < 1 || options_.seq < 1) throw ValueError("--batch and --seq start at 1");
+    if (!options_.svg.empty())
+      to_svg("digraph {}");  // so that a missing dot is told before the work
     load();
     walk();
     check_recorded();
-    report();
+    finish();
     return ok_ ? 0 : 1;
   }
 
@@ -193,7 +199,7 @@ class Tutorial {
     finish_step(sch, "create_schedule", 0, true);
 
     Schedule attn = sch["self_attn"];
-    out_ << "\n" << attn << "\n";
+    out_ << "\n" << attn.to_string() << "\n";
     finish_step(sch, "self_attn", 0, false);
 
     const std::int64_t heads = options_.heads;
@@ -231,6 +237,22 @@ class Tutorial {
     finish_step(sch, "build", 0, true);
     scheduled_ = std::make_unique<Executor>(built);
     check_other_sizes();
+    show(sch);
+  }
+
+  /// What the whole schedule changed, what each primitive bought, and pictures.
+  void show(const Schedule& sch) {
+    out_ << "\n" << sch << "\n";
+    if (options_.report) {
+      report_ = report(sch, {.inputs = {input_}});
+      out_ << "\n" << report_->to_string();
+    }
+    if (options_.svg.empty()) return;
+    const std::filesystem::path folder = options_.svg;
+    std::filesystem::create_directories(folder);
+    const GraphDiff changes = diff(sch.original(), sch.graph());
+    write_svg(folder / "before.svg", to_dot(sch.original(), changes));
+    write_svg(folder / "after.svg", to_dot(sch.graph(), changes));
   }
 
   Matches found(Matches matches, std::size_t expected) {
@@ -265,7 +287,7 @@ class Tutorial {
       step.kernels = program.count_kernels(inputs);
       step.ms = median_ms(device_, [&] { program.run(inputs); });
       step.gflops = program.flops() / step.ms * 1e-6;
-      out_ << "\n== " << step_name << "\n" << sch << "\n" << verified.to_string();
+      out_ << "\n== " << step_name << "\n" << sch.to_string() << "\n" << verified.to_string();
     } else {
       out_ << "\n== " << step_name << " (the computation is unchanged)\n";
     }
@@ -320,7 +342,7 @@ class Tutorial {
     }
   }
 
-  void report() {
+  void finish() {
     if (!options_.json) {
       out_ << "\n" << (ok_ ? "every step verified" : "a step FAILED verification") << "\n";
       return;
@@ -334,7 +356,7 @@ class Tutorial {
                        {"ms", step.ms},
                        {"gflops", step.gflops}});
     }
-    const ordered_json result = {
+    ordered_json result = {
         {"device", device_.to_string()},
         {"dtype", name(dtype_)},
         {"batch", options_.batch},
@@ -346,6 +368,7 @@ class Tutorial {
         {"steps", steps},
         {"recorded_max_abs_err", recorded_ ? ordered_json(*recorded_) : ordered_json()},
         {"ok", ok_}};
+    if (report_) result["report"] = *report_;
     std::cout << result.dump(2) << "\n";
   }
 
@@ -361,6 +384,7 @@ class Tutorial {
   std::vector<Step> steps_;
   std::unique_ptr<Executor> scheduled_;
   std::optional<double> recorded_;
+  std::optional<ScheduleReport> report_;
   bool ok_ = true;
 };
 
@@ -386,6 +410,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object on stdout, everything else on stderr");
   app.add_option("--dot", options.dot, "write the graph after each step to this folder (Graphviz)");
+  app.add_option("--svg", options.svg,
+                 "draw the graph before and after the schedule, changes marked, into this folder: "
+                 "before.svg and after.svg (needs Graphviz)");
+  app.add_flag("--report", options.report,
+               "a table of what each primitive bought: nodes, kernels, bytes moved, memory, time, "
+               "error; with --json in the object");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -305,11 +305,25 @@ TensorView Lowering::view_of(const Location& location) const {
   return view;
 }
 
+/// What a view covers in memory.
+double bytes_of(const TensorView& view) {
+  if (!view.present) return 0;
+  auto bytes = static_cast<double>(size_of(view.dtype));
+  for (int axis = 0; axis < view.sizes.size(); ++axis) {
+    if (view.strides[axis] != 0 || view.sizes[axis] == 0) {
+      bytes *= static_cast<double>(view.sizes[axis]);
+    }
+  }
+  return bytes;
+}
+
 void Lowering::emit(Instruction instruction) {
   InstructionInfo info;
   info.name = current_ ? graph_.full_name(current_->id) : "output";
   info.kernel = instruction.kernel->name;
   if (instruction.op->flops) info.flops = instruction.op->flops(instruction.args());
+  for (const TensorView& view : instruction.inputs) info.bytes += bytes_of(view);
+  for (const TensorView& view : instruction.outputs) info.bytes += bytes_of(view);
   program_->infos.push_back(std::move(info));
   program_->instructions.push_back(std::move(instruction));
 }

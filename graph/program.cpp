@@ -90,10 +90,10 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
   return outputs;
 }
 
-std::int64_t Program::count_kernels(std::span<const Tensor> inputs) {
-  run(inputs);  // so that the counted run finds its memory cached
+std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& generator) {
+  run(inputs, generator);  // so that the counted run finds its memory cached
   return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] {
-    run(inputs);
+    run(inputs, generator);
   });
 }
 

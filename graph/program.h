@@ -35,6 +35,7 @@ struct InstructionInfo {
   std::string name;    // the node's full name
   std::string kernel;  // "cuda.flash_mma"
   double flops = 0;    // 0 where the op does not say
+  double bytes = 0;    // of operands and results, each once and whole; what is broadcast, as stored
 };
 
 class Program {
@@ -50,7 +51,8 @@ class Program {
                           Generator& generator = default_generator());
 
   /// Kernels that one run launches, as the device counts them (kernel nodes of a CUDA graph).
-  std::int64_t count_kernels(std::span<const Tensor> inputs);
+  std::int64_t count_kernels(std::span<const Tensor> inputs,
+                             Generator& generator = default_generator());
   const std::vector<InstructionInfo>& instructions() const;
   Device device() const;
   /// Floating-point operations of the products and attentions in it.

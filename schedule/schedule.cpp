@@ -18,6 +18,7 @@
 #include "schedule/primitives/replace.h"
 #include "schedule/primitives/trace.h"
 #include "schedule/primitives/undo.h"
+#include "schedule/schedule_json.h"
 #include "schedule/tree.h"
 #include "schedule/verification.h"
 #include "tensor/detail/check.h"
@@ -112,12 +113,13 @@ Schedule Schedule::operator[](std::string_view path) const {
   return Schedule(state_, std::move(whole));
 }
 
-std::string Schedule::to_string() const {
-  return scheduled_tree(*state_->model, state_->original, state_->graph, path_);
-}
+std::string Schedule::to_string() const { return scheduled_tree(*this); }
 
 std::ostream& operator<<(std::ostream& stream, const Schedule& schedule) {
-  return stream << schedule.to_string();
+  if (schedule.applied().empty()) return stream << schedule.to_string();
+  std::string steps = list_steps(schedule);
+  steps.pop_back();  // its last line end is the caller's to write
+  return stream << changed_tree(schedule) << "\n\n" << steps;
 }
 
 std::string to_dot(const Schedule& schedule) {

@@ -176,6 +176,7 @@ class Schedule {
   std::string path_;
 };
 
+/// The module tree with what the schedule changed (schedule/tree.h), then what was applied to what.
 std::ostream& operator<<(std::ostream& stream, const Schedule& schedule);
 
 /// The Graph as it stands in Graphviz' language, with what the schedule added or changed marked; for a

@@ -49,6 +49,41 @@ void check_structure(const json& saved, const Graph& traced) {
   }
 }
 
+/// "[a, b, … 24 in all]": bracketed lists with at most `shown` items each, less inside of them.
+std::string abbreviated(const std::string& text, std::size_t& at, std::size_t shown) {
+  std::string result = "[";
+  std::size_t items = 0;
+  std::string item;
+  const auto end_item = [&] {
+    if (++items <= shown) result += (items > 1 ? "," : "") + item;
+    item.clear();
+  };
+  int depth = 0;  // of parentheses
+  for (++at; at < text.size(); ++at) {
+    const char c = text[at];
+    if (c == ']') break;
+    if (c == '[') {
+      item += abbreviated(text, at, 3);
+    } else if (c == ',' && depth == 0) {
+      end_item();
+    } else {
+      depth += c == '(' ? 1 : c == ')' ? -1 : 0;
+      item += c;
+    }
+  }
+  end_item();
+  return result + (items > shown ? fmt::format(", … {} in all]", items) : "]");
+}
+
+/// Long lists of matches, which open a step's detail, are cut to the first match and their number.
+std::string readable(const std::string& detail) {
+  constexpr std::size_t kLong = 80;
+  if (detail.size() <= kLong || !detail.starts_with("[[")) return detail;
+  std::size_t end = 0;
+  const std::string matches = abbreviated(detail, end, 1);
+  return matches + detail.substr(std::min(end + 1, detail.size()));
+}
+
 }  // namespace
 
 std::string save_schedule(const Schedule& schedule) {
@@ -102,7 +137,7 @@ std::string list_steps(const Schedule& schedule) {
     const AppliedPrimitive& step = schedule.applied()[i];
     text += fmt::format("{}. {}{}{}\n", i + 1, step.primitive,
                         step.path.empty() ? "" : fmt::format(" on '{}'", step.path),
-                        step.detail.empty() ? "" : ": " + step.detail);
+                        step.detail.empty() ? "" : ": " + readable(step.detail));
   }
   return text;
 }

@@ -25,7 +25,8 @@ std::string save_schedule(const Schedule& schedule);
 /// the first line that does is named. A failure leaves the schedule as it was.
 void load_schedule(Schedule& schedule, const std::string& json);
 
-/// "1. replace on 'self_attn': [...] by FusedQKV", one line a step.
+/// "1. replace on 'self_attn': [...] by FusedQKV", one line a step; of many matches the first
+/// and their number.
 std::string list_steps(const Schedule& schedule);
 
 }  // namespace tenon

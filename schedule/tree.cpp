@@ -1,146 +1,228 @@
 #include "schedule/tree.h"
 
 #include <algorithm>
-#include <unordered_map>
-#include <unordered_set>
+#include <charconv>
 
-#include "schedule/matcher.h"
+#include "schedule/detail/module_changes.h"
 #include "tensor/detail/check.h"
 
 namespace tenon {
 namespace {
 
+using detail::ModuleChanges;
+
 struct TreeNode {
-  std::string name;
+  std::string name;  // "" for the module whose tree it is
   std::string type;
   std::string repr;
+  char margin = ' ';
+  std::vector<std::string> notes;
   std::vector<TreeNode> children;
 };
 
-std::string render(const TreeNode& node, int depth) {
-  if (node.children.empty()) return fmt::format("{}({})", node.type, node.repr);
-  const std::string indent(static_cast<std::size_t>(2 * (depth + 1)), ' ');
-  std::string text = node.type + "(";
-  if (!node.repr.empty()) text += "\n" + indent + node.repr;
-  for (std::size_t i = 0; i < node.children.size();) {
-    const std::string child = render(node.children[i], depth + 1);
-    std::size_t end = i + 1;
-    // As nn::ModuleList prints itself.
-    while (node.type == "ModuleList" && end < node.children.size() &&
-           render(node.children[end], depth + 1) == child) {
-      ++end;
-    }
-    const std::string& name = node.children[i].name;
-    text += end - i == 1 ? fmt::format("\n{}({}): {}", indent, name, child)
-                         : fmt::format("\n{}({}-{}): {} x {}", indent, name,
-                                       node.children[end - 1].name, end - i, child);
-    i = end;
-  }
-  return text + "\n" + std::string(static_cast<std::size_t>(2 * depth), ' ') + ")";
-}
-
+/// Both trees, before and after, in one.
 class TreeBuilder {
  public:
-  TreeBuilder(const Graph& original, const Graph& graph)
-      : graph_(graph),
-        traced_calls_(original.calls().size()),
-        live_calls_(calls_with_nodes(graph)),
-        live_(paths_of(graph, live_calls_)),
-        was_live_(paths_of(original, calls_with_nodes(original))) {
-    for (const ModuleCall& call : original.calls()) traced_.insert(call.path);
-  }
+  explicit TreeBuilder(const Schedule& schedule) : schedule_(schedule), changes_(schedule) {}
 
-  TreeNode build(nn::Module& module, const std::string& path, const std::string& name) {
-    const ModuleCall* call = call_of(path);
-    if (call != nullptr && is_new(*call)) return build_new(*call);
-    TreeNode node{name, module.type_name(), module.extra_repr(), {}};
-    if (call != nullptr) node.type = call->type;
-    for (const auto& [child_name, child] : module.named_children()) {
-      const std::string child_path = path.empty() ? child_name : path + "." + child_name;
-      const bool replaced = was_live_.contains(child_path) && !live_.contains(child_path);
-      if (!replaced) node.children.push_back(build(*child, child_path, child_name));
-    }
-    add_new_children(path, node);
-    return node;
-  }
-
-  /// What stands at `path`, the root's path being "".
-  TreeNode build_at(nn::Module& root, const std::string& path) {
-    const ModuleCall* call = call_of(path);
-    return call != nullptr && is_new(*call) ? build_new(*call)
-                                            : build(root.submodule(path), path, "");
+  /// What stands and stood at `path`: one node, or that which is gone and that which replaced it.
+  std::vector<TreeNode> build() {
+    const std::string& path = schedule_.path();
+    if (!changes_.is_module(path)) return {added(*changes_.live_call(path), "", false)};
+    return at(schedule_.model().submodule(path), path, "", false);
   }
 
  private:
-  /// The calls that have nodes, those that enclose such calls included.
-  static std::unordered_set<CallId> calls_with_nodes(const Graph& graph) {
-    std::unordered_set<CallId> calls;
-    for (NodeId id : graph.order()) {
-      for (CallId c = graph.node(id).call; c != kNone && calls.insert(c).second;) {
-        c = graph.call(c).parent;
-      }
+  std::vector<TreeNode> at(nn::Module& module, const std::string& path, const std::string& name,
+                           bool recomputed) {
+    const ModuleCall* now = changes_.live_call(path);
+    if (!changes_.was_live(path)) return {kept(module, path, name, recomputed)};
+    if (now == nullptr) return {removed(module, path, name, "")};
+    if (!changes_.is_new(*now)) return {kept(module, path, name, recomputed)};
+    return {removed(module, path, name, ""), added(*now, name, recomputed)};
+  }
+
+  TreeNode kept(nn::Module& module, const std::string& path, const std::string& name,
+                bool recomputed) {
+    const ModuleCall* call = changes_.live_call(path);
+    TreeNode node{name, call ? call->type : module.type_name(), module.extra_repr(), ' ', {}, {}};
+    node.notes = changes_.notes(path, recomputed);
+    if (!node.notes.empty()) node.margin = '~';
+    const bool all_recomputed = recomputed || changes_.is_recomputed(path);
+    for (const auto& [child_name, child] : module.named_children()) {
+      auto parts = at(*child, child_path(path, child_name), child_name, all_recomputed);
+      std::move(parts.begin(), parts.end(), std::back_inserter(node.children));
     }
-    return calls;
-  }
-
-  static std::unordered_set<std::string> paths_of(const Graph& graph,
-                                                  const std::unordered_set<CallId>& calls) {
-    std::unordered_set<std::string> paths;
-    for (CallId call : calls) paths.insert(graph.call(call).path);
-    return paths;
-  }
-
-  /// Made by a primitive, not by the trace.
-  bool is_new(const ModuleCall& call) const {
-    return static_cast<std::size_t>(call.id) >= traced_calls_;
-  }
-
-  /// The call that stands at `path`: one that has nodes before one that was replaced, a new one before
-  /// the root's, which encloses what replaced it.
-  const ModuleCall* call_of(const std::string& path) const {
-    const auto rank = [&](const ModuleCall& call) {
-      return (live_calls_.contains(call.id) ? 2 : 0) + (is_new(call) ? 1 : 0);
-    };
-    const ModuleCall* found = nullptr;
-    for (const ModuleCall& call : graph_.calls()) {
-      if (call.path != path) continue;
-      if (found == nullptr || rank(call) > rank(*found)) found = &call;
+    for (const ModuleCall* child : changes_.new_calls_below(path)) {
+      if (!changes_.was_live(child->path))
+        node.children.push_back(added(*child, child->name(), all_recomputed));
     }
-    return found;
-  }
-
-  TreeNode build_new(const ModuleCall& call) {
-    TreeNode node{call.name(), call.type, call.repr, {}};
-    add_new_children(call.path, node);
+    order_runs(node.children);
     return node;
   }
 
-  void add_new_children(const std::string& path, TreeNode& node) {
-    for (const ModuleCall& call : graph_.calls()) {
-      if (call.parent == kNone || graph_.call(call.parent).path != path) continue;
-      if (!is_new(call) || !live_calls_.contains(call.id)) continue;
-      // One in the place of a module is shown there.
-      if (traced_.contains(call.path) && !is_new(graph_.call(call.parent))) continue;
-      const bool shown = std::any_of(node.children.begin(), node.children.end(),
-                                     [&](const TreeNode& c) { return c.name == call.name(); });
-      if (!shown) node.children.push_back(build_new(call));
+  TreeNode removed(nn::Module& module, const std::string& path, const std::string& name,
+                   const std::string& parents_note) {
+    TreeNode node{name, module.type_name(), module.extra_repr(), '-', {}, {}};
+    const std::string note = changes_.was_live(path) ? changes_.replaced_by(path) : "";
+    if (!note.empty() && note != parents_note) node.notes.push_back(note);
+    for (const auto& [child_name, child] : module.named_children()) {
+      node.children.push_back(removed(*child, child_path(path, child_name), child_name,
+                                      note.empty() ? parents_note : note));
+    }
+    return node;
+  }
+
+  TreeNode added(const ModuleCall& call, const std::string& name, bool recomputed,
+                 bool below_new = false) {
+    TreeNode node{name, call.type, call.repr, '+', {}, {}};
+    if (!below_new) node.notes.push_back("by " + changes_.primitive_of(call));
+    const auto notes = changes_.notes(call.path, recomputed);
+    node.notes.insert(node.notes.end(), notes.begin(), notes.end());
+    const bool all_recomputed = recomputed || changes_.is_recomputed(call.path);
+    for (const ModuleCall* child : changes_.new_calls_below(call.path)) {
+      node.children.push_back(added(*child, child->name(), all_recomputed, true));
+    }
+    return node;
+  }
+
+  static std::string child_path(const std::string& path, const std::string& name) {
+    return path.empty() ? name : path + "." + name;
+  }
+
+  /// Among neighbours that changed, what is gone comes first, as in a diff.
+  static void order_runs(std::vector<TreeNode>& nodes) {
+    const auto exchanged = [](const TreeNode& n) { return n.margin == '-' || n.margin == '+'; };
+    for (auto run = nodes.begin(); run != nodes.end();) {
+      run = std::find_if(run, nodes.end(), exchanged);
+      const auto end = std::find_if_not(run, nodes.end(), exchanged);
+      std::stable_partition(run, end, [](const TreeNode& n) { return n.margin == '-'; });
+      run = end;
     }
   }
 
-  const Graph& graph_;
-  const std::size_t traced_calls_;
-  const std::unordered_set<CallId> live_calls_;
-  const std::unordered_set<std::string> live_;
-  const std::unordered_set<std::string> was_live_;
-  std::unordered_set<std::string> traced_;
+  const Schedule& schedule_;
+  ModuleChanges changes_;
+};
+
+struct Line {
+  char margin = ' ';
+  std::string text;
+  std::string note;
+  friend bool operator==(const Line&, const Line&) = default;
+};
+
+/// "FusedLayerNorm_12" -> "FusedLayerNorm_", 12; the number is -1 where there is none.
+std::pair<std::string, int> split_number(const std::string& name) {
+  const std::size_t last = name.find_last_not_of("0123456789");
+  const std::size_t digits = last == std::string::npos ? 0 : last + 1;
+  int number = -1;
+  std::from_chars(name.data() + digits, name.data() + name.size(), number);
+  return {name.substr(0, digits), number};
+}
+
+/// A dropout site tells masks apart, not modules.
+std::string without_site(std::string repr) {
+  const std::size_t begin = repr.find(", site=");
+  if (begin == std::string::npos) return repr;
+  const std::size_t end = repr.find_first_not_of("0123456789", begin + 7);
+  return repr.erase(begin, (end == std::string::npos ? repr.size() : end) - begin);
+}
+
+class Renderer {
+ public:
+  /// Plain: only what stands, without margin and notes.
+  explicit Renderer(bool plain) : plain_(plain) {}
+
+  std::vector<Line> lines(const TreeNode& node, const std::string& label, int depth) const {
+    const std::string indent(static_cast<std::size_t>(2 * depth), ' ');
+    const std::string repr = plain_ ? node.repr : without_site(node.repr);
+    const std::string note = fmt::format("{}", fmt::join(node.notes, "; "));
+    const char mark = node.margin == '~' ? ' ' : node.margin;  // of the lines that follow the first
+    const std::vector<Line> below = children(node, depth + 1);
+    if (below.empty()) {
+      return {{node.margin, fmt::format("{}{}{}({})", indent, label, node.type, repr), note}};
+    }
+    std::vector<Line> result = {{node.margin, indent + label + node.type + "(", note}};
+    if (!repr.empty()) result.push_back({mark, indent + "  " + repr, ""});
+    result.insert(result.end(), below.begin(), below.end());
+    result.push_back({mark, indent + ")", ""});
+    return result;
+  }
+
+ private:
+  std::vector<Line> children(const TreeNode& node, int depth) const {
+    std::vector<Line> result;
+    for (std::size_t i = 0; i < node.children.size();) {
+      const TreeNode& child = node.children[i];
+      if (plain_ && child.margin == '-') {
+        ++i;
+        continue;
+      }
+      // Plain, only what nn folds too is folded.
+      const bool folds = !plain_ || node.type == "ModuleList";
+      const std::size_t end = folds ? end_of_fold(node.children, i) : i + 1;
+      const std::string label =
+          end - i == 1 ? fmt::format("({}): ", child.name)
+                       : fmt::format("({}-{}): {} x ", child.name,
+                                     split_number(node.children[end - 1].name).second, end - i);
+      const auto child_lines = lines(child, label, depth);
+      result.insert(result.end(), child_lines.begin(), child_lines.end());
+      i = end;
+    }
+    return result;
+  }
+
+  /// Past the last neighbour that is numbered on and printed alike.
+  std::size_t end_of_fold(const std::vector<TreeNode>& nodes, std::size_t first) const {
+    const auto [stem, number] = split_number(nodes[first].name);
+    if (number < 0) return first + 1;
+    const auto alike = lines(nodes[first], "", 0);
+    std::size_t end = first + 1;
+    while (end < nodes.size() &&
+           split_number(nodes[end].name) ==
+               std::pair(stem, number + static_cast<int>(end - first)) &&
+           lines(nodes[end], "", 0) == alike) {
+      ++end;
+    }
+    return end;
+  }
+
+  bool plain_;
 };
 
 }  // namespace
 
-std::string scheduled_tree(const nn::Module& root, const Graph& original, const Graph& graph,
-                           const std::string& path) {
-  TreeBuilder builder(original, graph);
-  return render(builder.build_at(const_cast<nn::Module&>(root), path), 0);
+std::string scheduled_tree(const Schedule& schedule) {
+  std::string text;
+  for (const TreeNode& node : TreeBuilder(schedule).build()) {
+    if (node.margin == '-') continue;
+    for (const Line& line : Renderer(true).lines(node, "", 0)) {
+      text += (text.empty() ? "" : "\n") + line.text;
+    }
+  }
+  return text;
+}
+
+std::string changed_tree(const Schedule& schedule) {
+  constexpr std::size_t kLongestAligned = 76;
+  std::vector<Line> lines;
+  for (const TreeNode& node : TreeBuilder(schedule).build()) {
+    const auto part = Renderer(false).lines(node, "", 0);
+    lines.insert(lines.end(), part.begin(), part.end());
+  }
+  std::size_t column = 0;
+  for (const Line& line : lines) {
+    if (!line.note.empty()) column = std::max(column, std::min(line.text.size(), kLongestAligned));
+  }
+  std::string text;
+  for (const Line& line : lines) {
+    text += fmt::format("{}{} {}", text.empty() ? "" : "\n", line.margin, line.text);
+    if (line.note.empty()) continue;
+    const std::size_t gap = line.text.size() < column ? column - line.text.size() : 0;
+    text += std::string(gap + 2, ' ') + "# " + line.note;
+  }
+  return text;
 }
 
 }  // namespace tenon

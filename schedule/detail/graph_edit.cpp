@@ -74,6 +74,7 @@ class EditWriter {
     for (NodeId id : before_.order()) {
       if (!after_.has_node(id)) edit_["removed"].push_back(numbering_.number_of(id));
     }
+    write_replaced_values();
     if (before_.outputs() != after_.outputs()) edit_["outputs"] = references(after_.outputs());
     write_state_writes();
     if (before_.annotations() != after_.annotations()) edit_["notes"] = after_.annotations();
@@ -175,6 +176,23 @@ class EditWriter {
             {"region", node.region}};
   }
 
+  /// What now stands for values of the Graph before, which a listing tells.
+  void write_replaced_values() {
+    const auto& log = after_.replaced_values();
+    const std::size_t first = before_.replaced_values().size();
+    const std::unordered_map<ValueId, ValueId> replaced(log.begin() + first, log.end());
+    for (auto entry = log.begin() + first; entry != log.end(); ++entry) {
+      ValueId now = entry->second;
+      for (auto next = replaced.find(now); next != replaced.end(); next = replaced.find(now)) {
+        now = next->second;
+      }
+      const bool gone = before_.has_value(entry->first) && !after_.has_value(entry->first);
+      if (!gone || !after_.has_value(now)) continue;
+      edit_["replaced"].push_back(
+          {numbering_.reference(before_, entry->first), numbering_.reference(after_, now)});
+    }
+  }
+
   void write_state_writes() {
     const auto same = [](const StateWrite& a, const StateWrite& b) {
       return a.state == b.state && a.value == b.value;
@@ -207,6 +225,9 @@ class EditReader {
     }
     for (const json& fields : list("nodes")) add_node(fields);
     for (const json& fields : list("changed_nodes")) change_node(fields);
+    for (const json& pair : list("replaced")) {
+      graph_.replace_all_uses(value(pair.at(0)), value(pair.at(1)));
+    }
     if (edit_.contains("outputs")) graph_.set_outputs(values(edit_.at("outputs")));
     if (edit_.contains("writes")) {
       graph_.drop_writes();

@@ -4,6 +4,7 @@ Usage: attention_program_test.py PROGRAM
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,8 @@ class GoodInput(unittest.TestCase):
     def test_help(self):
         result = run("--help")
         self.assertEqual(result.returncode, 0)
-        for option in ("--device", "--dtype", "--seed", "--json", "--dot", "--checkpoint"):
+        for option in ("--device", "--dtype", "--seed", "--json", "--dot", "--svg", "--report",
+                       "--checkpoint"):
             self.assertIn(option, result.stdout)
 
     def check_json(self, *arguments):
@@ -109,6 +111,40 @@ class GoodInput(unittest.TestCase):
                 text = file.read()
             self.assertIn("digraph", text)
             self.assertIn("bias_dropout_residual_layer_norm", text)
+
+    def test_report_in_the_object(self):
+        rows = self.check_json("--report")["report"]
+        self.assertEqual([row["primitive"] for row in rows],
+                         ["traced", "replace", "replace", "decompose", "trace", "fuse"])
+        self.assertNotIn("failure", rows[-1])
+        self.assertEqual(rows[-1]["kernels"], 4)
+        self.assertLess(rows[-1]["bytes_moved"], rows[0]["bytes_moved"])
+        self.assertLess(rows[-1]["max_error"], 1e-5)
+
+    def test_what_changed_and_the_table_as_text(self):
+        text = run("--batch", "2", "--seq", "33", "--report").stdout
+        self.assertIn("-     (q_proj): Linear(in_features=", text)
+        self.assertIn("replaced by FusedQKV_0", text)
+        self.assertIn("5. fuse on 'proj'", text)
+
+    @unittest.skipUnless(shutil.which("dot"), "there is no program 'dot'; install graphviz")
+    def test_pictures(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.check_json("--svg", os.path.join(folder, "new"))
+            for name, mark in (("before.svg", "removed by the schedule"), ("after.svg", "new")):
+                with open(os.path.join(folder, "new", name), encoding="utf-8") as file:
+                    text = file.read()
+                self.assertIn("</svg>", text)
+                self.assertIn(mark, text)
+
+    def test_pictures_without_dot(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result = subprocess.run([PROGRAM, "--device", "cpu", "--svg", folder],
+                                    capture_output=True, text=True, timeout=300, check=False,
+                                    env={**os.environ, "PATH": folder})
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("error: there is no program 'dot' to draw an SVG with; install graphviz",
+                      result.stderr)
 
 
 if __name__ == "__main__":
