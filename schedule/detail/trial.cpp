@@ -186,11 +186,13 @@ Tensor TrialMaker::special_numbers(const TensorSpec& spec, const Extents& sizes)
       number = 0;
     } else if (row < 0.25) {
       number = 1;
+    } else if (row < 0.35) {
+      number *= kSmall;
     } else if (choice[i] < 0.15) {
       number = 0;
     } else if (choice[i] < 0.3) {
       number = number < 0 ? -1 : 1;
-    } else if (row < 0.45 || choice[i] < 0.36) {
+    } else if (row < 0.55 || choice[i] < 0.36) {
       number *= kLarge;
     } else if (choice[i] < 0.4) {
       number *= kSmall;

@@ -95,4 +95,13 @@ struct FusedProjections : nn::Module {
   nn::Child<nn::Linear> fused;
 };
 
+/// A Linear that keeps its weight as (in, out).
+struct TransposedLinear : nn::Module {
+  TransposedLinear(std::int64_t in, std::int64_t out)
+      : transposed(register_parameter("transposed", zeros({in, out}))),
+        shift(register_parameter("shift", zeros({out}))) {}
+  Tensor forward(const Tensor& x) const { return matmul(x, transposed) + shift; }
+  Tensor transposed, shift;
+};
+
 }  // namespace tenon::fuzz

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "schedule/schedules.h"
 #include "tests/fuzz/function_tables.h"
 #include "tests/fuzz/random_model.h"
 
@@ -65,11 +66,28 @@ bool has_tail(const BlockProgram& b) {
          b.kind == BlockKind::mlp || b.kind == BlockKind::parallel;
 }
 
+/// What transformer_encoder finds to rewrite, at least.
+bool has_fusible_tail(const std::vector<BlockProgram>& blocks) {
+  return std::any_of(blocks.begin(), blocks.end(), [](const BlockProgram& b) {
+    return has_tail(b) && b.tail == TailKind::norm && b.bias && !b.frozen;
+  });
+}
+
 bool has_layer_norm(const std::vector<BlockProgram>& blocks) {
   return std::any_of(blocks.begin(), blocks.end(), [](const BlockProgram& b) {
     return b.pre_norm == NormKind::layer || (has_tail(b) && b.tail == TailKind::norm) ||
            has_layer_norm(b.inner);
   });
+}
+
+WeightMap weights_of_projections(bool bias) {
+  WeightMap weights = {{"fused.weight", cat("q_proj.weight", "k_proj.weight", "v_proj.weight")}};
+  if (bias) weights.emplace("fused.bias", cat("q_proj.bias", "k_proj.bias", "v_proj.bias"));
+  return weights;
+}
+
+auto nodes_of_op(std::string op) {
+  return [op = std::move(op)](const Node& node) { return node.op->name == op; };
 }
 
 class Drawing {
@@ -80,6 +98,10 @@ class Drawing {
     if (!program_.tokens && likely()) decompose("stem");
     for (std::size_t i = 0; i < program_.blocks.size(); ++i) {
       block(program_.blocks[i], fmt::format("blocks.{}", i));
+    }
+    if (source_.chance(10) && has_fusible_tail(program_.blocks)) {
+      return {make_step("", "transformer_encoder",
+                        [](Schedule sch) { schedules::transformer_encoder(sch); })};
     }
     std::vector<Step> steps;
     if (has_layer_norm(program_.blocks) && source_.chance(10)) {
@@ -184,13 +206,18 @@ class Drawing {
     const bool equal_projections =
         b.kv_heads == b.heads && b.q_bias == b.k_bias && b.k_bias == b.v_bias;
     if (b.kind == BlockKind::attention && equal_projections && likely()) {
+      const bool mapped = source_.chance(40);
       sequences_.push_back(
-          {make_step(path, "replace projections", [b, hidden = program_.hidden](Schedule sch) {
-            const auto pattern = [&](const Tensor& x) {
-              return split_heads(call_module("[qkv]_proj", x), b.heads);
-            };
-            sch.replace(nn::make<FusedProjections>(b, hidden), require(sch.find(pattern), 3));
-          })});
+          {make_step(path, mapped ? "replace projections by a weight map" : "replace projections",
+                     [b, mapped, hidden = program_.hidden](Schedule sch) {
+                       const auto pattern = [&](const Tensor& x) {
+                         return split_heads(call_module("[qkv]_proj", x), b.heads);
+                       };
+                       ReplaceOptions options;
+                       if (mapped) options.weights = weights_of_projections(b.q_bias);
+                       sch.replace(nn::make<FusedProjections>(b, hidden),
+                                   require(sch.find(pattern), 3), options);
+                     })});
     } else if (b.kind == BlockKind::attention && b.q_bias == b.k_bias && b.k_bias == b.v_bias &&
                source_.chance(50)) {
       fuse_parallel(path, "[qkv]_proj", 3);
@@ -272,6 +299,14 @@ class Drawing {
     }
     if (b.gated && source_.chance(60)) {
       fuse_parallel(path, "up|gate", 2);
+    } else if (b.bias && source_.chance(40)) {
+      sequences_.push_back({make_step(path + ".up", "replace module, weight transposed",
+                                      [in = program_.hidden, out = b.width](Schedule sch) {
+                                        sch.replace(
+                                            nn::make<TransposedLinear>(in, out),
+                                            {.weights = {{"transposed", transpose("weight", 0, 1)},
+                                                         {"shift", "bias"}}});
+                                      })});
     } else if (likely()) {
       replace_linear(path, "up", program_.hidden, b.width, b.bias);
     }
@@ -317,6 +352,12 @@ class Drawing {
         };
         sch.fuse(require(sch.find(pattern)), {.name = "FusedTail"});
       }));
+      if (source_.chance(25)) {
+        steps.push_back(make_step(path, "bind the tail's decomposition", [](Schedule sch) {
+          const auto fused = nodes_of_op("bias_dropout_residual_layer_norm");
+          sch.bind(require(sch.find(fused)), "decomposition");
+        }));
+      }
     } else if (source_.chance(60)) {
       steps.push_back(
           make_step(path, "replace module", [b, hidden = program_.hidden](Schedule sch) {
