@@ -1,6 +1,7 @@
 #include "schedule/detail/trial.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "tensor/detail/check.h"
@@ -13,7 +14,7 @@ namespace {
 constexpr double kShift = 0.25;
 constexpr double kSmallestShift = 0.1;
 constexpr double kMatrixScale = 32;
-/// Of special inputs: exp() of the large ones overflows.
+/// Of large and special inputs.
 constexpr double kLarge = 2000;
 constexpr double kSmall = 1e-6;
 
@@ -68,6 +69,21 @@ DimBindings bind_sizes(const Graph& graph, const std::vector<std::vector<std::in
 Tensor from_doubles(const std::vector<double>& values, const Extents& sizes, DType dtype) {
   const Shape shape(std::vector<Dim>(sizes.begin(), sizes.end()));
   return tensor(std::span<const double>(values), shape, {dtype, kCpu});
+}
+
+/// A few roundings away, in a direction that follows from the number itself.
+double nudged_number(double number) {
+  std::uint64_t bits = std::bit_cast<std::uint64_t>(number) * 0x9e3779b97f4a7c15U;
+  bits ^= bits >> 32;
+  const double direction = static_cast<double>(bits & 0xffffU) / 0x8000 - 1;
+  return number * (1 + std::ldexp(direction, -50));
+}
+
+Tensor nudged_tensor(const Tensor& tensor) {
+  if (!tensor || !is_floating(tensor.dtype())) return tensor;
+  std::vector<double> numbers = tensor.to_doubles();
+  for (double& number : numbers) number = nudged_number(number);
+  return from_doubles(numbers, tensor.layout().sizes, DType::float64);
 }
 
 double root_mean_square(const std::vector<double>& values) {
@@ -162,6 +178,23 @@ Trial TrialMaker::make(std::string name, InputValues values, StateChange change)
   return trial;
 }
 
+Trial TrialMaker::nudged(const Trial& trial) const {
+  Trial moved;
+  moved.name = trial.name;
+  for (const Tensor& input : trial.inputs) moved.inputs.push_back(nudged_tensor(input));
+  for (const Tensor& cotangent : trial.cotangents) {
+    moved.cotangents.push_back(nudged_tensor(cotangent));
+  }
+  for (const ModuleTree::State& state : tree_.states) {
+    if (!is_floating(state.tensor.dtype())) continue;
+    const TensorImpl* identity = state.tensor.impl().get();
+    const auto given = trial.states.find(identity);
+    const Tensor& own = given == trial.states.end() ? state.tensor : given->second;
+    moved.states.emplace(identity, nudged_tensor(own));
+  }
+  return moved;
+}
+
 Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
   const Extents sizes = evaluated(spec.shape, sizes_);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
@@ -171,7 +204,12 @@ Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
     return from_doubles(indices, sizes, spec.dtype);
   }
   if (values == InputValues::special) return special_numbers(spec, sizes);
-  return from_doubles(normal(sizes.product()), sizes, spec.dtype);
+  std::vector<double> numbers = normal(sizes.product());
+  if (values == InputValues::large) {
+    const std::vector<double> choice = uniform_numbers(sizes.product());
+    for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] *= choice[i] < 0.3 ? kLarge : 1;
+  }
+  return from_doubles(numbers, sizes, spec.dtype);
 }
 
 Tensor TrialMaker::special_numbers(const TensorSpec& spec, const Extents& sizes) {
@@ -192,8 +230,6 @@ Tensor TrialMaker::special_numbers(const TensorSpec& spec, const Extents& sizes)
       number = 0;
     } else if (choice[i] < 0.3) {
       number = number < 0 ? -1 : 1;
-    } else if (row < 0.55 || choice[i] < 0.36) {
-      number *= kLarge;
     } else if (choice[i] < 0.4) {
       number *= kSmall;
     }

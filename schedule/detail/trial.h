@@ -24,7 +24,8 @@ struct Trial {
 /// Which values the inputs of a trial have.
 enum class InputValues : std::uint8_t {
   drawn,    ///< normal; both truth values in every row of a bool input
-  special,  ///< zeros, ties, large and small ones, equal rows
+  special,  ///< zeros, ties, small ones, equal rows
+  large,    ///< exponentials of some overflow
   masked,   ///< drawn, but bool inputs have rows of one value: all true, all false
 };
 
@@ -51,6 +52,9 @@ class TrialMaker {
   bool has_masks() const;
 
   Trial make(std::string name, InputValues values, StateChange change);
+  /// The same trial with every number moved by a few roundings, equal numbers alike and zeros not at
+  /// all: how far results move is how well they are determined.
+  Trial nudged(const Trial& trial) const;
 
  private:
   Tensor input(const TensorSpec& spec, InputValues values);

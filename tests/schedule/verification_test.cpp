@@ -120,6 +120,14 @@ TEST(Verification, ExponentialsWithoutTheirMaximumOverflow) {
       "");
 }
 
+TEST(Verification, GradientsThatOverflowBehindABranchNotTaken) {
+  EXPECT_EQ(failure_of(
+                function_model([](const Tensor& x) { return softplus(x); }), {randn({3, 5})},
+                [](const Tensor& x) { return softplus(x); },
+                [](const Tensor& x) { return where(gt(x, 20), x, log(exp(x) + 1.0)); }),
+            "large numbers: gradient of input input, eval");
+}
+
 TEST(Verification, ABatchOfOneAndAnotherTail) {
   Schedule sch = create_schedule(nn::make<tutorial::Attention>(kHidden, 2),
                                  {{"hidden_states", randn({2, 5, kHidden})}});
