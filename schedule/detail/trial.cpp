@@ -76,7 +76,7 @@ double nudged_number(double number) {
   std::uint64_t bits = std::bit_cast<std::uint64_t>(number) * 0x9e3779b97f4a7c15U;
   bits ^= bits >> 32;
   const double direction = static_cast<double>(bits & 0xffffU) / 0x8000 - 1;
-  return number * (1 + std::ldexp(direction, -50));
+  return number * (1 + direction * kNudge);
 }
 
 Tensor nudged_tensor(const Tensor& tensor) {
@@ -206,8 +206,12 @@ Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
   if (values == InputValues::special) return special_numbers(spec, sizes);
   std::vector<double> numbers = normal(sizes.product());
   if (values == InputValues::large) {
-    const std::vector<double> choice = uniform_numbers(sizes.product());
-    for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] *= choice[i] < 0.3 ? kLarge : 1;
+    // Two in five, one of each sign: so that even few numbers have both.
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const double large = kLarge * (std::abs(numbers[i]) + 0.5);
+      if (i % 5 == 0) numbers[i] = large;
+      if (i % 5 == 2) numbers[i] = -large;
+    }
   }
   return from_doubles(numbers, sizes, spec.dtype);
 }

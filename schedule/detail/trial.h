@@ -21,6 +21,9 @@ struct Trial {
   StateValues states;              // in float64 on the CPU; empty: the model's own
 };
 
+/// By how much, relatively, TrialMaker::nudged moves a number at most: a few roundings.
+inline constexpr double kNudge = 0x1p-50;
+
 /// Which values the inputs of a trial have.
 enum class InputValues : std::uint8_t {
   drawn,    ///< normal; both truth values in every row of a bool input
