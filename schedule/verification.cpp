@@ -41,7 +41,7 @@ constexpr Float64Bound kFloat64Large = {1e-6, 1e-9, false};
 /// Roundings of a computation, in units of those by which detail::TrialMaker::nudged moves its inputs.
 constexpr double kConditioning = 64;
 /// The same for the bound kernels, in units of what rounding all numbers to their dtype would do.
-constexpr double kConditioningBound = 2;
+constexpr double kConditioningBound = 8;
 
 /// Numbers that the free size symbols take in turn.
 const std::vector<std::vector<std::int64_t>> kSizes = {{3, 7, 5, 11}};
