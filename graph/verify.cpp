@@ -27,6 +27,7 @@
 #include "graph/verify.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <tuple>
 
@@ -232,8 +233,8 @@ class Verifier {
     if (variadic ? node.inputs.size() < fixed : node.inputs.size() != fixed) {
       broken(1, "{} has {} operands", name(), node.inputs.size());
     }
-    if (std::uint64_t{op.saved_inputs} >> node.inputs.size() != 0 ||
-        std::uint64_t{op.saved_outputs} >> node.outputs.size() != 0) {
+    if (std::bit_width(op.saved_inputs) > node.inputs.size() ||
+        std::bit_width(op.saved_outputs) > node.outputs.size()) {
       broken(26, "{} saves for its gradient what '{}' does not have", name(), op.name);
     }
     if (op.vjp == nullptr && op.decompose == nullptr && !op.not_differentiable) {
