@@ -153,19 +153,17 @@ class Renderer {
  private:
   std::vector<Line> children(const TreeNode& node, int depth) const {
     std::vector<Line> result;
-    for (std::size_t i = 0; i < node.children.size();) {
-      const TreeNode& child = node.children[i];
-      if (plain_ && child.margin == '-') {
-        ++i;
-        continue;
-      }
+    std::vector<TreeNode> shown = node.children;
+    if (plain_) std::erase_if(shown, [](const TreeNode& child) { return child.margin == '-'; });
+    for (std::size_t i = 0; i < shown.size();) {
+      const TreeNode& child = shown[i];
       // Plain, only what nn folds too is folded.
       const bool folds = !plain_ || node.type == "ModuleList";
-      const std::size_t end = folds ? end_of_fold(node.children, i) : i + 1;
+      const std::size_t end = folds ? end_of_fold(shown, i) : i + 1;
       const std::string label =
           end - i == 1 ? fmt::format("({}): ", child.name)
                        : fmt::format("({}-{}): {} x ", child.name,
-                                     split_number(node.children[end - 1].name).second, end - i);
+                                     split_number(shown[end - 1].name).second, end - i);
       const auto child_lines = lines(child, label, depth);
       result.insert(result.end(), child_lines.begin(), child_lines.end());
       i = end;
@@ -182,10 +180,16 @@ class Renderer {
     while (end < nodes.size() &&
            split_number(nodes[end].name) ==
                std::pair(stem, number + static_cast<int>(end - first)) &&
-           lines(nodes[end], "", 0) == alike) {
+           printed_alike(lines(nodes[end], "", 0), alike)) {
       ++end;
     }
     return end;
+  }
+
+  bool printed_alike(const std::vector<Line>& a, const std::vector<Line>& b) const {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [this](const Line& x, const Line& y) {
+      return x.text == y.text && (plain_ || x == y);
+    });
   }
 
   bool plain_;
