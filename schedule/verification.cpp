@@ -161,8 +161,13 @@ class Comparing {
             const detail::TrialMaker& maker, VerifyReport& report, std::uint64_t seed)
       : before_(before), after_(after), maker_(maker), report_(report), seed_(seed) {}
 
-  void run(const Trial& trial, bool training, const Float64Bound& allowed, bool bound) {
+  void run(Trial trial, bool training, const Float64Bound& allowed, bool bound) {
     plain_ = run_float64(before_, trial, training, seed_);
+    finite_ = outputs_are_finite(plain_);
+    if (!finite_) {
+      silence_non_finite(trial);
+      plain_ = run_float64(before_, trial, training, seed_);
+    }
     scheduled_ = run_float64(after_, trial, training, seed_);
     plain_bound_ = bound ? run_bound(before_, trial, training, seed_) : Named();
     scheduled_bound_ = bound ? run_bound(after_, trial, training, seed_) : Named();
@@ -173,7 +178,6 @@ class Comparing {
       output_terms_ = std::max(output_terms_, difference(values, values).scale);
     }
     gradient_terms_ = largest_of(plain_, true);
-    finite_ = outputs_are_finite(plain_);
     std::vector<std::string> names = before_.outputs;
     for (const std::string& name : after_.outputs) {
       if (!plain_.contains(name)) names.push_back(name);
@@ -197,6 +201,20 @@ class Comparing {
   }
 
  private:
+  /// Nothing is asked of gradients through output elements that are not finite.
+  void silence_non_finite(Trial& trial) const {
+    for (const std::size_t output : before_.cotangents) {
+      Tensor& cotangent = trial.cotangents[output];
+      const auto values = plain_.at(fmt::format("output {}", output)).to_doubles();
+      std::vector<double> weights = cotangent.to_doubles();
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        if (!std::isfinite(values[i])) weights[i] = 0;
+      }
+      cotangent =
+          tensor(std::span<const double>(weights), cotangent.shape(), {cotangent.dtype(), kCpu});
+    }
+  }
+
   /// A gradient that is undefined on one side counts as zero; anything else must be on both.
   static std::vector<double> values_of(const Named& results, const std::string& name,
                                        std::size_t count) {

@@ -48,9 +48,8 @@ const std::vector<Planted> kList = {
     {"norm's eps changed", scenes::mlp, [](E& e) { e.set(e.nth("layer_norm"), "eps", 1e-6); }},
     {"norm's eps off in the fifth digit", scenes::mlp,
      [](E& e) {
-       e.replace(e.nth("layer_norm"), [](const X& x) {
-         return layer_norm(x[0], {12}, x[1], x[2], 1e-5 * (1 + 1e-4));
-       });
+       e.replace(e.nth("layer_norm"),
+                 [](const X& x) { return layer_norm(x[0], {12}, x[1], x[2], 1e-5 * (1 + 1e-4)); });
      }},
     {"norm by the unbiased variance", scenes::mlp,
      [](E& e) {
