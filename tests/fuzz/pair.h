@@ -13,7 +13,7 @@ namespace tenon::fuzz {
 struct PairOptions {
   bool float32 = false;  ///< also the kernels of float32, against float64
   bool replay = false;   ///< through JSON, on another instance of the model
-  bool verify = false;   ///< also verify(schedule), which must not raise a false alarm
+  bool verify = false;   ///< also verify(schedule) in float64, which must not raise a false alarm
 };
 
 struct PairResult {
