@@ -131,8 +131,9 @@ CallId Graph::visible_call(NodeId id) const {
   const ModuleCall& innermost = call(visible);
   const bool only = first_node_[index(visible)] == id && next_node_[index(id)] == kNone;
   if (innermost.leaf && innermost.parent != kNone && only) visible = innermost.parent;
-  for (CallId c = visible; c != kNone && !call(c).closed; c = call(c).parent) {
+  for (CallId c = visible; c != kNone; c = call(c).parent) {
     if (call(c).flattened) visible = c;
+    if (call(c).closed) break;  // to what encloses it, not to its own flattening
   }
   return visible;
 }
@@ -286,15 +287,21 @@ void Graph::set_attribute(NodeId id, std::size_t field, const AttrValue& value) 
 }
 
 std::string Graph::unique_call_path(const std::string& parent_path, const std::string& type) const {
+  const std::string stem = (parent_path.empty() ? type : parent_path + "." + type) + "_";
+  // Numbers that calls at this place, or states below one, have in their names.
+  std::unordered_set<std::string> taken;
+  const auto note = [&](const std::string& name, bool below) {
+    if (!name.starts_with(stem)) return;
+    const std::size_t dot = name.find('.', stem.size());
+    if (below == (dot != std::string::npos)) taken.insert(name.substr(0, dot));
+  };
+  for (const ModuleCall& call : calls_) note(call.path, false);
+  for (const auto& value : values_) {
+    if (value != nullptr && value->tensor) note(value->name, true);
+  }
   for (int i = 0;; ++i) {
-    std::string path = parent_path.empty() ? fmt::format("{}_{}", type, i)
-                                           : fmt::format("{}.{}_{}", parent_path, type, i);
-    const bool called = std::any_of(calls_.begin(), calls_.end(),
-                                    [&](const ModuleCall& c) { return c.path == path; });
-    const bool holds_state = std::any_of(values_.begin(), values_.end(), [&](const auto& value) {
-      return value != nullptr && value->name.starts_with(path + ".");
-    });
-    if (!called && !holds_state) return path;
+    std::string path = stem + std::to_string(i);
+    if (!taken.contains(path)) return path;
   }
 }
 

@@ -1,5 +1,7 @@
 #include "graph/tracer.h"
 
+#include <utility>
+
 #include "tensor/detail/check.h"
 #include "tensor/functional.h"
 
@@ -25,8 +27,12 @@ class TracedValue final : public TracedPayload {
 GraphBuilder::GraphBuilder(Graph& graph, std::size_t position, CallId call)
     : graph_(graph), position_(position) {
   if (call != kNone) calls_.push_back(call);
-  for (ValueId id : graph.values()) {
-    const Value& value = graph.value(id);
+}
+
+void GraphBuilder::know_states() {
+  if (std::exchange(states_known_, true)) return;
+  for (ValueId id : graph_.values()) {
+    const Value& value = graph_.value(id);
     if (value.tensor) known_states_.emplace(value.tensor.impl().get(), id);
   }
 }
@@ -64,6 +70,7 @@ ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
   }
   TENON_CHECK(tensor.is_eager(), TraceError,
               "[{}] an operand holds neither data nor a traced value", op_name);
+  know_states();
   const TensorImpl* identity = tensor.impl().get();
   if (const auto known = known_states_.find(identity); known != known_states_.end()) {
     return known->second;

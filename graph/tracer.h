@@ -94,6 +94,7 @@ class GraphBuilder final : public Interpreter {
 
  private:
   NodeId add(const Op& op, std::vector<ValueId> operands, Attrs attrs);
+  void know_states();
   void require_no_views(ValueId id) const;
   /// Nodes added from `first` on stand for `node`: its name, region and bound kernel are theirs.
   void carry_marks(const Node& node, std::size_t first);
@@ -106,6 +107,8 @@ class GraphBuilder final : public Interpreter {
   std::unordered_map<const void*, ModuleTree::Module> modules_;
   std::unordered_map<const TensorImpl*, ModuleTree::State> states_;
   std::unordered_map<const TensorImpl*, ValueId> known_states_;
+  bool states_known_ =
+      false;  // gathered when first asked for: most rewrites add views and products
   std::vector<Tensor> kept_alive_;  // constants are known by address
   std::unordered_map<const TensorImpl*, ValueId>
       states_written_;                                   // the value before the first write

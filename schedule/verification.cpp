@@ -35,9 +35,9 @@ struct Float64Bound {
 constexpr Float64Bound kFloat64 = {1e-10, 1e-13};
 /// Large numbers lose digits where they cancel.
 constexpr Float64Bound kFloat64Special = {1e-6, 1e-9};
-/// Gradients through saturated probabilities are differences of much larger terms: here they need
-/// only be finite where the model's are.
-constexpr Float64Bound kFloat64Large = {1e-6, 1e-9, false};
+/// Here what matters is what overflows, not digits that cancel; gradients through saturated
+/// probabilities need only be finite where the model's are.
+constexpr Float64Bound kFloat64Large = {1e-3, 1e-6, false};
 /// Roundings of a computation, in units of those by which detail::TrialMaker::nudged moves its inputs.
 constexpr double kConditioning = 64;
 /// The same for the bound kernels, in units of what rounding all numbers to their dtype would do.

@@ -75,7 +75,7 @@ std::vector<ValueId> Rewrite::run() {
   const std::vector<NodeId> matched = matched_nodes(branches);
   const std::int32_t region = common_region(graph, matched);
   const std::vector<AttrValue> old_sites = active_sites(graph, matched);
-  const std::unordered_set<ValueId> known = value_set(graph);
+  const auto known = replacement.module ? value_set(graph) : std::unordered_set<ValueId>();
   const std::vector<ValueId>& inputs = branches[0]->inputs;
   const std::size_t position = position_after(graph, inputs);
   const CallId parent =

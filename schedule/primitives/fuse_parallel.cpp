@@ -79,14 +79,14 @@ Tensor joined(Graph& graph, GraphBuilder& builder, const std::vector<ValueId>& p
   return result;
 }
 
-void fuse_group(Graph& graph, const Group& group, const std::string& name) {
+void fuse_group(Graph& graph, const Group& group, const std::unordered_set<ValueId>& known,
+                const std::string& name) {
   TENON_CHECK(group.nodes.size() > 1, ScheduleError,
               "{} reads {} alone; needed at least two linear nodes of one input",
               graph.full_name(group.nodes[0]), graph.value_name(group.input));
   const std::vector<ValueId> weights = operands_of(graph, group, kWeight);
   const std::vector<ValueId> biases = operands_of(graph, group, kBias);
   const std::unordered_set<NodeId> nodes(group.nodes.begin(), group.nodes.end());
-  const auto known = detail::value_set(graph);
   for (const auto* parameters : {&weights, &biases}) {
     detail::check_joinable(graph, *parameters, nodes, known, "the joined weight");
   }
@@ -134,10 +134,11 @@ void fuse_group(Graph& graph, const Group& group, const std::string& name) {
 
 void fuse_parallel_matches(Graph& graph, const Matches& matches, const std::string& name) {
   TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  const auto known = detail::value_set(graph);
   for (Group& group : group_by_input(graph, matches)) {
     // An earlier group may have replaced what this one reads.
     group.input = graph.node(group.nodes[0]).inputs[kInput];
-    fuse_group(graph, group, name);
+    fuse_group(graph, group, known, name);
   }
 }
 

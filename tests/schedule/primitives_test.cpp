@@ -99,6 +99,15 @@ TEST_F(Primitives, LeafModulesStayClosedWhenFlattening) {
                  [&] { sch.trace({.flatten = true, .leaf_modules = {"Nothing"}}); });
 }
 
+TEST_F(Primitives, AClosedLeafCanBeFlattenedItself) {
+  sch.trace({.flatten = true, .leaf_modules = {"Projection"}});
+  sch["proj"]["dense"].decompose();
+  EXPECT_TRUE(sch.find(tail).empty());
+  sch["proj"].trace({.flatten = true});
+  EXPECT_EQ(sch.find(tail).to_string(),
+            "[[('proj', add), ('proj', dropout), ('proj', add_1), ('proj', layer_norm)]]");
+}
+
 TEST(PrimitivesOnStacks, EveryLayerAtOnce) {
   const auto model = nn::make<test::Stack<tutorial::Attention>>(3, kHidden, kHeads);
   Schedule sch = create_schedule(model, {randn({2, 5, kHidden})});
