@@ -49,14 +49,12 @@ std::vector<std::string> children_of(nn::Module& model, const Graph& graph,
 }
 
 bool exists(nn::Module& model, const Graph& graph, const std::string& path) {
-  if (path.empty()) return true;
-  for (const auto& [name, module] : model.named_modules(true)) {
-    if (name == path) return true;
+  try {
+    model.submodule(path);
+    return true;
+  } catch (const ModuleError&) {
+    return !detail::live_calls(graph, path).empty();  // one that a primitive added
   }
-  for (const ModuleCall& call : graph.calls()) {
-    if (call.path == path && !graph.nodes_within(call.id).empty()) return true;
-  }
-  return false;
 }
 
 }  // namespace
