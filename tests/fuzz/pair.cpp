@@ -10,7 +10,8 @@
 namespace tenon::fuzz {
 namespace {
 
-constexpr double kFloat64Tolerance = 1e-9;
+/// Random models amplify roundings, now and then by seven digits; a wrong eps of 1e-6 is still seen.
+constexpr double kFloat64Tolerance = 1e-8;
 /// A scheduled float32 model may be this much worse than the plain one, or this bad at all.
 constexpr double kFloat32Factor = 64;
 constexpr double kFloat32Floor = 1e-2;
