@@ -8,6 +8,7 @@
 
 #include "schedule/schedule.h"
 #include "tests/fuzz/random_model.h"
+#include "tests/fuzz/random_source.h"
 
 namespace tenon::fuzz {
 
@@ -24,7 +25,12 @@ Results run_scheduled(const Schedule& schedule, const std::vector<Tensor>& input
 
 /// "" when all agree to `tolerance`, relative to each result's largest value; else the first result
 /// that does not, with its figures.
-std::string first_difference(const Results& plain, const Results& scheduled, double tolerance);
+/// With `nudged`, the plain model's results for nudged numbers, each result is allowed a multiple of
+/// how far it moved: what the model itself does not determine better.
+std::string first_difference(const Results& plain, const Results& scheduled, double tolerance,
+                             const Results& nudged = {});
+/// Every number moved by a few roundings, zeros not at all.
+Tensor nudged(const Tensor& tensor);
 /// The largest error to `reference`, each relative to its result's largest value.
 double largest_error(const Results& results, const Results& reference);
 
