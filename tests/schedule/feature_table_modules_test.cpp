@@ -12,16 +12,10 @@ namespace {
 
 using test::expect_equivalent;
 using test::expect_refused;
+using test::initialized;
 using test::same_values;
 
 constexpr std::int64_t kHidden = 16;
-
-template <class M, class... A>
-nn::Child<M> initialized(const A&... arguments) {
-  auto model = nn::make<M>(arguments...);
-  test::initialize(*model);
-  return model;
-}
 
 /// A Linear whose product and bias are two ops, with the parameters' names kept.
 struct SplitLinear : nn::Module {

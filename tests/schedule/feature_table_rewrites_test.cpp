@@ -16,6 +16,7 @@ namespace {
 using test::expect_equivalent;
 using test::expect_refused;
 using test::function_model;
+using test::initialized;
 using test::same_values;
 
 constexpr std::int64_t kHidden = 16;
@@ -43,13 +44,6 @@ struct FusedHeads : nn::Module {
   nn::Child<nn::Linear> fused_linear;
   std::int64_t branches;
 };
-
-template <class M, class... A>
-nn::Child<M> initialized(const A&... arguments) {
-  auto model = nn::make<M>(arguments...);
-  test::initialize(*model);
-  return model;
-}
 
 // --- row 10 -------------------------------------------------------------------------------------
 

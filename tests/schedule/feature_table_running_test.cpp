@@ -19,17 +19,11 @@ namespace {
 using test::expect_equivalent;
 using test::expect_refused;
 using test::function_model;
+using test::initialized;
 using test::same_values;
 
 constexpr std::int64_t kHidden = 16;
 constexpr std::int64_t kHeads = 4;
-
-template <class M, class... A>
-nn::Child<M> initialized(const A&... arguments) {
-  auto model = nn::make<M>(arguments...);
-  test::initialize(*model);
-  return model;
-}
 
 Tensor tail(const Tensor& x, const Tensor& bias, const Tensor& residual, const Tensor& weight,
             const Tensor& norm_bias) {

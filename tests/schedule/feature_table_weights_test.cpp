@@ -17,18 +17,12 @@ namespace {
 
 using test::expect_equivalent;
 using test::expect_refused;
+using test::initialized;
 using test::same_values;
 
 constexpr std::int64_t kHidden = 16;
 constexpr std::int64_t kHeads = 4;
 constexpr std::int64_t kDepth = kHidden / kHeads;
-
-template <class M, class... A>
-nn::Child<M> initialized(const A&... arguments) {
-  auto model = nn::make<M>(arguments...);
-  test::initialize(*model);
-  return model;
-}
 
 auto qkv_heads(const char* regex = "[qkv]_proj") {
   return [regex](const Tensor& x) {

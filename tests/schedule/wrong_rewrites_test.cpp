@@ -17,17 +17,11 @@ namespace {
 using test::expect_equivalent;
 using test::expect_refused;
 using test::function_model;
+using test::initialized;
 using test::same_values;
 
 constexpr std::int64_t kHidden = 16;
 constexpr std::int64_t kHeads = 4;
-
-template <class M, class... A>
-nn::Child<M> initialized(const A&... arguments) {
-  auto model = nn::make<M>(arguments...);
-  test::initialize(*model);
-  return model;
-}
 
 TEST(WrongRewrites, W04_ReplacingAtTheTopWhatWasFoundAtTheTop) {
   // Slapo: KeyError 'q_proj' after the graph was changed; a function changed nothing at all.

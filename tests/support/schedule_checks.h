@@ -38,6 +38,13 @@ inline void initialize(nn::Module& model, std::uint64_t seed = kSeed) {
   }
 }
 
+template <class M, class... A>
+nn::Child<M> initialized(const A&... arguments) {
+  auto model = nn::make<M>(arguments...);
+  initialize(*model);
+  return model;
+}
+
 /// The sum over outputs of the mean squared distance to a target each.
 inline Tensor distance(std::span<const Tensor> outputs, std::span<const Tensor> targets) {
   Tensor loss = mse_loss(outputs[0], targets[0]);
