@@ -104,6 +104,11 @@ TapeNode::~TapeNode() {
 
 std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
                            Interpreter& inner) {
+  if (!op.recorded_as.empty()) {
+    std::vector<Tensor> outputs = record(get_op(op.recorded_as), inputs, attrs, inner);
+    outputs.resize(1);
+    return outputs;
+  }
   for (const Tensor& input : inputs) {
     if (input) require_current(op, input);
   }

@@ -161,6 +161,11 @@ void CachingAllocator::throw_out_of_memory(std::size_t bytes) {
       bytes, free_now, stats_.live);
 }
 
+void CachingAllocator::reset_peak() {
+  const std::lock_guard lock(mutex_);
+  stats_.peak = stats_.live;
+}
+
 MemoryStats CachingAllocator::stats() const {
   const std::lock_guard lock(mutex_);
   return stats_;

@@ -37,6 +37,7 @@ class CachingAllocator {
   /// Gives all cached blocks back to the driver.
   void release_cached();
   MemoryStats stats() const;
+  void reset_peak();
 
  private:
   void* take_cached(std::size_t bytes);

@@ -1,10 +1,12 @@
 #include "cuda/backend.h"
 
+#include <chrono>
 #include <vector>
 
 #include "cuda/check.h"
 #include "cuda/context.h"
 #include "cuda/handle.h"
+#include "cuda/kernels/hold_back.h"
 #include "cuda/kernels/register.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
@@ -30,6 +32,72 @@ std::int64_t count_kernel_nodes(cudaGraph_t graph) {
   }
   return kernels;
 }
+
+/// What `work` queues on the stream, recorded instead of run.
+GraphHandle capture_graph(cudaStream_t stream, const std::function<void()>& work) {
+  TENON_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t captured = nullptr;
+  try {
+    work();
+  } catch (...) {
+    note_quietly(cudaStreamEndCapture(stream, &captured));
+    const GraphHandle discarded(captured);
+    throw;
+  }
+  TENON_CUDA_CHECK(cudaStreamEndCapture(stream, &captured));
+  return GraphHandle(captured);
+}
+
+/// A CUDA graph that starts by writing the forward number to the device's cell, where its kernels read
+/// it.
+class CudaGraph final : public CapturedWork {
+ public:
+  CudaGraph(int index, const std::function<void(const std::uint32_t*)>& work) : index_(index) {
+    DeviceContext& context = device_context(index);
+    write_.dst = context.forward_cell();
+    write_.elementSize = sizeof(std::uint32_t);
+    write_.width = 1;
+    write_.height = 1;
+    graph_ = capture_graph(context.stream().handle, [&] { work(context.forward_cell()); });
+    num_kernels_ = count_kernel_nodes(graph_.get());
+    add_write();
+    cudaGraphExec_t exec = nullptr;
+    TENON_CUDA_CHECK(cudaGraphInstantiate(&exec, graph_.get(), 0));
+    exec_ = GraphExecHandle(exec);
+  }
+
+  void launch(std::uint32_t forward) override {
+    cudaStream_t stream = device_context(index_).stream().handle;
+    if (write_.value != forward) {
+      write_.value = forward;
+      TENON_CUDA_CHECK(cudaGraphExecMemsetNodeSetParams(exec_.get(), write_node_, &write_));
+    }
+    TENON_CUDA_CHECK(cudaGraphLaunch(exec_.get(), stream));
+  }
+  std::int64_t num_kernels() const override { return num_kernels_; }
+
+ private:
+  /// Puts the write before everything that waits for nothing yet.
+  void add_write() {
+    std::size_t count = 0;
+    TENON_CUDA_CHECK(cudaGraphGetRootNodes(graph_.get(), nullptr, &count));
+    std::vector<cudaGraphNode_t> roots(count);
+    if (count > 0) TENON_CUDA_CHECK(cudaGraphGetRootNodes(graph_.get(), roots.data(), &count));
+    TENON_CUDA_CHECK(cudaGraphAddMemsetNode(&write_node_, graph_.get(), nullptr, 0, &write_));
+    const std::vector<cudaGraphNode_t> from(count, write_node_);
+    if (count > 0) {
+      TENON_CUDA_CHECK(
+          cudaGraphAddDependencies(graph_.get(), from.data(), roots.data(), nullptr, count));
+    }
+  }
+
+  const int index_;
+  GraphHandle graph_;
+  GraphExecHandle exec_;
+  cudaMemsetParams write_{};
+  cudaGraphNode_t write_node_ = nullptr;
+  std::int64_t num_kernels_ = 0;
+};
 
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -93,20 +161,40 @@ class CudaBackend final : public DeviceBackend {
   void* stream(int index) override { return device_context(index).stream().handle; }
 
   std::int64_t count_kernels(int index, const std::function<void()>& work) override {
+    return count_kernel_nodes(capture_graph(device_context(index).stream().handle, work).get());
+  }
+
+  std::unique_ptr<CapturedWork> capture(
+      int index, const std::function<void(const std::uint32_t*)>& work) override {
+    if (is_capturing(device_context(index).stream().handle)) return nullptr;
+    return std::make_unique<CudaGraph>(index, work);
+  }
+
+  std::vector<WorkTime> time_each(int index, std::span<const std::function<void()>> work) override {
     cudaStream_t stream = device_context(index).stream().handle;
-    TENON_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    try {
-      work();
-    } catch (...) {
-      cudaGraph_t graph = nullptr;
-      note_quietly(cudaStreamEndCapture(stream, &graph));
-      const GraphHandle discarded(graph);
-      throw;
+    std::vector<EventHandle> events;
+    for (std::size_t i = 0; i <= work.size(); ++i) events.push_back(make_event(true));
+    synchronize(index);
+    hold_back({stream, index}, std::chrono::microseconds(20 * work.size()));
+    TENON_CUDA_CHECK(cudaEventRecord(events[0].get(), stream));
+    for (std::size_t i = 0; i < work.size(); ++i) {
+      work[i]();
+      TENON_CUDA_CHECK(cudaEventRecord(events[i + 1].get(), stream));
     }
-    cudaGraph_t captured = nullptr;
-    TENON_CUDA_CHECK(cudaStreamEndCapture(stream, &captured));
-    const GraphHandle graph(captured);
-    return count_kernel_nodes(graph.get());
+    synchronize(index);
+    std::vector<WorkTime> times;
+    double start = 0;
+    for (std::size_t i = 0; i < work.size(); ++i) {
+      float milliseconds = 0;
+      TENON_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, events[i].get(), events[i + 1].get()));
+      times.push_back({start, milliseconds * 1e3});
+      start += times.back().duration;
+    }
+    return times;
+  }
+
+  void reset_peak(int index) override {
+    if (DeviceContext* context = existing_context(index)) context->allocator().reset_peak();
   }
 
   double time_ms(int index, const std::function<void()>& work) override {

@@ -31,6 +31,14 @@ void* DeviceContext::workspace() {
   return workspace_;
 }
 
+std::uint32_t* DeviceContext::forward_cell() {
+  std::call_once(cell_made_, [this] {
+    forward_cell_ =
+        static_cast<std::uint32_t*>(allocator_.allocate_permanent(sizeof(*forward_cell_)));
+  });
+  return forward_cell_;
+}
+
 const DeviceProbe& probe_devices() {
   static const DeviceProbe probe = [] {
     DeviceProbe result;

@@ -2,6 +2,7 @@
 // context is made at the first use of its device and lives until the process ends.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "cuda/allocator.h"
@@ -20,6 +21,9 @@ class DeviceContext {
   CachingAllocator& allocator() { return allocator_; }
   /// kWorkspaceBytes of memory for the kernels of this device's stream, made at the first call.
   void* workspace();
+  /// Where captured work reads the forward number; made at the first call. One will do: all work of a
+  /// device runs on one stream, and each launch writes the cell first.
+  std::uint32_t* forward_cell();
 
  private:
   int index_;
@@ -27,6 +31,8 @@ class DeviceContext {
   CachingAllocator allocator_;
   std::once_flag workspace_made_;
   void* workspace_ = nullptr;
+  std::once_flag cell_made_;
+  std::uint32_t* forward_cell_ = nullptr;
 };
 
 /// What the driver says about this machine; asked once.

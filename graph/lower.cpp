@@ -324,6 +324,12 @@ void Lowering::emit(Instruction instruction) {
   if (instruction.op->flops) info.flops = instruction.op->flops(instruction.args());
   for (const TensorView& view : instruction.inputs) info.bytes += bytes_of(view);
   for (const TensorView& view : instruction.outputs) info.bytes += bytes_of(view);
+  if (instruction.op->has(Trait::effect)) program_->capturable = false;
+  if (const auto bytes = instruction.kernel->workspace_bytes) {
+    if (const std::size_t wanted = bytes(instruction.args())) {
+      instruction.workspace = {new_buffer(wanted, BufferKind::arena), 0};
+    }
+  }
   program_->infos.push_back(std::move(info));
   program_->instructions.push_back(std::move(instruction));
 }
@@ -533,7 +539,8 @@ bool Lowering::write_in_place(const Location& value, const Location& state) {
     for (std::size_t k = 0; k < at->inputs.size(); ++k) {
       if (!overlaps(at->inputs[k], at->input_places[k], state)) continue;
       // A pointwise kernel reads an element before it writes the same one.
-      const bool same_elements = at == maker && at->op->has(Trait::elementwise) &&
+      const bool same_elements = at == maker &&
+                                 (at->op->has(Trait::elementwise) || at->op->has(Trait::update)) &&
                                  at->input_places[k].offset == state.layout.offset &&
                                  at->inputs[k].sizes == state.layout.sizes &&
                                  at->inputs[k].strides == state.layout.strides;
@@ -604,6 +611,9 @@ void Lowering::plan() {
       }
     }
     for (const Place& place : instruction.output_places) touch(place.buffer, static_cast<int>(i));
+    if (instruction.workspace.buffer != kNone) {
+      touch(instruction.workspace.buffer, static_cast<int>(i));
+    }
   }
   std::vector<std::size_t> planned;
   std::vector<BufferLifetime> needed;

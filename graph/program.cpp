@@ -1,11 +1,29 @@
 #include "graph/program.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <string_view>
+
 #include "graph/detail/program_impl.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
 #include "tensor/device_backend.h"
 
 namespace tenon {
+namespace {
+
+/// TENON_CUDA_GRAPHS: "never" launches kernel by kernel, "always" records at the first run.
+enum class CaptureMode : std::uint8_t { automatic, never, always };
+
+CaptureMode capture_mode() {
+  const char* value = std::getenv("TENON_CUDA_GRAPHS");
+  const std::string_view text = value == nullptr ? "" : value;
+  return text == "never"    ? CaptureMode::never
+         : text == "always" ? CaptureMode::always
+                            : CaptureMode::automatic;
+}
+
+}  // namespace
 
 Program::Program(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Program::~Program() = default;
@@ -78,22 +96,58 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
   for (const Patch& patch : p.patches) p.resolve(patch);
 
   if (p.training) generator.advance_forward();
-  const RandomState random = generator.state();
-  void* stream = device_backend(p.device.type).stream(p.device.index);
-  for (const Instruction& instruction : p.instructions) {
-    KernelArgs args = instruction.args();
-    args.random = random;
-    args.stream = stream;
-    detail::run_kernel(*instruction.kernel, args);
-  }
+  p.execute(generator.state());
   for (const auto& storage : p.written) storage->bump_version();
   return outputs;
 }
 
+void Program::Impl::launch_each(const RandomState& random) {
+  void* stream = device_backend(device.type).stream(device.index);
+  for (const Instruction& instruction : instructions) {
+    KernelArgs args = instruction.args();
+    args.random = random;
+    args.stream = stream;
+    args.workspace = workspace_of(instruction);
+    detail::run_kernel(*instruction.kernel, args);
+  }
+}
+
+void Program::Impl::execute(const RandomState& random) {
+  if (capture_mode() == CaptureMode::never || !capturable) return launch_each(random);
+  Capture& capture = find_capture(random.seed);
+  capture.last_use = ++uses;
+  if (!capture.work && (capture.seen || capture_mode() == CaptureMode::always)) {
+    capture.work = device_backend(device.type).capture(device.index, [&](const auto* forward_cell) {
+      launch_each({random.seed, random.forward, forward_cell});
+    });
+  }
+  capture.seen = true;
+  if (!capture.work) return launch_each(random);
+  capture.work->launch(random.forward);
+}
+
+Capture& Program::Impl::find_capture(std::uint64_t seed) {
+  std::vector<const void*> addresses;
+  for (const Buffer& buffer : buffers) {
+    const bool moves = buffer.kind == BufferKind::input || buffer.kind == BufferKind::output;
+    if (moves) addresses.push_back(buffer.data);
+  }
+  for (Capture& capture : captures) {
+    if (capture.seed == seed && capture.addresses == addresses) return capture;
+  }
+  if (captures.size() >= kMaxCaptures) {
+    captures.erase(
+        std::min_element(captures.begin(), captures.end(),
+                         [](const auto& a, const auto& b) { return a.last_use < b.last_use; }));
+  }
+  return captures.emplace_back(Capture{std::move(addresses), seed, nullptr, false, 0});
+}
+
 std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& generator) {
-  run(inputs, generator);  // so that the counted run finds its memory cached
+  run(inputs, generator);  // binds inputs and outputs
+  const std::lock_guard lock(impl_->mutex);
   return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] {
-    run(inputs, generator);
+    impl_->launch_each(generator.state());
   });
 }
 

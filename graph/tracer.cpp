@@ -202,7 +202,8 @@ void GraphBuilder::carry_marks(const Node& node, std::size_t first) {
   if (added_.size() == first + 1) graph_.rename(added_.back(), node.name);
   for (std::size_t i = first; i < added_.size(); ++i) {
     if (node.region != kNone) graph_.set_region(added_[i], node.region);
-    if (!node.kernel.empty() && graph_.node(added_[i]).op == node.op) {
+    const Op* op = graph_.node(added_[i]).op;
+    if (!node.kernel.empty() && (op == node.op || op->name == node.op->recorded_as)) {
       graph_.bind_kernel(added_[i], node.kernel);
     }
   }

@@ -61,6 +61,21 @@ class CpuBackend final : public DeviceBackend {
         .count();
   }
 
+  std::vector<WorkTime> time_each(int, std::span<const std::function<void()>> work) override {
+    using Microseconds = std::chrono::duration<double, std::micro>;
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<WorkTime> times;
+    for (const auto& piece : work) {
+      const auto start = std::chrono::steady_clock::now();
+      piece();
+      const auto stop = std::chrono::steady_clock::now();
+      times.push_back({Microseconds(start - begin).count(), Microseconds(stop - start).count()});
+    }
+    return times;
+  }
+
+  void reset_peak(int) override { peak_ = live_.load(); }
+
   MemoryStats memory_stats(int) const override {
     return {live_.load(), cache_.cached(), peak_.load()};
   }

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "tensor/device.h"
 
@@ -17,6 +19,22 @@ struct MemoryStats {
   std::size_t live = 0;
   std::size_t cached = 0;
   std::size_t peak = 0;
+};
+
+/// Work that was recorded once and is launched as a whole: a CUDA graph.
+class CapturedWork {
+ public:
+  virtual ~CapturedWork() = default;
+  /// Queues the work; its kernels read `forward` from the cell that `capture` gave them.
+  virtual void launch(std::uint32_t forward) = 0;
+  /// Kernels that one launch runs, copies not counted.
+  virtual std::int64_t num_kernels() const = 0;
+};
+
+/// When a piece of work ran, in µs of device time.
+struct WorkTime {
+  double start = 0;
+  double duration = 0;
 };
 
 class DeviceBackend {
@@ -44,7 +62,19 @@ class DeviceBackend {
   virtual std::int64_t count_kernels(int index, const std::function<void()>& work) = 0;
   /// Milliseconds of device time that `work` takes.
   virtual double time_ms(int index, const std::function<void()>& work) = 0;
+  /// Times pieces of work that run one after another; starts count from the first. A device that is
+  /// fed by a queue is held back until all is queued, so that host time does not show.
+  virtual std::vector<WorkTime> time_each(int index,
+                                          std::span<const std::function<void()>> work) = 0;
+  /// Records what `work` launches instead of running it; null where the device has no such thing.
+  /// `work` gets the device memory that RandomState::forward_cell shall point to.
+  virtual std::unique_ptr<CapturedWork> capture(
+      int /*index*/, const std::function<void(const std::uint32_t* forward_cell)>& /*work*/) {
+    return nullptr;
+  }
   virtual MemoryStats memory_stats(int index) const = 0;
+  /// Starts memory_stats().peak again from what is live now.
+  virtual void reset_peak(int index) = 0;
 };
 
 /// The backend of a kind of device; DeviceError that says what is missing when there is none.

@@ -98,6 +98,13 @@ Tensor where(const Tensor& condition, const Tensor& input, const Tensor& other);
 Tensor matmul(const Tensor& input, const Tensor& other);
 /// input·weightᵀ + bias: (…, K), (N, K), (N) -> (…, N). `bias` may be undefined.
 Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& bias = {});
+/// gelu(linear(input, weight, bias), approximate) in one kernel where the device has one; 16-bit floats
+/// are rounded once, at the end.
+Tensor linear_gelu(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                   Approximate approximate = Approximate::none);
+/// linear(input, weight, bias) + residual, which has the result's shape; rounded once, at the end.
+Tensor linear_residual(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                       const Tensor& residual);
 
 // --- reductions ---------------------------------------------------------------------------------
 /// Over the given axes (all when empty). Accumulated in float32 (float64 for float64).
@@ -192,6 +199,11 @@ struct CrossEntropyOptions {
 /// With smoothing s, (1-s) of that plus s times the mean over classes.
 Tensor cross_entropy(const Tensor& input, const Tensor& target,
                      const CrossEntropyOptions& options = {});
+/// cross_entropy(linear(input, weight), target) over rows: (R, K), (C, K), int64 (R). On a GPU, and
+/// where gradients are recorded, the logits of all rows never exist at the same time. The loss is
+/// float32 for 16-bit floats. Reductions mean and sum only.
+Tensor linear_cross_entropy(const Tensor& input, const Tensor& weight, const Tensor& target,
+                            const CrossEntropyOptions& options = {});
 
 // --- shape --------------------------------------------------------------------------------------
 /// The same elements with another shape; one size may be -1. ShapeError when strides forbid a view.

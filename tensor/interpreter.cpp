@@ -240,6 +240,11 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
     packed.push_back(packed_copy(inputs[i]));
     input_views[i] = packed.back().view_of_data();
   }
+  std::shared_ptr<Storage> workspace;
+  if (const std::size_t bytes = kernel->workspace_bytes ? kernel->workspace_bytes(args) : 0) {
+    workspace = Storage::allocate(bytes, device);
+    args.workspace = workspace->data();
+  }
   detail::run_kernel(*kernel, args);
   return outputs;
 }

@@ -36,6 +36,9 @@ struct TensorSpec {
 struct RandomState {
   std::uint64_t seed = 0;
   std::uint32_t forward = 0;
+  /// Device memory that holds the forward number instead, for work that is recorded once and launched
+  /// again with another number; null: `forward` counts.
+  const std::uint32_t* forward_cell = nullptr;
 };
 
 /// One kernel invocation. Inputs and outputs are in the op's operand order; an absent optional
@@ -47,7 +50,8 @@ struct KernelArgs {
   const Attrs* attrs = nullptr;
   bool training = false;
   RandomState random = {};
-  void* stream = nullptr;  // the device's stream (cudaStream_t), null on the CPU
+  void* stream = nullptr;     // the device's stream (cudaStream_t), null on the CPU
+  void* workspace = nullptr;  // of Kernel::workspace_bytes bytes, aligned to 256; null for 0
 
   template <class A>
   const A& attributes() const {
@@ -65,6 +69,9 @@ struct Kernel {
   bool (*accepts)(int operand, const TensorView&) = nullptr;
   /// The output may have any dense (permuted) strides, not only row-major.
   bool strided_output = false;
+  /// Bytes of device memory that a call needs beside its operands, from their sizes; null: none. A
+  /// Program plans them in its arena.
+  std::size_t (*workspace_bytes)(const KernelArgs&) = nullptr;
 };
 
 enum class Trait : std::uint32_t {
@@ -74,6 +81,9 @@ enum class Trait : std::uint32_t {
   commutative = 8,  ///< the two operands can be swapped
   concatenation = 16,  ///< operands one after another along an axis; adjacent ones need no copy
   effect = 32,  ///< does something beside its result: never left out, repeated or run by backward
+  /// Element i of an operand is read by the thread that writes element i of the results, before it
+  /// does: a result may lie where an operand of its layout lies. Elementwise ops do so anyway.
+  update = 64,
 };
 
 /// Shape inference sees the operands' specs. `has(i)` is false for an absent optional operand.
@@ -159,6 +169,13 @@ class Op {
   Vjp vjp = nullptr;
   std::uint32_t saved_inputs = 0;   // bit i: the vjp reads operand i
   std::uint32_t saved_outputs = 0;  // bit i: the vjp reads output i
+  /// For an op with one result: the op that autograd records in its place. Same operands and
+  /// attributes, the same result first, then what its vjp reads beside (a log-sum-exp, the input of an
+  /// activation), which a call that nothing differentiates need not compute.
+  std::string recorded_as;
+  /// The op with one more operand at the end, which it adds to its first result: what graph/passes/
+  /// accumulate makes of a sum.
+  std::string accumulates_as;
   /// No gradient flows through: comparisons, argmax, detach.
   bool not_differentiable = false;
 
@@ -235,6 +252,16 @@ class OpBuilder {
   }
   OpBuilder& saves_outputs(std::initializer_list<int> outputs) {
     for (int i : outputs) op_.saved_outputs |= 1U << i;
+    return *this;
+  }
+  /// See Op::recorded_as.
+  OpBuilder& recorded_as(std::string op) {
+    op_.recorded_as = std::move(op);
+    return *this;
+  }
+  /// See Op::accumulates_as.
+  OpBuilder& accumulates_as(std::string op) {
+    op_.accumulates_as = std::move(op);
     return *this;
   }
   OpBuilder& not_differentiable() {

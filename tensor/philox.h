@@ -55,7 +55,16 @@ struct DropoutKey {
   std::uint64_t seed;
   std::uint32_t forward;
   std::uint32_t site;
+  const std::uint32_t* forward_cell = nullptr;  // device memory that overrides `forward`
 };
+
+/// The forward number that the key stands for, read where it is used.
+TENON_HOST_DEVICE std::uint32_t forward_of(const DropoutKey& key) {
+#if defined(__CUDA_ARCH__)
+  if (key.forward_cell != nullptr) return *key.forward_cell;
+#endif
+  return key.forward;
+}
 
 /// Half-words below this are dropped: round(p · 2^16).
 TENON_HOST_DEVICE std::uint32_t dropout_threshold(double p) {
@@ -67,7 +76,7 @@ TENON_HOST_DEVICE PhiloxBlock dropout_random8(const DropoutKey& key, std::int64_
                                               std::int64_t group) {
   const auto high = static_cast<std::uint32_t>(static_cast<std::uint64_t>(row) >> 32);
   return philox4x32_10({{static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(row),
-                         (high << 24) | key.site, key.forward}},
+                         (high << 24) | key.site, forward_of(key)}},
                        static_cast<std::uint32_t>(key.seed),
                        static_cast<std::uint32_t>(key.seed >> 32));
 }

@@ -20,7 +20,8 @@ inline DropoutParams dropout_params(double p, DropoutMode mode, std::int64_t sit
   const bool training =
       mode == DropoutMode::train || (mode == DropoutMode::follow && args.training);
   if (!training || p == 0) return {};
-  const DropoutKey key{args.random.seed, args.random.forward, static_cast<std::uint32_t>(site)};
+  const DropoutKey key{args.random.seed, args.random.forward, static_cast<std::uint32_t>(site),
+                       args.random.forward_cell};
   return {key, dropout_threshold(p), p < 1 ? 1 / (1 - p) : 0, true};
 }
 

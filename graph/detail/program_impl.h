@@ -1,11 +1,13 @@
 // The inside of a Program, shared by lowering, which fills it, and Program, which runs it.
 #pragma once
 
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "graph/program.h"
+#include "tensor/device_backend.h"
 #include "tensor/op.h"
 
 namespace tenon {
@@ -34,6 +36,7 @@ struct Instruction {
   std::vector<TensorView> outputs;
   std::vector<Place> input_places;
   std::vector<Place> output_places;
+  Place workspace;  // no buffer: the kernel needs none
 
   KernelArgs args() const {
     return {.op = op, .inputs = inputs, .outputs = outputs, .attrs = &attrs, .training = training};
@@ -73,6 +76,18 @@ struct Patch {
   std::size_t operand = 0;
 };
 
+/// A run recorded for the addresses that inputs and outputs had in it. Where the same come back, as they
+/// do in a loop, the record is launched instead of the kernels.
+struct Capture {
+  std::vector<const void*> addresses;
+  std::uint64_t seed = 0;
+  std::unique_ptr<CapturedWork> work;  // made when the addresses come a second time
+  bool seen = false;
+  std::uint64_t last_use = 0;
+};
+inline constexpr std::size_t kMaxCaptures =
+    16;  // of one Program; the least recently used goes first
+
 struct Program::Impl {
   Device device;
   bool training = false;
@@ -88,8 +103,19 @@ struct Program::Impl {
   std::size_t arena_bytes = 0;
   std::size_t live_bound_bytes = 0;
   std::vector<Patch> patches;
+  std::vector<Capture> captures;
+  std::uint64_t uses = 0;
+  bool capturable = true;  // false with an effect, which a record would not repeat
   std::mutex mutex;
 
+  /// Runs on the addresses that inputs and outputs are bound to.
+  void execute(const RandomState& random);
+  void launch_each(const RandomState& random);
+  Capture& find_capture(std::uint64_t seed);
+  void* workspace_of(const Instruction& instruction) const {
+    const int buffer = instruction.workspace.buffer;
+    return buffer == kNone ? nullptr : buffers[static_cast<std::size_t>(buffer)].data;
+  }
   /// Writes the addresses that never change and lists those that do.
   void resolve_fixed_places();
   void resolve(const Patch& patch);

@@ -60,7 +60,8 @@ DropoutPlan plan_dropout(std::string_view op, const DropoutAttrs& attrs, const K
               "[{}] dropout site {}; needed a number from 0 to {}", op, attrs.site,
               kMaxDropoutSites - 1);
   plan.active = true;
-  plan.key = {args.random.seed, args.random.forward, static_cast<std::uint32_t>(attrs.site)};
+  plan.key = {args.random.seed, args.random.forward, static_cast<std::uint32_t>(attrs.site),
+              args.random.forward_cell};
   plan.threshold = dropout_threshold(attrs.p);
   plan.scale = attrs.p < 1 ? 1 / (1 - attrs.p) : 0;
   return plan;
