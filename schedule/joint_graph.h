@@ -22,6 +22,7 @@ namespace tenon {
 /// What is done to a joint Graph beside leaving out what no result needs.
 struct JointPasses {
   bool join_slices = true;  ///< graph/passes/join_slices.h
+  bool accumulate = true;   ///< graph/passes/accumulate.h
   bool recompute = true;    ///< graph/passes/recompute.h; off: checkpointed regions are kept
 };
 

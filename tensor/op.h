@@ -69,6 +69,9 @@ struct Kernel {
   bool (*accepts)(int operand, const TensorView&) = nullptr;
   /// The output may have any dense (permuted) strides, not only row-major.
   bool strided_output = false;
+  /// With strided_output: any result may also be a part of a larger tensor, such as one third of a
+  /// joined QKV gradient, with row-major neighbours that stay untouched.
+  bool sliced_output = false;
   /// Bytes of device memory that a call needs beside its operands, from their sizes; null: none. A
   /// Program plans them in its arena.
   std::size_t (*workspace_bytes)(const KernelArgs&) = nullptr;
