@@ -8,6 +8,20 @@ namespace tenon {
 
 Executor::Executor(Graph graph) : graph_(std::move(graph)) {}
 
+/// Programs for other sizes give up their memory before this one is refused.
+std::shared_ptr<Program> Executor::lower_or_make_room(const std::vector<TensorSpec>& specs,
+                                                      bool training) {
+  const LowerOptions options{.training = training};
+  if (!programs_.empty()) {
+    try {
+      return lower(graph_, specs, options);
+    } catch (const OutOfMemory&) {
+      programs_.clear();
+    }
+  }
+  return lower(graph_, specs, options);
+}
+
 Program& Executor::program(std::span<const Tensor> inputs, bool training) {
   std::string signature = training ? "train" : "eval";
   std::vector<TensorSpec> specs;
@@ -18,7 +32,7 @@ Program& Executor::program(std::span<const Tensor> inputs, bool training) {
   }
   auto found = programs_.find(signature);
   if (found == programs_.end()) {
-    std::shared_ptr<Program> program = lower(graph_, specs, {.training = training});
+    std::shared_ptr<Program> program = lower_or_make_room(specs, training);
     if (programs_.size() >= kMaxPrograms) {
       programs_.erase(std::min_element(
           programs_.begin(), programs_.end(),

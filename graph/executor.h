@@ -36,6 +36,8 @@ class Executor {
     std::shared_ptr<Program> program;
     std::uint64_t last_use = 0;
   };
+  std::shared_ptr<Program> lower_or_make_room(const std::vector<TensorSpec>& specs, bool training);
+
   Graph graph_;
   std::unordered_map<std::string, Entry> programs_;
   std::uint64_t clock_ = 0;

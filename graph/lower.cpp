@@ -2,6 +2,7 @@
 // instructions; an op without a kernel is expanded by running its decomposition under the same
 // interpreter.
 #include <algorithm>
+#include <map>
 #include <unordered_map>
 
 #include "graph/detail/program_impl.h"
@@ -73,13 +74,20 @@ class Lowering final : public Interpreter {
   Tensor emit_view(const Op& op, const Tensor& input, const TensorSpec& output, const Attrs& attrs);
   std::optional<Location> join_adjacent(const Op& op, std::span<const Tensor> inputs,
                                         const Attrs& attrs) const;
+  std::optional<Location> write_pieces(const Op& op, std::span<const Tensor> inputs,
+                                       const Attrs& attrs, const TensorSpec& output);
+  bool is_read_once(ValueId id, int buffer) const;
+  bool move_piece(const Location& piece, const Location& target,
+                  std::map<std::size_t, Instruction>& changed) const;
+  bool fills_its_buffer(const Location& location) const;
+  void plan_workspace(Instruction& instruction);
   std::vector<Tensor> emit_kernel(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
                                   const std::vector<TensorSpec>& outputs);
   std::string bound_kernel(const Op& op) const;
   const Kernel* find_kernel(const std::string& wanted, const Op& op, const KernelArgs& args) const;
   Location emit_copy(const Location& source);
   void emit_copy_to(const Location& source, const Location& target);
-  Layout output_layout(const Kernel& kernel, const TensorSpec& spec) const;
+  Layout output_layout(const Kernel& kernel, const TensorSpec& spec, std::size_t index) const;
   std::optional<Layout> layout_for_views(ValueId id, const Extents& sizes) const;
   TensorView view_of(const Location& location) const;
   void emit(Instruction instruction);
@@ -87,6 +95,7 @@ class Lowering final : public Interpreter {
   void place_writes();
   bool write_in_place(const Location& value, const Location& state);
   void plan();
+  void allocate_arena(const MemoryPlan& plan);
 
   const Graph& graph_;
   const LowerOptions& options_;
@@ -249,6 +258,9 @@ std::vector<Tensor> Lowering::apply(const Op& op, std::span<const Tensor> inputs
   if (const auto joined = join_adjacent(op, inputs, attrs)) {
     return {make_tensor(*joined, joined->layout.sizes)};
   }
+  if (const auto joined = write_pieces(op, inputs, attrs, outputs[0])) {
+    return {make_tensor(*joined, joined->layout.sizes)};
+  }
   return emit_kernel(op, inputs, attrs, outputs);
 }
 
@@ -295,6 +307,122 @@ std::optional<Location> Lowering::join_adjacent(const Op& op, std::span<const Te
   return joined;
 }
 
+/// The layout that puts the elements of `view` where those of `source` go in `target`, when each axis
+/// of the view runs within one axis of the source. View and source cover the same dense memory.
+std::optional<Layout> moved(const Layout& view, const Layout& source, const Layout& target) {
+  Layout result = view;
+  result.offset = target.offset;
+  // Of each axis of the source, in its elements.
+  Extents covered = Extents::filled(source.rank(), 0);
+  for (int axis = 0; axis < view.rank(); ++axis) {
+    if (view.sizes[axis] == 1) continue;
+    const std::int64_t stride = view.strides[axis];
+    int within = kNone;
+    for (int i = 0; i < source.rank(); ++i) {
+      const std::int64_t step = source.strides[i];
+      const bool covers =
+          source.sizes[i] > 1 && step > 0 && stride % step == 0 && stride < step * source.sizes[i];
+      if (covers && (within == kNone || step > source.strides[within])) within = i;
+    }
+    if (within == kNone) return std::nullopt;
+    const std::int64_t steps = stride / source.strides[within];
+    covered[within] += steps * (view.sizes[axis] - 1);
+    if (covered[within] >= source.sizes[within]) return std::nullopt;
+    result.strides[axis] = steps * target.strides[within];
+  }
+  return result;
+}
+
+/// Nothing but the node being lowered reads the value, or a view that it is of, from that buffer.
+bool Lowering::is_read_once(ValueId id, int buffer) const {
+  while (true) {
+    const Value& value = graph_.value(id);
+    const auto& outputs = graph_.outputs();
+    const auto& writes = graph_.writes();
+    const bool leaves =
+        std::find(outputs.begin(), outputs.end(), id) != outputs.end() ||
+        std::any_of(writes.begin(), writes.end(), [&](const auto& w) { return w.value == id; });
+    if (leaves || value.uses.size() != 1 || value.producer == kNone) return false;
+    const Node& maker = graph_.node(value.producer);
+    if (!maker.op->view) return true;
+    id = maker.inputs[0];
+    if (graph_.value(id).tensor || location_of(tensors_.at(id)).buffer != buffer) return false;
+  }
+}
+
+/// Pieces that a kernel can write as parts of a larger tensor are written where the concatenation
+/// wants them: three gradients straight into that of a joined product.
+std::optional<Location> Lowering::write_pieces(const Op& op, std::span<const Tensor> inputs,
+                                               const Attrs& attrs, const TensorSpec& output) {
+  if (!op.has(Trait::concatenation) || !current_ || current_->op != &op) return std::nullopt;
+  const auto axis = static_cast<int>(std::get<std::int64_t>(attrs.value(attrs.find("dim"))));
+  Location whole{kNone, Layout::contiguous(numbers(output.shape)), output.dtype};
+  whole.buffer = static_cast<int>(program_->buffers.size());  // made when all is known to fit
+  std::map<std::size_t, Instruction> changed;
+  std::int64_t start = 0;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const Location& piece = location_of(inputs[i]);
+    Layout target = whole.layout;
+    target.sizes = piece.layout.sizes;
+    target.offset = start * whole.layout.strides[axis];
+    start += target.sizes[axis];
+    if (!fills_its_buffer(piece) || !is_read_once(current_->inputs[i], piece.buffer) ||
+        !move_piece(piece, {whole.buffer, target, whole.dtype}, changed)) {
+      return std::nullopt;
+    }
+  }
+  for (const auto& [index, instruction] : changed) {
+    const auto supports = instruction.kernel->supports;
+    if (supports != nullptr && !supports(instruction.args())) return std::nullopt;
+  }
+  new_buffer(static_cast<std::size_t>(whole.layout.numel()) * size_of(whole.dtype),
+             BufferKind::arena);
+  for (auto& [index, instruction] : changed) {
+    program_->instructions[index] = std::move(instruction);
+    plan_workspace(program_->instructions[index]);
+  }
+  return whole;
+}
+
+/// Makes the one instruction that writes `piece` write it to `target`, in `changed`. False when it
+/// cannot, or when another instruction reads it.
+bool Lowering::move_piece(const Location& piece, const Location& target,
+                          std::map<std::size_t, Instruction>& changed) const {
+  bool moves = false;
+  for (std::size_t n = 0; n < program_->instructions.size(); ++n) {
+    const Instruction& instruction = program_->instructions[n];
+    const auto is_piece = [&](const Place& place) { return place.buffer == piece.buffer; };
+    const auto& reads = instruction.input_places;
+    if (std::any_of(reads.begin(), reads.end(), is_piece)) return false;
+    for (std::size_t k = 0; k < instruction.outputs.size(); ++k) {
+      if (!is_piece(instruction.output_places[k])) continue;
+      const TensorView& view = instruction.outputs[k];
+      const auto layout = moved({view.sizes, view.strides, 0}, piece.layout, target.layout);
+      if (moves || !instruction.kernel->sliced_output || !layout) return false;
+      Instruction& copy = changed.try_emplace(n, instruction).first->second;
+      copy.outputs[k].strides = layout->strides;
+      copy.output_places[k] = {target.buffer, layout->offset};
+      moves = true;
+    }
+  }
+  return moves;
+}
+
+/// The location is all of an arena buffer.
+bool Lowering::fills_its_buffer(const Location& location) const {
+  const Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];
+  return buffer.kind == BufferKind::arena && location.layout.offset == 0 &&
+         static_cast<std::size_t>(location.layout.numel()) * size_of(location.dtype) ==
+             buffer.bytes;
+}
+
+/// What the kernel needs beside its operands, whose layouts are final now.
+void Lowering::plan_workspace(Instruction& instruction) {
+  const auto bytes = instruction.kernel->workspace_bytes;
+  const std::size_t wanted = bytes != nullptr ? bytes(instruction.args()) : 0;
+  instruction.workspace = {wanted > 0 ? new_buffer(wanted, BufferKind::arena) : kNone, 0};
+}
+
 TensorView Lowering::view_of(const Location& location) const {
   TensorView view;
   view.dtype = location.dtype;
@@ -325,11 +453,7 @@ void Lowering::emit(Instruction instruction) {
   for (const TensorView& view : instruction.inputs) info.bytes += bytes_of(view);
   for (const TensorView& view : instruction.outputs) info.bytes += bytes_of(view);
   if (instruction.op->has(Trait::effect)) program_->capturable = false;
-  if (const auto bytes = instruction.kernel->workspace_bytes) {
-    if (const std::size_t wanted = bytes(instruction.args())) {
-      instruction.workspace = {new_buffer(wanted, BufferKind::arena), 0};
-    }
-  }
+  plan_workspace(instruction);
   program_->infos.push_back(std::move(info));
   program_->instructions.push_back(std::move(instruction));
 }
@@ -427,7 +551,7 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     Location location;
     location.dtype = outputs[i].dtype;
-    location.layout = output_layout(*instruction.kernel, outputs[i]);
+    location.layout = output_layout(*instruction.kernel, outputs[i], i);
     location.buffer =
         new_buffer(static_cast<std::size_t>(location.layout.numel()) * size_of(location.dtype),
                    BufferKind::arena);
@@ -439,10 +563,11 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
   return results;
 }
 
-Layout Lowering::output_layout(const Kernel& kernel, const TensorSpec& spec) const {
+Layout Lowering::output_layout(const Kernel& kernel, const TensorSpec& spec,
+                               std::size_t index) const {
   const Extents sizes = numbers(spec.shape);
-  if (kernel.strided_output && current_ && !in_decomposition_ && current_->outputs.size() == 1) {
-    if (const auto layout = layout_for_views(current_->outputs[0], sizes)) return *layout;
+  if (kernel.strided_output && current_ && !in_decomposition_) {
+    if (const auto layout = layout_for_views(current_->outputs.at(index), sizes)) return *layout;
   }
   return Layout::contiguous(sizes);
 }
@@ -484,12 +609,7 @@ void Lowering::place_outputs() {
   for (ValueId id : graph_.outputs()) {
     const bool state = graph_.value(id).tensor.defined();
     Location location = location_of(state ? state_tensor(id) : tensors_.at(id));
-    const bool whole =
-        program_->buffers[static_cast<std::size_t>(location.buffer)].kind == BufferKind::arena &&
-        location.layout.offset == 0 &&
-        static_cast<std::size_t>(location.layout.numel()) * size_of(location.dtype) ==
-            program_->buffers[static_cast<std::size_t>(location.buffer)].bytes;
-    if (!whole) location = emit_copy(location);
+    if (!fills_its_buffer(location)) location = emit_copy(location);
     // The buffer leaves the arena: a run binds it to fresh memory, which the caller then owns.
     Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];
     buffer.kind = BufferKind::output;
@@ -522,10 +642,8 @@ bool overlaps(const TensorView& view, const Place& place, const Location& state)
 /// Lets the instruction that makes `value` write it straight into the state's storage, where nothing
 /// reads the old contents afterwards. False when that cannot be.
 bool Lowering::write_in_place(const Location& value, const Location& state) {
-  const Buffer& buffer = program_->buffers[static_cast<std::size_t>(value.buffer)];
-  if (buffer.kind != BufferKind::arena || !value.layout.is_contiguous() ||
-      !state.layout.is_contiguous() || value.layout.offset != 0 || value.dtype != state.dtype ||
-      static_cast<std::size_t>(value.layout.numel()) * size_of(value.dtype) != buffer.bytes) {
+  if (!fills_its_buffer(value) || !value.layout.is_contiguous() || !state.layout.is_contiguous() ||
+      value.dtype != state.dtype) {
     return false;
   }
   auto& instructions = program_->instructions;
@@ -625,11 +743,28 @@ void Lowering::plan() {
   const MemoryPlan plan = plan_memory(needed);
   program_->arena_bytes = plan.arena_bytes;
   program_->live_bound_bytes = plan.live_bound_bytes;
-  program_->arena = Storage::allocate(plan.arena_bytes, program_->device);
+  allocate_arena(plan);
   for (std::size_t i = 0; i < planned.size(); ++i) {
     buffers[planned[i]].data = static_cast<std::byte*>(program_->arena->data()) + plan.offsets[i];
   }
   program_->resolve_fixed_places();
+}
+
+/// Names the node at which the most is live when the arena does not fit.
+void Lowering::allocate_arena(const MemoryPlan& plan) {
+  try {
+    program_->arena = Storage::allocate(plan.arena_bytes, program_->device);
+  } catch (const OutOfMemory& error) {
+    const auto& infos = program_->infos;
+    const auto peak = static_cast<std::size_t>(plan.peak);
+    throw OutOfMemory(
+        fmt::format(
+            "[lower] the program needs {} bytes for its intermediate results, {} of them at "
+            "{} ({}): {}",
+            plan.arena_bytes, plan.live_bound_bytes, infos.at(peak).name, infos.at(peak).kernel,
+            error.what()),
+        error.requested, error.free_bytes, error.live_bytes);
+  }
 }
 
 }  // namespace

@@ -1,42 +1,56 @@
 #include "graph/memory_plan.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 namespace tenon {
 namespace {
 
+using Order = std::vector<std::size_t>;
+
 std::size_t aligned(std::size_t bytes) {
   return (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
 }
 
-std::size_t live_bound(const std::vector<BufferLifetime>& buffers) {
-  std::size_t bound = 0;
-  for (const BufferLifetime& at : buffers) {
-    std::size_t live = 0;
-    for (const BufferLifetime& other : buffers) {
-      if (other.first <= at.first && at.first <= other.last) live += aligned(other.bytes);
-    }
-    bound = std::max(bound, live);
+/// The live bytes change where a buffer begins and after one ends.
+void find_peak(const std::vector<BufferLifetime>& buffers, MemoryPlan& plan) {
+  int end = 0;
+  for (const BufferLifetime& buffer : buffers) end = std::max(end, buffer.last + 1);
+  std::vector<std::ptrdiff_t> change(static_cast<std::size_t>(end) + 1, 0);
+  for (const BufferLifetime& buffer : buffers) {
+    change[static_cast<std::size_t>(buffer.first)] +=
+        static_cast<std::ptrdiff_t>(aligned(buffer.bytes));
+    change[static_cast<std::size_t>(buffer.last) + 1] -=
+        static_cast<std::ptrdiff_t>(aligned(buffer.bytes));
   }
-  return bound;
+  std::ptrdiff_t live = 0;
+  for (int at = 0; at < end; ++at) {
+    live += change[static_cast<std::size_t>(at)];
+    if (static_cast<std::size_t>(live) <= plan.live_bound_bytes) continue;
+    plan.live_bound_bytes = static_cast<std::size_t>(live);
+    plan.peak = at;
+  }
 }
 
-}  // namespace
+/// The lowest offset that is free of `taken`, which are [begin, end), for that many bytes.
+std::size_t lowest_gap(std::vector<std::pair<std::size_t, std::size_t>>& taken, std::size_t bytes) {
+  std::sort(taken.begin(), taken.end());
+  std::size_t offset = 0;
+  for (const auto& [begin, end] : taken) {
+    if (begin >= offset + bytes) break;
+    offset = std::max(offset, end);
+  }
+  return offset;
+}
 
-MemoryPlan plan_memory(const std::vector<BufferLifetime>& buffers) {
-  MemoryPlan plan;
+void place(const std::vector<BufferLifetime>& buffers, const Order& order, MemoryPlan& plan) {
   plan.offsets.assign(buffers.size(), 0);
-  plan.live_bound_bytes = live_bound(buffers);
-  std::vector<std::size_t> by_size(buffers.size());
-  std::iota(by_size.begin(), by_size.end(), 0);
-  std::stable_sort(by_size.begin(), by_size.end(), [&](std::size_t a, std::size_t b) {
-    return buffers[a].bytes > buffers[b].bytes;
-  });
-
+  plan.arena_bytes = 0;
   std::vector<std::size_t> placed;
-  for (std::size_t buffer : by_size) {
-    std::vector<std::pair<std::size_t, std::size_t>> taken;  // [begin, end) in conflict
+  std::vector<std::pair<std::size_t, std::size_t>> taken;
+  for (std::size_t buffer : order) {
+    taken.clear();
     for (std::size_t other : placed) {
       if (buffers[other].first <= buffers[buffer].last &&
           buffers[buffer].first <= buffers[other].last) {
@@ -44,17 +58,37 @@ MemoryPlan plan_memory(const std::vector<BufferLifetime>& buffers) {
                            plan.offsets[other] + aligned(buffers[other].bytes));
       }
     }
-    std::sort(taken.begin(), taken.end());
-    std::size_t offset = 0;
-    for (const auto& [begin, end] : taken) {
-      if (begin >= offset + aligned(buffers[buffer].bytes)) break;
-      offset = std::max(offset, end);
-    }
-    plan.offsets[buffer] = offset;
-    plan.arena_bytes = std::max(plan.arena_bytes, offset + aligned(buffers[buffer].bytes));
+    const std::size_t bytes = aligned(buffers[buffer].bytes);
+    plan.offsets[buffer] = lowest_gap(taken, bytes);
+    plan.arena_bytes = std::max(plan.arena_bytes, plan.offsets[buffer] + bytes);
     placed.push_back(buffer);
   }
-  return plan;
+}
+
+}  // namespace
+
+MemoryPlan plan_memory(const std::vector<BufferLifetime>& buffers) {
+  MemoryPlan best;
+  find_peak(buffers, best);
+  const std::function<double(const BufferLifetime&)> weights[] = {
+      [](const BufferLifetime& b) { return static_cast<double>(b.bytes); },
+      [](const BufferLifetime& b) {
+        return static_cast<double>(b.bytes) * static_cast<double>(b.last - b.first + 1);
+      },
+      [](const BufferLifetime& b) { return -static_cast<double>(b.first); },
+  };
+  for (const auto& weight : weights) {
+    Order order(buffers.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return weight(buffers[a]) > weight(buffers[b]);
+    });
+    MemoryPlan plan = best;
+    place(buffers, order, plan);
+    if (best.offsets.empty() || plan.arena_bytes < best.arena_bytes) best = std::move(plan);
+    if (best.arena_bytes == best.live_bound_bytes) break;
+  }
+  return best;
 }
 
 }  // namespace tenon

@@ -19,12 +19,16 @@ struct MemoryPlan {
   std::size_t arena_bytes = 0;
   /// The most bytes that are live at any one instruction: no plan can need less.
   std::size_t live_bound_bytes = 0;
+  /// An instruction at which that many are live.
+  int peak = 0;
 };
 
 inline constexpr std::size_t kBufferAlignment = 256;
 
-/// Greedy by size: the largest buffer first, each at the lowest offset that is free of every buffer
-/// whose lifetime overlaps its own.
+/// Each buffer, in some order, at the lowest offset that is free of every buffer placed before whose
+/// lifetime overlaps its own; of a few orders (largest first, largest times longest-lived first, in
+/// program order) the one that needs the least. That is first-fit packing of strips with fixed
+/// positions in time, "dynamic storage allocation", which is NP-hard to do best.
 MemoryPlan plan_memory(const std::vector<BufferLifetime>& buffers);
 
 }  // namespace tenon

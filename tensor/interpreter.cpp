@@ -96,6 +96,20 @@ void require_eager(const Op& op, std::span<const Tensor> inputs) {
   }
 }
 
+/// Results that a kernel will fill.
+std::vector<Tensor> allocate(const Op& op, const std::vector<TensorSpec>& specs) {
+  try {
+    std::vector<Tensor> outputs;
+    for (const TensorSpec& spec : specs) {
+      outputs.push_back(empty(concrete_sizes(spec.shape), {spec.dtype, spec.device}));
+    }
+    return outputs;
+  } catch (const OutOfMemory& error) {
+    throw OutOfMemory(fmt::format("[{}] {}", op.name, error.what()), error.requested,
+                      error.free_bytes, error.live_bytes);
+  }
+}
+
 }  // namespace
 
 void Interpreter::assign(const Tensor& target, const Tensor& source) {
@@ -206,10 +220,7 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
   if (op.view) return {apply_view(op, inputs[0], output_specs[0], attrs)};
 
   const Device device = output_specs.at(0).device;
-  std::vector<Tensor> outputs;
-  for (const TensorSpec& spec : output_specs) {
-    outputs.push_back(empty(concrete_sizes(spec.shape), {spec.dtype, device}));
-  }
+  const std::vector<Tensor> outputs = allocate(op, output_specs);
   std::vector<TensorView> input_views(std::max(inputs.size(), op.operands.size()));
   std::vector<TensorView> output_views;
   for (std::size_t i = 0; i < inputs.size(); ++i) {

@@ -46,6 +46,38 @@ TEST(MemoryPlan, NeverOverlapsLiveBuffers) {
   }
 }
 
+/// Layers that keep an activation for backward, each with short-lived results and workspaces around it.
+std::vector<BufferLifetime> lifetimes_of_training(int layers) {
+  const int end = 8 * layers;
+  std::vector<BufferLifetime> buffers;
+  for (int layer = 0; layer < layers; ++layer) {
+    const int forward = 4 * layer;
+    const int backward = end - 4 * (layer + 1);
+    buffers.push_back({3 << 20, forward, backward + 2});
+    buffers.push_back({1 << 20, forward + 1, backward + 1});
+    buffers.push_back({4 << 20, forward + 2, forward + 3});
+    buffers.push_back({5000, forward, forward});
+    buffers.push_back({4 << 20, backward, backward + 1});
+    buffers.push_back({(1 << 20) + 512, backward + 1, backward + 4});
+    buffers.push_back({300, backward, end});
+  }
+  return buffers;
+}
+
+TEST(MemoryPlan, IsWithinATenthOfTheBound) {
+  for (const int layers : {1, 2, 3, 12, 48}) {
+    const MemoryPlan plan = plan_memory(lifetimes_of_training(layers));
+    EXPECT_LE(static_cast<double>(plan.arena_bytes),
+              1.1 * static_cast<double>(plan.live_bound_bytes))
+        << layers << " layers";
+  }
+}
+
+TEST(MemoryPlan, KnowsWhereTheMostIsLive) {
+  const MemoryPlan plan = plan_memory({{1024, 0, 1}, {512, 1, 2}, {4096, 3, 3}});
+  EXPECT_EQ(plan.peak, 3);
+}
+
 struct ProgramCase {
   const char* name;
   Tensor (*function)(const Tensor&);
