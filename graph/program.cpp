@@ -152,6 +152,11 @@ std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& g
 }
 
 const std::vector<InstructionInfo>& Program::instructions() const { return impl_->infos; }
+std::size_t Program::num_captures() const {
+  return static_cast<std::size_t>(
+      std::count_if(impl_->captures.begin(), impl_->captures.end(),
+                    [](const Capture& c) { return c.work != nullptr; }));
+}
 Device Program::device() const { return impl_->device; }
 std::size_t Program::arena_bytes() const { return impl_->arena_bytes; }
 std::size_t Program::live_bound_bytes() const { return impl_->live_bound_bytes; }

@@ -57,6 +57,10 @@ class Program {
   Device device() const;
   /// Floating-point operations of the products and attentions in it.
   double flops() const;
+  /// Runs recorded as CUDA graphs so far and kept: one for each set of addresses that inputs and outputs
+  /// had at least twice. TENON_CUDA_GRAPHS=never launches kernel by kernel, which gives the same bits;
+  /// =always records at the first run.
+  std::size_t num_captures() const;
   std::size_t arena_bytes() const;
   std::size_t live_bound_bytes() const;
   /// One line an instruction: kernel, operands, where they live.
