@@ -2,115 +2,34 @@
 // instructions; an op without a kernel is expanded by running its decomposition under the same
 // interpreter.
 #include <algorithm>
-#include <map>
-#include <unordered_map>
 
-#include "graph/detail/program_impl.h"
-#include "graph/memory_plan.h"
+#include "graph/detail/lowering.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
-#include "tensor/interpreter.h"
 
 namespace tenon {
-namespace {
-
-/// A lowered value: which buffer, and how it is laid out there.
-struct Location {
-  int buffer = kNone;
-  Layout layout;
-  DType dtype = DType::float32;
-};
-
-class LoweredValue final : public TracedPayload {
- public:
-  LoweredValue(Location place, Shape shape)
-      : location(std::move(place)), shape_(std::move(shape)) {}
-  Dim size(int axis) const override { return shape_[axis]; }
-  bool is_pattern() const override { return false; }
-  Location location;
-
- private:
-  Shape shape_;
-};
-
-Extents numbers(const Shape& shape) {
-  Extents sizes;
-  for (const Dim& dim : shape) sizes.push_back(dim.value());
-  return sizes;
-}
-
-class Lowering final : public Interpreter {
- public:
-  Lowering(const Graph& graph, const LowerOptions& options)
-      : graph_(graph), options_(options), program_(std::make_unique<Program::Impl>()) {
-    program_->training = options.training;
-  }
-
-  std::unique_ptr<Program::Impl> run(const std::vector<TensorSpec>& inputs) {
-    find_device(inputs);
-    bind_inputs(inputs);
-    for (NodeId id : graph_.order()) lower_node(graph_.node(id));
-    place_outputs();
-    place_writes();
-    plan();
-    return std::move(program_);
-  }
-
-  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
-                            const Attrs& attrs) override;
-
- private:
-  DType converted(DType dtype) const {
-    return options_.float_dtype && is_floating(dtype) ? *options_.float_dtype : dtype;
-  }
-
-  void find_device(const std::vector<TensorSpec>& inputs);
-  void bind_inputs(const std::vector<TensorSpec>& inputs);
-  void lower_node(const Node& node);
-  Tensor state_tensor(ValueId id);
-  Attrs concrete(const Attrs& attrs) const;
-  Tensor make_tensor(Location location, const Extents& sizes) const;
-  int new_buffer(std::size_t bytes, BufferKind kind);
-  Tensor emit_view(const Op& op, const Tensor& input, const TensorSpec& output, const Attrs& attrs);
-  std::optional<Location> join_adjacent(const Op& op, std::span<const Tensor> inputs,
-                                        const Attrs& attrs) const;
-  std::optional<Location> write_pieces(const Op& op, std::span<const Tensor> inputs,
-                                       const Attrs& attrs, const TensorSpec& output);
-  bool is_read_once(ValueId id, int buffer) const;
-  bool move_piece(const Location& piece, const Location& target,
-                  std::map<std::size_t, Instruction>& changed) const;
-  bool fills_its_buffer(const Location& location) const;
-  void plan_workspace(Instruction& instruction);
-  std::vector<Tensor> emit_kernel(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
-                                  const std::vector<TensorSpec>& outputs);
-  std::string bound_kernel(const Op& op) const;
-  const Kernel* find_kernel(const std::string& wanted, const Op& op, const KernelArgs& args) const;
-  Location emit_copy(const Location& source);
-  void emit_copy_to(const Location& source, const Location& target);
-  Layout output_layout(const Kernel& kernel, const TensorSpec& spec, std::size_t index) const;
-  std::optional<Layout> layout_for_views(ValueId id, const Extents& sizes) const;
-  TensorView view_of(const Location& location) const;
-  void emit(Instruction instruction);
-  void place_outputs();
-  void place_writes();
-  bool write_in_place(const Location& value, const Location& state);
-  void plan();
-  void allocate_arena(const MemoryPlan& plan);
-
-  const Graph& graph_;
-  const LowerOptions& options_;
-  std::unique_ptr<Program::Impl> program_;
-  DimBindings bindings_;
-  std::unordered_map<ValueId, Tensor> tensors_;
-  const Node* current_ = nullptr;  // the graph node being lowered
-  bool in_decomposition_ = false;  // its results are not the node's own
-};
 
 const Location& location_of(const Tensor& tensor) {
   const auto* lowered = dynamic_cast<const LoweredValue*>(tensor.impl()->payload.get());
   TENON_INTERNAL(lowered != nullptr, "an operand was not lowered");
   return lowered->location;
 }
+
+namespace {
+
+/// What a view covers in memory.
+double bytes_of(const TensorView& view) {
+  if (!view.present) return 0;
+  auto bytes = static_cast<double>(size_of(view.dtype));
+  for (int axis = 0; axis < view.sizes.size(); ++axis) {
+    if (view.strides[axis] != 0 || view.sizes[axis] == 0) {
+      bytes *= static_cast<double>(view.sizes[axis]);
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
 
 void Lowering::find_device(const std::vector<TensorSpec>& inputs) {
   if (options_.device) {
@@ -278,144 +197,6 @@ Tensor Lowering::emit_view(const Op& op, const Tensor& input, const TensorSpec& 
   return make_tensor(location, sizes);
 }
 
-/// Parameters packed next to each other: their concatenation is there already.
-std::optional<Location> Lowering::join_adjacent(const Op& op, std::span<const Tensor> inputs,
-                                                const Attrs& attrs) const {
-  if (!op.has(Trait::concatenation)) return std::nullopt;
-  const AttrValue dim = attrs.value(attrs.find("dim"));
-  const auto axis = static_cast<int>(std::get<std::int64_t>(dim));
-  Location joined = location_of(inputs[0]);
-  const BufferKind kind = program_->buffers[static_cast<std::size_t>(joined.buffer)].kind;
-  if (kind != BufferKind::state || joined.layout.rank() <= axis) return std::nullopt;
-  // Along an axis of size 1 a stride says nothing; where the second piece lies does.
-  if (joined.layout.sizes[axis] == 1 && inputs.size() > 1) {
-    joined.layout.strides[axis] = location_of(inputs[1]).layout.offset - joined.layout.offset;
-  }
-  const Extents strides = joined.layout.strides;
-  if (strides[axis] <= 0) return std::nullopt;
-  for (std::size_t i = 1; i < inputs.size(); ++i) {
-    const Location& next = location_of(inputs[i]);
-    if (next.buffer != joined.buffer ||
-        next.layout.offset != joined.layout.offset + joined.layout.sizes[axis] * strides[axis]) {
-      return std::nullopt;
-    }
-    for (int a = 0; a < next.layout.rank(); ++a) {
-      if (next.layout.sizes[a] != 1 && next.layout.strides[a] != strides[a]) return std::nullopt;
-    }
-    joined.layout.sizes[axis] += next.layout.sizes[axis];
-  }
-  return joined;
-}
-
-/// The layout that puts the elements of `view` where those of `source` go in `target`, when each axis
-/// of the view runs within one axis of the source. View and source cover the same dense memory.
-std::optional<Layout> moved(const Layout& view, const Layout& source, const Layout& target) {
-  Layout result = view;
-  result.offset = target.offset;
-  // Of each axis of the source, in its elements.
-  Extents covered = Extents::filled(source.rank(), 0);
-  for (int axis = 0; axis < view.rank(); ++axis) {
-    if (view.sizes[axis] == 1) continue;
-    const std::int64_t stride = view.strides[axis];
-    int within = kNone;
-    for (int i = 0; i < source.rank(); ++i) {
-      const std::int64_t step = source.strides[i];
-      const bool covers =
-          source.sizes[i] > 1 && step > 0 && stride % step == 0 && stride < step * source.sizes[i];
-      if (covers && (within == kNone || step > source.strides[within])) within = i;
-    }
-    if (within == kNone) return std::nullopt;
-    const std::int64_t steps = stride / source.strides[within];
-    covered[within] += steps * (view.sizes[axis] - 1);
-    if (covered[within] >= source.sizes[within]) return std::nullopt;
-    result.strides[axis] = steps * target.strides[within];
-  }
-  return result;
-}
-
-/// Nothing but the node being lowered reads the value, or a view that it is of, from that buffer.
-bool Lowering::is_read_once(ValueId id, int buffer) const {
-  while (true) {
-    const Value& value = graph_.value(id);
-    const auto& outputs = graph_.outputs();
-    const auto& writes = graph_.writes();
-    const bool leaves =
-        std::find(outputs.begin(), outputs.end(), id) != outputs.end() ||
-        std::any_of(writes.begin(), writes.end(), [&](const auto& w) { return w.value == id; });
-    if (leaves || value.uses.size() != 1 || value.producer == kNone) return false;
-    const Node& maker = graph_.node(value.producer);
-    if (!maker.op->view) return true;
-    id = maker.inputs[0];
-    if (graph_.value(id).tensor || location_of(tensors_.at(id)).buffer != buffer) return false;
-  }
-}
-
-/// Pieces that a kernel can write as parts of a larger tensor are written where the concatenation
-/// wants them: three gradients straight into that of a joined product.
-std::optional<Location> Lowering::write_pieces(const Op& op, std::span<const Tensor> inputs,
-                                               const Attrs& attrs, const TensorSpec& output) {
-  if (!op.has(Trait::concatenation) || !current_ || current_->op != &op) return std::nullopt;
-  const auto axis = static_cast<int>(std::get<std::int64_t>(attrs.value(attrs.find("dim"))));
-  Location whole{kNone, Layout::contiguous(numbers(output.shape)), output.dtype};
-  whole.buffer = static_cast<int>(program_->buffers.size());  // made when all is known to fit
-  std::map<std::size_t, Instruction> changed;
-  std::int64_t start = 0;
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const Location& piece = location_of(inputs[i]);
-    Layout target = whole.layout;
-    target.sizes = piece.layout.sizes;
-    target.offset = start * whole.layout.strides[axis];
-    start += target.sizes[axis];
-    if (!fills_its_buffer(piece) || !is_read_once(current_->inputs[i], piece.buffer) ||
-        !move_piece(piece, {whole.buffer, target, whole.dtype}, changed)) {
-      return std::nullopt;
-    }
-  }
-  for (const auto& [index, instruction] : changed) {
-    const auto supports = instruction.kernel->supports;
-    if (supports != nullptr && !supports(instruction.args())) return std::nullopt;
-  }
-  new_buffer(static_cast<std::size_t>(whole.layout.numel()) * size_of(whole.dtype),
-             BufferKind::arena);
-  for (auto& [index, instruction] : changed) {
-    program_->instructions[index] = std::move(instruction);
-    plan_workspace(program_->instructions[index]);
-  }
-  return whole;
-}
-
-/// Makes the one instruction that writes `piece` write it to `target`, in `changed`. False when it
-/// cannot, or when another instruction reads it.
-bool Lowering::move_piece(const Location& piece, const Location& target,
-                          std::map<std::size_t, Instruction>& changed) const {
-  bool moves = false;
-  for (std::size_t n = 0; n < program_->instructions.size(); ++n) {
-    const Instruction& instruction = program_->instructions[n];
-    const auto is_piece = [&](const Place& place) { return place.buffer == piece.buffer; };
-    const auto& reads = instruction.input_places;
-    if (std::any_of(reads.begin(), reads.end(), is_piece)) return false;
-    for (std::size_t k = 0; k < instruction.outputs.size(); ++k) {
-      if (!is_piece(instruction.output_places[k])) continue;
-      const TensorView& view = instruction.outputs[k];
-      const auto layout = moved({view.sizes, view.strides, 0}, piece.layout, target.layout);
-      if (moves || !instruction.kernel->sliced_output || !layout) return false;
-      Instruction& copy = changed.try_emplace(n, instruction).first->second;
-      copy.outputs[k].strides = layout->strides;
-      copy.output_places[k] = {target.buffer, layout->offset};
-      moves = true;
-    }
-  }
-  return moves;
-}
-
-/// The location is all of an arena buffer.
-bool Lowering::fills_its_buffer(const Location& location) const {
-  const Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];
-  return buffer.kind == BufferKind::arena && location.layout.offset == 0 &&
-         static_cast<std::size_t>(location.layout.numel()) * size_of(location.dtype) ==
-             buffer.bytes;
-}
-
 /// What the kernel needs beside its operands, whose layouts are final now.
 void Lowering::plan_workspace(Instruction& instruction) {
   const auto bytes = instruction.kernel->workspace_bytes;
@@ -431,18 +212,6 @@ TensorView Lowering::view_of(const Location& location) const {
   view.strides = location.layout.strides;
   view.present = true;
   return view;
-}
-
-/// What a view covers in memory.
-double bytes_of(const TensorView& view) {
-  if (!view.present) return 0;
-  auto bytes = static_cast<double>(size_of(view.dtype));
-  for (int axis = 0; axis < view.sizes.size(); ++axis) {
-    if (view.strides[axis] != 0 || view.sizes[axis] == 0) {
-      bytes *= static_cast<double>(view.sizes[axis]);
-    }
-  }
-  return bytes;
 }
 
 void Lowering::emit(Instruction instruction) {
@@ -562,212 +331,6 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
   emit(std::move(instruction));
   return results;
 }
-
-Layout Lowering::output_layout(const Kernel& kernel, const TensorSpec& spec,
-                               std::size_t index) const {
-  const Extents sizes = numbers(spec.shape);
-  if (kernel.strided_output && current_ && !in_decomposition_) {
-    if (const auto layout = layout_for_views(current_->outputs.at(index), sizes)) return *layout;
-  }
-  return Layout::contiguous(sizes);
-}
-
-/// If the value's only use permutes its axes for a reshape that wants row-major order, the dense
-/// strides that make the permuted value row-major, so that both become aliases.
-std::optional<Layout> Lowering::layout_for_views(ValueId id, const Extents& sizes) const {
-  const Value& value = graph_.value(id);
-  if (value.uses.size() != 1) return std::nullopt;
-  const Node& user = graph_.node(value.uses[0].node);
-  if (!user.op->view || user.outputs.size() != 1) return std::nullopt;
-  const Value& permuted = graph_.value(user.outputs[0]);
-  if (permuted.spec.shape.rank() != sizes.size()) return std::nullopt;
-  const bool reshaped = std::any_of(permuted.uses.begin(), permuted.uses.end(), [&](const Use& u) {
-    return graph_.node(u.node).op->view != nullptr;
-  });
-  if (!reshaped) return std::nullopt;
-  Extents view_sizes;
-  for (const Dim& dim : permuted.spec.shape) view_sizes.push_back(dim.evaluate(bindings_));
-  const Layout plain = Layout::contiguous(sizes);
-  const auto view = user.op->view(plain, view_sizes, concrete(user.attrs));
-  if (!view || view->numel() != plain.numel()) return std::nullopt;
-  const Extents wanted = contiguous_strides(view_sizes);
-  Layout layout = plain;
-  for (int axis = 0; axis < sizes.size(); ++axis) {
-    if (sizes[axis] == 1) continue;
-    int target = kNone;
-    for (int i = 0; i < view->rank(); ++i) {
-      if (view->sizes[i] == sizes[axis] && view->strides[i] == plain.strides[axis]) target = i;
-    }
-    if (target == kNone) return std::nullopt;
-    layout.strides[axis] = wanted[target];
-  }
-  return layout;
-}
-
-void Lowering::place_outputs() {
-  current_ = nullptr;
-  for (ValueId id : graph_.outputs()) {
-    const bool state = graph_.value(id).tensor.defined();
-    Location location = location_of(state ? state_tensor(id) : tensors_.at(id));
-    if (!fills_its_buffer(location)) location = emit_copy(location);
-    // The buffer leaves the arena: a run binds it to fresh memory, which the caller then owns.
-    Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];
-    buffer.kind = BufferKind::output;
-    buffer.index = static_cast<int>(program_->outputs.size());
-    program_->outputs.push_back({location.dtype, location.layout, location.buffer});
-  }
-}
-
-/// Whether an instruction's operand or result may lie where `state` does.
-bool overlaps(const TensorView& view, const Place& place, const Location& state) {
-  if (!view.present || place.buffer != state.buffer) return false;
-  const auto begin = [](std::int64_t offset, DType dtype) {
-    return offset * static_cast<std::int64_t>(size_of(dtype));
-  };
-  const auto end = [&](std::int64_t offset, DType dtype, const Extents& sizes,
-                       const Extents& strides) {
-    std::int64_t last = offset;
-    for (int axis = 0; axis < sizes.size(); ++axis) {
-      if (sizes[axis] == 0) return begin(offset, dtype);
-      last += (sizes[axis] - 1) * strides[axis];
-    }
-    return begin(last + 1, dtype);
-  };
-  return begin(place.offset, view.dtype) <
-             end(state.layout.offset, state.dtype, state.layout.sizes, state.layout.strides) &&
-         begin(state.layout.offset, state.dtype) <
-             end(place.offset, view.dtype, view.sizes, view.strides);
-}
-
-/// Lets the instruction that makes `value` write it straight into the state's storage, where nothing
-/// reads the old contents afterwards. False when that cannot be.
-bool Lowering::write_in_place(const Location& value, const Location& state) {
-  if (!fills_its_buffer(value) || !value.layout.is_contiguous() || !state.layout.is_contiguous() ||
-      value.dtype != state.dtype) {
-    return false;
-  }
-  auto& instructions = program_->instructions;
-  const auto makes_value = [&](const Instruction& instruction) {
-    return std::any_of(instruction.output_places.begin(), instruction.output_places.end(),
-                       [&](const Place& place) { return place.buffer == value.buffer; });
-  };
-  const auto maker = std::find_if(instructions.begin(), instructions.end(), makes_value);
-  if (maker == instructions.end()) return false;
-  for (auto at = maker; at != instructions.end(); ++at) {
-    for (std::size_t k = 0; k < at->inputs.size(); ++k) {
-      if (!overlaps(at->inputs[k], at->input_places[k], state)) continue;
-      // A pointwise kernel reads an element before it writes the same one.
-      const bool same_elements = at == maker &&
-                                 (at->op->has(Trait::elementwise) || at->op->has(Trait::update)) &&
-                                 at->input_places[k].offset == state.layout.offset &&
-                                 at->inputs[k].sizes == state.layout.sizes &&
-                                 at->inputs[k].strides == state.layout.strides;
-      if (!same_elements) return false;
-    }
-    for (std::size_t k = 0; k < at->outputs.size(); ++k) {
-      if (overlaps(at->outputs[k], at->output_places[k], state)) return false;
-    }
-  }
-  const auto move = [&](std::vector<Place>& places) {
-    for (Place& place : places) {
-      if (place.buffer == value.buffer) {
-        place = {state.buffer, place.offset + state.layout.offset};
-      }
-    }
-  };
-  for (auto at = maker; at != instructions.end(); ++at) {
-    move(at->input_places);
-    move(at->output_places);
-  }
-  return true;
-}
-
-/// State writes come last: nothing reads a state's old contents after them.
-void Lowering::place_writes() {
-  struct Pending {
-    Location value;
-    Location state;
-    ValueId id = kNone;
-  };
-  std::vector<Pending> pending;
-  for (const StateWrite& write : graph_.writes()) {
-    const Value& state = graph_.value(write.state);
-    TENON_CHECK(!options_.float_dtype || converted(state.spec.dtype) == state.spec.dtype,
-                GraphError, "[lower] %{} is written, which another dtype does not allow",
-                state.name);
-    Location target = location_of(state_tensor(write.state));
-    Location value = location_of(graph_.value(write.value).tensor ? state_tensor(write.value)
-                                                                  : tensors_.at(write.value));
-    const bool is_state =
-        program_->buffers[static_cast<std::size_t>(value.buffer)].kind == BufferKind::state;
-    if (is_state) value = emit_copy(value);  // another write may come before it is read
-    pending.push_back({value, target, write.state});
-  }
-  for (const Pending& write : pending) {
-    program_->written.push_back(graph_.value(write.id).tensor.storage());
-    if (write_in_place(write.value, write.state)) continue;
-    emit_copy_to(write.value, write.state);
-  }
-}
-
-void Lowering::plan() {
-  auto& buffers = program_->buffers;
-  std::vector<BufferLifetime> lifetimes(buffers.size());
-  std::vector<bool> seen(buffers.size(), false);
-  const auto touch = [&](int buffer, int at) {
-    const auto b = static_cast<std::size_t>(buffer);
-    if (buffers[b].kind != BufferKind::arena) return;
-    if (!seen[b]) lifetimes[b] = {buffers[b].bytes, at, at};
-    seen[b] = true;
-    lifetimes[b].last = at;
-  };
-  for (std::size_t i = 0; i < program_->instructions.size(); ++i) {
-    const Instruction& instruction = program_->instructions[i];
-    for (std::size_t k = 0; k < instruction.inputs.size(); ++k) {
-      if (instruction.inputs[k].present) {
-        touch(instruction.input_places[k].buffer, static_cast<int>(i));
-      }
-    }
-    for (const Place& place : instruction.output_places) touch(place.buffer, static_cast<int>(i));
-    if (instruction.workspace.buffer != kNone) {
-      touch(instruction.workspace.buffer, static_cast<int>(i));
-    }
-  }
-  std::vector<std::size_t> planned;
-  std::vector<BufferLifetime> needed;
-  for (std::size_t b = 0; b < buffers.size(); ++b) {
-    if (!seen[b]) continue;
-    planned.push_back(b);
-    needed.push_back(lifetimes[b]);
-  }
-  const MemoryPlan plan = plan_memory(needed);
-  program_->arena_bytes = plan.arena_bytes;
-  program_->live_bound_bytes = plan.live_bound_bytes;
-  allocate_arena(plan);
-  for (std::size_t i = 0; i < planned.size(); ++i) {
-    buffers[planned[i]].data = static_cast<std::byte*>(program_->arena->data()) + plan.offsets[i];
-  }
-  program_->resolve_fixed_places();
-}
-
-/// Names the node at which the most is live when the arena does not fit.
-void Lowering::allocate_arena(const MemoryPlan& plan) {
-  try {
-    program_->arena = Storage::allocate(plan.arena_bytes, program_->device);
-  } catch (const OutOfMemory& error) {
-    const auto& infos = program_->infos;
-    const auto peak = static_cast<std::size_t>(plan.peak);
-    throw OutOfMemory(
-        fmt::format(
-            "[lower] the program needs {} bytes for its intermediate results, {} of them at "
-            "{} ({}): {}",
-            plan.arena_bytes, plan.live_bound_bytes, infos.at(peak).name, infos.at(peak).kernel,
-            error.what()),
-        error.requested, error.free_bytes, error.live_bytes);
-  }
-}
-
-}  // namespace
 
 std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
                                const LowerOptions& options) {

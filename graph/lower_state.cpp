@@ -1,0 +1,176 @@
+// Lowering's last part: which results leave the arena, how state is written back, and the arena.
+#include <algorithm>
+
+#include "graph/detail/lowering.h"
+#include "tensor/detail/check.h"
+
+namespace tenon {
+
+namespace {
+
+/// Whether an instruction's operand or result may lie where `state` does.
+bool overlaps(const TensorView& view, const Place& place, const Location& state) {
+  if (!view.present || place.buffer != state.buffer) return false;
+  const auto begin = [](std::int64_t offset, DType dtype) {
+    return offset * static_cast<std::int64_t>(size_of(dtype));
+  };
+  const auto end = [&](std::int64_t offset, DType dtype, const Extents& sizes,
+                       const Extents& strides) {
+    std::int64_t last = offset;
+    for (int axis = 0; axis < sizes.size(); ++axis) {
+      if (sizes[axis] == 0) return begin(offset, dtype);
+      last += (sizes[axis] - 1) * strides[axis];
+    }
+    return begin(last + 1, dtype);
+  };
+  return begin(place.offset, view.dtype) <
+             end(state.layout.offset, state.dtype, state.layout.sizes, state.layout.strides) &&
+         begin(state.layout.offset, state.dtype) <
+             end(place.offset, view.dtype, view.sizes, view.strides);
+}
+
+}  // namespace
+
+void Lowering::place_outputs() {
+  current_ = nullptr;
+  for (ValueId id : graph_.outputs()) {
+    const bool state = graph_.value(id).tensor.defined();
+    Location location = location_of(state ? state_tensor(id) : tensors_.at(id));
+    if (!fills_its_buffer(location)) location = emit_copy(location);
+    // The buffer leaves the arena: a run binds it to fresh memory, which the caller then owns.
+    Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];
+    buffer.kind = BufferKind::output;
+    buffer.index = static_cast<int>(program_->outputs.size());
+    program_->outputs.push_back({location.dtype, location.layout, location.buffer});
+  }
+}
+
+/// Lets the instruction that makes `value` write it straight into the state's storage, where nothing
+/// reads the old contents afterwards. False when that cannot be.
+bool Lowering::write_in_place(const Location& value, const Location& state) {
+  if (!fills_its_buffer(value) || !value.layout.is_contiguous() || !state.layout.is_contiguous() ||
+      value.dtype != state.dtype) {
+    return false;
+  }
+  auto& instructions = program_->instructions;
+  const auto makes_value = [&](const Instruction& instruction) {
+    return std::any_of(instruction.output_places.begin(), instruction.output_places.end(),
+                       [&](const Place& place) { return place.buffer == value.buffer; });
+  };
+  const auto maker = std::find_if(instructions.begin(), instructions.end(), makes_value);
+  if (maker == instructions.end()) return false;
+  for (auto at = maker; at != instructions.end(); ++at) {
+    for (std::size_t k = 0; k < at->inputs.size(); ++k) {
+      if (!overlaps(at->inputs[k], at->input_places[k], state)) continue;
+      // A pointwise kernel reads an element before it writes the same one.
+      const bool same_elements = at == maker &&
+                                 (at->op->has(Trait::elementwise) || at->op->has(Trait::update)) &&
+                                 at->input_places[k].offset == state.layout.offset &&
+                                 at->inputs[k].sizes == state.layout.sizes &&
+                                 at->inputs[k].strides == state.layout.strides;
+      if (!same_elements) return false;
+    }
+    for (std::size_t k = 0; k < at->outputs.size(); ++k) {
+      if (overlaps(at->outputs[k], at->output_places[k], state)) return false;
+    }
+  }
+  const auto move = [&](std::vector<Place>& places) {
+    for (Place& place : places) {
+      if (place.buffer == value.buffer) {
+        place = {state.buffer, place.offset + state.layout.offset};
+      }
+    }
+  };
+  for (auto at = maker; at != instructions.end(); ++at) {
+    move(at->input_places);
+    move(at->output_places);
+  }
+  return true;
+}
+
+/// State writes come last: nothing reads a state's old contents after them.
+void Lowering::place_writes() {
+  struct Pending {
+    Location value;
+    Location state;
+    ValueId id = kNone;
+  };
+  std::vector<Pending> pending;
+  for (const StateWrite& write : graph_.writes()) {
+    const Value& state = graph_.value(write.state);
+    TENON_CHECK(!options_.float_dtype || converted(state.spec.dtype) == state.spec.dtype,
+                GraphError, "[lower] %{} is written, which another dtype does not allow",
+                state.name);
+    Location target = location_of(state_tensor(write.state));
+    Location value = location_of(graph_.value(write.value).tensor ? state_tensor(write.value)
+                                                                  : tensors_.at(write.value));
+    const bool is_state =
+        program_->buffers[static_cast<std::size_t>(value.buffer)].kind == BufferKind::state;
+    if (is_state) value = emit_copy(value);  // another write may come before it is read
+    pending.push_back({value, target, write.state});
+  }
+  for (const Pending& write : pending) {
+    program_->written.push_back(graph_.value(write.id).tensor.storage());
+    if (write_in_place(write.value, write.state)) continue;
+    emit_copy_to(write.value, write.state);
+  }
+}
+
+void Lowering::plan() {
+  auto& buffers = program_->buffers;
+  std::vector<BufferLifetime> lifetimes(buffers.size());
+  std::vector<bool> seen(buffers.size(), false);
+  const auto touch = [&](int buffer, int at) {
+    const auto b = static_cast<std::size_t>(buffer);
+    if (buffers[b].kind != BufferKind::arena) return;
+    if (!seen[b]) lifetimes[b] = {buffers[b].bytes, at, at};
+    seen[b] = true;
+    lifetimes[b].last = at;
+  };
+  for (std::size_t i = 0; i < program_->instructions.size(); ++i) {
+    const Instruction& instruction = program_->instructions[i];
+    for (std::size_t k = 0; k < instruction.inputs.size(); ++k) {
+      if (instruction.inputs[k].present) {
+        touch(instruction.input_places[k].buffer, static_cast<int>(i));
+      }
+    }
+    for (const Place& place : instruction.output_places) touch(place.buffer, static_cast<int>(i));
+    if (instruction.workspace.buffer != kNone) {
+      touch(instruction.workspace.buffer, static_cast<int>(i));
+    }
+  }
+  std::vector<std::size_t> planned;
+  std::vector<BufferLifetime> needed;
+  for (std::size_t b = 0; b < buffers.size(); ++b) {
+    if (!seen[b]) continue;
+    planned.push_back(b);
+    needed.push_back(lifetimes[b]);
+  }
+  const MemoryPlan plan = plan_memory(needed);
+  program_->arena_bytes = plan.arena_bytes;
+  program_->live_bound_bytes = plan.live_bound_bytes;
+  allocate_arena(plan);
+  for (std::size_t i = 0; i < planned.size(); ++i) {
+    buffers[planned[i]].data = static_cast<std::byte*>(program_->arena->data()) + plan.offsets[i];
+  }
+  program_->resolve_fixed_places();
+}
+
+/// Names the node at which the most is live when the arena does not fit.
+void Lowering::allocate_arena(const MemoryPlan& plan) {
+  try {
+    program_->arena = Storage::allocate(plan.arena_bytes, program_->device);
+  } catch (const OutOfMemory& error) {
+    const auto& infos = program_->infos;
+    const auto peak = static_cast<std::size_t>(plan.peak);
+    throw OutOfMemory(
+        fmt::format(
+            "[lower] the program needs {} bytes for its intermediate results, {} of them at "
+            "{} ({}): {}",
+            plan.arena_bytes, plan.live_bound_bytes, infos.at(peak).name, infos.at(peak).kernel,
+            error.what()),
+        error.requested, error.free_bytes, error.live_bytes);
+  }
+}
+
+}  // namespace tenon
