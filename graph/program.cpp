@@ -144,7 +144,7 @@ Capture& Program::Impl::find_capture(std::uint64_t seed) {
 }
 
 std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& generator) {
-  run(inputs, generator);  // binds inputs and outputs
+  const auto outputs = run(inputs, generator);  // binds what the counted run reads and writes
   const std::lock_guard lock(impl_->mutex);
   return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] {
     impl_->launch_each(generator.state());
