@@ -328,6 +328,7 @@ void Graph::drop_write(ValueId state) {
 Graph Graph::without_nodes() const {
   Graph result;
   result.guards_ = guards_;
+  result.discarding_regions_ = discarding_regions_;
   for (ValueId id : inputs_) result.add_input(value(id).name, value(id).spec);
   for (ModuleCall call : calls_) {
     call.inputs.clear();

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -166,6 +167,10 @@ class Graph {
   void set_region(NodeId id, std::int32_t region) { mutable_node(id).region = region; }
   /// A number that no node has as its region.
   std::int32_t unused_region() const;
+  /// Backward computes what leaves this region again too, though the forward pass reads it outside.
+  void discard_results(std::int32_t region) { discarding_regions_.insert(region); }
+  bool discards_results(std::int32_t region) const { return discarding_regions_.contains(region); }
+  const std::set<std::int32_t>& discarding_regions() const { return discarding_regions_; }
   void bind_kernel(NodeId id, std::string kernel) { mutable_node(id).kernel = std::move(kernel); }
   void mark_recomputed(NodeId id) { mutable_node(id).recomputed = true; }
   /// Marks a node as emitted by backward.
@@ -229,6 +234,7 @@ class Graph {
   std::vector<CallId> next_sibling_;
   std::shared_ptr<GuardList> guards_;
   Annotations annotations_;
+  std::set<std::int32_t> discarding_regions_;
   std::vector<std::pair<ValueId, ValueId>> replaced_values_;
 };
 

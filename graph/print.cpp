@@ -22,7 +22,10 @@ std::string node_line(const Graph& graph, const Node& node) {
   if (!attrs.empty()) arguments += (arguments.empty() ? "" : ", ") + attrs;
   std::string notes;
   if (!node.kernel.empty()) notes += " by " + node.kernel;
-  if (node.region != kNone) notes += fmt::format(" in region {}", node.region);
+  if (node.region != kNone) {
+    notes += fmt::format(" in region {}{}", node.region,
+                         graph.discards_results(node.region) ? ", results discarded" : "");
+  }
   if (node.recomputed) notes += ", second run";
   return fmt::format("{} = {}({}) : {}{}", outputs, node.op->name, arguments, specs, notes);
 }

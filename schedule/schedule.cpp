@@ -198,14 +198,14 @@ void Schedule::fuse_parallel(const Matches& matches, const FuseOptions& options)
       [&](Graph& graph) { fuse_parallel_matches(graph, matches, options.name); });
 }
 
-void Schedule::checkpoint() {
+void Schedule::checkpoint(const CheckpointOptions& options) {
   state_->transact({"checkpoint", path_, "the module"},
-                   [&](Graph& graph) { checkpoint_module(graph, path_); });
+                   [&](Graph& graph) { checkpoint_module(graph, path_, options.keep_results); });
 }
 
-void Schedule::checkpoint(const Matches& matches) {
+void Schedule::checkpoint(const Matches& matches, const CheckpointOptions& options) {
   state_->transact({"checkpoint", path_, matches.to_string()},
-                   [&](Graph& graph) { checkpoint_matches(graph, matches); });
+                   [&](Graph& graph) { checkpoint_matches(graph, matches, options.keep_results); });
 }
 
 void Schedule::bind(const Matches& matches, const std::string& kernel) {

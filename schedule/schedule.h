@@ -63,6 +63,12 @@ struct PrimitiveInfo {
 /// Every primitive, in alphabetical order.
 std::span<const PrimitiveInfo> list_primitives();
 
+struct CheckpointOptions {
+  /// False: backward also computes again what leaves the module or match and is read elsewhere in the
+  /// forward pass. Worth it for what is large and cheap: norms and activations.
+  bool keep_results = true;
+};
+
 /// A handle on one module of a scheduled model; copies refer to the same schedule.
 class Schedule {
  public:
@@ -134,8 +140,8 @@ class Schedule {
   /// Joins Linears of one input into one; default name "FusedLinear".
   void fuse_parallel(const Matches& matches, const FuseOptions& options = {.name = "FusedLinear"});
   /// Runs this module, or each match, again in backward instead of keeping what it computes.
-  void checkpoint();
-  void checkpoint(const Matches& matches);
+  void checkpoint(const CheckpointOptions& options = {});
+  void checkpoint(const Matches& matches, const CheckpointOptions& options = {});
   /// Chooses the implementation ("cuda.flash_mma", "decomposition") of the matched nodes.
   void bind(const Matches& matches, const std::string& kernel);
   /// Notes something on a module ("" for this one), parameter or buffer below.

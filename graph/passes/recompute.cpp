@@ -38,14 +38,17 @@ class RegionWriter {
     return node.region == region_ && !is_backward(node);
   }
 
-  /// The forward pass reads it outside of the region, or a run returns or stores it.
+  /// A run returns or stores it, or the forward pass reads it outside of a region that keeps its
+  /// results.
   bool is_kept(ValueId value) const {
     const auto& uses = graph_.value(value).uses;
     const auto& outputs = graph_.outputs();
     const auto& writes = graph_.writes();
+    const bool keeps_results = !graph_.discards_results(region_);
     return std::any_of(uses.begin(), uses.end(),
                        [&](const Use& use) {
-                         return !is_backward(graph_.node(use.node)) && !in_region(use.node);
+                         return keeps_results && !is_backward(graph_.node(use.node)) &&
+                                !in_region(use.node);
                        }) ||
            std::find(outputs.begin(), outputs.end(), value) != outputs.end() ||
            std::any_of(writes.begin(), writes.end(),

@@ -77,6 +77,9 @@ class EditWriter {
     write_replaced_values();
     if (before_.outputs() != after_.outputs()) edit_["outputs"] = references(after_.outputs());
     write_state_writes();
+    for (std::int32_t region : after_.discarding_regions()) {
+      if (!before_.discards_results(region)) edit_["discarding_regions"].push_back(region);
+    }
     if (before_.annotations() != after_.annotations()) edit_["notes"] = after_.annotations();
     return std::move(edit_);
   }
@@ -242,6 +245,9 @@ class EditReader {
       call.outputs = values(fields.at("outputs"));
     }
     for (const auto& [id, name] : names_) graph_.set_name(id, name);
+    for (const json& region : list("discarding_regions")) {
+      graph_.discard_results(region.get<std::int32_t>());
+    }
     if (edit_.contains("notes")) {
       for (const auto& [target, notes] : edit_.at("notes").items()) {
         for (const auto& [key, text] : notes.items()) {

@@ -6,8 +6,9 @@
 namespace tenon {
 namespace {
 
-void mark_region(Graph& graph, const std::vector<NodeId>& nodes) {
+void mark_region(Graph& graph, const std::vector<NodeId>& nodes, bool keep_results) {
   const std::int32_t region = graph.unused_region();
+  if (!keep_results) graph.discard_results(region);
   for (NodeId id : nodes) {
     TENON_CHECK(graph.node(id).region == kNone, ScheduleError,
                 "{} is recomputed already: checkpoints do not nest or overlap",
@@ -18,18 +19,18 @@ void mark_region(Graph& graph, const std::vector<NodeId>& nodes) {
 
 }  // namespace
 
-void checkpoint_module(Graph& graph, const std::string& path) {
+void checkpoint_module(Graph& graph, const std::string& path, bool keep_results) {
   const std::vector<CallId> calls = detail::live_calls(graph, path);
   TENON_CHECK(!calls.empty(), ScheduleError,
               "module '{}' is not called in the recorded forward pass", path);
-  for (CallId id : calls) mark_region(graph, graph.nodes_within(id));
+  for (CallId id : calls) mark_region(graph, graph.nodes_within(id), keep_results);
 }
 
-void checkpoint_matches(Graph& graph, const Matches& matches) {
+void checkpoint_matches(Graph& graph, const Matches& matches, bool keep_results) {
   TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
   for (const Subgraph& match : matches) {
     detail::check_current(graph, match);
-    mark_region(graph, match.nodes);
+    mark_region(graph, match.nodes, keep_results);
   }
 }
 
