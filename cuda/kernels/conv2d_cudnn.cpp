@@ -1,21 +1,14 @@
 // conv2d and its gradients by cuDNN: one fixed algorithm for each, all of them deterministic, never
 // chosen by measurement. float32 multiplies in float32 (no TF32), 16-bit floats accumulate in float32.
 // What cuDNN refuses, or what needs more than the device's workspace, goes to conv2d.cu.
-#include <cudnn.h>
-
 #include <algorithm>
 #include <limits>
-#include <memory>
-#include <mutex>
-#include <string_view>
-#include <unordered_map>
 
 #include "cuda/context.h"
-#include "cuda/handle.h"
+#include "cuda/cudnn.h"
 #include "cuda/kernels/conv2d.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/detail/check.h"
 #include "tensor/detail/window.h"
 
 namespace tenon::cuda {
@@ -23,7 +16,6 @@ namespace {
 
 using ops::ConvGeometry;
 
-using CudnnHandle = Handle<cudnnHandle_t, cudnnDestroy>;
 using TensorDesc = Handle<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor>;
 using FilterDesc = Handle<cudnnFilterDescriptor_t, cudnnDestroyFilterDescriptor>;
 using ConvDesc = Handle<cudnnConvolutionDescriptor_t, cudnnDestroyConvolutionDescriptor>;
@@ -32,56 +24,11 @@ constexpr auto kForward = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
 constexpr auto kBackwardInput = CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
 constexpr auto kBackwardWeight = CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
 
-void check_cudnn(cudnnStatus_t status, const char* call) {
-  if (status == CUDNN_STATUS_SUCCESS) return;
-  require_alive();
-  if (const cudaError_t pending = cudaPeekAtLastError(); pending != cudaSuccess) {
-    throw_cuda_error(pending, call);
-  }
-  const std::string_view text = call;
-  detail::fail<DeviceError>("{} failed: {}", text.substr(0, text.find('(')),
-                            cudnnGetErrorString(status));
-}
-
-#define TENON_CUDNN_CHECK(call) check_cudnn((call), #call)
-
-/// The library's state on one device. A handle serves one call at a time.
-struct CudnnLibrary {
-  std::mutex mutex;
-  CudnnHandle handle;
-};
-
-// Never destroyed: cuDNN may be unloaded before static objects are torn down.
-CudnnLibrary& library_of(int device) {
-  static std::mutex mutex;
-  static auto* libraries = new std::unordered_map<int, std::unique_ptr<CudnnLibrary>>;
-  const std::lock_guard lock(mutex);
-  std::unique_ptr<CudnnLibrary>& library = (*libraries)[device];
-  if (library == nullptr) {
-    use_device(device);
-    auto made = std::make_unique<CudnnLibrary>();
-    cudnnHandle_t handle = nullptr;
-    TENON_CUDNN_CHECK(cudnnCreate(&handle));
-    made->handle = CudnnHandle(handle);
-    library = std::move(made);
-  }
-  return *library;
-}
-
 template <class Desc, class Raw>
 Desc created(cudnnStatus_t (*create)(Raw*)) {
   Raw raw = nullptr;
   TENON_CUDNN_CHECK(create(&raw));
   return Desc(raw);
-}
-
-cudnnDataType_t data_type(DType dtype) {
-  switch (dtype) {
-    case DType::float64: return CUDNN_DATA_DOUBLE;
-    case DType::float16: return CUDNN_DATA_HALF;
-    case DType::bfloat16: return CUDNN_DATA_BFLOAT16;
-    default: return CUDNN_DATA_FLOAT;
-  }
 }
 
 /// cuDNN counts in int.
@@ -92,16 +39,16 @@ bool fits_int(const TensorView& view) {
 TensorDesc tensor_desc(const TensorView& view) {
   TensorDesc desc = created<TensorDesc>(cudnnCreateTensorDescriptor);
   const auto size = [&](int axis) { return static_cast<int>(view.size(axis)); };
-  TENON_CUDNN_CHECK(cudnnSetTensor4dDescriptor(desc.get(), CUDNN_TENSOR_NCHW, data_type(view.dtype),
-                                               size(0), size(1), size(2), size(3)));
+  TENON_CUDNN_CHECK(cudnnSetTensor4dDescriptor(
+      desc.get(), CUDNN_TENSOR_NCHW, cudnn_type(view.dtype), size(0), size(1), size(2), size(3)));
   return desc;
 }
 
 FilterDesc filter_desc(const TensorView& view) {
   FilterDesc desc = created<FilterDesc>(cudnnCreateFilterDescriptor);
   const auto size = [&](int axis) { return static_cast<int>(view.size(axis)); };
-  TENON_CUDNN_CHECK(cudnnSetFilter4dDescriptor(desc.get(), data_type(view.dtype), CUDNN_TENSOR_NCHW,
-                                               size(0), size(1), size(2), size(3)));
+  TENON_CUDNN_CHECK(cudnnSetFilter4dDescriptor(
+      desc.get(), cudnn_type(view.dtype), CUDNN_TENSOR_NCHW, size(0), size(1), size(2), size(3)));
   return desc;
 }
 
@@ -174,7 +121,7 @@ bool supports(const KernelArgs& args) {
     if (!fits_int(*view)) return false;
   }
   const int device = args.outputs[0].device.index;
-  CudnnLibrary& library = library_of(device);
+  CudnnLibrary& library = cudnn_library(device);
   const std::lock_guard lock(library.mutex);
   std::size_t bytes = 0;
   return kWorkspace(library.handle.get(), kProblem(args), &bytes) == CUDNN_STATUS_SUCCESS &&
@@ -190,12 +137,6 @@ bool is_aligned(const KernelArgs& args) {
   return std::ranges::all_of(args.inputs, aligned) && aligned(args.outputs[0]);
 }
 
-/// cuDNN 9 has many ways to say so, with the same thousands.
-bool is_unsupported(cudnnStatus_t status) {
-  return status == CUDNN_STATUS_NOT_SUPPORTED ||
-         status / 1000 * 1000 == static_cast<int>(CUDNN_STATUS_NOT_SUPPORTED);
-}
-
 /// Calls f(handle, problem, workspace) with the handle on the call's stream. False when cuDNN does not
 /// support the call after all; then the result is still to be computed.
 template <auto kProblem, class F>
@@ -203,7 +144,7 @@ bool queue(const KernelArgs& args, F f) {
   require_alive();
   const Stream stream = stream_of(args);
   use_device(stream.device);
-  CudnnLibrary& library = library_of(stream.device);
+  CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle.get(), stream.handle));
   const cudnnStatus_t status =
