@@ -3,7 +3,7 @@
 #include <bit>
 #include <cstdlib>
 
-#include "cuda/check.h"
+#include "cuda/relaxed_capture.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -17,18 +17,6 @@ bool caching_wanted() {
   const char* value = std::getenv("TENON_CUDA_NO_CACHE");
   return value == nullptr || *value != '1';
 }
-
-/// cudaMalloc does not touch the stream, but a capture in another mode would refuse it.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { note_quietly(cudaThreadExchangeStreamCaptureMode(&mode_)); }
-  ~RelaxedCapture() { note_quietly(cudaThreadExchangeStreamCaptureMode(&mode_)); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 std::size_t round_up(std::size_t bytes, std::size_t step) {
   return (bytes + step - 1) / step * step;

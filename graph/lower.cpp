@@ -264,12 +264,12 @@ const Kernel* Lowering::find_kernel(const std::string& wanted, const Op& op,
                                     const KernelArgs& args) const {
   for (const Kernel& kernel : op.kernels(program_->device.type)) {
     if (kernel.name != wanted) continue;
-    TENON_CHECK(kernel.supports == nullptr || kernel.supports(args), DeviceError,
-                "[{}] {} is bound to {}, which does not take {}", op.name,
-                graph_.full_name(current_->id), wanted,
-                graph_.value(current_->inputs[0]).spec.to_string());
-    return &kernel;
+    if (kernel.supports == nullptr || kernel.supports(args)) return &kernel;
   }
+  TENON_CHECK(wanted == kDecomposition, DeviceError,
+              "[{}] {} is bound to {}, which does not take {}", op.name,
+              graph_.full_name(current_->id), wanted,
+              graph_.value(current_->inputs[0]).spec.to_string());
   return nullptr;
 }
 

@@ -17,6 +17,7 @@
 #include "cuda/cudnn_graph.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
+#include "cuda/relaxed_capture.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -237,6 +238,7 @@ void run(const KernelArgs& args) {
   use_device(stream.device);
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
+  const RelaxedCapture relaxed;  // a plan's first run may load its kernels
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle.get(), stream.handle));
   planned->plan.run(library.handle.get(), bindings, args.workspace);
 }
@@ -251,7 +253,15 @@ bool is_preferred(const KernelArgs& args) {
 
 bool accepts(int operand, const TensorView& view) { return operand >= 3 || has_vector_rows(view); }
 
-constexpr const char* kOps[] = {"scaled_dot_product_attention"};
+void add_kernel(bool (*takes)(const KernelArgs&)) {
+  register_kernel("scaled_dot_product_attention", DeviceType::cuda,
+                  {.name = kCudnnAttention,
+                   .run = run,
+                   .supports = takes,
+                   .accepts = accepts,
+                   .strided_output = true,
+                   .workspace_bytes = workspace_bytes});
+}
 
 }  // namespace
 
@@ -270,18 +280,8 @@ std::string cudnn_attention_refusal(const KernelArgs& args) {
   return planned != nullptr ? planned->plan.refusal() : "too many plans are in use";
 }
 
-void register_preferred_attention_cudnn_kernels() {
-  for (const char* op : kOps) {
-    register_kernel(op, DeviceType::cuda,
-                    {kCudnnAttention, run, is_preferred, accepts, true, workspace_bytes});
-  }
-}
+void register_preferred_attention_cudnn_kernels() { add_kernel(is_preferred); }
 
-void register_attention_cudnn_kernels() {
-  for (const char* op : kOps) {
-    register_kernel(op, DeviceType::cuda,
-                    {kCudnnAttention, run, supports, accepts, true, workspace_bytes});
-  }
-}
+void register_attention_cudnn_kernels() { add_kernel(supports); }
 
 }  // namespace tenon::cuda
