@@ -1,10 +1,12 @@
-// Matrix products by cuBLASLt, without split-K and with algorithms from its heuristic only, so that
-// the same call gives the same bits in every run. 16-bit floats and float32 accumulate in float32
-// (never TF32), float64 in float64. The descriptors and the algorithm of a problem are kept, keyed by
-// everything they depend on; a call that repeats a problem costs one look-up.
+// Matrix products by cuBLASLt, with algorithms from a saved table (cuda/gemm_table.h) or else from its
+// heuristic, and with deterministic reductions only, so that the same call gives the same bits in every
+// run. 16-bit floats and float32 accumulate in float32 (never TF32), float64 in float64. The descriptors
+// and the algorithm of a problem are kept, keyed by everything they depend on; a call that repeats a
+// problem costs one look-up.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "cuda/launch.h"
 #include "tensor/dtype.h"
@@ -21,25 +23,44 @@ struct GemmOperand {
   std::int64_t batch_stride = 0;
 };
 
-/// C[b] = A[b] · B[b] + bias, C[b] row-major (m, n); m, n, k, batch >= 1.
+/// What is done to a product, its addend and its bias before they are stored. GELU is the tanh form.
+enum class GemmEpilogue : std::uint8_t {
+  none,
+  gelu,           // D = gelu(x); x itself goes to aux, if given
+  gelu_gradient,  // D = x · gelu'(aux)
+};
+
+/// D[b] = epilogue(A[b] · B[b] + C[b] + bias), D row-major (m, n); m, n, k, batch >= 1.
 struct GemmProblem {
-  DType dtype = DType::float32;  // a floating one, of all matrices and the bias
+  DType dtype = DType::float32;  // a floating one, of A and B
+  std::optional<DType> result_dtype =
+      {};  // of all else; `dtype` unless float32 for 16-bit operands
   std::int64_t m = 0;
   std::int64_t n = 0;
   std::int64_t k = 0;
   std::int64_t batch = 1;
   GemmOperand a{};
   GemmOperand b{};
-  void* c = nullptr;
-  std::int64_t c_leading = 0;
-  std::int64_t c_batch_stride = 0;
+  GemmOperand c{};  // no addend where data is null; never transposed; may be D itself
+  void* d = nullptr;
+  std::int64_t d_leading = 0;
+  std::int64_t d_batch_stride = 0;
   const void* bias = nullptr;  // (n), or null; not for float64
-  bool accumulates = false;    // C += instead of C =
+  GemmEpilogue epilogue = GemmEpilogue::none;
+  void* aux = nullptr;           // (m, n), 16-byte aligned, for a batch of 1
+  std::int64_t aux_leading = 0;  // a multiple of 8
+
+  DType stored_dtype() const { return result_dtype.value_or(dtype); }
 };
 
-/// Whether cuBLASLt has an algorithm for the problem; some combinations of layout and bias have none.
+/// Whether cuBLASLt has an algorithm for the problem; some combinations of layout and epilogue have
+/// none. Of addresses only the alignment counts.
 bool has_algorithm(Stream stream, const GemmProblem& problem);
 /// Queues the product on `stream`; DeviceError when cuBLASLt has no algorithm for it.
 void gemm(Stream stream, const GemmProblem& problem);
+
+/// Whether the sum over k may be cut into parts that run at the same time and are added, in a fixed
+/// order, by a second kernel: where it is long and the result has too few tiles to fill the GPU twice.
+bool may_split_k(const GemmProblem& problem, int multiprocessors);
 
 }  // namespace tenon::cuda

@@ -1,6 +1,7 @@
-// matmul and linear: strides to products of cuBLASLt. A matrix may be stored by rows or by columns;
-// batch axes may have any strides, and are merged into one strided batch, or into the rows where the
-// right-hand matrix is shared, before what is left is looped over.
+// matmul, linear and what is fused with them: strides to products of cuBLASLt. A matrix may be stored by
+// rows or by columns; batch axes may have any strides, and are merged into one strided batch, or into
+// the rows where the right-hand matrix is shared, before what is left is looped over. Where cuBLASLt
+// cannot fuse at the addresses of a call, the parts run one after another.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -12,6 +13,8 @@
 #include "cuda/kernels/copy.h"
 #include "cuda/kernels/register.h"
 #include "cuda/strides.h"
+#include "tensor/detail/check.h"
+#include "tensor/ops/attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -53,114 +56,275 @@ std::optional<Rows> merged_rows(const TensorView& view) {
   return Rows{axes.sizes[0], axes.strides[0][0]};
 }
 
+/// All axes but the last as the rows of a matrix that cuBLAS can read.
+std::optional<GemmOperand> as_row_operand(const TensorView& view) {
+  const std::int64_t cols = view.size(-1);
+  if (view.numel() == 0) return GemmOperand{view.data, false, std::max<std::int64_t>(1, cols), 0};
+  const auto rows = merged_rows(view);
+  if (!rows) return std::nullopt;
+  return as_operand(view.data, rows->count, cols, rows->stride, view.stride(-1));
+}
+
+/// What an addend may be: rows of neighbours.
+bool is_addend(const std::optional<GemmOperand>& operand) {
+  return operand && !operand->transposed;
+}
+
+/// Stands for an address at selection, when there is none yet.
+void* const kAlignedAddress = reinterpret_cast<void*>(std::uintptr_t{256});
+
+void* address_of(const TensorView& view) {
+  return view.data != nullptr ? view.data : kAlignedAddress;
+}
+
+/// Whether cuBLASLt can compute this at aligned addresses; the choice of a kernel must not depend on
+/// where operands happen to lie.
+bool has_aligned_algorithm(const KernelArgs& args, GemmProblem p) {
+  p.a.data = p.b.data = p.d = kAlignedAddress;
+  if (p.c.data != nullptr) p.c.data = kAlignedAddress;
+  if (p.bias != nullptr) p.bias = kAlignedAddress;
+  if (p.aux != nullptr) p.aux = kAlignedAddress;
+  return has_algorithm(stream_of(args), p);
+}
+
 /// C = 0 for a product over nothing.
 void clear(Stream stream, const TensorView& output) {
   const std::size_t bytes = static_cast<std::size_t>(output.numel()) * size_of(output.dtype);
   TENON_CUDA_CHECK(cudaMemsetAsync(output.data, 0, bytes, stream.handle));
 }
 
-bool accepts_matmul(int, const TensorView& view) { return as_operand(view).has_value(); }
-
-bool accepts_linear(int operand, const TensorView& view) {
-  if (operand == 2) return view.is_contiguous();
-  if (operand == 1) return as_operand(view).has_value();
-  if (view.numel() == 0) return true;
-  const auto rows = merged_rows(view);
-  return rows && as_operand(nullptr, rows->count, view.size(-1), rows->stride, view.stride(-1));
+bool accepts_matmul(int operand, const TensorView& view) {
+  return operand == 2 ? is_addend(as_operand(view)) : as_operand(view).has_value();
 }
 
-/// The batch axes of output, input and other (in this order), broadcast and merged.
-StridedAxes batch_axes(const TensorView& output, const TensorView& a, const TensorView& b) {
-  const auto leading = [](TensorView view) {
-    for (int i = 0; i < 2; ++i) {
-      view.sizes.erase(view.rank() - 1);
-      view.strides.erase(view.strides.size() - 1);
+bool accepts_linear(int operand, const TensorView& view) {
+  switch (operand) {
+    case 0: return as_row_operand(view).has_value();
+    case 1: return as_operand(view).has_value();
+    case 2: return view.is_contiguous();
+    default: return is_addend(as_row_operand(view));
+  }
+}
+
+/// The batch axes of output, input, other and addend, broadcast and merged.
+StridedAxes batch_axes(std::span<const TensorView> operands) {
+  std::array<TensorView, 4> views;
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    views[i] = operands[i];
+    for (int axis = 0; axis < 2; ++axis) {
+      views[i].sizes.erase(views[i].rank() - 1);
+      views[i].strides.erase(views[i].strides.size() - 1);
     }
-    return view;
-  };
-  const TensorView views[] = {leading(output), leading(a), leading(b)};
+  }
   return collapse_axes(views, /*sort=*/false);
 }
 
-/// A shared right-hand matrix makes a batch of products one taller product, where A's rows allow it.
+/// Whether matrix after matrix continues the rows of one taller matrix, `cols` wide.
+bool continues_rows(const GemmProblem& p, std::int64_t leading, std::int64_t batch_stride,
+                    std::int64_t cols) {
+  return p.m > 1 ? batch_stride == p.m * leading : batch_stride >= cols;
+}
+
+/// A shared right-hand matrix makes a batch of products one taller product, where rows allow it.
 void merge_batch_into_rows(GemmProblem& p) {
   if (p.batch == 1 || p.b.batch_stride != 0 || p.a.transposed) return;
-  if (p.m > 1 && p.a.batch_stride != p.m * p.a.leading) return;
-  if (p.c_batch_stride != p.m * p.c_leading || p.a.batch_stride < p.k) return;
-  if (p.m == 1) p.a.leading = p.a.batch_stride;
+  const bool adds = p.c.data != nullptr;
+  if (!continues_rows(p, p.a.leading, p.a.batch_stride, p.k) ||
+      !continues_rows(p, p.d_leading, p.d_batch_stride, p.n) ||
+      (adds && !continues_rows(p, p.c.leading, p.c.batch_stride, p.n))) {
+    return;
+  }
+  if (p.m == 1) {
+    p.a.leading = p.a.batch_stride;
+    p.d_leading = p.d_batch_stride;
+    if (adds) p.c.leading = p.c.batch_stride;
+  }
   p.m *= p.batch;
   p.batch = 1;
 }
 
+/// matmul, and matmul_add, whose third operand is the addend.
 void run_matmul(const KernelArgs& args) {
   const TensorView& a = args.inputs[0];
   const TensorView& b = args.inputs[1];
-  const TensorView& c = args.outputs[0];
+  const TensorView& d = args.outputs[0];
+  const bool adds = args.inputs.size() > 2;
+  const TensorView& c = adds ? args.inputs[2] : d;
   const Stream stream = stream_of(args);
-  if (c.numel() == 0) return;
-  GemmProblem problem{.dtype = c.dtype, .m = c.size(-2), .n = c.size(-1), .k = a.size(-1)};
-  if (problem.k == 0) return clear(stream, c);
-  problem.c_leading = problem.n;
-  const StridedAxes batch = batch_axes(c, a, b);
+  if (d.numel() == 0) return;
+  GemmProblem problem{.dtype = d.dtype, .m = d.size(-2), .n = d.size(-1), .k = a.size(-1)};
+  if (problem.k == 0) return adds ? copy_strided(stream, "matmul_add", c, d) : clear(stream, d);
+  problem.d_leading = problem.n;
+  problem.a = *as_operand(a);
+  problem.b = *as_operand(b);
+  if (adds) problem.c = *as_operand(c);
+  const TensorView operands[] = {d, a, b, c};
+  const StridedAxes batch = batch_axes(operands);
   const int inner = batch.sizes.size() - 1;
   StridedAxes outer = batch;
   outer.sizes[inner] = 1;  // one strided batch; the axes before it are looped over
-  const IndexMap<3> map(outer);
+  const IndexMap<4> map(outer);
   const std::int64_t calls = outer.numel();
-  const auto element = static_cast<std::int64_t>(size_of(c.dtype));
+  const auto element = static_cast<std::int64_t>(size_of(d.dtype));
+  const auto batch_stride = [&](int operand) {
+    return batch.sizes[inner] > 1 ? batch.strides[operand][inner] : 0;
+  };
   for (std::int64_t call = 0; call < calls; ++call) {
-    std::int64_t offsets[3];
+    std::int64_t offsets[4];
     map.offsets(call, offsets);
+    const auto address = [&](int operand) {
+      return static_cast<char*>(operands[operand].data) + offsets[operand] * element;
+    };
     GemmProblem p = problem;
-    p.a = *as_operand(a);
-    p.b = *as_operand(b);
-    p.c = static_cast<char*>(c.data) + offsets[0] * element;
-    p.a.data = static_cast<const char*>(a.data) + offsets[1] * element;
-    p.b.data = static_cast<const char*>(b.data) + offsets[2] * element;
     p.batch = batch.sizes[inner];
-    p.c_batch_stride = p.batch > 1 ? batch.strides[0][inner] : 0;
-    p.a.batch_stride = p.batch > 1 ? batch.strides[1][inner] : 0;
-    p.b.batch_stride = p.batch > 1 ? batch.strides[2][inner] : 0;
+    p.d = address(0);
+    p.d_batch_stride = batch_stride(0);
+    p.a.data = address(1);
+    p.a.batch_stride = batch_stride(1);
+    p.b.data = address(2);
+    p.b.batch_stride = batch_stride(2);
+    if (adds) {
+      p.c.data = address(3);
+      p.c.batch_stride = batch_stride(3);
+    }
     merge_batch_into_rows(p);
     gemm(stream, p);
   }
 }
 
-void run_linear(const KernelArgs& args) {
+bool has_bias(const KernelArgs& args) { return args.inputs.size() > 2 && args.inputs[2].present; }
+
+/// Nothing to compute, or nothing to sum up.
+bool is_empty(const KernelArgs& args) {
+  return args.outputs[0].numel() == 0 || args.inputs[1].size(1) == 0;
+}
+
+/// input·weightᵀ + bias into `output`, for sizes of at least 1. Operands that are not accepted as they
+/// are will be packed, so at selection they count as such.
+GemmProblem linear_problem(const KernelArgs& args, const TensorView& output) {
   const TensorView& input = args.inputs[0];
   const TensorView& weight = args.inputs[1];
-  const TensorView& output = args.outputs[0];
-  const Stream stream = stream_of(args);
-  const bool has_bias = args.inputs.size() > 2 && args.inputs[2].present;
-  if (output.numel() == 0) return;
   GemmProblem p{.dtype = output.dtype, .n = weight.size(0), .k = weight.size(1)};
   p.m = output.numel() / p.n;
-  if (p.k == 0) {  // a product over nothing is the bias
-    if (!has_bias) return clear(stream, output);
+  p.a = as_row_operand(input).value_or(GemmOperand{input.data, false, p.k});
+  p.b = as_operand(weight.data, p.k, p.n, weight.stride(1), weight.stride(0))
+            .value_or(GemmOperand{weight.data, true, p.k});
+  p.d = output.data;
+  p.d_leading = p.n;
+  if (has_bias(args)) p.bias = address_of(args.inputs[2]);
+  return p;
+}
+
+/// linear in one call or two.
+void linear_into(const KernelArgs& args, const TensorView& output) {
+  const Stream stream = stream_of(args);
+  if (is_empty(args)) {  // a product over nothing is the bias
+    if (!has_bias(args)) return clear(stream, output);
     return copy_strided(stream, "linear", args.inputs[2], output);
   }
-  const Rows rows = *merged_rows(input);
-  p.a = *as_operand(input.data, rows.count, p.k, rows.stride, input.stride(-1));
-  p.b = *as_operand(weight.data, p.k, p.n, weight.stride(1), weight.stride(0));
-  p.c = output.data;
-  p.c_leading = p.n;
-  p.bias = has_bias ? args.inputs[2].data : nullptr;
+  GemmProblem p = linear_problem(args, output);
   // float64 has no bias epilogue: the bias is written first and the product added to it.
-  if (has_bias && (p.dtype == DType::float64 || !has_algorithm(stream, p))) {
+  if (p.bias != nullptr && !has_algorithm(stream, p)) {
     copy_strided(stream, "linear", args.inputs[2], output);
     p.bias = nullptr;
-    p.accumulates = true;
+    p.c = {output.data, false, p.d_leading, 0};
   }
   gemm(stream, p);
+}
+
+void run_linear(const KernelArgs& args) {
+  if (args.outputs[0].numel() > 0) linear_into(args, args.outputs[0]);
+}
+
+/// An elementwise op on the results of a call, with that call's attributes.
+void run_elementwise(const char* name, const KernelArgs& args, std::span<const TensorView> inputs,
+                     const TensorView& output) {
+  KernelArgs call = args;
+  call.op = &get_op(name);
+  call.inputs = inputs;
+  call.outputs = std::span(&output, 1);
+  const Kernel* kernel = select_kernel(*call.op, DeviceType::cuda, call);
+  TENON_INTERNAL(kernel != nullptr, "[{}] no kernel for the results of {}", name, args.op->name);
+  kernel->run(call);
+}
+
+/// linear_gelu, and linear_gelu_aux, whose second result is the activation's input.
+GemmProblem linear_gelu_problem(const KernelArgs& args) {
+  GemmProblem p = linear_problem(args, args.outputs[0]);
+  p.epilogue = GemmEpilogue::gelu;
+  if (args.outputs.size() > 1) {
+    p.aux = address_of(args.outputs[1]);
+    p.aux_leading = p.n;
+  }
+  return p;
+}
+
+/// The tanh form is cuBLASLt's only one, and it is approximated well enough for 16 bits only.
+bool supports_linear_gelu(const KernelArgs& args) {
+  if (args.attributes<GeluAttrs>().approximate != Approximate::tanh) return false;
+  if (size_of(args.outputs[0].dtype) != 2) return false;
+  return is_empty(args) || has_aligned_algorithm(args, linear_gelu_problem(args));
+}
+
+void run_linear_gelu(const KernelArgs& args) {
+  if (args.outputs[0].numel() == 0) return;
+  const Stream stream = stream_of(args);
+  if (!is_empty(args)) {
+    const GemmProblem p = linear_gelu_problem(args);
+    if (has_algorithm(stream, p)) return gemm(stream, p);
+  }
+  const TensorView& activation_input = args.outputs.back();
+  linear_into(args, activation_input);
+  run_elementwise("gelu", args, std::span(&activation_input, 1), args.outputs[0]);
+}
+
+GemmProblem linear_residual_problem(const KernelArgs& args) {
+  const TensorView& residual = args.inputs[3];
+  GemmProblem p = linear_problem(args, args.outputs[0]);
+  const auto rows = as_row_operand(residual);
+  p.c = is_addend(rows) ? *rows : GemmOperand{residual.data, false, p.n};
+  p.c.data = address_of(residual);
+  return p;
+}
+
+bool supports_linear_residual(const KernelArgs& args) {
+  return is_empty(args) || has_aligned_algorithm(args, linear_residual_problem(args));
+}
+
+void run_linear_residual(const KernelArgs& args) {
+  const TensorView& output = args.outputs[0];
+  if (output.numel() == 0) return;
+  const Stream stream = stream_of(args);
+  if (!is_empty(args)) {
+    const GemmProblem p = linear_residual_problem(args);
+    if (has_algorithm(stream, p)) return gemm(stream, p);
+  }
+  linear_into(args, output);
+  const TensorView terms[] = {output, args.inputs[3]};
+  run_elementwise("add", args, terms, output);
 }
 
 }  // namespace
 
 void register_matmul_kernels() {
-  register_kernel("matmul", DeviceType::cuda,
-                  {.name = "cuda.cublaslt", .run = run_matmul, .accepts = accepts_matmul});
+  for (const char* op : {"matmul", "matmul_add"}) {
+    register_kernel(op, DeviceType::cuda,
+                    {.name = "cuda.cublaslt", .run = run_matmul, .accepts = accepts_matmul});
+  }
   register_kernel("linear", DeviceType::cuda,
                   {.name = "cuda.cublaslt", .run = run_linear, .accepts = accepts_linear});
+  for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
+    register_kernel(op, DeviceType::cuda,
+                    {.name = "cuda.cublaslt",
+                     .run = run_linear_gelu,
+                     .supports = supports_linear_gelu,
+                     .accepts = accepts_linear});
+  }
+  register_kernel("linear_residual", DeviceType::cuda,
+                  {.name = "cuda.cublaslt",
+                   .run = run_linear_residual,
+                   .supports = supports_linear_residual,
+                   .accepts = accepts_linear});
 }
 
 }  // namespace tenon::cuda

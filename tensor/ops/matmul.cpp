@@ -108,6 +108,7 @@ Op define_matmul() {
       .flops(count_flops)
       .vjp(vjp_matmul)
       .saves_inputs({0, 1})
+      .accumulates_as("matmul_add")
       .cpu({.name = "cpu.gemm", .run = cpu::matmul, .accepts = any_layout, .strided_output = true})
       .done();
 }

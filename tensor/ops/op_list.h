@@ -38,7 +38,11 @@
   X(masked_fill) \
   X(where) \
   X(matmul) \
+  X(matmul_add) \
   X(linear) \
+  X(linear_gelu) \
+  X(linear_gelu_aux) \
+  X(linear_residual) \
   X(sum) \
   X(mean) \
   X(amax) \

@@ -45,6 +45,41 @@ void add_products(Samples& samples) {
   layer("no rows", leaf({0, 3}), leaf({2, 3}, kDense, 2), leaf({2}, kDense, 3));
 }
 
+/// The ops that begin with a product, by name: their second results are differentiated too.
+void add_fused_products(Samples& samples) {
+  const auto add = [&](const char* op, const char* what, std::vector<Tensor> operands,
+                       const Attrs& attrs = {}) {
+    samples.push_back(
+        {op, what,
+         [op, attrs](const std::vector<Tensor>& in) { return apply(get_op(op), in, attrs); },
+         std::move(operands)});
+  };
+  for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+    for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
+      const GeluAttrs attrs{form};
+      add(op, "leading axes",
+          {leaf({2, 2, 3}, kPermuted), leaf({2, 3}, kDense, 2), leaf({2}, kNarrowed, 3)}, attrs);
+      add(op, "without bias", {leaf({2, 3}), leaf({4, 3}, kPermuted, 2), {}}, attrs);
+      add(op, "no rows", {leaf({0, 3}), leaf({2, 3}, kDense, 2), leaf({2}, kDense, 3)}, attrs);
+    }
+  }
+  const char* residual = "linear_residual";
+  add(residual, "leading axes",
+      {leaf({2, 2, 3}, kPermuted), leaf({2, 3}, kDense, 2), leaf({2}, kNarrowed, 3),
+       leaf({2, 2, 2}, kPermuted, 4)});
+  add(residual, "without bias",
+      {leaf({2, 3}), leaf({4, 3}, kPermuted, 2), {}, leaf({2, 4}, kExpanded, 4)});
+  add(residual, "no rows",
+      {leaf({0, 3}), leaf({2, 3}, kDense, 2), leaf({2}, kDense, 3), leaf({0, 2}, kDense, 4)});
+  const char* sum = "matmul_add";
+  add(sum, "broadcast batches",
+      {leaf({2, 1, 2, 2}, kDense, 1), leaf({3, 2, 1}, kPermuted, 2),
+       leaf({2, 3, 2, 1}, kDense, 3)});
+  add(sum, "matrices",
+      {leaf({2, 3}, kPermuted, 1), leaf({3, 2}, kDense, 2), leaf({2, 2}, kNarrowed, 3)});
+  add(sum, "no depth", {leaf({2, 0}, kDense, 1), leaf({0, 2}, kDense, 2), leaf({2, 2}, kDense, 3)});
+}
+
 void add_softmaxes(Samples& samples) {
   const auto add = [&](const char* op, Tensor (*f)(const Tensor&, std::int64_t), const char* what,
                        const Tensor& x, std::int64_t dim) {
@@ -172,6 +207,7 @@ void add_dropouts(Samples& samples) {
 Samples matrix_samples() {
   Samples samples;
   add_products(samples);
+  add_fused_products(samples);
   add_softmaxes(samples);
   add_norms(samples);
   add_norm_gradients(samples);

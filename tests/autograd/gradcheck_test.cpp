@@ -166,6 +166,20 @@ TEST(SecondDerivative, OfBiasGelu) {
   }
 }
 
+TEST(SecondDerivative, OfLinearGelu) {
+  for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+    const auto f = [form](const std::vector<Tensor>& in) {
+      const Tensor output = linear_gelu(in[0], in[1], in[2], form);
+      return grad(std::vector{output}, std::vector{in[0], in[1], in[2]}, std::vector{in[3]},
+                  {.create_graph = true});
+    };
+    const GradcheckResult result =
+        gradcheck(f, {leaf({2, 3}), leaf({2, 3}, Memory::permuted, 2),
+                      leaf({2}, Memory::narrowed, 3), leaf({2, 2}, Memory::contiguous, 4)});
+    EXPECT_TRUE(result) << result.report;
+  }
+}
+
 TEST(SecondDerivative, OfBroadcastProductsAndPowers) {
   const auto f = [](const std::vector<Tensor>& in) {
     const Tensor output = mul(pow(in[0], in[1]), div(in[1], in[0]));

@@ -1,6 +1,7 @@
-// matmul and linear on CUDA against the CPU in float64: shapes, storage orders, batches and
-// alignments; small integers exactly; the number of kernels.
+// matmul, linear and what is fused with them on CUDA against the CPU in float64: shapes, storage orders,
+// batches and alignments; small integers exactly; the number of kernels.
 #include "tensor/ops/attributes.h"
+#include "tests/cuda/cuda_outputs.h"
 #include "tests/cuda/cuda_support.h"
 
 namespace tenon::test {
@@ -122,6 +123,139 @@ TEST(CudaGemm, PropagatesNanAndInf) {
   }
 }
 
+// The tanh of 16-bit results may be the hardware's, of 11 bits.
+constexpr Tolerance kGeluTolerance{0x1p13, 4};
+
+TEST(CudaGemm, LinearGelu) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(36);
+  const std::vector<std::pair<Sizes, std::int64_t>> shapes = {
+      {{4, 16}, 8},    {{2, 3, 64}, 48}, {{128, 256}, 64}, {{7}, 16},  {{77, 33}, 5},
+      {{3, 1, 40}, 1}, {{5, 0}, 8},      {{0, 8}, 8},      {{2, 8}, 0}};
+  for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+    for (const DType dtype : kFloats) {
+      for (const auto& [sizes, outputs] : shapes) {
+        for (const Placement placement : kPlacements) {
+          const Operand2 x = make_operand(sizes, dtype, placement, generator, -0.5, 0.5);
+          const Operand2 weight =
+              make_operand({outputs, sizes.back()}, dtype, placement, generator, -0.5, 0.5);
+          const Operand2 bias = make_operand({outputs}, dtype, placement, generator, -1, 1);
+          const std::string what = describe("linear_gelu", dtype, sizes, placement);
+          // A decomposition rounds the activation's input, at most 8 here, as well.
+          const double rounding =
+              8 * unit_roundoff(dtype) / unit_roundoff(accumulation_dtype(dtype));
+          const Tolerance tolerance{kGeluTolerance.roundings + rounding, kGeluTolerance.floor};
+          for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
+            check_outputs(op, {x, weight, bias}, GeluAttrs{form}, tolerance, what);
+            check_outputs(op, {x, weight, {}}, GeluAttrs{form}, tolerance, what + ", no bias");
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaGemm, LinearGeluWritesItsResultsOnly) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(37);
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    for (const Placement placement : kPlacements) {
+      const Operand2 x = make_operand({33, 64}, dtype, placement, generator, -0.5, 0.5);
+      const Operand2 weight = make_operand({24, 64}, dtype, placement, generator, -0.5, 0.5);
+      const Operand2 bias = make_operand({24}, dtype, placement, generator, -1, 1);
+      const double rounding = 8 * unit_roundoff(dtype) / unit_roundoff(DType::float32);
+      check_op("linear_gelu", {x, weight, bias}, GeluAttrs{Approximate::tanh},
+               {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
+               describe("linear_gelu", dtype, {33, 64}, placement));
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(CudaGemm, LinearResidual) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(38);
+  const std::vector<std::pair<Sizes, std::int64_t>> shapes = {
+      {{4, 16}, 8}, {{77, 40}, 24}, {{2, 3, 64}, 48}, {{128, 256}, 64}, {{7}, 16}, {{3, 1, 40}, 8}};
+  const std::vector<std::pair<Sizes, std::int64_t>> odd_shapes = {
+      {{77, 33}, 5}, {{3, 1, 40}, 1}, {{5, 0}, 6}, {{0, 5}, 6}, {{2, 5}, 0}, {{1, 1}, 1}};
+  for (const DType dtype : kFloats) {
+    for (const bool odd : {false, true}) {
+      for (const auto& [sizes, outputs] : odd ? odd_shapes : shapes) {
+        for (const Placement placement : kPlacements) {
+          Sizes result = sizes;
+          result.back() = outputs;
+          const auto operand = [&](const Sizes& of) {
+            return make_operand(of, dtype, placement, generator, kLow, kHigh);
+          };
+          const Operand2 x = operand(sizes);
+          const Operand2 weight = operand({outputs, sizes.back()});
+          const Operand2 bias = operand({outputs});
+          const Operand2 residual = operand(result);
+          const std::string what = describe("linear_residual", dtype, sizes, placement);
+          // Two roundings where it is computed in parts.
+          const double parts = 64 + unit_roundoff(dtype) / unit_roundoff(accumulation_dtype(dtype));
+          check_outputs("linear_residual", {x, weight, {}, residual}, {}, {parts, 0}, what);
+          check_outputs("linear_residual", {x, weight, bias, residual}, {}, {parts, 0}, what);
+          if (!odd && dtype != DType::float64) {
+            check_op("linear_residual", {x, weight, bias, residual}, {}, {parts, 0}, what);
+          }
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaGemm, MatmulAdd) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(39);
+  struct Sample {
+    Sizes left, right, result;
+  };
+  const std::vector<Sample> samples = {
+      {{4, 16}, {16, 8}, {4, 8}},       {{1, 1}, {1, 1}, {1, 1}},
+      {{33, 7}, {7, 65}, {33, 65}},     {{3, 8, 16}, {3, 16, 4}, {3, 8, 4}},
+      {{3, 8, 16}, {16, 4}, {3, 8, 4}}, {{2, 1, 5, 6}, {3, 6, 7}, {2, 3, 5, 7}},
+      {{4, 1, 9}, {9, 3}, {4, 1, 3}},   {{5, 0}, {0, 6}, {5, 6}},
+      {{0, 5}, {5, 6}, {0, 6}},         {{2, 3, 1, 64}, {2, 3, 64, 1}, {2, 3, 1, 1}}};
+  for (const DType dtype : kFloats) {
+    for (const Sample& sample : samples) {
+      for (const Placement placement : kPlacements) {
+        const auto operand = [&](const Sizes& of) {
+          return make_operand(of, dtype, placement, generator, kLow, kHigh);
+        };
+        check_op("matmul_add",
+                 {operand(sample.left), operand(sample.right), operand(sample.result)}, {},
+                 kTolerance, describe("matmul_add", dtype, sample.left, placement));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+/// What a layer's backward multiplies: a third of a fused QKV gradient, as it lies.
+TEST(CudaGemm, WeightGradientsReadSlicesInPlace) {
+  SKIP_WITHOUT_GPU();
+  DeviceBackend& backend = device_backend(DeviceType::cuda);
+  Generator generator(40);
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
+    const Operand2 packed =
+        make_operand({2, 64, 96}, dtype, Placement::contiguous, generator, kLow, kHigh);
+    const Operand2 x =
+        make_operand({128, 64}, dtype, Placement::contiguous, generator, kLow, kHigh);
+    const auto slice = [](const Tensor& qkv) {
+      return qkv.narrow(2, 32, 32).reshape({128, 32}).transpose(0, 1);
+    };
+    const Operand2 gradient{slice(packed.cpu), slice(packed.cuda)};
+    check_op("matmul", {gradient, x}, {}, kTolerance, "weight gradient of a slice");
+    if (HasFatalFailure()) return;
+    Tensor result;
+    EXPECT_EQ(backend.count_kernels(0, [&] { result = matmul(gradient.cuda, x.cuda); }), 1);
+  }
+}
+
 TEST(CudaGemm, IsOneKernel) {
   SKIP_WITHOUT_GPU();
   DeviceBackend& backend = device_backend(DeviceType::cuda);
@@ -130,6 +264,18 @@ TEST(CudaGemm, IsOneKernel) {
   const Tensor bias = ones({1024}, {DType::bfloat16, kCuda});
   Tensor result = linear(x, weight, bias);
   EXPECT_EQ(backend.count_kernels(0, [&] { result = linear(x, weight, bias); }), 1);
+  const Tensor residual = ones({512, 1024}, {DType::bfloat16, kCuda});
+  result = linear_residual(x, weight, bias, residual);
+  EXPECT_EQ(backend.count_kernels(0, [&] { result = linear_residual(x, weight, bias, residual); }),
+            1);
+  const Tensor operands[] = {x, weight, bias};
+  for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
+    const auto call = [&] {
+      result = apply(get_op(op), operands, GeluAttrs{Approximate::tanh}).at(0);
+    };
+    call();
+    EXPECT_EQ(backend.count_kernels(0, call), 1) << op;
+  }
   const Tensor left = ones({6, 64, 64}, {DType::float32, kCuda});
   result = matmul(left, left);
   EXPECT_EQ(backend.count_kernels(0, [&] { result = matmul(left, left); }), 1);

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <random>
 
+#include "cuda/gemm.h"
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/row_plan.h"
 #include "cuda/strides.h"
@@ -128,6 +129,29 @@ TEST(CudaPlans, RowsFitTheirThreads) {
       EXPECT_EQ(plan.fits, cols <= std::int64_t{plan.lanes} * chunks * kRowGroup);
       if (cols <= kMaxRowThreads * chunks * kRowGroup) EXPECT_TRUE(plan.fits) << cols;
     }
+  }
+}
+
+TEST(GemmPlan, SplitsLongSumsOfSmallResultsOnly) {
+  struct Sample {
+    std::int64_t m, n, k, batch;
+    bool split;
+  };
+  const Sample samples[] = {
+      {768, 768, 32768, 1, true},    // 36 tiles: a weight gradient
+      {768, 768, 4096, 1, true},     // the same for 4096 tokens
+      {3072, 768, 32768, 1, true},   // 144 tiles: little more than one wave
+      {768, 768, 2048, 1, false},    // the sum is short
+      {32768, 768, 3072, 1, false},  // a layer's product
+      {4096, 1024, 4096, 1, true},   // 256 tiles, the last number below two waves
+      {4096, 1152, 4096, 1, false},  // 288 tiles
+      {50304, 768, 4096, 1, false},  // an output layer's weight gradient
+      {128, 128, 65536, 16, true},   // a batch counts
+      {128, 128, 65536, 264, false}, {1, 1, 1 << 20, 1, true},
+  };
+  for (const Sample& s : samples) {
+    const GemmProblem problem{.m = s.m, .n = s.n, .k = s.k, .batch = s.batch};
+    EXPECT_EQ(may_split_k(problem, 132), s.split) << s.m << " x " << s.n << " x " << s.k;
   }
 }
 
