@@ -214,38 +214,64 @@ void decompose_linears(Schedule& sch, const Matches& matches, Summary& summary) 
   summary.refused.insert(summary.refused.end(), splits.refused.begin(), splits.refused.end());
 }
 
-template <class WithLinear, class WithBias>
-void fuse_behind_linear(Schedule& sch, Summary& summary, const WithLinear& with_linear,
-                        const WithBias& with_bias, const char* name) {
-  decompose_linears(sch, sch.find(with_linear), summary);
-  attempt(summary, as_list(sch.find(with_bias)), [&](const std::vector<Subgraph>& chosen) {
-    sch.fuse({chosen, {}}, {.name = name});
-  });
-}
-
 void fuse_residual_norms(Schedule& sch, Summary& summary) {
-  fuse_behind_linear(
-      sch, summary,
-      [](const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual,
-         const Tensor& weight, const Tensor& bias) {
-        return layer_norm(dropout(linear(x, w, b), any()) + residual, weight, bias, any());
-      },
-      [](const Tensor& x, const Tensor& b, const Tensor& residual, const Tensor& weight,
-         const Tensor& bias) {
-        return layer_norm(dropout(x + b, any()) + residual, weight, bias, any());
-      },
-      "FusedResidualNorm");
+  decompose_linears(sch,
+                    sch.find([](const Tensor& x, const Tensor& w, const Tensor& b,
+                                const Tensor& residual, const Tensor& weight, const Tensor& bias) {
+                      return layer_norm(dropout(linear(x, w, b), any()) + residual, weight, bias,
+                                        any());
+                    }),
+                    summary);
+  const Matches tails = sch.find([](const Tensor& x, const Tensor& b, const Tensor& residual,
+                                    const Tensor& weight, const Tensor& bias) {
+    return layer_norm(dropout(x + b, any()) + residual, weight, bias, any());
+  });
+  attempt(summary, as_list(tails), [&](const std::vector<Subgraph>& chosen) {
+    sch.fuse({chosen, {}}, {.name = "FusedResidualNorm"});
+  });
 }
 
 void fuse_gelus(Schedule& sch, Summary& summary) {
   for (const Approximate approximate : {Approximate::none, Approximate::tanh}) {
-    fuse_behind_linear(
-        sch, summary,
-        [approximate](const Tensor& x, const Tensor& w, const Tensor& b) {
+    const Matches activated =
+        sch.find([approximate](const Tensor& x, const Tensor& w, const Tensor& b) {
           return gelu(linear(x, w, b), approximate);
-        },
-        [approximate](const Tensor& x, const Tensor& b) { return gelu(x + b, approximate); },
-        "FusedBiasGELU");
+        });
+    attempt(summary, as_list(activated), [&](const std::vector<Subgraph>& chosen) {
+      sch.fuse({chosen, {}}, {.name = "FusedLinearGELU"});
+    });
+  }
+}
+
+/// Of the matches, those whose dropout, if the pattern has one, never drops anything.
+std::vector<Subgraph> that_drop_nothing(const Matches& matches) {
+  std::vector<Subgraph> chosen;
+  for (const Subgraph& match : matches) {
+    if (captured(match, kDropout).value_or(0) == 0) chosen.push_back(match);
+  }
+  return chosen;
+}
+
+/// residual + linear(x): what a block adds to its input.
+void fuse_residuals(Schedule& sch, Summary& summary) {
+  const ReplaceOptions name{.name = "FusedLinearResidual"};
+  for (const bool drops : {false, true}) {
+    const auto branch = [drops](const Tensor& y) { return drops ? dropout(y, Any(kDropout)) : y; };
+    const Matches biased =
+        sch.find([&](const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& residual) {
+          return residual + branch(linear(x, w, b));
+        });
+    attempt(summary, that_drop_nothing(biased), [&](const std::vector<Subgraph>& chosen) {
+      sch.replace(linear_residual, {chosen, {}}, name);
+    });
+    const Matches plain = sch.find([&](const Tensor& x, const Tensor& w, const Tensor& residual) {
+      return residual + branch(linear(x, w));
+    });
+    attempt(summary, that_drop_nothing(plain), [&](const std::vector<Subgraph>& chosen) {
+      sch.replace([](const Tensor& x, const Tensor& w,
+                     const Tensor& residual) { return linear_residual(x, w, {}, residual); },
+                  {chosen, {}}, name);
+    });
   }
 }
 
@@ -264,6 +290,7 @@ Summary transformer_encoder(Schedule sch) {
   sch.trace({.flatten = true});
   fuse_residual_norms(sch, summary);
   fuse_gelus(sch, summary);
+  fuse_residuals(sch, summary);
   require_rewrites(summary, "transformer_encoder");
   return summary;
 }
@@ -273,6 +300,7 @@ Summary gpt(Schedule sch) {
   fuse_attention(sch, summary, causal_masks(sch));
   sch.trace({.flatten = true});
   fuse_gelus(sch, summary);
+  fuse_residuals(sch, summary);
   require_rewrites(summary, "gpt");
   return summary;
 }

@@ -24,11 +24,12 @@ struct Summary {
 /// ScheduleError when there is neither below `sch`.
 Summary attention(Schedule sch);
 
-/// attention(), then the tail of each residual block, layer_norm(dropout(linear(x)) + residual), and
-/// gelu(linear(x)) as one fused kernel behind the product.
+/// attention(), then the tail of each residual block, layer_norm(dropout(linear(x)) + residual), as one
+/// kernel behind the product, and gelu(linear(x)) and residual + linear(x) as one op each.
 Summary transformer_encoder(Schedule sch);
 
-/// attention() with causal masks recognized where a model builds them, then gelu(linear(x)).
+/// attention() with causal masks recognized where a model builds them, then gelu(linear(x)) and
+/// residual + linear(x) as one op each.
 Summary gpt(Schedule sch);
 
 }  // namespace tenon::schedules

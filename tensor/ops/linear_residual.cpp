@@ -32,6 +32,8 @@ std::vector<Tensor> vjp_linear_residual(const VjpContext& call) {
   return gradients;
 }
 
+std::vector<Attrs> pattern_attrs() { return {Attrs()}; }
+
 }  // namespace
 
 Op define_linear_residual() {
@@ -45,6 +47,7 @@ Op define_linear_residual() {
       .operand("residual")
       .infer(infer_linear_residual)
       .decompose(decompose)
+      .pattern_attrs(pattern_attrs)
       .flops(linear_flops)
       .vjp(vjp_linear_residual)
       .saves_inputs({0, 1})

@@ -47,8 +47,8 @@ constexpr std::int64_t kN = 72;
 
 /// Operands of one problem on both devices: A (m, k), B (n, k)ᵀ, C with gaps between rows.
 struct Operands {
-  Operands(DType dtype, DType stored, std::int64_t k, Generator& generator)
-      : k(k),
+  Operands(DType dtype, DType stored, std::int64_t depth, Generator& generator)
+      : k(depth),
         a(make_operand({kM, k}, dtype, Placement::contiguous, generator, -1, 1)),
         b(make_operand({kN, k}, dtype, Placement::contiguous, generator, -1, 1)),
         c(make_operand({kM, kN + 8}, stored, Placement::contiguous, generator, -1, 1)),

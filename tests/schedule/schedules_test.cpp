@@ -152,8 +152,8 @@ TEST(Schedules, TransformerEncoder) {
   EXPECT_TRUE(summary.refused.empty()) << summary.refused[0];
   EXPECT_EQ(count(sch.graph(), "scaled_dot_product_attention"), 3);
   EXPECT_EQ(count(sch.graph(), "bias_dropout_residual_layer_norm"), 6);
-  EXPECT_EQ(count(sch.graph(), "bias_gelu"), 3);
-  EXPECT_EQ(count(sch.graph(), "linear"), 12);  // one for q, k and v, one behind attention, two
+  EXPECT_EQ(count(sch.graph(), "linear_gelu"), 3);
+  EXPECT_EQ(count(sch.graph(), "linear"), 9);  // one for q, k and v, one behind attention, one down
   EXPECT_EQ(count(sch.graph(), "softmax") + count(sch.graph(), "layer_norm"), 0);
   expect_verified(sch);
 }
@@ -170,7 +170,22 @@ TEST(Schedules, GptRecognizesItsCausalMask) {
   EXPECT_TRUE(summary.refused.empty()) << summary.refused[0];
   EXPECT_EQ(count(sch.graph(), "scaled_dot_product_attention"), 2);
   EXPECT_EQ(count(sch.graph(), "triu"), 0) << "the mask is still computed";
-  EXPECT_EQ(count(sch.graph(), "bias_gelu"), 2);
+  EXPECT_EQ(count(sch.graph(), "linear_gelu"), 2);
+  EXPECT_EQ(count(sch.graph(), "linear_residual"), 0) << "a dropout lies in between";
+  expect_verified(sch);
+}
+
+TEST(Schedules, GptAddsResidualsInTheProduct) {
+  gpt::GptOptions options;
+  options.vocabulary = 11;
+  options.hidden = kHidden;
+  options.heads = kHeads;
+  const auto model = nn::make<gpt::Gpt>(options);
+  Schedule sch = create_schedule(model, {{"tokens", TensorSpec{DType::int64, {2, 5}, kCpu}}});
+  const schedules::Summary summary = schedules::gpt(sch);
+  EXPECT_TRUE(summary.refused.empty()) << summary.refused[0];
+  EXPECT_EQ(count(sch.graph(), "linear_residual"), 4) << to_text(sch.graph());
+  EXPECT_EQ(count(sch.graph(), "linear"), 3);  // two for queries, keys and values, the head
   expect_verified(sch);
 }
 
