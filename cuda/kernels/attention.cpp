@@ -14,6 +14,8 @@ namespace tenon::cuda {
 namespace {
 
 constexpr const char* kOp = "scaled_dot_product_attention";
+constexpr const char* kLseOp = "scaled_dot_product_attention_lse";
+
 /// The stride along `axis`, counted from the last one; 0 where the operand is broadcast.
 std::int64_t stride_from_end(const TensorView* view, int axis) {
   if (view == nullptr || axis >= view->rank()) return 0;
@@ -21,8 +23,7 @@ std::int64_t stride_from_end(const TensorView* view, int axis) {
   return view->sizes[index] == 1 ? 0 : view->strides[index];
 }
 
-/// What a call comes down to. Nothing is launched for `zero`: an empty output, no keys to sum over,
-/// or p == 1.
+/// What a call comes down to. The output of `zero` is all zeros: no keys to sum over, or p == 1.
 struct Call {
   AttentionParams params;
   bool zero = false;
@@ -47,16 +48,25 @@ Call make_call(const KernelArgs& args) {
                                     {&output, &params.output_strides}};
   set_layout(params, output.sizes, operands);
   const bool dropped = set_attributes(params, args.attributes<AttentionAttrs>(), mask, args);
-  return {params, dropped || params.keys == 0 || output.numel() == 0};
+  if (args.outputs.size() > 1) {
+    params.lse = args.outputs[1].data;
+    set_keep_bits(params, args.outputs[2]);
+  }
+  return {params, dropped || params.keys == 0};
 }
 
-/// Every row starts at a multiple of 16 bytes; a null pointer counts as aligned.
-bool has_aligned_rows(const TensorView& view) {
-  if (!has_dense_rows(view) || reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0) return false;
-  for (int axis = 0; axis < view.rank() - 1; ++axis) {
-    if (view.sizes[axis] > 1 && view.strides[axis] % 8 != 0) return false;
-  }
-  return true;
+/// Runs `launch` where there is something to compute, and writes what needs no kernel.
+template <class Launch>
+void run_call(const KernelArgs& args, const Launch& launch) {
+  const auto [params, zero] = make_call(args);
+  const Stream stream = stream_of(args);
+  if (args.outputs.size() > 1 && params.keep_bits == nullptr)
+    fill_bytes(args.outputs[2], 0xff, stream);
+  const bool wanted = params.lse != nullptr || (!zero && params.head_v > 0);
+  if (wanted && params.batches * params.length > 0) launch(params, stream);
+  if (!zero) return;
+  fill_bytes(args.outputs[0], 0, stream);
+  if (params.keep_bits != nullptr) fill_bytes(args.outputs[2], 0, stream);
 }
 
 int device_attribute(cudaDeviceAttr attribute, int device) {
@@ -66,27 +76,26 @@ int device_attribute(cudaDeviceAttr attribute, int device) {
 }
 
 void run_simt(const KernelArgs& args) {
-  const auto [params, zero] = make_call(args);
-  if (zero) return write_zeros(args.outputs[0], stream_of(args));
-  const DType dtype = args.outputs[0].dtype;
-  launch_flash_simt(params, dtype, choose_flash_simt_tiling(dtype, params.head_v), stream_of(args));
+  run_call(args, [&](const AttentionParams& params, Stream stream) {
+    const DType dtype = args.outputs[0].dtype;
+    launch_flash_simt(params, dtype, choose_flash_simt_tiling(dtype, params.head_v), stream);
+  });
 }
 
 void run_mma(const KernelArgs& args) {
   // Kernels are selected before addresses are known.
   if (!std::ranges::all_of(args.inputs.first(3), has_aligned_rows)) return run_simt(args);
-  const auto [params, zero] = make_call(args);
-  if (zero) return write_zeros(args.outputs[0], stream_of(args));
-  const Stream stream = stream_of(args);
-  const AttentionTiling tiling = choose_flash_mma_tiling(
-      params, device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
-  launch_flash_mma(params, args.outputs[0].dtype, tiling, stream);
+  run_call(args, [&](const AttentionParams& params, Stream stream) {
+    const AttentionTiling tiling = choose_flash_mma_tiling(
+        params, device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
+    launch_flash_mma(params, args.outputs[0].dtype, tiling, stream);
+  });
 }
 
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
   return flash_mma_takes(query.dtype, query.size(-1), args.inputs[2].size(-1)) &&
-         device_attribute(cudaDevAttrComputeCapabilityMajor, query.device.index) >= 8;
+         has_tensor_cores(query.device.index);
 }
 
 bool supports_simt(const KernelArgs& args) { return is_floating(args.inputs[0].dtype); }
@@ -147,17 +156,35 @@ bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
   return plan.active && plan.scale == 0;
 }
 
-void write_zeros(const TensorView& output, Stream stream) {
+void set_keep_bits(AttentionParams& params, const TensorView& keep_bits) {
+  if (!params.has_dropout || !keep_bits.present || keep_bits.numel() == 0) return;
+  params.keep_bits = static_cast<std::uint8_t*>(keep_bits.data);
+  params.keep_bits_stride = keep_bits.size(-1);
+}
+
+void fill_bytes(const TensorView& output, int byte, Stream stream) {
   if (output.numel() == 0) return;
   use_device(stream.device);
   // Strided outputs are dense: their elements fill one block of memory.
-  TENON_CUDA_CHECK(cudaMemsetAsync(output.data, 0,
+  TENON_CUDA_CHECK(cudaMemsetAsync(output.data, byte,
                                    static_cast<std::size_t>(output.numel()) * size_of(output.dtype),
                                    stream.handle));
 }
 
 bool has_dense_rows(const TensorView& view) {
   return view.rank() >= 1 && (view.size(-1) <= 1 || view.stride(-1) == 1);
+}
+
+bool has_aligned_rows(const TensorView& view) {
+  if (!has_dense_rows(view) || reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0) return false;
+  for (int axis = 0; axis < view.rank() - 1; ++axis) {
+    if (view.sizes[axis] > 1 && view.strides[axis] % 8 != 0) return false;
+  }
+  return true;
+}
+
+bool has_tensor_cores(int device) {
+  return device_attribute(cudaDevAttrComputeCapabilityMajor, device) >= 8;
 }
 
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
@@ -205,10 +232,12 @@ AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v) {
 }
 
 void register_attention_kernels() {
-  register_kernel(kOp, DeviceType::cuda,
-                  {"cuda.flash_mma", run_mma, supports_mma, accepts_mma, true});
-  register_kernel(kOp, DeviceType::cuda,
-                  {"cuda.flash_simt", run_simt, supports_simt, accepts_simt, true});
+  for (const char* op : {kOp, kLseOp}) {
+    register_kernel(op, DeviceType::cuda,
+                    {"cuda.flash_mma", run_mma, supports_mma, accepts_mma, true});
+    register_kernel(op, DeviceType::cuda,
+                    {"cuda.flash_simt", run_simt, supports_simt, accepts_simt, true});
+  }
 }
 
 }  // namespace tenon::cuda

@@ -59,6 +59,11 @@ struct AttentionParams {
   std::uint32_t dropout_threshold;
   double keep_scale;  // 1/(1-p); 0 when everything is dropped
 
+  // What the gradient reads, row-major; written in the forward pass, and null where not wanted.
+  void* lse;                      // (batches, length) of the compute type, natural logarithm
+  std::uint8_t* keep_bits;        // (batches, length, keep_bits_stride): a bit for each key
+  std::int64_t keep_bits_stride;  // bytes, a multiple of 16
+
   std::int64_t row_blocks;  // tiles of query rows; set by the launchers
 };
 
@@ -91,11 +96,17 @@ void set_layout(AttentionParams& params, const Extents& sizes,
 /// Fills in scale, causality and mask, and the dropout; true when that drops everything.
 bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
                     const TensorView& mask, const KernelArgs& args);
-/// Writes zeros to a dense tensor.
-void write_zeros(const TensorView& output, Stream stream);
+/// Where the kernels keep, or find, the decisions of an active dropout; without one they are unused.
+void set_keep_bits(AttentionParams& params, const TensorView& keep_bits);
+/// Sets every byte of a dense tensor.
+void fill_bytes(const TensorView& output, int byte, Stream stream);
 /// The elements of the last axis are neighbours.
 bool has_dense_rows(const TensorView& view);
+/// has_dense_rows, and every row of 16-bit elements starts at a multiple of 16 bytes.
+bool has_aligned_rows(const TensorView& view);
 
+/// Whether a device has the tensor cores that the mma kernels use: compute capability 8.0.
+bool has_tensor_cores(int device);
 /// Whether flash_mma can take these sizes: 16-bit floats, head sizes multiples of 8 up to 256.
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 /// Tiles of flash_mma: 128 rows, or 64 where 128 would leave multiprocessors idle, for masks, and

@@ -3,18 +3,12 @@
 
 #include <algorithm>
 
-#include "cuda/context.h"
 #include "cuda/kernels/register.h"
 
 namespace tenon::cuda {
 namespace {
 
-enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask };
-
-struct Call {
-  AttentionBackwardParams params;
-  bool zero = false;  // nothing reaches the operands
-};
+enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask, kLse, kKeepBits };
 
 void set_layout(AttentionBackwardParams& params, const KernelArgs& args) {
   const TensorView* mask = args.inputs[kMask].present ? &args.inputs[kMask] : nullptr;
@@ -32,7 +26,7 @@ void set_layout(AttentionBackwardParams& params, const KernelArgs& args) {
   cuda::set_layout(params, args.inputs[kGrad].sizes, operands);
 }
 
-Call make_call(const KernelArgs& args) {
+AttentionBackwardParams make_params(const KernelArgs& args) {
   AttentionBackwardParams params{};
   params.grad = args.inputs[kGrad].data;
   params.query = args.inputs[kQuery].data;
@@ -51,38 +45,81 @@ Call make_call(const KernelArgs& args) {
   const auto& attributes = args.attributes<AttentionBackwardAttrs>();
   params.scale = attributes.scale.value();
   const bool dropped = set_attributes(params, attributes, args.inputs[kMask], args);
-  return {params, dropped || params.batches * params.length * params.keys == 0};
+  if (args.inputs[kLse].present) params.lse = args.inputs[kLse].data;
+  set_keep_bits(params, args.inputs[kKeepBits]);
+  params.statistics = args.workspace;
+  params.zero = dropped || params.batches * params.length * params.keys == 0;
+  return params;
 }
 
 void run_simt(const KernelArgs& args) {
-  auto [params, zero] = make_call(args);
+  const AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
-  if (zero) {
-    for (const TensorView& output : args.outputs) write_zeros(output, stream);
+  if (params.zero) {
+    for (const TensorView& output : args.outputs) fill_bytes(output, 0, stream);
     return;
   }
+  launch_backward_simt(params, args.inputs[kQuery].dtype, stream);
+}
+
+void run_mma(const KernelArgs& args) {
+  const AttentionBackwardParams params = make_params(args);
+  const Stream stream = stream_of(args);
   const DType dtype = args.inputs[kQuery].dtype;
-  const ScratchMemory statistics(stream.device, attention_statistics_bytes(params, dtype));
-  params.statistics = statistics.data();
+  // Kernels are selected before addresses are known.
+  const bool aligned = std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows);
+  if (aligned || params.zero) return launch_backward_mma(params, dtype, stream);
   launch_backward_simt(params, dtype, stream);
+}
+
+bool supports_mma(const KernelArgs& args) {
+  const TensorView& query = args.inputs[kQuery];
+  const bool drops = args.attributes<AttentionBackwardAttrs>().dropout_p != 0;
+  return backward_mma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
+         !args.inputs[kMask].present && args.inputs[kLse].present &&
+         (!drops || args.inputs[kKeepBits].present) && has_tensor_cores(query.device.index);
+}
+
+bool accepts_mma(int operand, const TensorView& view) {
+  return operand >= kLse ? view.is_contiguous() : operand == kMask || has_aligned_rows(view);
 }
 
 bool supports_simt(const KernelArgs& args) { return is_floating(args.inputs[kQuery].dtype); }
 
 bool accepts_simt(int operand, const TensorView& view) {
-  return operand == kMask || has_dense_rows(view);
+  return operand == kMask || (operand >= kLse ? view.is_contiguous() : has_dense_rows(view));
+}
+
+std::size_t statistics_bytes(const KernelArgs& args) {
+  const TensorView& query = args.inputs[kQuery];
+  std::int64_t rows = 1;
+  for (int axis = 0; axis < query.rank() - 1; ++axis) rows *= query.sizes[axis];
+  return static_cast<std::size_t>(2 * rows) * size_of(accumulation_dtype(query.dtype));
 }
 
 }  // namespace
 
-std::size_t attention_statistics_bytes(const AttentionParams& params, DType dtype) {
-  return static_cast<std::size_t>(2 * params.batches * params.length) *
-         size_of(accumulation_dtype(dtype));
+bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
+  return flash_mma_takes(dtype, head, head_v) && std::max(head, head_v) <= 128;
 }
 
 void register_attention_backward_kernels() {
-  register_kernel("scaled_dot_product_attention_backward", DeviceType::cuda,
-                  {"cuda.flash_backward_simt", run_simt, supports_simt, accepts_simt, true});
+  constexpr const char* kOp = "scaled_dot_product_attention_backward";
+  register_kernel(kOp, DeviceType::cuda,
+                  {.name = "cuda.flash_backward_mma",
+                   .run = run_mma,
+                   .supports = supports_mma,
+                   .accepts = accepts_mma,
+                   .strided_output = true,
+                   .sliced_output = true,
+                   .workspace_bytes = statistics_bytes});
+  register_kernel(kOp, DeviceType::cuda,
+                  {.name = "cuda.flash_backward_simt",
+                   .run = run_simt,
+                   .supports = supports_simt,
+                   .accepts = accepts_simt,
+                   .strided_output = true,
+                   .workspace_bytes = statistics_bytes});
 }
 
 }  // namespace tenon::cuda

@@ -10,7 +10,7 @@
 
 namespace tenon::cuda {
 
-/// A launch; `output` of AttentionParams is the forward's, which is only read.
+/// A launch; `output`, `lse` and `keep_bits` of AttentionParams are the forward's, which are only read.
 struct AttentionBackwardParams : AttentionParams {
   const void* grad;
   void* d_query;
@@ -27,10 +27,15 @@ struct AttentionBackwardParams : AttentionParams {
   /// Two values of the compute type for each of batches x length queries: log2 of the sum of its
   /// probabilities' powers of two, then, `batches · length` further on, Σ grad∘output.
   void* statistics;
+  bool zero;  // nothing reaches the operands: their gradients are 0
 };
 
-/// Bytes of AttentionBackwardParams::statistics.
-std::size_t attention_statistics_bytes(const AttentionParams& params, DType dtype);
+/// Whether backward_mma can take a call: 16-bit floats, head sizes multiples of 8 up to 128.
+bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
+
+/// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something is
+/// dropped. Rows of grad, query, key, value and output are aligned to 16 bytes unless `zero`.
+void launch_backward_mma(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
 /// Multiply-adds: any floating dtype, rows of grad, query, key, value and output dense. All sizes
 /// but those of the heads are > 0.

@@ -4,7 +4,7 @@
 //   P  = 2^(Q·Kᵀ·scale·log2(e) + mask·log2(e) - lse)      D = dropout mask, 1/(1-p) where kept
 //   dV = (P∘D)ᵀ·dO        dS = P∘(D∘(dO·Vᵀ) - Σ dO∘O)     dQ = dS·K·scale     dK = dSᵀ·Q·scale
 //
-// First lse and Σ dO∘O of every query; then a pass for each gradient. A block owns 64 rows (queries
+// First lse, unless the forward kept it, and Σ dO∘O of every query; then a pass for each gradient. A block owns 64 rows (queries
 // for dQ, keys for dK and dV) and a slice of at most kSlice columns, walks over tiles of the other
 // side, computes its tile of P or dS again, and multiplies it with what that side holds. The pass for
 // an additive mask owns a tile of it and walks over everything that was repeated along it.
@@ -64,19 +64,6 @@ struct BackwardShared {
   std::uint8_t keep[Tile::kQueries * Tile::kKeys / 8];
   BackwardBatch<typename Tile::T> batch;
 };
-
-/// Where the elements of `batch` start in an operand.
-__device__ __forceinline__ std::int64_t batch_offset(const AttentionParams& params,
-                                                     const AttentionOperand& operand,
-                                                     std::int64_t batch) {
-  std::int64_t offset = 0;
-  for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
-    const std::int64_t rest = divide(batch, params.batch_sizes[axis]);
-    offset += (batch - rest * params.batch_sizes[axis]) * operand.batch[axis];
-    batch = rest;
-  }
-  return offset;
-}
 
 template <class T>
 __device__ __forceinline__ Matrix<T> matrix_of(const AttentionParams& params, const void* data,
@@ -149,8 +136,13 @@ __device__ __forceinline__ void stage_queries(const AttentionBackwardParams& par
   if (!params.has_dropout) return;
   constexpr int kGroups = Tile::kKeys / 8;
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kQueries * kGroups; i += kSimtThreads) {
-    shared.keep[i] = static_cast<std::uint8_t>(dropout_bits8(
-        params.dropout_key, first + i / kGroups, key0 / 8 + i % kGroups, params.dropout_threshold));
+    const std::int64_t row = first + i / kGroups, group = key0 / 8 + i % kGroups;
+    if (params.keep_bits == nullptr) {
+      shared.keep[i] = static_cast<std::uint8_t>(
+          dropout_bits8(params.dropout_key, row, group, params.dropout_threshold));
+    } else if (query0 + i / kGroups < params.length) {
+      shared.keep[i] = params.keep_bits[row * params.keep_bits_stride + group];
+    }
   }
 }
 
@@ -331,7 +323,8 @@ __global__ __launch_bounds__(kSimtThreads) void statistics_kernel(
     top[i] = -static_cast<C>(INFINITY);
     sum[i] = C(0);
   }
-  const std::int64_t end = visible_keys(params, row0 + kSimtRows);
+  const auto* lse = static_cast<const C*>(params.lse);
+  const std::int64_t end = lse == nullptr ? visible_keys(params, row0 + kSimtRows) : 0;
   for (std::int64_t key0 = 0; key0 < end; key0 += Tile::kColumns) {
     C score[kThreadRows][Tile::kThreadColumns] = {};
     add_products<Tile>(shared, shared.batch.query, row0, shared.batch.key, key0, score, y, x);
@@ -372,7 +365,9 @@ __global__ __launch_bounds__(kSimtThreads) void statistics_kernel(
     delta = reduce_across(delta, [](C a, C b) { return a + b; });
     if (x != 0 || query >= params.length) continue;
     const std::int64_t index = batch * params.length + query;
-    statistics[index] = top[i] + log2(total);  // -inf where no key is visible
+    // -inf where no key is visible
+    statistics[index] =
+        lse == nullptr ? top[i] + log2(total) : lse[index] * static_cast<C>(1 / kLn2);
     statistics[params.batches * params.length + index] = delta;
   }
 }

@@ -18,6 +18,7 @@ struct AttentionBlock {
   const T* value;
   const char* mask;  // bool or T, by mask_kind
   T* output;
+  std::uint32_t forward;  // of the dropout key, read from memory once
 };
 
 static_assert(sizeof(AttentionBlock<float>) <= kAttentionBlockBytes);
@@ -26,6 +27,19 @@ __device__ __forceinline__ std::int64_t divide(std::int64_t a, std::int64_t b) {
   // 64-bit division is several times slower, and almost never needed.
   if (((a | b) >> 32) == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
   return a / b;
+}
+
+/// Where the elements of `batch` start in an operand.
+__device__ __forceinline__ std::int64_t batch_offset(const AttentionParams& params,
+                                                     const AttentionOperand& operand,
+                                                     std::int64_t batch) {
+  std::int64_t offset = 0;
+  for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
+    const std::int64_t rest = divide(batch, params.batch_sizes[axis]);
+    offset += (batch - rest * params.batch_sizes[axis]) * operand.batch[axis];
+    batch = rest;
+  }
+  return offset;
 }
 
 /// Finds batch and row tile of a block. Causal blocks start with the longest rows.
@@ -56,8 +70,16 @@ __device__ __forceinline__ AttentionBlock<T> locate_block(const AttentionParams&
   const std::int64_t mask_element = params.mask_kind == AttentionMask::additive ? sizeof(T) : 1;
   result.mask = static_cast<const char*>(params.mask) + mask * mask_element;
   result.output = static_cast<T*>(params.output) + output;
+  result.forward = params.has_dropout ? forward_of(params.dropout_key) : 0;
   return result;
 }
+
+/// The dropout key with the forward number that its block has read.
+__device__ __forceinline__ DropoutKey with_forward(const DropoutKey& key, std::uint32_t forward) {
+  return {key.seed, forward, key.site};
+}
+
+constexpr double kLn2 = 0.6931471805599453;
 
 /// Keys that a tile of query rows ending before `row_end` can see.
 __device__ __forceinline__ std::int64_t visible_keys(const AttentionParams& params,

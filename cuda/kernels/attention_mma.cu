@@ -6,8 +6,7 @@
 // keys. Keys and values go through two buffers in shared memory: the copy of the next tile runs while
 // this one is computed. Scores stay in registers: as C fragments of Q·Kᵀ they are, rounded, the A
 // fragments of P·V. Two 16-row fragments a warp halve the shared memory traffic of keys and values.
-#include "cuda/device/mma.cuh"
-#include "cuda/kernels/attention_common.cuh"
+#include "cuda/kernels/attention_mma.cuh"
 #include "cuda/launch.h"
 
 namespace tenon::cuda {
@@ -15,7 +14,6 @@ namespace {
 
 constexpr int kMmaThreads = 128;
 constexpr int kMmaWarps = kMmaThreads / 32;
-constexpr unsigned kFullWarp = 0xffffffffU;
 // A row's maximum may lag by this many powers of two: results are exact all the same, and the
 // accumulators are rescaled a few times a row instead of once a tile. 2^8 fits float16.
 constexpr float kMaxLag = 8.0F;
@@ -24,6 +22,7 @@ constexpr float kMaxLag = 8.0F;
 template <class T_, int kHead_, int kRows_, int kKeys_, AttentionVariant kVariant_>
 struct MmaTile {
   using T = T_;
+  static constexpr int kThreads = kMmaThreads;
   static constexpr int kHead = kHead_;
   static constexpr int kRows = kRows_;
   static constexpr int kKeys = kKeys_;
@@ -31,14 +30,11 @@ struct MmaTile {
   static constexpr bool kMayDrop = kVariant_ != AttentionVariant::plain;
   static constexpr int kWarpRows = kRows / kMmaWarps;
   static constexpr int kRowTiles = kWarpRows / 16;  // fragments of a warp along the rows
-  static constexpr int kKeyTiles = kKeys / 8;       // C fragments of the scores along the keys
-  static constexpr int kHeadTiles = kHead / 8;      // C fragments of the output along the head
-  static constexpr int kHeadSteps = kHead / 16;     // products along the head
-  static constexpr int kChunks = kHead / 8;         // 16-byte chunks of a row
-  static constexpr int kRowBytes = kHead * 2;
+  static constexpr int kColumnTiles = kKeys / 8;    // C fragments of the scores along the keys
+  static constexpr int kCalls = kColumnTiles / 2;   // Philox calls of a lane for 16 rows
   static constexpr bool kQueryInRegisters = kHead <= 64;
-  static constexpr int kQueryBytes = kRows * kRowBytes;
-  static constexpr int kKeyBytes = kKeys * kRowBytes;
+  static constexpr int kQueryBytes = kRows * kHead * 2;
+  static constexpr int kKeyBytes = kKeys * kHead * 2;
   static constexpr int kStageBytes = 2 * kKeyBytes;  // keys, then values
   static constexpr int kTileBytes = kQueryBytes + 2 * kStageBytes;
   static constexpr int kSharedBytes = kTileBytes + static_cast<int>(kAttentionBlockBytes);
@@ -48,34 +44,10 @@ struct MmaTile {
 /// The registers of one warp. Index [i][h]: row 16·i + 8·h + g of the warp's rows.
 template <class Tile>
 struct MmaState {
-  float output[Tile::kRowTiles][Tile::kHeadTiles][4];
+  Sums<Tile> output;
   float top[Tile::kRowTiles][2];  // running maximum, in units of log2
   float sum[Tile::kRowTiles][2];  // of the columns that this lane holds
 };
-
-/// Byte offset of a 16-byte chunk in a tile whose rows are Tile::kRowBytes long. The exclusive or
-/// spreads 8 rows of one chunk over all banks: ldmatrix reads without conflicts.
-template <class Tile>
-__device__ __forceinline__ int chunk_offset(int row, int chunk) {
-  return row * Tile::kRowBytes + ((chunk ^ (row & 7)) << 4);
-}
-
-/// Starts copying kTileRows rows of `global`; rows from `rows` on and chunks from `chunks` on are 0.
-template <class Tile, int kTileRows>
-__device__ __forceinline__ void copy_tile(std::uint32_t shared, const typename Tile::T* global,
-                                          std::int64_t stride, std::int64_t rows, int chunks) {
-  constexpr int kStep = kMmaThreads / Tile::kChunks;
-  static_assert(kTileRows % kStep == 0);
-  const int chunk = static_cast<int>(threadIdx.x) % Tile::kChunks;
-  const int first = static_cast<int>(threadIdx.x) / Tile::kChunks;
-  const auto* source = global + first * stride + chunk * 8;
-#pragma unroll
-  for (int i = 0; i < kTileRows / kStep; ++i) {
-    const int row = first + i * kStep;
-    copy_async16(shared + chunk_offset<Tile>(row, chunk), source, row < rows && chunk < chunks);
-    source += kStep * stride;
-  }
-}
 
 /// Starts copying the keys and values of the tile that begins at `key`.
 template <class Tile>
@@ -90,66 +62,11 @@ __device__ __forceinline__ void copy_keys(const AttentionParams& params,
                                params.value_strides.row, rows, static_cast<int>(params.head_v / 8));
 }
 
-/// A fragments of the warp's rows for columns 16·step… of the head.
-template <class Tile>
-__device__ __forceinline__ void load_query(std::uint32_t (&query)[Tile::kRowTiles][4],
-                                           std::uint32_t shared_query, int warp_row, int lane,
-                                           int step) {
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-    const int row = warp_row + 16 * i + (lane & 15);
-    load_matrices(query[i], (shared_query + chunk_offset<Tile>(row, lane >> 4)) ^ (step << 5));
-  }
-}
-
-/// score += Q·Kᵀ for one 16-column step of the head.
-template <class Tile>
-__device__ __forceinline__ void add_key_products(
-    float (&score)[Tile::kRowTiles][Tile::kKeyTiles][4],
-    const std::uint32_t (&query)[Tile::kRowTiles][4], std::uint32_t keys, int lane, int step) {
-  const int row = ((lane >> 4) << 3) + (lane & 7);
-  // The tile's base is aligned to rows, so a step is an exclusive or of the swizzled address.
-  const std::uint32_t base = (keys + chunk_offset<Tile>(row, (lane >> 3) & 1)) ^ (step << 5);
-#pragma unroll
-  for (int j = 0; j < Tile::kKeyTiles / 2; ++j) {
-    std::uint32_t key[4];
-    load_matrices(key, base + j * 16 * Tile::kRowBytes);
-#pragma unroll
-    for (int i = 0; i < Tile::kRowTiles; ++i) {
-      mma_m16n8k16<typename Tile::T>(score[i][2 * j], query[i], key[0], key[1]);
-      mma_m16n8k16<typename Tile::T>(score[i][2 * j + 1], query[i], key[2], key[3]);
-    }
-  }
-}
-
-/// output += P·V; `p` holds A fragments: p[i][j][h] is rows h of row tile i, key tile j.
-template <class Tile>
-__device__ __forceinline__ void add_value_products(
-    MmaState<Tile>& state, const std::uint32_t (&p)[Tile::kRowTiles][Tile::kKeyTiles][2],
-    std::uint32_t values, int lane) {
-#pragma unroll
-  for (int step = 0; step < Tile::kKeyTiles / 2; ++step) {
-    const std::uint32_t base = values + chunk_offset<Tile>(16 * step + (lane & 15), lane >> 4);
-#pragma unroll
-    for (int d = 0; d < Tile::kHeadTiles / 2; ++d) {
-      std::uint32_t value[4];
-      load_matrices_transposed(value, base ^ (d << 5));
-#pragma unroll
-      for (int i = 0; i < Tile::kRowTiles; ++i) {
-        const std::uint32_t a[4] = {p[i][2 * step][0], p[i][2 * step][1], p[i][2 * step + 1][0],
-                                    p[i][2 * step + 1][1]};
-        mma_m16n8k16<typename Tile::T>(state.output[i][2 * d], a, value[0], value[1]);
-        mma_m16n8k16<typename Tile::T>(state.output[i][2 * d + 1], a, value[2], value[3]);
-      }
-    }
-  }
-}
-
 /// Applies scale and mask (general variant), and hides keys past the end or after the query.
 template <class Tile>
 __device__ __forceinline__ void hide_scores(const AttentionParams& params, const char* mask,
-                                            float (&score)[Tile::kRowTiles][Tile::kKeyTiles][4],
-                                            std::int64_t row0, std::int64_t key0, int lane) {
+                                            Scores<Tile>& score, std::int64_t row0,
+                                            std::int64_t key0, int lane) {
   const bool edge =
       key0 + Tile::kKeys > params.keys || (params.is_causal && key0 + Tile::kKeys - 1 > row0);
   const bool masked = !Tile::kPlainScores && params.mask_kind != AttentionMask::none;
@@ -164,7 +81,7 @@ __device__ __forceinline__ void hide_scores(const AttentionParams& params, const
       const std::int64_t row = row0 + 16 * i + 8 * h + (lane >> 2);
       const int seen = seen_keys(params, row, key0, present);
 #pragma unroll
-      for (int j = 0; j < Tile::kKeyTiles; ++j) {
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const int column = 8 * j + 2 * (lane & 3) + c;
@@ -182,10 +99,8 @@ __device__ __forceinline__ void hide_scores(const AttentionParams& params, const
 
 /// Online softmax: turns scores into probabilities relative to state.top, rounded to A fragments.
 template <class Tile>
-__device__ __forceinline__ void update_softmax(
-    const AttentionParams& params, MmaState<Tile>& state,
-    const float (&score)[Tile::kRowTiles][Tile::kKeyTiles][4],
-    std::uint32_t (&p)[Tile::kRowTiles][Tile::kKeyTiles][2]) {
+__device__ __forceinline__ void update_softmax(const AttentionParams& params, MmaState<Tile>& state,
+                                               const Scores<Tile>& score, Weights<Tile>& p) {
   const float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
   float top[Tile::kRowTiles][2];
   bool grew = false;
@@ -195,7 +110,7 @@ __device__ __forceinline__ void update_softmax(
     for (int h = 0; h < 2; ++h) {
       float highest = score[i][0][2 * h];
 #pragma unroll
-      for (int j = 0; j < Tile::kKeyTiles; ++j) {
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
         highest = fmaxf(highest, fmaxf(score[i][j][2 * h], score[i][j][2 * h + 1]));
       }
       highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 1));
@@ -214,7 +129,7 @@ __device__ __forceinline__ void update_softmax(
         state.top[i][h] = top[i][h];
         state.sum[i][h] *= factor;
 #pragma unroll
-        for (int d = 0; d < Tile::kHeadTiles; ++d) {
+        for (int d = 0; d < kHeadTiles<Tile>; ++d) {
           state.output[i][d][2 * h] *= factor;
           state.output[i][d][2 * h + 1] *= factor;
         }
@@ -227,7 +142,7 @@ __device__ __forceinline__ void update_softmax(
     for (int h = 0; h < 2; ++h) {
       const float offset = state.top[i][h] == -INFINITY ? 0.0F : state.top[i][h];
 #pragma unroll
-      for (int j = 0; j < Tile::kKeyTiles; ++j) {
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
         const float p0 = exp2_approximate(fmaf(score[i][j][2 * h], scale, -offset));
         const float p1 = exp2_approximate(fmaf(score[i][j][2 * h + 1], scale, -offset));
         state.sum[i][h] += p0;
@@ -239,43 +154,85 @@ __device__ __forceinline__ void update_softmax(
 }
 
 /// Keep decisions of 16 rows x kKeys columns, one Philox call per 8 columns and none twice: lane t
-/// of a quad draws rows 8·(t&1) + g of key tiles 2·c + (t>>1). Of call c, word w (columns 2w, 2w+1
-/// of that key tile) the decisions are bits 15 - (4c+w) and 31 - (4c+w).
+/// of a quad draws row 8·(t&1) + g of the kCalls key tiles from kCalls·(t>>1) on. Of call c, word w
+/// (columns 2w, 2w+1 of that key tile) the decisions are bits 4c+w and 16 + 4c+w.
 template <class Tile>
 __device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& params,
-                                                      std::int64_t row, std::int64_t key0,
-                                                      int lane) {
+                                                      const DropoutKey& key, std::int64_t row,
+                                                      std::int64_t key0, int lane) {
   constexpr std::uint32_t kTops = 0x80008000U;
   const std::uint32_t threshold = params.dropout_threshold * 0x10001U;
   const std::uint32_t low_bits = threshold & ~kTops;
-  const std::int64_t group = (key0 >> 3) + ((lane & 3) >> 1);
+  const std::int64_t group = (key0 >> 3) + ((lane & 3) >> 1) * Tile::kCalls;
   std::uint32_t bits = 0;
 #pragma unroll 2
-  for (int call = 0; call < Tile::kKeyTiles / 2; ++call) {
-    const PhiloxBlock random = dropout_random8(params.dropout_key, row, group + 2 * call);
+  for (int call = 0; call < Tile::kCalls; ++call) {
+    const PhiloxBlock random = dropout_random8(key, row, group + call);
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       // Both half-words at once: the top bit of each is set where half-word >= threshold.
       const std::uint32_t x = random.word[w];
       const std::uint32_t difference = (x | kTops) - low_bits;
       const std::uint32_t keep = (x & ~threshold) | (~(x ^ threshold) & difference);
-      bits |= (keep & kTops) >> (4 * call + w);
+      bits |= (keep & kTops) >> (15 - (4 * call + w));
     }
   }
   return bits;
 }
 
+/// Bits n and 16 + n of x to bits 2n and 2n + 1: draw_dropout's decisions in the order of the columns.
+__device__ __forceinline__ std::uint32_t interleave_halves(std::uint32_t x) {
+  std::uint32_t swapped = (x ^ (x >> 8)) & 0x0000ff00U;
+  x ^= swapped ^ (swapped << 8);
+  swapped = (x ^ (x >> 4)) & 0x00f000f0U;
+  x ^= swapped ^ (swapped << 4);
+  swapped = (x ^ (x >> 2)) & 0x0c0c0c0cU;
+  x ^= swapped ^ (swapped << 2);
+  swapped = (x ^ (x >> 1)) & 0x22222222U;
+  return x ^ swapped ^ (swapped << 1);
+}
+
+/// Keeps this lane's decisions for the gradient; `row` counts over all batches.
+template <class Tile>
+__device__ __forceinline__ void store_keep_bits(const AttentionParams& params, std::int64_t row,
+                                                std::int64_t key0, std::uint32_t bits, int lane) {
+  using Word = std::conditional_t<Tile::kCalls == 4, std::uint32_t, std::uint16_t>;
+  static_assert(sizeof(Word) == Tile::kCalls);
+  std::uint8_t* target = params.keep_bits + row * params.keep_bits_stride + (key0 >> 3);
+  reinterpret_cast<Word*>(target)[(lane & 3) >> 1] = static_cast<Word>(interleave_halves(bits));
+}
+
 /// Zeroes the dropped probabilities of one row tile; `bits` is this lane's draw_dropout.
 template <class Tile>
-__device__ __forceinline__ void drop(std::uint32_t (&p)[Tile::kKeyTiles][2], std::uint32_t bits,
+__device__ __forceinline__ void drop(std::uint32_t (&p)[Tile::kColumnTiles][2], std::uint32_t bits,
                                      int lane) {
 #pragma unroll
   for (int source = 0; source < 4; ++source) {
-    const std::uint32_t drawn = __shfl_sync(kFullWarp, bits, source, 4) << (lane & 3);
+    const std::uint32_t drawn = __shfl_sync(kFullWarp, bits, source, 4) << (3 - (lane & 3));
 #pragma unroll
-    for (int call = 0; call < Tile::kKeyTiles / 2; ++call) {
-      p[2 * call + (source >> 1)][source & 1] &= spread_half_signs(drawn << (4 * call));
+    for (int call = 0; call < Tile::kCalls; ++call) {
+      p[Tile::kCalls * (source >> 1) + call][source & 1] &=
+          spread_half_signs(drawn << (12 - 4 * call));
     }
+  }
+}
+
+/// Draws and applies the dropout of the warp's rows, the first of which is `row0`.
+template <class Tile>
+__device__ __forceinline__ void apply_dropout(const AttentionParams& params,
+                                              const AttentionBlock<typename Tile::T>& block,
+                                              Weights<Tile>& p, std::int64_t row0,
+                                              std::int64_t key0, int lane) {
+  const DropoutKey key = with_forward(params.dropout_key, block.forward);
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+    const std::int64_t query = row0 + 16 * i + 8 * (lane & 1) + (lane >> 2);
+    const std::int64_t row = block.batch * params.length + query;
+    const std::uint32_t bits = draw_dropout<Tile>(params, key, row, key0, lane);
+    if (params.keep_bits != nullptr && query < params.length) {
+      store_keep_bits<Tile>(params, row, key0, bits, lane);
+    }
+    drop<Tile>(p[i], bits, lane);
   }
 }
 
@@ -285,7 +242,8 @@ __device__ __forceinline__ void write_output(const AttentionParams& params,
                                              const AttentionBlock<typename Tile::T>& block,
                                              MmaState<Tile>& state, unsigned char* shared_query,
                                              int warp_row, int lane) {
-  using T = typename Tile::T;
+  const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
+  float factor[Tile::kRowTiles][2];
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
@@ -293,36 +251,18 @@ __device__ __forceinline__ void write_output(const AttentionParams& params,
       float sum = state.sum[i][h];
       sum += __shfl_xor_sync(kFullWarp, sum, 1);
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
-      const float factor = static_cast<float>(params.keep_scale) / sum;
-      const int row = warp_row + 16 * i + 8 * h + (lane >> 2);
-#pragma unroll
-      for (int d = 0; d < Tile::kHeadTiles; ++d) {
-        *reinterpret_cast<std::uint32_t*>(shared_query + chunk_offset<Tile>(row, d) +
-                                          4 * (lane & 3)) =
-            pack_floats<T>(state.output[i][d][2 * h] * factor,
-                           state.output[i][d][2 * h + 1] * factor);
+      factor[i][h] = static_cast<float>(params.keep_scale) / sum;
+      const std::int64_t query = row0 + 16 * i + 8 * h + (lane >> 2);
+      if (params.lse != nullptr && (lane & 3) == 0 && query < params.length) {
+        static_cast<float*>(params.lse)[block.batch * params.length + query] =
+            (state.top[i][h] + log2f(sum)) * static_cast<float>(kLn2);
       }
     }
   }
-  __syncwarp();
-  T* output = block.output;
-  const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
-  const std::int64_t row_stride = params.output_strides.row;
-  const std::int64_t column_stride = params.output_strides.column;
-  const auto chunks = static_cast<int>(params.head_v / 8);
-  const bool whole_chunks = column_stride == 1 && row_stride % 8 == 0 &&
-                            reinterpret_cast<std::uintptr_t>(output) % 16 == 0;
-  for (int index = lane; index < Tile::kWarpRows * Tile::kChunks; index += 32) {
-    const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
-    if (chunk >= chunks || row0 + row >= params.length) continue;
-    const unsigned char* source = shared_query + chunk_offset<Tile>(warp_row + row, chunk);
-    T* target = output + (row0 + row) * row_stride + chunk * 8 * column_stride;
-    if (whole_chunks) {
-      *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
-    } else {
-      for (int c = 0; c < 8; ++c) target[c * column_stride] = reinterpret_cast<const T*>(source)[c];
-    }
-  }
+  const AttentionOperand& strides = params.output_strides;
+  write_rows<Tile>({block.output + row0 * strides.row, strides.row, strides.column,
+                    params.length - row0, static_cast<int>(params.head_v)},
+                   state.output, factor, shared_query, warp_row, lane);
 }
 
 /// One tile of keys for one warp.
@@ -331,34 +271,29 @@ __device__ __forceinline__ void attend(
     const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
     MmaState<Tile>& state,
     const std::uint32_t (
-        &query)[Tile::kQueryInRegisters ? Tile::kHeadSteps : 1][Tile::kRowTiles][4],
+        &query)[Tile::kQueryInRegisters ? kHeadSteps<Tile> : 1][Tile::kRowTiles][4],
     std::uint32_t shared_query, std::uint32_t stage, int warp_row, std::int64_t key0, int lane) {
   const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
   // Rows past the end, and keys after all of the warp's rows, contribute nothing.
   if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
-  float score[Tile::kRowTiles][Tile::kKeyTiles][4] = {};
+  Scores<Tile> score = {};
 #pragma unroll
-  for (int step = 0; step < Tile::kHeadSteps; ++step) {
+  for (int step = 0; step < kHeadSteps<Tile>; ++step) {
     if constexpr (Tile::kQueryInRegisters) {
-      add_key_products<Tile>(score, query[step], stage, lane, step);
+      add_row_products<Tile>(score, query[step], stage, lane, step);
     } else {
       std::uint32_t fragment[Tile::kRowTiles][4];
-      load_query<Tile>(fragment, shared_query, warp_row, lane, step);
-      add_key_products<Tile>(score, fragment, stage, lane, step);
+      load_rows<Tile>(fragment, shared_query, warp_row, lane, step);
+      add_row_products<Tile>(score, fragment, stage, lane, step);
     }
   }
   hide_scores<Tile>(params, block.mask, score, row0, key0, lane);
-  std::uint32_t p[Tile::kRowTiles][Tile::kKeyTiles][2];
+  Weights<Tile> p;
   update_softmax<Tile>(params, state, score, p);
   if (Tile::kMayDrop && (Tile::kPlainScores || params.has_dropout)) {
-#pragma unroll
-    for (int i = 0; i < Tile::kRowTiles; ++i) {
-      const std::int64_t row =
-          block.batch * params.length + row0 + 16 * i + 8 * (lane & 1) + (lane >> 2);
-      drop<Tile>(p[i], draw_dropout<Tile>(params, row, key0, lane), lane);
-    }
+    apply_dropout<Tile>(params, block, p, row0, key0, lane);
   }
-  add_value_products<Tile>(state, p, stage + Tile::kKeyBytes, lane);
+  add_weighted_rows<Tile>(state.output, p, stage + Tile::kKeyBytes, lane);
 }
 
 template <class Tile>
@@ -385,7 +320,7 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
   MmaState<Tile> state{};
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) state.top[i][0] = state.top[i][1] = -INFINITY;
-  std::uint32_t query[Tile::kQueryInRegisters ? Tile::kHeadSteps : 1][Tile::kRowTiles][4];
+  std::uint32_t query[Tile::kQueryInRegisters ? kHeadSteps<Tile> : 1][Tile::kRowTiles][4];
 
   const std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);
   const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
@@ -402,8 +337,8 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
     if constexpr (Tile::kQueryInRegisters) {
       if (tile == 0) {
 #pragma unroll
-        for (int step = 0; step < Tile::kHeadSteps; ++step) {
-          load_query<Tile>(query[step], shared_query, warp_row, lane, step);
+        for (int step = 0; step < kHeadSteps<Tile>; ++step) {
+          load_rows<Tile>(query[step], shared_query, warp_row, lane, step);
         }
       }
     }

@@ -6,6 +6,8 @@
 // x + 16·j of the scores. All shared memory reads are 16 bytes a thread: rows of query and key are
 // read along the head, rows padded by 16 bytes so that neighbouring rows start in different banks.
 // A head longer than kDepth is multiplied in steps; a value longer than kSlice takes several blocks.
+#include <algorithm>
+
 #include "cuda/kernels/attention_simt.cuh"
 
 namespace tenon::cuda {
@@ -82,14 +84,22 @@ __device__ __forceinline__ void finish_scores(
 /// threads that share columns 8·a …, thread u draws row i = u; byte j of its word are keys 16·j + 8·a.
 template <class Tile>
 __device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& params,
-                                                      std::int64_t first_row, std::int64_t key0,
+                                                      const AttentionBlock<typename Tile::T>& block,
+                                                      std::int64_t first_query, std::int64_t key0,
                                                       int x) {
-  const std::int64_t row = first_row + 8 * (x % 8);
+  const std::int64_t query = first_query + 8 * (x % 8);
+  const std::int64_t row = block.batch * params.length + query;
+  const DropoutKey dropout_key = with_forward(params.dropout_key, block.forward);
   std::uint32_t bits = 0;
 #pragma unroll
   for (int j = 0; j < Tile::kThreadColumns; ++j) {
     const std::int64_t group = (key0 + kAcross * j + (x & 8)) / 8;
-    bits |= dropout_bits8(params.dropout_key, row, group, params.dropout_threshold) << (8 * j);
+    const std::uint32_t drawn = dropout_bits8(dropout_key, row, group, params.dropout_threshold);
+    bits |= drawn << (8 * j);
+    // Every block of the value's slices draws the same bits.
+    if (params.keep_bits != nullptr && query < params.length) {
+      params.keep_bits[row * params.keep_bits_stride + group] = static_cast<std::uint8_t>(drawn);
+    }
   }
   return bits;
 }
@@ -98,12 +108,12 @@ __device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& par
 template <class Tile>
 __device__ __forceinline__ void update_softmax(
     const AttentionParams& params, typename Tile::Shared& shared, SimtState<Tile>& state,
-    const typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns], std::int64_t dropout_row,
+    const typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns], std::int64_t row0,
     std::int64_t key0, int y, int x) {
   using C = typename Tile::C;
   const C scale = late_scale<C>(params);
   const std::uint32_t drawn =
-      params.has_dropout ? draw_dropout<Tile>(params, dropout_row, key0, x) : 0;
+      params.has_dropout ? draw_dropout<Tile>(params, shared.block, row0, key0, x) : 0;
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
     C top = score[i][0];
@@ -160,8 +170,9 @@ __device__ __forceinline__ void score_keys(
 
 template <class Tile>
 __device__ __forceinline__ void write_output(const AttentionParams& params,
-                                             typename Tile::T* output, SimtState<Tile>& state,
-                                             std::int64_t row0, std::int64_t column0, int x) {
+                                             const AttentionBlock<typename Tile::T>& block,
+                                             SimtState<Tile>& state, std::int64_t row0,
+                                             std::int64_t column0, int x) {
   using C = typename Tile::C;
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
@@ -169,13 +180,17 @@ __device__ __forceinline__ void write_output(const AttentionParams& params,
     const C factor = static_cast<C>(params.keep_scale) / sum;
     const std::int64_t row = row0 + 8 * i;
     if (row >= params.length) continue;
+    if (params.lse != nullptr && column0 == 0 && x == 0) {
+      static_cast<C*>(params.lse)[block.batch * params.length + row] =
+          (state.top[i] + log2(sum)) * static_cast<C>(kLn2);
+    }
 #pragma unroll
     for (int set = 0; set < Tile::kColumnSets; ++set) {
 #pragma unroll
       for (int c = 0; c < Tile::kLength; ++c) {
         const std::int64_t column = column0 + (set * kAcross + x) * Tile::kLength + c;
         if (column < params.head_v) {
-          output[row * params.output_strides.row + column * params.output_strides.column] =
+          block.output[row * params.output_strides.row + column * params.output_strides.column] =
               convert<typename Tile::T>(state.output[i][set][c] * factor);
         }
       }
@@ -213,21 +228,21 @@ __global__ __launch_bounds__(kSimtThreads) void flash_simt_kernel(
     C score[kThreadRows][Tile::kThreadColumns] = {};
     score_keys<Tile>(params, block, shared, score, key0, y, x);
     finish_scores<Tile>(params, block, score, row0, key0, x);
-    update_softmax<Tile>(params, shared, state, score, block.batch * params.length + row0, key0, y,
-                         x);
+    update_softmax<Tile>(params, shared, state, score, row0, key0, y, x);
     __syncwarp();  // the 16 threads of a row are in one warp
     add_weighted_rows<Tile>(shared.probability, shared.value, state.output,
                             static_cast<int>(min(present, static_cast<std::int64_t>(Tile::kKeys))),
                             y, x);
   }
-  write_output<Tile>(params, block.output, state, row0, column0, x);
+  write_output<Tile>(params, block, state, row0, column0, x);
 }
 
 template <class Tile>
 void launch_tile(const AttentionParams& params, Stream stream) {
   AttentionParams launched = params;
   launched.row_blocks = ceil_div(params.length, kSimtRows);
-  const std::int64_t slices = ceil_div(params.head_v, Tile::kSlice);
+  // An empty value has a log-sum-exp all the same.
+  const std::int64_t slices = ceil_div(std::max<std::int64_t>(params.head_v, 1), Tile::kSlice);
   launch(stream, "flash_simt", flash_simt_kernel<Tile>,
          params.batches * launched.row_blocks * slices, kSimtThreads, sizeof(typename Tile::Shared),
          launched, slices);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "tensor/cpu/attention_tiles.h"
@@ -18,6 +19,13 @@ constexpr std::int64_t kPackedBytes = std::int64_t{8} << 20;
 
 struct Problem : AttentionProblem {
   TensorView output;
+  TensorView lse, keep_bits;  // row-major; absent in the op that returns the output alone
+
+  /// Where the decisions for keys from `first_key` on go; null: nowhere.
+  std::uint8_t* bits_of(std::int64_t row, std::int64_t first_key) const {
+    if (!keep_bits.present || keep_bits.size(-1) == 0) return nullptr;
+    return keep_bits.as<std::uint8_t>() + row * keep_bits.size(-1) + first_key / 8;
+  }
 };
 
 /// Packed K and V of some heads: K as panels (keys, depth, kPanelColumns), V as panels
@@ -82,7 +90,8 @@ void update_row(const Problem& p, QueryBlock<compute_type<T>>& block, std::int64
     scale_row(block.sums + i * block.value_columns, block.value_columns, rescale);
   }
   if (p.dropout.active) {
-    dropout_row(scores, n, p.dropout, C{1}, block.head * p.queries + query, first_key);
+    const std::int64_t row = block.head * p.queries + query;
+    dropout_row(scores, n, p.dropout, C{1}, row, first_key, p.bits_of(row, first_key));
   }
 }
 
@@ -131,6 +140,9 @@ void write_rows(const Problem& p, const QueryBlock<compute_type<T>>& block) {
     scale_row(row, p.value_depth, static_cast<C>(factor));
     store_row(row, p.value_depth, output + (block.first + i) * p.output.stride(-2),
               p.output.stride(-1));
+    if (!p.lse.present) continue;
+    p.lse.as<C>()[block.head * p.queries + block.first + i] =
+        block.max[i] + static_cast<C>(std::log(block.sum[i]));
   }
 }
 
@@ -160,12 +172,20 @@ void attend_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed,
 }  // namespace
 
 void attention(const KernelArgs& args) {
-  if (args.outputs[0].numel() == 0) return;
-  const Problem p{
+  Problem p{
       attention_problem("scaled_dot_product_attention", args, args.attributes<AttentionAttrs>(),
                         args.inputs.first(3), args.inputs[3]),
-      args.outputs[0]};
+      args.outputs[0],
+      {},
+      {}};
+  if (args.outputs.size() > 1) {
+    p.lse = args.outputs[1];
+    p.keep_bits = args.outputs[2];
+    const std::int64_t bytes = p.keep_bits.numel();
+    if (bytes > 0) std::memset(p.keep_bits.data, 0xff, static_cast<std::size_t>(bytes));
+  }
   const std::int64_t heads = p.heads.product();
+  if (heads * p.queries == 0 || (p.value_depth == 0 && !p.lse.present)) return;
   dispatch_float(p.output.dtype, [&]<typename T>() {
     using C = compute_type<T>;
     PackedHeads<C> packed;

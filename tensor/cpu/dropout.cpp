@@ -69,7 +69,7 @@ DropoutPlan plan_dropout(std::string_view op, const DropoutAttrs& attrs, const K
 
 template <class C>
 void dropout_row(C* x, std::int64_t n, const DropoutPlan& plan, C scale, std::int64_t row,
-                 std::int64_t first_col) {
+                 std::int64_t first_col, std::uint8_t* keep_bits) {
   constexpr std::int64_t kGroupsAtOnce = 32;
   std::uint32_t bits[kGroupsAtOnce];
   for (std::int64_t begin = 0; begin < n; begin += kGroupsAtOnce * kGroup) {
@@ -77,6 +77,10 @@ void dropout_row(C* x, std::int64_t n, const DropoutPlan& plan, C scale, std::in
     const std::int64_t groups = (size + kGroup - 1) / kGroup;
     const std::int64_t first_group = (first_col + begin) / kGroup;
     draw_bits(plan.key, row, first_group, groups, plan.threshold, bits);
+    if (keep_bits != nullptr) {
+      std::transform(bits, bits + groups, keep_bits + begin / kGroup,
+                     [](std::uint32_t byte) { return static_cast<std::uint8_t>(byte); });
+    }
     const std::int64_t whole = size / kGroup;
     for (std::int64_t g = 0; g < whole; ++g) apply_bits(x + begin + g * kGroup, bits[g], scale);
     for (std::int64_t i = whole * kGroup; i < size; ++i) {
@@ -122,8 +126,8 @@ void dropout(const KernelArgs& args) {
 }
 
 template void dropout_row<float>(float*, std::int64_t, const DropoutPlan&, float, std::int64_t,
-                                 std::int64_t);
+                                 std::int64_t, std::uint8_t*);
 template void dropout_row<double>(double*, std::int64_t, const DropoutPlan&, double, std::int64_t,
-                                  std::int64_t);
+                                  std::int64_t, std::uint8_t*);
 
 }  // namespace tenon::cpu

@@ -25,10 +25,11 @@ DropoutPlan plan_dropout(std::string_view op, const DropoutAttrs& attrs, const K
                          std::int64_t rows, std::int64_t cols);
 
 /// x[i] = scale · x[i] where column `first_col` + i of `row` is kept, else 0, also for NaN and Inf.
-/// `first_col` is a multiple of 8.
+/// `first_col` is a multiple of 8. `keep_bits`, where given, gets the decisions: ceil(n/8) bytes, bit i
+/// of byte j for x[8j + i].
 template <class C>
 void dropout_row(C* x, std::int64_t n, const DropoutPlan& plan, C scale, std::int64_t row,
-                 std::int64_t first_col);
+                 std::int64_t first_col, std::uint8_t* keep_bits = nullptr);
 
 /// The kernel of op dropout: any shape whose last axis is dense -> row-major or permuted.
 void dropout(const KernelArgs& args);

@@ -1,10 +1,19 @@
 // What the definitions of attention and of its gradient share.
 #pragma once
 
+#include <vector>
+
+#include "tensor/op.h"
 #include "tensor/ops/attributes.h"
 #include "tensor/tensor.h"
 
 namespace tenon::ops {
+
+/// The output's spec from those of (query, key, value, attn_mask); refuses operands that do not fit.
+std::vector<TensorSpec> infer_attention(const InferContext& context);
+
+/// Bytes of one query's dropout decisions, a bit for each key: rows start at multiples of 16 bytes.
+inline Dim keep_bits_columns(const Dim& keys) { return (keys + 127) / 128 * 16; }
 
 /// softmax(query·keyᵀ·scale + mask), (…, L, S), before dropout, by plain ops; attn_mask may be
 /// undefined.
@@ -13,5 +22,8 @@ Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Ten
 
 /// How many (query, key) pairs one call of attention scores, over all heads.
 double attention_pairs(const TensorView& query, const TensorView& key, bool is_causal);
+
+/// Floating-point operations of the forward pass.
+double attention_flops(const KernelArgs& args);
 
 }  // namespace tenon::ops

@@ -46,12 +46,16 @@ Tensor silu_backward(const Tensor& grad, const Tensor& input);
 Tensor softplus_backward(const Tensor& grad, const Tensor& input, double beta, double threshold);
 Tensor tanh_backward(const Tensor& grad, const Tensor& output);
 
+/// What scaled_dot_product_attention_lse keeps beside its output; undefined: computed again.
+struct AttentionStatistics {
+  Tensor lse;
+  Tensor keep_bits;
+};
 /// The gradients of query, key, value and, with attrs.mask_gradient, attn_mask, from that of `output`.
-std::vector<Tensor> scaled_dot_product_attention_backward(const Tensor& grad, const Tensor& query,
-                                                          const Tensor& key, const Tensor& value,
-                                                          const Tensor& output,
-                                                          const Tensor& attn_mask,
-                                                          const AttentionBackwardAttrs& attrs);
+std::vector<Tensor> scaled_dot_product_attention_backward(
+    const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& output, const Tensor& attn_mask, const AttentionBackwardAttrs& attrs,
+    const AttentionStatistics& statistics = {});
 
 /// The gradient of narrow: `gradient` at `start` along axis `dim` of `size` elements, zeros elsewhere.
 Tensor narrow_backward(const Tensor& gradient, std::int64_t dim, const Dim& start, const Dim& size);

@@ -68,6 +68,7 @@
   X(cross_entropy_backward) \
   X(dropout) \
   X(scaled_dot_product_attention) \
+  X(scaled_dot_product_attention_lse) \
   X(scaled_dot_product_attention_backward) \
   X(bias_dropout_residual_layer_norm) \
   X(bias_gelu) \

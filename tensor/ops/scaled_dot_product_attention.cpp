@@ -42,6 +42,8 @@ bool broadcasts_to(const Shape& shape, const Shape& target) {
   return true;
 }
 
+}  // namespace
+
 std::vector<TensorSpec> infer_attention(const InferContext& context) {
   const std::string& op = context.op().name;
   require_floating(context, 0);
@@ -78,6 +80,8 @@ std::vector<TensorSpec> infer_attention(const InferContext& context) {
   return {{context[0].dtype, std::move(shape), context[0].device}};
 }
 
+namespace {
+
 /// (L, S) bool, true where key j <= query i.
 Tensor causal_mask(const Dim& queries, const Dim& keys, Device device) {
   const std::int64_t rows = queries.value();
@@ -100,25 +104,17 @@ std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attri
   return {matmul(probabilities, inputs[2])};
 }
 
-/// One gradient op, which computes the probabilities again instead of keeping them.
-std::vector<Tensor> vjp_attention(const VjpContext& call) {
-  const bool mask_gradient = call.has(3) && call.needs(3);
-  return scaled_dot_product_attention_backward(call.cotangent(0), call.input(0), call.input(1),
-                                               call.input(2), call.output(0), call.input(3),
-                                               {call.attributes<AttentionAttrs>(), mask_gradient});
-}
-
 std::vector<Attrs> pattern_attrs() {
   return {AttentionAttrs{Any(0), false, Any(2), DropoutMode::follow, Any(4)}};
 }
 
-double count_flops(const KernelArgs& args) {
+}  // namespace
+
+double attention_flops(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
   return 2 * attention_pairs(query, args.inputs[1], args.attributes<AttentionAttrs>().is_causal) *
          static_cast<double>(query.size(-1) + args.inputs[2].size(-1));
 }
-
-}  // namespace
 
 Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Tensor& attn_mask,
                                const AttentionAttrs& attrs) {
@@ -164,10 +160,8 @@ Op define_scaled_dot_product_attention() {
       .infer(infer_attention)
       .decompose(decompose)
       .pattern_attrs(pattern_attrs)
-      .flops(count_flops)
-      .vjp(vjp_attention)
-      .saves_inputs({0, 1, 2, 3})
-      .saves_outputs({0})
+      .flops(attention_flops)
+      .recorded_as("scaled_dot_product_attention_lse")
       .cpu({.name = "cpu.flash",
             .run = cpu::attention,
             .accepts = any_layout,

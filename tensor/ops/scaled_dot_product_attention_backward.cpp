@@ -14,15 +14,45 @@ std::vector<Tensor> scaled_dot_product_attention_backward(const Tensor& grad, co
                                                           const Tensor& key, const Tensor& value,
                                                           const Tensor& output,
                                                           const Tensor& attn_mask,
-                                                          const AttentionBackwardAttrs& attrs) {
+                                                          const AttentionBackwardAttrs& attrs,
+                                                          const AttentionStatistics& statistics) {
   static const Op& op = get_op("scaled_dot_product_attention_backward");
-  const Tensor inputs[] = {grad, query, key, value, output, attn_mask};
+  const Tensor inputs[] = {
+      grad, query, key, value, output, attn_mask, statistics.lse, statistics.keep_bits};
   return apply(op, inputs, attrs);
 }
 
 namespace {
 
-enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask };
+enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask, kLse, kKeepBits };
+
+/// lse and keep_bits are of scaled_dot_product_attention_lse, or absent.
+void check_statistics(const InferContext& context) {
+  const std::string& op = context.op().name;
+  const Shape& query = context[kQuery].shape;
+  const auto has_rows_of_query = [&](const Shape& shape, int axes) {
+    bool fits = shape.rank() == axes;
+    for (int axis = 0; fits && axis < query.rank() - 1; ++axis)
+      fits = unify(shape[axis], query[axis]);
+    return fits;
+  };
+  if (context.has(kLse)) {
+    const TensorSpec& lse = context[kLse];
+    TENON_CHECK(has_rows_of_query(lse.shape, query.rank() - 1) &&
+                    lse.dtype == accumulation_dtype(context[kQuery].dtype),
+                ShapeError, "[{}] lse {} for query {}; needed (…, L) in {}", op, lse.to_string(),
+                query.to_string(), name(accumulation_dtype(context[kQuery].dtype)));
+  }
+  if (context.has(kKeepBits)) {
+    const TensorSpec& bits = context[kKeepBits];
+    const bool may_drop = context.attributes<AttentionBackwardAttrs>().dropout_p != 0;
+    const Dim columns = may_drop ? keep_bits_columns(context[kKey].shape[-2]) : Dim(0);
+    TENON_CHECK(has_rows_of_query(bits.shape, query.rank()) && unify(bits.shape[-1], columns) &&
+                    bits.dtype == DType::uint8,
+                ShapeError, "[{}] keep_bits {} for query {}; needed (…, L, {}) in uint8", op,
+                bits.to_string(), query.to_string(), columns.to_string());
+  }
+}
 
 std::vector<TensorSpec> infer_backward(const InferContext& context) {
   const std::string& op = context.op().name;
@@ -38,6 +68,7 @@ std::vector<TensorSpec> infer_backward(const InferContext& context) {
                 name(context[kGrad].dtype), context.op().operands[static_cast<std::size_t>(i)].name,
                 name(context[i].dtype));
   }
+  check_statistics(context);
   std::vector<TensorSpec> specs{context[kQuery], context[kKey], context[kValue]};
   if (context.attributes<AttentionBackwardAttrs>().mask_gradient) {
     TENON_CHECK(context.has(kMask) && is_floating(context[kMask].dtype), DTypeError,
@@ -47,7 +78,8 @@ std::vector<TensorSpec> infer_backward(const InferContext& context) {
   return specs;
 }
 
-/// The same by plain ops, with all scores in memory: what second derivatives go through.
+/// The same by plain ops, with all scores in memory: what second derivatives go through. lse and
+/// keep_bits are functions of the other operands, so they are not read.
 std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attributes) {
   const auto& attrs = attributes.as<AttentionBackwardAttrs>();
   const Tensor& grad = inputs[kGrad];
@@ -84,15 +116,18 @@ Op define_scaled_dot_product_attention_backward() {
       .doc(
           "The gradients of scaled_dot_product_attention: grad and output (…, L, Ev), query "
           "(…, L, E), key (…, S, E), value (…, S, Ev) -> d_query, d_key, d_value and, with "
-          "mask_gradient, that of an additive attn_mask, summed to its shape. Probabilities and "
-          "dropout mask are computed again; no kernel stores an (L, S) matrix. A row whose keys "
-          "are all masked makes the gradients of its head NaN.")
+          "mask_gradient, that of an additive attn_mask, summed to its shape. lse and keep_bits "
+          "are those of scaled_dot_product_attention_lse; without them they are computed again. No "
+          "kernel stores an (L, S) matrix of floats. A row whose keys are all masked makes the "
+          "gradients of its head NaN.")
       .operand("grad")
       .operand("query")
       .operand("key")
       .operand("value")
       .operand("output")
       .optional("attn_mask")
+      .optional("lse")
+      .optional("keep_bits")
       .trait(Trait::random)
       .infer(infer_backward)
       .decompose(decompose)

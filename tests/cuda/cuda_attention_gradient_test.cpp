@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/autograd.h"
+#include "tensor/device_backend.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
 #include "tensor/random.h"
@@ -116,7 +117,8 @@ const AttentionSizes kAttentionSizes[] = {
     {{2, 3}, 1, 1, 8, 8},       {{2, 2}, 77, 77, 32, 32},   {{3}, 77, 130, 40, 56},
     {{1, 2}, 256, 256, 64, 64}, {{2, 1}, 130, 200, 80, 80}, {{2}, 65, 64, 128, 128},
     {{2}, 33, 70, 7, 5},        {{}, 20, 50, 300, 270},     {{2, 1, 2, 1}, 10, 1, 64, 64},
-    {{1, 1}, 1, 300, 64, 64},   {{4}, 129, 64, 16, 24},
+    {{1, 1}, 1, 300, 64, 64},   {{4}, 129, 64, 16, 24},     {{2}, 300, 301, 64, 64},
+    {{2}, 5, 7, 64, 64},        {{2}, 193, 97, 128, 96},
 };
 
 Sizes with_last(Sizes batch, std::int64_t rows, std::int64_t columns) {
@@ -227,6 +229,100 @@ TEST_P(CudaGradient, OfAttentionReadsViewsOfPackedQkv) {
   for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], allowed) << i;
 }
 
+/// Operands of the gradient's op, as autograd gives them.
+struct BackwardCall {
+  std::vector<Tensor> inputs;
+  AttentionBackwardAttrs attrs;
+
+  BackwardCall(const Sizes& sizes, std::int64_t keys, DType dtype, const AttentionAttrs& forward)
+      : attrs{forward, false} {
+    Generator generator(17);
+    Sizes others = sizes;
+    others[sizes.size() - 2] = keys;
+    const auto make = [&](const Sizes& s) { return random(s, dtype, generator).to(kCuda); };
+    const std::vector<Tensor> operands = {make(sizes), make(others), make(others), Tensor()};
+    const auto kept = apply(get_op("scaled_dot_product_attention_lse"), operands, forward);
+    inputs = {make(sizes), operands[0], operands[1], operands[2],
+              kept[0],     Tensor(),    kept[1],     kept[2]};
+  }
+
+  void run(const std::string& kernel_name, const std::vector<Tensor>& outputs) const {
+    const Op& op = get_op("scaled_dot_product_attention_backward");
+    const Attrs attributes = attrs;
+    std::vector<TensorView> input_views, output_views;
+    for (const Tensor& t : inputs) input_views.push_back(t ? t.view_of_data() : TensorView{});
+    for (const Tensor& t : outputs) output_views.push_back(t.view_of_data());
+    KernelArgs args{&op,
+                    input_views,
+                    output_views,
+                    &attributes,
+                    true,
+                    default_generator().state(),
+                    device_backend(DeviceType::cuda).stream(0)};
+    for (const Kernel& kernel : op.kernels(DeviceType::cuda)) {
+      if (kernel.name != kernel_name) continue;
+      const Tensor workspace = empty(Shape{static_cast<std::int64_t>(kernel.workspace_bytes(args))},
+                                     {DType::uint8, kCuda});
+      args.workspace = workspace.view_of_data().data;
+      ASSERT_TRUE(kernel.supports(args)) << kernel_name;
+      return kernel.run(args);
+    }
+    FAIL() << "no kernel " << kernel_name;
+  }
+};
+
+TEST_P(CudaGradient, OfAttentionIsTheSameInEveryKernel) {
+  if (size_of(GetParam()) != 2) GTEST_SKIP() << "one kernel takes " << name(GetParam());
+  for (const auto& [length, keys, head] :
+       {std::tuple{200, 130, 64}, {64, 256, 64}, {130, 200, 32}, {90, 150, 128}}) {
+    for (const bool is_causal : {false, true}) {
+      for (const double p : {0.0, 0.3}) {
+        const AttentionAttrs attrs{p, is_causal, Scalar(0.15), DropoutMode::train, 7};
+        const BackwardCall call({2, 2, length, head}, keys, GetParam(), attrs);
+        const auto outputs = [&] {
+          const TensorOptions options{GetParam(), kCuda};
+          return std::vector<Tensor>{empty(Shape{2, 2, length, head}, options),
+                                     empty(Shape{2, 2, keys, head}, options),
+                                     empty(Shape{2, 2, keys, head}, options)};
+        };
+        const auto mma = outputs(), simt = outputs();
+        call.run("cuda.flash_backward_mma", mma);
+        call.run("cuda.flash_backward_simt", simt);
+        for (std::size_t i = 0; i < 3; ++i) {
+          const auto got = mma[i].to_doubles(), want = simt[i].to_doubles();
+          const double allowed = 8 * unit_roundoff(GetParam()) * largest(want);
+          for (std::size_t k = 0; k < want.size(); ++k) {
+            ASSERT_NEAR(got[k], want[k], allowed)
+                << length << " x " << keys << " x " << head << ", causal " << is_causal
+                << ", dropout " << p << ", result " << i << ", element " << k;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CudaGradient, OfAttentionGoesStraightIntoPackedQkv) {
+  if (size_of(GetParam()) != 2) GTEST_SKIP() << "one kernel takes " << name(GetParam());
+  constexpr std::int64_t kBatch = 2, kLength = 90, kHeads = 3, kHead = 64;
+  for (const double p : {0.0, 0.3, 1.0}) {
+    const AttentionAttrs attrs{p, true, Scalar(0.125), DropoutMode::train, 7};
+    const BackwardCall call({kBatch, kHeads, kLength, kHead}, kLength, GetParam(), attrs);
+    const Tensor packed = ones({kBatch, kLength, 3, kHeads, kHead}, {GetParam(), kCuda});
+    std::vector<Tensor> parts, plain;
+    for (int i = 0; i < 3; ++i) {
+      parts.push_back(packed.narrow(2, i, 1).squeeze(2).permute({0, 2, 1, 3}));
+      plain.push_back(empty(Shape{kBatch, kHeads, kLength, kHead}, {GetParam(), kCuda}));
+    }
+    call.run("cuda.flash_backward_mma", parts);
+    call.run("cuda.flash_backward_mma", plain);
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(parts[i].to_doubles(), plain[i].to_doubles()) << i;
+      if (p == 1) EXPECT_EQ(largest(plain[i].to_doubles()), 0) << i;
+    }
+  }
+}
+
 TEST_P(CudaGradient, OfARowThatSeesNothingIsNan) {
   Generator generator(3);
   std::vector<double> visible(3 * 70, 1);
@@ -248,7 +344,10 @@ TEST_P(CudaGradient, OfAttentionOverNothingIsZero) {
                  {{2, 3, 4}, {2, 0, 4}, {2, 0, 5}, {2, 3, 5}, 0},
                  {{2, 3, 0}, {2, 2, 0}, {2, 2, 5}, {2, 3, 5}, 0},
                  {{2, 3, 4}, {2, 2, 4}, {2, 2, 0}, {2, 3, 0}, 0},
-                 {{2, 3, 4}, {2, 2, 4}, {2, 2, 5}, {2, 3, 5}, 1}};
+                 {{2, 3, 4}, {2, 2, 4}, {2, 2, 5}, {2, 3, 5}, 1},
+                 {{2, 0, 8}, {2, 3, 8}, {2, 3, 8}, {2, 0, 8}, 0.5},
+                 {{2, 3, 8}, {2, 0, 8}, {2, 0, 8}, {2, 3, 8}, 0.5},
+                 {{2, 3, 8}, {2, 2, 8}, {2, 2, 8}, {2, 3, 8}, 1}};
   for (const auto& sample : samples) {
     const auto make = [&](const Sizes& sizes) {
       return both(random(sizes, GetParam(), generator));

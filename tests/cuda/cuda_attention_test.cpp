@@ -313,6 +313,47 @@ TEST_P(CudaAttentionLayout, WritesPermutedOutputs) {
   }
 }
 
+TEST_P(CudaAttentionLayout, KeepsLogSumExpAndDropoutMask) {
+  // Tails of every tile; enough rows for the 128-row tiles, whose dropout has a variant of its own.
+  const Sizes samples[] = {{{2, 3}, 70, 50, 64, 40},
+                           {{1}, 3, 5, 8, 8},
+                           {{2}, 33, 300, 136, 16},
+                           {{4, 20}, 200, 150, 64, 64},
+                           {{4, 20}, 160, 130, 128, 96}};
+  for (const Sizes& sizes : samples) {
+    for (const bool is_causal : {false, true}) {
+      const Options options{.name = "", .is_causal = is_causal, .dropout_p = 0.3};
+      const AttentionAttrs attrs = make_attrs(options, sizes.head);
+      const Operands x = make_operands(sizes, GetParam(), options);
+      const auto run = [&](const Operands& operands, const AttentionAttrs& a) {
+        const std::vector<Tensor> inputs = {operands.query, operands.key, operands.value,
+                                            operands.mask};
+        return apply(get_op("scaled_dot_product_attention_lse"), inputs, a);
+      };
+      const auto want = run(in_float64(x), attrs), got = run(on_cuda(x), attrs);
+      const std::string what = sizes_text(sizes) + (is_causal ? " causal" : "");
+      EXPECT_TRUE(same_values(got[0].to_doubles(), attend(on_cuda(x), attrs).to_doubles())) << what;
+      const auto lse = got[1].to_doubles(), exact = want[1].to_doubles();
+      for (std::size_t i = 0; i < lse.size(); ++i) ASSERT_NEAR(lse[i], exact[i], 2e-4) << what << i;
+      // Bits of hidden keys, and past the last key, are unspecified.
+      const auto bits = got[2].to_doubles(), all = want[2].to_doubles();
+      ASSERT_EQ(bits.size(), all.size()) << what;
+      const std::int64_t bytes = got[2].layout().sizes.back();
+      for (std::size_t i = 0; i < bits.size(); ++i) {
+        const auto row = static_cast<std::int64_t>(i) / bytes % sizes.length;
+        const std::int64_t end = is_causal ? std::min(row + 1, sizes.keys) : sizes.keys;
+        const std::int64_t seen =
+            std::clamp<std::int64_t>(end - static_cast<std::int64_t>(i) % bytes * 8, 0, 8);
+        const int mask = (1 << seen) - 1;
+        ASSERT_EQ(static_cast<int>(bits[i]) & mask, static_cast<int>(all[i]) & mask) << what << i;
+      }
+      AttentionAttrs quiet = attrs;
+      quiet.mode = DropoutMode::eval;
+      for (const double byte : run(on_cuda(x), quiet)[2].to_doubles()) ASSERT_EQ(byte, 255) << what;
+    }
+  }
+}
+
 TEST_P(CudaAttentionLayout, BroadcastKeysHaveStrideZero) {
   const Tensor query = randn({2, 4, 33, 32}).to(GetParam());
   const Tensor key = randn({2, 1, 45, 32}).to(GetParam());

@@ -2,10 +2,12 @@
 #include <gtest/gtest.h>
 
 #include "autograd/autograd.h"
+#include "tensor/error.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
 #include "tensor/philox.h"
 #include "tensor/random.h"
+#include "tests/support/expect_error.h"
 #include "tests/tensor/strided_samples.h"
 
 namespace tenon::test {
@@ -274,6 +276,37 @@ TEST(AttentionGradient, TakesOperandsOfAnyRankAndRepeatedHeads) {
   backward(scaled_dot_product_attention(query, shared, shared, {}, {.scale = 0.5}), cotangent);
   const Tensor expected = sum(copies[1] + copies[2], {1}, true);
   expect_close(leaf.grad(), expected.to_doubles(), 1e-5, "shared key");
+}
+
+TEST(AttentionGradient, ReadsStatisticsOfTheForwardPass) {
+  manual_seed(kSeed);
+  const AttentionAttrs attrs{.dropout_p = 0.3, .scale = 0.5, .mode = DropoutMode::train, .site = 3};
+  const Tensor q = randn({2, 5, 8}), k = randn({2, 7, 8}), g = randn({2, 5, 8});
+  const std::vector<Tensor> inputs = {q, k, k, Tensor()};
+  const auto kept = tenon::apply(get_op("scaled_dot_product_attention_lse"), inputs, attrs);
+  const auto run = [&](const Tensor& lse, const Tensor& bits) {
+    return ops::scaled_dot_product_attention_backward(g, q, k, k, kept[0], {}, {attrs, false},
+                                                      {lse, bits});
+  };
+  const auto with = run(kept[1], kept[2]), without = run({}, {});
+  for (std::size_t i = 0; i < 3; ++i) {
+    expect_close(with[i], without[i].to_doubles(), 1e-5, std::to_string(i));
+  }
+  EXPECT_ERROR(ShapeError,
+               "[scaled_dot_product_attention_backward] lse float32(2, 4) for query (2, 5, 8); "
+               "needed (…, L) in float32",
+               run(zeros({2, 4}), kept[2]));
+  EXPECT_ERROR(ShapeError,
+               "[scaled_dot_product_attention_backward] keep_bits uint8(2, 5, 8) for query "
+               "(2, 5, 8); needed (…, L, 16) in uint8",
+               run(kept[1], zeros({2, 5, 8}, {DType::uint8, kCpu})));
+  Tensor leaf = q.detach().requires_grad_();
+  const std::vector<Tensor> operands = {leaf, k, k, Tensor()};
+  const auto recorded = tenon::apply(get_op("scaled_dot_product_attention_lse"), operands, attrs);
+  EXPECT_ERROR(ValueError,
+               "[scaled_dot_product_attention_lse] lse has no gradient; take a logsumexp of the "
+               "scores instead",
+               backward(sum(recorded[1])));
 }
 
 TEST(AttentionGradient, OfARowThatSeesNothingIsNan) {

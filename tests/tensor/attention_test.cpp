@@ -259,6 +259,79 @@ TEST(Attention, DropsWithTheMaskOfTheProbabilities) {
   manual_seed(0);
 }
 
+/// log Σ exp(score) of every query, by the plain formula.
+Values naive_lse(const Sizes& s, const Values& q, const Values& k, double scale,
+                 const ScoreTerm& term) {
+  Values result;
+  for (std::int64_t row = 0; row < s.heads * s.queries; ++row) {
+    Values scores;
+    for (std::int64_t j = 0; j < s.keys; ++j) {
+      double score = 0;
+      for (std::int64_t e = 0; e < s.depth; ++e) {
+        score += q[static_cast<std::size_t>(row * s.depth + e)] *
+                 k[static_cast<std::size_t>((row / s.queries * s.keys + j) * s.depth + e)];
+      }
+      scores.push_back(score * scale + term(row / s.queries, row % s.queries, j));
+    }
+    const double max = *std::max_element(scores.begin(), scores.end());
+    double sum = 0;
+    for (const double score : scores) sum += std::exp(score - max);
+    result.push_back(max + std::log(sum));
+  }
+  return result;
+}
+
+TEST(Attention, KeepsItsLogSumExp) {
+  const Op& op = get_op("scaled_dot_product_attention_lse");
+  for (const Sizes& sizes : kSizes) {
+    for (const DType dtype : kFloats) {
+      const Sample s(sizes, dtype);
+      const auto c = Arrangement::contiguous;
+      for (const bool causal : {false, true}) {
+        const Attrs attrs = AttentionAttrs{.is_causal = causal, .scale = s.scale()};
+        const std::vector<Tensor> inputs = {s.query(c), s.key(c), s.value(c), Tensor()};
+        const std::vector<Tensor> got = tenon::apply(op, inputs, attrs);
+        ASSERT_EQ(got.size(), 3U);
+        EXPECT_EQ(got[1].dtype(), accumulation_dtype(dtype));
+        EXPECT_EQ(got[1].layout().sizes, Extents({sizes.heads, sizes.queries}));
+        EXPECT_EQ(got[2].layout().sizes, Extents({sizes.heads, sizes.queries, 0}));
+        expect_close(
+            got[1],
+            naive_lse(sizes, s.q, s.k, s.scale(), causal ? ScoreTerm(causal_term) : no_term),
+            s.tolerance() * 4, s.label());
+        const Tensor alone =
+            tenon::apply(get_op("scaled_dot_product_attention"), inputs, attrs).at(0);
+        EXPECT_EQ(bytes_of(got[0]), bytes_of(alone)) << s.label();
+      }
+    }
+  }
+}
+
+TEST(Attention, KeepsItsDropoutMaskAsBits) {
+  manual_seed(31);
+  constexpr std::int64_t kHeads = 3, kQueries = 50, kKeys = 130, kBytes = 32;
+  const Tensor q = randn({kHeads, kQueries, 8}), k = randn({kHeads, kKeys, 8});
+  const auto bits_of = [&](double p, DropoutMode mode) {
+    const std::vector<Tensor> inputs = {q, k, k, Tensor()};
+    const Attrs attrs =
+        AttentionAttrs{.dropout_p = p, .is_causal = true, .scale = 0.5, .mode = mode, .site = 9};
+    return tenon::apply(get_op("scaled_dot_product_attention_lse"), inputs, attrs).at(2);
+  };
+  const Tensor bits = bits_of(0.3, DropoutMode::train);
+  ASSERT_EQ(bits.dtype(), DType::uint8);
+  ASSERT_EQ(bits.layout().sizes, Extents({kHeads, kQueries, kBytes}));
+  for (std::int64_t row = 0; row < kHeads * kQueries; ++row) {
+    for (std::int64_t j = 0; j <= row % kQueries; ++j) {
+      const int byte = bits.data<std::uint8_t>()[row * kBytes + j / 8];
+      const bool kept = dropout_keep({31, 0, 9}, row, j, dropout_threshold(0.3));
+      ASSERT_EQ((byte >> (j % 8)) & 1, kept ? 1 : 0) << row << ", " << j;
+    }
+  }
+  for (const double byte : bits_of(0.3, DropoutMode::eval).to_doubles()) ASSERT_EQ(byte, 255);
+  EXPECT_EQ(bits_of(0, DropoutMode::train).layout().sizes, Extents({kHeads, kQueries, 0}));
+  manual_seed(0);
+}
+
 TEST(Attention, EqualsItsDecomposition) {
   const Op& op = get_op("scaled_dot_product_attention");
   const Sizes sizes{4, 70, 140, 16, 24};
