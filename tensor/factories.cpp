@@ -4,6 +4,7 @@
 
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
+#include "tensor/parallel.h"
 #include "tensor/philox.h"
 #include "tensor/random.h"
 #include "tensor/tensor.h"
@@ -17,20 +18,27 @@ Extents numbers_of(const Shape& shape) {
   return sizes;
 }
 
-/// Fills a host tensor by value(i) for the i-th element in row-major order, then moves it.
+/// Elements that one thread fills at a time; a multiple of what one Philox block gives.
+constexpr std::int64_t kGrain = 1 << 16;
+
+/// Fills a host tensor by value(i) for the i-th element in row-major order, then moves it. Each range
+/// of elements is filled by a copy of `value`, which may thus keep what it computed last.
 template <class F>
-Tensor generate(const Shape& shape, const TensorOptions& options, F&& value) {
+Tensor generate(const Shape& shape, const TensorOptions& options, const F& value) {
   const Tensor host = empty(shape, {options.dtype, kCpu});
   const std::int64_t n = host.layout().numel();
   dispatch_all(options.dtype, [&]<typename T>() {
     T* data = host.data<T>();
-    for (std::int64_t i = 0; i < n; ++i) {
-      if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
-        data[i] = T(static_cast<float>(value(i)));
-      } else {
-        data[i] = static_cast<T>(value(i));
+    parallel_ranges(n, kGrain, [&](std::int64_t begin, std::int64_t end) {
+      F element = value;
+      for (std::int64_t i = begin; i < end; ++i) {
+        if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
+          data[i] = T(static_cast<float>(element(i)));
+        } else {
+          data[i] = static_cast<T>(element(i));
+        }
       }
-    }
+    });
   });
   return host.to(options.device);
 }
@@ -98,21 +106,22 @@ Tensor arange(std::int64_t n, TensorOptions options) {
 }
 
 Tensor randn(const Shape& shape, TensorOptions options, Generator* generator) {
-  ElementBits bits(or_default(generator));
-  return generate(shape, options, [&](std::int64_t i) {
-    // Box-Muller on a pair of uniforms; even elements take the cosine, odd ones the sine.
-    const std::int64_t pair = i - i % 2;
-    const double radius = std::sqrt(-2.0 * std::log(unit_interval(bits(pair))));
-    const double angle = 2.0 * std::numbers::pi * unit_interval(bits(pair + 1));
-    return radius * (i % 2 == 0 ? std::cos(angle) : std::sin(angle));
-  });
+  return generate(shape, options,
+                  [bits = ElementBits(or_default(generator))](std::int64_t i) mutable {
+                    // Box-Muller on a pair of uniforms; even elements take the cosine, odd ones the sine.
+                    const std::int64_t pair = i - i % 2;
+                    const double radius = std::sqrt(-2.0 * std::log(unit_interval(bits(pair))));
+                    const double angle = 2.0 * std::numbers::pi * unit_interval(bits(pair + 1));
+                    return radius * (i % 2 == 0 ? std::cos(angle) : std::sin(angle));
+                  });
 }
 
 Tensor uniform(const Shape& shape, double low, double high, TensorOptions options,
                Generator* generator) {
-  ElementBits bits(or_default(generator));
   return generate(shape, options,
-                  [&](std::int64_t i) { return low + (high - low) * unit_interval(bits(i)); });
+                  [=, bits = ElementBits(or_default(generator))](std::int64_t i) mutable {
+                    return low + (high - low) * unit_interval(bits(i));
+                  });
 }
 
 Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {

@@ -1,0 +1,158 @@
+// The attention block of the tutorial, forward or forward and backward, as the Program that its
+// ready-made schedule builds.
+//
+//   bench_attention --batch 8 --seq 512 --mode train --dropout 0.1 --json
+//
+// fwd: evaluation mode. train: training mode, from a given gradient of the output to those of every
+// parameter and of the input. kernels are those of one step; tflops counts the block's products and
+// attention alone, 8·B·S·H² + 4·B·S²·H forward and 24·B·S·H² + 14·B·S²·H with backward, per step of
+// throughput_ms; floor_ms is the floor of this Program's instructions (bench::floor_ms). build_ms is
+// from the trace to the lowered Program, verification not counted.
+#include <chrono>
+#include <iostream>
+
+#include "benchmarks/attention_block.h"
+#include "benchmarks/measure.h"
+#include "schedule/detail/state.h"
+#include "schedule/joint_graph.h"
+#include "schedule/schedules.h"
+#include "schedule/verification.h"
+#include "tensor/device_backend.h"
+
+namespace {
+
+using namespace tenon;
+using nlohmann::ordered_json;
+
+struct Options : bench::CommonOptions {
+  std::int64_t batch = 8;
+  std::int64_t seq = 512;
+  bench::AttentionBlockOptions block;
+  std::string mode = "fwd";
+  std::string schedule = "full";
+  int runs = 50;
+  bool verify = false;
+
+  bool trains() const { return mode == "train"; }
+};
+
+void add_options(CLI::App& app, Options& o) {
+  const auto positive = [&](const char* name, std::int64_t& value, const char* what) {
+    app.add_option(name, value, what)->check(CLI::PositiveNumber)->capture_default_str();
+  };
+  positive("--batch", o.batch, "sequences");
+  positive("--seq", o.seq, "their length");
+  positive("--hidden", o.block.hidden, "hidden size");
+  positive("--heads", o.block.heads, "attention heads");
+  app.add_option("--dropout", o.block.dropout, "probability, in training")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--mode", o.mode, "fwd or train")
+      ->check(CLI::IsMember({"fwd", "train"}))
+      ->capture_default_str();
+  app.add_option("--schedule", o.schedule, "none or full (schedules::transformer_encoder)")
+      ->check(CLI::IsMember({"none", "full"}))
+      ->capture_default_str();
+  app.add_option("--runs", o.runs, "single steps of which the median counts")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_flag("--verify", o.verify, "compare with the unscheduled model first");
+  o.add_to(app);
+}
+
+/// What a step runs: the forward Graph, or the one with gradients, whose inputs are x and the gradient
+/// of the output.
+Executor make_executor(const Schedule& sch, bool trains) {
+  if (!trains) return build(sch, {.verify = false});
+  GradientGraph gradients = differentiate(sch.graph(), detail::state_tree(sch));
+  pack_parameters(sch.graph());
+  return Executor(std::move(gradients.graph));
+}
+
+double model_flops(const Options& o) {
+  const auto tokens = static_cast<double>(o.batch * o.seq);
+  const auto hidden = static_cast<double>(o.block.hidden);
+  const double products = 8 * tokens * hidden * hidden;
+  const double attention = 4 * tokens * static_cast<double>(o.seq) * hidden;
+  return o.trains() ? 3 * products + 3.5 * attention : products + attention;
+}
+
+/// Sets of inputs, on the device: x and, to train, the gradient of the output.
+std::vector<std::vector<Tensor>> make_inputs(const Options& o, Device device, DType dtype) {
+  const Shape shape{o.batch, o.seq, o.block.hidden};
+  const auto elements = static_cast<std::size_t>(shape.numel().value());
+  const std::size_t per_set = o.trains() ? 2 : 1;
+  std::vector<std::vector<Tensor>> sets(static_cast<std::size_t>(
+      bench::rotation_length(per_set * elements * static_cast<std::size_t>(size_of(dtype)))));
+  Generator generator(o.seed + 1);
+  for (auto& set : sets) {
+    for (std::size_t i = 0; i < per_set; ++i) {
+      set.push_back(randn(shape, {dtype, kCpu}, &generator).to(device));
+    }
+  }
+  return sets;
+}
+
+ordered_json measure(const Options& o) {
+  const Device device = o.chosen_device();
+  const DType dtype = parse_dtype(o.dtype);
+  DeviceBackend& backend = device_backend(device.type);
+  manual_seed(o.seed);
+  const auto model = nn::make<bench::AttentionBlock>(o.block);
+  model->to(device, dtype);
+  model->requires_grad_();
+  model->train(o.trains());
+  const auto inputs = make_inputs(o, device, dtype);
+
+  const auto start = std::chrono::steady_clock::now();
+  Schedule sch = create_schedule(model, {{"x", inputs[0][0]}});
+  if (o.schedule == "full") {
+    for (const std::string& reason : schedules::transformer_encoder(sch).refused) {
+      std::cerr << "not rewritten: " << reason << "\n";
+    }
+  }
+  Executor executor = make_executor(sch, o.trains());
+  Program& program = executor.program(inputs[0], o.trains());
+  const std::chrono::duration<double, std::milli> build = std::chrono::steady_clock::now() - start;
+
+  ordered_json verify_ms;
+  if (o.verify) {
+    const VerifyReport report = verify(sch);
+    if (!report.ok()) throw VerificationError(report.to_string());
+    verify_ms = report.milliseconds;
+  }
+  backend.reset_peak(device.index);
+  const bench::StepTimes times = bench::time_steps(device, o.runs, [&](std::int64_t i) {
+    executor.run(inputs[static_cast<std::size_t>(i) % inputs.size()], o.trains());
+  });
+  const std::size_t peak = backend.memory_stats(device.index).peak;
+  return {{"device", backend.device_name(device.index)},
+          {"dtype", name(dtype)},
+          {"batch", o.batch},
+          {"seq", o.seq},
+          {"hidden", o.block.hidden},
+          {"heads", o.block.heads},
+          {"dropout", o.block.dropout},
+          {"mode", o.mode},
+          {"schedule", o.schedule},
+          {"latency_ms", times.latency_ms},
+          {"throughput_ms", times.throughput_ms},
+          {"kernels", program.count_kernels(inputs[0])},
+          {"tflops", model_flops(o) / times.throughput_ms * 1e-9},
+          {"floor_ms", bench::floor_ms(program, dtype)},
+          {"arena_bytes", program.arena_bytes()},
+          {"live_bound_bytes", program.live_bound_bytes()},
+          {"peak_bytes", peak},
+          {"build_ms", build.count()},
+          {"verify_ms", verify_ms},
+          {"eager_us_per_op", bench::eager_us_per_op(device, dtype)}};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Times the tutorial's attention block"};
+  Options options;
+  add_options(app, options);
+  return bench::run_program(app, argc, argv, options, [&] { return measure(options); });
+}

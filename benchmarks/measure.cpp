@@ -1,0 +1,137 @@
+#include "benchmarks/measure.h"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <iostream>
+
+#include "tensor/device_backend.h"
+#include "tensor/functional.h"
+
+namespace tenon::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+constexpr int kWarmUpSteps = 3;            // lowering, recording and clocks that rise
+constexpr double kLatencyBudgetMs = 2000;  // for all single steps
+constexpr double kQueueMs = 100;           // of one queue of steps
+constexpr int kQueues = 5;
+
+}  // namespace
+
+void CommonOptions::add_to(CLI::App& app) {
+  app.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
+  app.add_option("--dtype", dtype, "of parameters and activations")->capture_default_str();
+  app.add_option("--seed", seed, "of weights, inputs and dropout")->capture_default_str();
+  app.add_flag("--json", json, "one JSON object on stdout");
+}
+
+Device CommonOptions::chosen_device() const {
+  const Device chosen =
+      device == "auto" ? (is_available(kCuda) ? kCuda : kCpu) : Device::parse(device);
+  require_available(chosen);
+  return chosen;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+StepTimes time_steps(Device device, int runs, const std::function<void(std::int64_t)>& step) {
+  std::int64_t next = 0;
+  const auto single = [&] {
+    const auto start = Clock::now();
+    step(next++);
+    synchronize(device);
+    return milliseconds_since(start);
+  };
+  double usual = 0;
+  for (int i = 0; i < kWarmUpSteps; ++i) usual = single();
+  const auto affordable = static_cast<int>(kLatencyBudgetMs / std::max(usual, 1e-3));
+  std::vector<double> latencies;
+  for (int i = 0; i < std::clamp(affordable, 3, std::max(runs, 3)); ++i) {
+    latencies.push_back(single());
+  }
+  StepTimes times{.latency_ms = median(latencies)};
+  const auto queued = std::clamp<std::int64_t>(
+      static_cast<std::int64_t>(kQueueMs / std::max(times.latency_ms, 1e-3)), 2, 2000);
+  std::vector<double> queues;
+  for (int i = 0; i < kQueues; ++i) {
+    const double ms = device_backend(device.type).time_ms(device.index, [&] {
+      for (std::int64_t k = 0; k < queued; ++k) step(next++);
+    });
+    queues.push_back(ms / static_cast<double>(queued));
+  }
+  times.throughput_ms = median(queues);
+  return times;
+}
+
+double eager_us_per_op(Device device, DType dtype) {
+  constexpr int kCalls = 200;  // far below what a launch queue holds, so that none waits for room
+  constexpr int kRounds = 20;
+  const Tensor a = ones({1024}, {dtype, device});
+  const Tensor b = ones({1024}, {dtype, device});
+  std::vector<double> rounds;
+  for (int round = 0; round < kRounds; ++round) {
+    synchronize(device);
+    const auto start = Clock::now();
+    for (int i = 0; i < kCalls; ++i) add(a, b);
+    rounds.push_back(milliseconds_since(start) * 1e3 / kCalls);
+  }
+  synchronize(device);
+  return median(rounds);
+}
+
+SustainedRates sustained_rates(DType dtype) {
+  const bool tensor_cores = dtype == DType::bfloat16 || dtype == DType::float16;
+  return {.flops = tensor_cores ? 790e12 : 132 * 256 * 1.83e9};
+}
+
+double floor_ms(const Program& program, DType dtype) {
+  const SustainedRates rates = sustained_rates(dtype);
+  double seconds = 0;
+  for (const InstructionInfo& info : program.instructions()) {
+    seconds += std::max(info.flops / rates.flops, info.bytes / rates.bytes);
+  }
+  return seconds * 1e3;
+}
+
+std::int64_t rotation_length(std::size_t bytes_of_one_set) {
+  constexpr std::size_t kBeyondCache = std::size_t{128}
+                                       << 20;  // an H200's second level holds 50 MB
+  const std::size_t wanted = kBeyondCache / std::max<std::size_t>(bytes_of_one_set, 1) + 1;
+  return static_cast<std::int64_t>(std::clamp<std::size_t>(std::bit_ceil(wanted), 2, 8));
+}
+
+void print(const nlohmann::ordered_json& figures, bool json) {
+  if (json) {
+    std::cout << figures.dump() << std::endl;
+    return;
+  }
+  for (const auto& [name, value] : figures.items()) std::cout << name << " " << value << "\n";
+}
+
+int run_program(CLI::App& app, int argc, char** argv, const CommonOptions& options,
+                const std::function<nlohmann::ordered_json()>& measure) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    print(measure(), options.json);
+    return 0;
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << "\n";
+    return 2;
+  }
+}
+
+}  // namespace tenon::bench
