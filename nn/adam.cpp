@@ -1,7 +1,6 @@
 #include "nn/adam.h"
 
 #include "tensor/detail/check.h"
-#include "tensor/ops/optimizer_steps.h"
 
 namespace tenon::nn {
 namespace {
@@ -49,14 +48,11 @@ Adam::Adam(const char* type, const std::vector<ParameterGroup<AdamOptions>>& gro
   for (const auto& group : groups) options_.push_back(group.options);
 }
 
-std::vector<Tensor> Adam::apply_update(const Update& update) const {
-  const AdamOptions& options = options_[update.group];
-  const AdamStepResult result = adam_step(
-      update.param, update.gradient, update.state[0], update.state[1], update.step, update.lr,
-      update.grad_scale,
-      {options.beta1, options.beta2, options.eps,
-       detail::decay_of(update.name, options.weight_decay, options.no_decay), decoupled_});
-  return {result.param, result.exp_avg, result.exp_avg_sq};
+std::vector<UpdatedParameter> Adam::apply_updates(const Updates& updates) const {
+  const AdamOptions& options = options_[updates.group];
+  return adam_step(updates.parameters, updates.lr, updates.grad_scale,
+                   {options.beta1, options.beta2, options.eps, options.weight_decay, decoupled_,
+                    detail::matching_positions(updates.names, options.no_decay), updates.copies});
 }
 
 AdamW::AdamW(NamedTensors parameters, const AdamWOptions& options, const OptimizerOptions& common)

@@ -38,7 +38,7 @@ class Adam : public Optimizer {
  protected:
   Adam(const char* type, const std::vector<ParameterGroup<AdamOptions>>& groups, bool decoupled,
        const OptimizerOptions& common);
-  std::vector<Tensor> apply_update(const Update& update) const override;
+  std::vector<UpdatedParameter> apply_updates(const Updates& updates) const override;
 
  private:
   std::vector<AdamOptions> options_;  // one a group

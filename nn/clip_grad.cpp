@@ -23,24 +23,27 @@ void require_gradients(const Module::NamedTensors& parameters, std::span<const T
 
 }  // namespace detail
 
-Tensor global_norm(std::span<const Tensor> gradients) {
-  DType dtype = DType::float32;
+namespace {
+
+std::vector<Tensor> defined(std::span<const Tensor> gradients) {
+  std::vector<Tensor> result;
   for (const Tensor& gradient : gradients) {
-    if (gradient && gradient.dtype() == DType::float64) dtype = DType::float64;
+    if (gradient) result.push_back(gradient);
   }
-  std::vector<Tensor> sums;
-  for (const Tensor& gradient : gradients) {
-    if (gradient) sums.push_back(sum(square(gradient.to(dtype))).view({1}));
-  }
-  TENON_CHECK(!sums.empty(), ValueError, "[global_norm] no gradient is defined");
-  return sqrt(sum(cat(sums)));
+  TENON_CHECK(!result.empty(), ValueError, "[global_norm] no gradient is defined");
+  return result;
 }
 
-Tensor clip_coefficient(const Tensor& norm, double max_norm) {
+}  // namespace
+
+Tensor global_norm(std::span<const Tensor> gradients) {
+  return ops::global_norm(defined(gradients)).norm;
+}
+
+GlobalNorm global_norm(std::span<const Tensor> gradients, double max_norm) {
   TENON_CHECK(max_norm > 0 && std::isfinite(max_norm), ValueError,
               "[clip_grad_norm] the largest norm is {}; needed a positive number", max_norm);
-  const Tensor ratio = mul(reciprocal(add(norm, 1e-6)), max_norm);
-  return minimum(ratio, ones({}, {norm.dtype(), norm.device()}));
+  return ops::global_norm(defined(gradients), {max_norm});
 }
 
 Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm) {
@@ -48,8 +51,7 @@ Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm) 
   std::vector<Tensor> gradients;
   for (const auto& [name, parameter] : parameters) gradients.push_back(parameter.grad());
   detail::require_gradients(parameters, gradients);
-  const Tensor norm = global_norm(gradients);
-  const Tensor coefficient = clip_coefficient(norm, max_norm);
+  const auto [norm, coefficient] = global_norm(gradients, max_norm);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i]) continue;
     Tensor parameter = parameters[i].second;

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "nn/module.h"
+#include "tensor/ops/optimizer_steps.h"
 #include "tensor/tensor.h"
 
 namespace tenon::nn {
@@ -12,8 +13,8 @@ namespace tenon::nn {
 /// √(Σ g²) over all elements of all gradients, shape (): float64 if one of them is, else float32.
 /// Undefined gradients are passed over; ValueError when none is left.
 Tensor global_norm(std::span<const Tensor> gradients);
-/// min(1, max_norm/(norm + 1e-6)), PyTorch's coefficient. NaN when the norm is.
-Tensor clip_coefficient(const Tensor& norm, double max_norm);
+/// The same with min(1, max_norm/(norm + 1e-6)), PyTorch's coefficient, for a positive max_norm.
+GlobalNorm global_norm(std::span<const Tensor> gradients, double max_norm);
 /// Scales the parameters' gradients so that their norm is at most max_norm, and returns the norm
 /// before. ValueError naming a parameter that requires a gradient and has none.
 Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm);

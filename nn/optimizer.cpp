@@ -13,9 +13,13 @@ namespace tenon::nn {
 
 namespace detail {
 
-double decay_of(const std::string& name, double weight_decay,
-                const std::vector<std::string>& no_decay) {
-  return matches_any(no_decay, name) ? 0 : weight_decay;
+std::vector<std::int64_t> matching_positions(const std::vector<std::string>& names,
+                                             const std::vector<std::string>& globs) {
+  std::vector<std::int64_t> positions;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (matches_any(globs, names[i])) positions.push_back(static_cast<std::int64_t>(i));
+  }
+  return positions;
 }
 
 void check_rate(const char* optimizer, const char* option, double value) {
@@ -82,27 +86,49 @@ Tensor Optimizer::update(std::span<const Tensor> gradients) {
               "[{}] {} gradients were given; needed one for each of {} parameters", type_,
               gradients.size(), slots_.size());
   const NoGradGuard no_grad;
-  Tensor norm;
-  Tensor grad_scale;
+  GlobalNorm global;
   if (options_.max_grad_norm > 0) {
     detail::require_gradients(parameters(), gradients);
-    norm = global_norm(gradients);
-    grad_scale = clip_coefficient(norm, options_.max_grad_norm);
+    global = global_norm(gradients, options_.max_grad_norm);
   }
   count_steps(gradients);
-  for (std::size_t i = 0; i < slots_.size(); ++i) {
-    if (!gradients[i]) continue;
-    Slot& slot = slots_[i];
-    Tensor& updated = slot.master ? slot.master : slot.param;
-    const Tensor count = narrow(steps_, 0, static_cast<std::int64_t>(i), 1);
-    const std::vector<Tensor> results =
-        apply_update({updated, gradients[i], slot.state, count, lr_[slot.group], grad_scale,
-                      slot.name, slot.group});
-    updated.copy_(results.at(0));
-    for (std::size_t k = 0; k < slot.state.size(); ++k) slot.state[k].copy_(results.at(k + 1));
-    if (slot.master) slot.param.copy_(results[0]);
+  for (std::size_t group = 0; group < lr_.size(); ++group) {
+    for (const auto copies : {RoundedCopy::none, RoundedCopy::float16, RoundedCopy::bfloat16}) {
+      update_slots(gradients, {.lr = lr_[group],
+                               .grad_scale = global.clip_coefficient,
+                               .group = group,
+                               .copies = copies});
+    }
   }
-  return norm;
+  return global.norm;
+}
+
+/// What an update of its master weight returns for the parameter itself.
+RoundedCopy Optimizer::Slot::copies() const {
+  if (!master) return RoundedCopy::none;
+  return param.dtype() == DType::float16 ? RoundedCopy::float16 : RoundedCopy::bfloat16;
+}
+
+/// Updates, by one op, what has a gradient and is of the group and kind that `updates` says.
+void Optimizer::update_slots(std::span<const Tensor> gradients, Updates updates) {
+  std::vector<Slot*> slots;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    if (!gradients[i] || slot.group != updates.group || slot.copies() != updates.copies) continue;
+    const Tensor count = narrow(steps_, 0, static_cast<std::int64_t>(i), 1);
+    updates.parameters.push_back({slot.updated(), gradients[i], count, slot.state});
+    updates.names.push_back(slot.name);
+    slots.push_back(&slot);
+  }
+  if (slots.empty()) return;
+  const std::vector<UpdatedParameter> results = apply_updates(updates);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    slots[i]->updated().copy_(results.at(i).param);
+    for (std::size_t k = 0; k < slots[i]->state.size(); ++k) {
+      slots[i]->state[k].copy_(results[i].state.at(k));
+    }
+    if (slots[i]->master) slots[i]->param.copy_(results[i].copy);
+  }
 }
 
 /// One more step for every parameter that has a gradient.

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <utility>
@@ -21,6 +22,7 @@
 
 #include "nn/module.h"
 #include "nn/state_dict.h"
+#include "tensor/ops/optimizer_steps.h"
 #include "tensor/tensor.h"
 
 namespace tenon::nn {
@@ -84,22 +86,20 @@ class Optimizer {
     double lr = 0;
     std::vector<std::string> state_names;  // one tensor of each for every parameter, zeros at first
   };
-  /// The operands of one parameter's update; `param` is its master weight where it has one.
-  struct Update {
-    Tensor param;
-    Tensor gradient;
-    std::span<const Tensor> state;
-    Tensor step;
-    Tensor lr;
-    Tensor grad_scale;  // undefined without clipping
-    const std::string& name;
-    std::size_t group;
+  /// Parameters of one group that one op updates; a `param` is the master weight where there is one.
+  struct Updates {
+    std::vector<ParameterUpdate> parameters = {};
+    std::vector<std::string> names = {};
+    Tensor lr = {};
+    Tensor grad_scale = {};  // undefined without clipping
+    std::size_t group = 0;
+    RoundedCopy copies = RoundedCopy::none;  // what master weights are of
   };
 
   /// ValueError without parameters, for one that is given twice or on another device than the first.
   Optimizer(std::string type, std::vector<Group> groups, const OptimizerOptions& options);
-  /// Emits the op of one update: the new parameter, then the new state in the order of `state`.
-  virtual std::vector<Tensor> apply_update(const Update& update) const = 0;
+  /// Emits the op, whose results are in the order of `updates.parameters`.
+  virtual std::vector<UpdatedParameter> apply_updates(const Updates& updates) const = 0;
 
  private:
   struct Slot {
@@ -109,10 +109,14 @@ class Optimizer {
     std::size_t group = 0;
     std::vector<std::string> state_names;
     std::vector<Tensor> state;
+
+    Tensor& updated() { return master ? master : param; }
+    RoundedCopy copies() const;
   };
   void add_slot(const std::string& name, const Tensor& param, std::size_t group,
                 const std::vector<std::string>& state_names);
   void count_steps(std::span<const Tensor> gradients);
+  void update_slots(std::span<const Tensor> gradients, Updates updates);
   NamedTensors slot_tensors() const;
 
   std::string type_;
@@ -123,9 +127,9 @@ class Optimizer {
 };
 
 namespace detail {
-/// `weight_decay`, or 0 for a name that one of the globs matches.
-double decay_of(const std::string& name, double weight_decay,
-                const std::vector<std::string>& no_decay);
+/// The positions of the names that one of the globs matches.
+std::vector<std::int64_t> matching_positions(const std::vector<std::string>& names,
+                                             const std::vector<std::string>& globs);
 /// ValueError unless `value` is finite and at least 0.
 void check_rate(const char* optimizer, const char* option, double value);
 }  // namespace detail

@@ -1,7 +1,6 @@
 #include "nn/sgd.h"
 
 #include "tensor/detail/check.h"
-#include "tensor/ops/optimizer_steps.h"
 
 namespace tenon::nn {
 namespace {
@@ -36,16 +35,11 @@ SGD::SGD(const std::vector<ParameterGroup<SgdOptions>>& groups, const OptimizerO
   for (const auto& group : groups) options_.push_back(group.options);
 }
 
-std::vector<Tensor> SGD::apply_update(const Update& update) const {
-  const SgdOptions& options = options_[update.group];
-  const bool has_buffer = !update.state.empty();
-  const SgdStepResult result = sgd_step(
-      update.param, update.gradient, has_buffer ? update.state[0] : Tensor(),
-      has_buffer ? update.step : Tensor(), update.lr, update.grad_scale,
-      {options.momentum, options.dampening,
-       detail::decay_of(update.name, options.weight_decay, options.no_decay), options.nesterov});
-  if (!has_buffer) return {result.param};
-  return {result.param, result.momentum_buffer};
+std::vector<UpdatedParameter> SGD::apply_updates(const Updates& updates) const {
+  const SgdOptions& options = options_[updates.group];
+  return sgd_step(updates.parameters, updates.lr, updates.grad_scale,
+                  {options.momentum, options.dampening, options.weight_decay, options.nesterov,
+                   detail::matching_positions(updates.names, options.no_decay), updates.copies});
 }
 
 }  // namespace tenon::nn

@@ -26,7 +26,7 @@ class SGD : public Optimizer {
                const OptimizerOptions& common = {});
 
  protected:
-  std::vector<Tensor> apply_update(const Update& update) const override;
+  std::vector<UpdatedParameter> apply_updates(const Updates& updates) const override;
 
  private:
   std::vector<SgdOptions> options_;  // one a group

@@ -1,8 +1,14 @@
-// One pass over a parameter, its gradient and its state. Blocks are widened to the compute type, so
+// One pass over each parameter, its gradient and its state. Blocks are widened to the compute type, so
 // the loop over a block vectorizes for every dtype. An output may share memory with the operand that
 // it replaces: an element is written after it was read.
 #include "tensor/cpu/optimizer_steps.h"
 
+#include <array>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "tensor/cpu/copy.h"
 #include "tensor/cpu/elementwise.h"
 #include "tensor/detail/optimizer_operands.h"
 #include "tensor/parallel.h"
@@ -32,117 +38,148 @@ RowWriter<T> writer(const TensorView& view) {
   return {view.as<char>(), static_cast<std::int64_t>(sizeof(T))};
 }
 
-template <class P, class G>
-void run_adam(const KernelArgs& args, const AdamUpdate<compute_type<P>>& update) {
-  using C = compute_type<P>;
-  parallel_ranges(args.inputs[0].numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-    auto old_param = reader<P>(args.inputs[kAdamParam]);
-    auto gradient = reader<G>(args.inputs[kAdamGrad]);
-    auto old_avg = reader<P>(args.inputs[kAdamAvg]);
-    auto old_avg_sq = reader<P>(args.inputs[kAdamAvgSq]);
-    auto param = writer<P>(args.outputs[0]);
-    auto avg = writer<P>(args.outputs[1]);
-    auto avg_sq = writer<P>(args.outputs[2]);
-    for (std::int64_t first = begin; first < end; first += kBlock) {
-      const std::int64_t n = std::min(kBlock, end - first);
-      const C* p = old_param.block(first, n);
-      const compute_type<G>* g = gradient.block(first, n);
-      const C* m = old_avg.block(first, n);
-      const C* v = old_avg_sq.block(first, n);
-      C* new_p = param.block(first);
-      C* new_m = avg.block(first);
-      C* new_v = avg_sq.block(first);
+/// Sums of squares are added up in tiles of this size.
+constexpr std::int64_t kNormGrain = 16384;
+
+/// update.apply on n elements; `before` and `after` are the state's blocks.
+template <int kStates, class C, class G, class Update>
+void update_block(const Update& update, std::int64_t n, const C* param, const G* grad,
+                  const std::array<const C*, kStates>& before, C* new_param,
+                  const std::array<C*, kStates>& after) {
+  if constexpr (kStates == 0) {
 #pragma GCC ivdep
-      for (std::int64_t i = 0; i < n; ++i) {
-        C value = p[i], mean = m[i], square = v[i];
-        update.apply(value, static_cast<C>(g[i]), mean, square);
-        new_p[i] = value;
-        new_m[i] = mean;
-        new_v[i] = square;
-      }
-      param.finish(first, n);
-      avg.finish(first, n);
-      avg_sq.finish(first, n);
+    for (std::int64_t i = 0; i < n; ++i) {
+      C value = param[i];
+      update.apply(value, static_cast<C>(grad[i]));
+      new_param[i] = value;
     }
-  });
+  } else if constexpr (kStates == 1) {
+    const C* state = before[0];
+    C* new_state = after[0];
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < n; ++i) {
+      C value = param[i], buffer = state[i];
+      update.apply(value, static_cast<C>(grad[i]), buffer);
+      new_param[i] = value;
+      new_state[i] = buffer;
+    }
+  } else {
+    const C *mean = before[0], *square = before[1];
+    C *new_mean = after[0], *new_square = after[1];
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < n; ++i) {
+      C value = param[i], m = mean[i], v = square[i];
+      update.apply(value, static_cast<C>(grad[i]), m, v);
+      new_param[i] = value;
+      new_mean[i] = m;
+      new_square[i] = v;
+    }
+  }
 }
 
-template <class P, class G>
-void run_sgd(const KernelArgs& args, const SgdUpdate<compute_type<P>>& update) {
+/// One parameter of the call.
+template <class P, class G, int kStates, class Update>
+void update_parameter(const KernelArgs& args, const UpdateLayout& layout, int number,
+                      const Update& update) {
   using C = compute_type<P>;
-  parallel_ranges(args.inputs[0].numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-    auto old_param = reader<P>(args.inputs[kSgdParam]);
-    auto gradient = reader<G>(args.inputs[kSgdGrad]);
-    auto param = writer<P>(args.outputs[0]);
+  const auto input = [&](int i) -> const TensorView& {
+    return args.inputs[static_cast<std::size_t>(i)];
+  };
+  const auto output = [&](int i) -> const TensorView& {
+    return args.outputs[static_cast<std::size_t>(i)];
+  };
+  const TensorView& param = input(layout.param(number));
+  parallel_ranges(param.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+    auto values = reader<P>(param);
+    auto grads = reader<G>(input(layout.grad(number)));
+    auto new_values = writer<P>(output(layout.new_param(number)));
+    std::vector<RowReader<P>> states;
+    std::vector<RowWriter<P>> new_states;
+    for (int k = 0; k < kStates; ++k) {
+      states.push_back(reader<P>(input(layout.state(number, k))));
+      new_states.push_back(writer<P>(output(layout.new_state(number, k))));
+    }
     for (std::int64_t first = begin; first < end; first += kBlock) {
       const std::int64_t n = std::min(kBlock, end - first);
-      const C* p = old_param.block(first, n);
-      const compute_type<G>* g = gradient.block(first, n);
-      C* new_p = param.block(first);
-#pragma GCC ivdep
-      for (std::int64_t i = 0; i < n; ++i) {
-        C value = p[i];
-        update.apply(value, static_cast<C>(g[i]));
-        new_p[i] = value;
+      std::array<const C*, kStates> before{};
+      std::array<C*, kStates> after{};
+      for (std::size_t k = 0; k < kStates; ++k) {
+        before[k] = states[k].block(first, n);
+        after[k] = new_states[k].block(first);
       }
-      param.finish(first, n);
+      update_block<kStates>(update, n, values.block(first, n), grads.block(first, n), before,
+                            new_values.block(first), after);
+      new_values.finish(first, n);
+      for (auto& state : new_states) state.finish(first, n);
     }
   });
+  if (layout.copies == RoundedCopy::none) return;
+  cast_strided(output(layout.new_param(number)), output(layout.copy(number)));
 }
 
-template <class P, class G>
-void run_momentum(const KernelArgs& args, const SgdUpdate<compute_type<P>>& update) {
-  using C = compute_type<P>;
-  parallel_ranges(args.inputs[0].numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-    auto old_param = reader<P>(args.inputs[kSgdParam]);
-    auto gradient = reader<G>(args.inputs[kSgdGrad]);
-    auto old_buffer = reader<P>(args.inputs[kSgdBuffer]);
-    auto param = writer<P>(args.outputs[0]);
-    auto buffer = writer<P>(args.outputs[1]);
-    for (std::int64_t first = begin; first < end; first += kBlock) {
-      const std::int64_t n = std::min(kBlock, end - first);
-      const C* p = old_param.block(first, n);
-      const compute_type<G>* g = gradient.block(first, n);
-      const C* b = old_buffer.block(first, n);
-      C* new_p = param.block(first);
-      C* new_b = buffer.block(first);
-#pragma GCC ivdep
-      for (std::int64_t i = 0; i < n; ++i) {
-        C value = p[i], velocity = b[i];
-        update.apply(value, static_cast<C>(g[i]), velocity);
-        new_p[i] = value;
-        new_b[i] = velocity;
+/// Every parameter of the call, one after another.
+template <template <class> class Update, int kStates, class Attrs>
+void run_updates(const KernelArgs& args) {
+  const auto& attrs = args.attributes<Attrs>();
+  const UpdateLayout layout = layout_of(attrs);
+  const double lr = read_scalar(args.inputs[UpdateLayout::kLr], 0);
+  const double scale = read_scalar(args.inputs[UpdateLayout::kGradScale], 1);
+  const int count = layout.count(static_cast<int>(args.inputs.size()));
+  for (int i = 0; i < count; ++i) {
+    const auto dtype = [&](int operand) {
+      return args.inputs[static_cast<std::size_t>(operand)].dtype;
+    };
+    const double step = read_scalar(args.inputs[static_cast<std::size_t>(layout.step(i))], 1);
+    const auto settings = settings_of(attrs, decay_of(attrs, i));
+    dispatch_update(dtype(layout.param(i)), dtype(layout.grad(i)), [&]<typename P, typename G>() {
+      update_parameter<P, G, kStates>(args, layout, i,
+                                      Update<compute_type<P>>::make(settings, step, lr, scale));
+    });
+  }
+}
+
+/// Σ x² in double: tiles of fixed size, added in their order.
+double sum_of_squares(const TensorView& view) {
+  std::vector<double> tiles(static_cast<std::size_t>((view.numel() + kNormGrain - 1) / kNormGrain));
+  dispatch_float(view.dtype, [&]<typename T>() {
+    parallel_ranges(view.numel(), kNormGrain, [&](std::int64_t begin, std::int64_t end) {
+      auto values = reader<T>(view);
+      double total = 0;
+      for (std::int64_t first = begin; first < end; first += kBlock) {
+        const std::int64_t n = std::min(kBlock, end - first);
+        const compute_type<T>* x = values.block(first, n);
+        for (std::int64_t i = 0; i < n; ++i) {
+          total += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+        }
       }
-      param.finish(first, n);
-      buffer.finish(first, n);
-    }
+      tiles[static_cast<std::size_t>(begin / kNormGrain)] = total;
+    });
   });
+  return std::accumulate(tiles.begin(), tiles.end(), 0.0);
 }
 
 }  // namespace
 
-void adam_step(const KernelArgs& args) {
-  const AdamSettings settings = adam_settings(args.attributes<AdamStepAttrs>());
-  const double step = read_scalar(args.inputs[kAdamStep], 1);
-  const double lr = read_scalar(args.inputs[kAdamLr], 0);
-  const double scale = read_scalar(args.inputs[kAdamScale], 1);
-  dispatch_update(
-      args.inputs[kAdamParam].dtype, args.inputs[kAdamGrad].dtype, [&]<typename P, typename G>() {
-        run_adam<P, G>(args, AdamUpdate<compute_type<P>>::make(settings, step, lr, scale));
-      });
-}
+void adam_step(const KernelArgs& args) { run_updates<AdamUpdate, 2, AdamAttrs>(args); }
 
 void sgd_step(const KernelArgs& args) {
-  const SgdSettings settings = sgd_settings(args.attributes<SgdStepAttrs>());
-  const double step = read_scalar(args.inputs[kSgdStep], 1);
-  const double lr = read_scalar(args.inputs[kSgdLr], 0);
-  const double scale = read_scalar(args.inputs[kSgdScale], 1);
-  dispatch_update(args.inputs[kSgdParam].dtype, args.inputs[kSgdGrad].dtype,
-                  [&]<typename P, typename G>() {
-                    const auto update = SgdUpdate<compute_type<P>>::make(settings, step, lr, scale);
-                    args.inputs[kSgdBuffer].present ? run_momentum<P, G>(args, update)
-                                                    : run_sgd<P, G>(args, update);
-                  });
+  if (args.attributes<SgdAttrs>().momentum != 0) {
+    run_updates<SgdUpdate, 1, SgdAttrs>(args);
+  } else {
+    run_updates<SgdUpdate, 0, SgdAttrs>(args);
+  }
+}
+
+void global_norm(const KernelArgs& args) {
+  double total = 0;
+  for (const TensorView& view : args.inputs) total += sum_of_squares(view);
+  const double norm = std::sqrt(total);
+  const double max_norm = args.attributes<GlobalNormAttrs>().max_norm;
+  for (std::size_t i = 0; i < args.outputs.size(); ++i) {
+    const double value = i == 0 ? norm : clip_coefficient(norm, max_norm);
+    dispatch_float(args.outputs[i].dtype,
+                   [&]<typename T>() { *args.outputs[i].as<T>() = static_cast<T>(value); });
+  }
 }
 
 }  // namespace tenon::cpu

@@ -1,4 +1,4 @@
-// adam_step and sgd_step on the CPU: contiguous operands, in tiles of fixed size.
+// adam_step, sgd_step and global_norm on the CPU: contiguous operands, in tiles of fixed size.
 #pragma once
 
 #include "tensor/op.h"
@@ -7,5 +7,6 @@ namespace tenon::cpu {
 
 void adam_step(const KernelArgs& args);
 void sgd_step(const KernelArgs& args);
+void global_norm(const KernelArgs& args);
 
 }  // namespace tenon::cpu

@@ -1,5 +1,5 @@
-// The updates of SGD and Adam for one element, for host and device code; the formulas and the order
-// of rounding are PyTorch's. What all elements share is computed once, in double.
+// The updates of SGD and Adam for one element, and clipping, for host and device code; the formulas and
+// the order of rounding are PyTorch's. What all elements share is computed once, in double.
 #pragma once
 
 #include <cmath>
@@ -46,6 +46,12 @@ struct AdamUpdate {
     param = param * shrink + negative_step_size * exp_avg / denominator;
   }
 };
+
+/// What gradients of this global norm are multiplied by, PyTorch's formula. NaN when the norm is.
+TENON_HOST_DEVICE double clip_coefficient(double norm, double max_norm) {
+  const double ratio = max_norm / (norm + 1e-6);
+  return ratio > 1 ? 1 : ratio;
+}
 
 /// sgd_step's attributes without what only the host needs.
 struct SgdSettings {

@@ -1,16 +1,19 @@
-// Shape and dtype rules of the optimizer updates.
+// What adam_step and sgd_step share: shape and dtype rules, and the way to operands and back.
 #pragma once
 
-#include "tensor/op.h"
+#include "tensor/detail/optimizer_operands.h"
 
 namespace tenon::ops {
 
-/// ShapeError, DTypeError unless operand `grad` has the shape of the floating operand `param`, and its
-/// dtype or a 16-bit one where `param` is float32.
-void require_gradient_of(const InferContext& context, int grad, int param);
-/// ShapeError, DTypeError unless operand `state` has the shape and dtype of `param`.
-void require_state_of(const InferContext& context, int state, int param);
-/// ShapeError, DTypeError unless operand i, where present, is floating with one element.
-void require_one_element(const InferContext& context, int i);
+/// The results' specs. ShapeError, DTypeError unless every gradient has the shape of its floating
+/// parameter, and its dtype or a 16-bit one where that is float32, the state has both, and lr,
+/// grad_scale and steps have one element; ValueError for operands that do not add up.
+std::vector<TensorSpec> infer_updates(const InferContext& context, const UpdateLayout& layout);
+
+/// Calls `op` with the operands that `layout` says; ValueError without parameters.
+std::vector<UpdatedParameter> apply_updates(const Op& op, const UpdateLayout& layout,
+                                            const std::vector<ParameterUpdate>& updates,
+                                            const Tensor& lr, const Tensor& grad_scale,
+                                            const Attrs& attrs);
 
 }  // namespace tenon::ops

@@ -86,6 +86,7 @@
   X(cat) \
   X(cast) \
   X(embedding) \
+  X(global_norm) \
   X(adam_step) \
   X(sgd_step) \
   X(abs_backward) \

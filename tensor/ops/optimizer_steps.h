@@ -1,35 +1,108 @@
-// One optimizer update of one parameter as one op. They are what nn's optimizers emit; like every op
-// they return new values, which the optimizer then assigns.
+// One optimizer update of any number of parameters as one op, which on a GPU is one launch. They are
+// what nn's optimizers emit; like every op they return new values, which the optimizer then assigns.
+//
+//   auto updated = adam_step({{w, w.grad(), count, {m, v}}, {b, b.grad(), count, {n, u}}}, lr,
+//                            grad_scale, {.weight_decay = 0.1, .no_decay = {1}});
+//   w.copy_(updated[0].param);
 //
 // A parameter and its state have one dtype; the gradient has it too, or is float16 or bfloat16 where
-// the parameter is float32 (master weights). `step`, `lr` and `grad_scale` hold one float element
-// each: `step` counts from 1, the gradient is multiplied by `grad_scale` before anything else.
+// the parameter is float32 (a master weight). `step`, `lr` and `grad_scale` hold one floating element
+// each: `step` counts from 1, gradients are multiplied by `grad_scale` before anything else.
 #pragma once
 
-#include "tensor/ops/attributes.h"
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "tensor/attrs.h"
 #include "tensor/tensor.h"
 
 namespace tenon {
 
-struct AdamStepResult {
-  Tensor param;
-  Tensor exp_avg;
-  Tensor exp_avg_sq;
-};
-/// Kingma, Ba, "Adam", 2015; decoupled weight decay: Loshchilov, Hutter, 2019. `grad_scale` may be
-/// undefined.
-AdamStepResult adam_step(const Tensor& param, const Tensor& grad, const Tensor& exp_avg,
-                         const Tensor& exp_avg_sq, const Tensor& step, const Tensor& lr,
-                         const Tensor& grad_scale, const AdamStepAttrs& attrs);
+/// What else an update returns of each parameter: its value rounded to 16 bits, for the model whose
+/// float32 master weights it changes.
+enum class RoundedCopy : std::uint8_t { none, float16, bfloat16 };
+std::string_view enum_name(RoundedCopy copy);
+RoundedCopy parse_enum(RoundedCopy, std::string_view text);
 
-struct SgdStepResult {
-  Tensor param;
-  Tensor momentum_buffer;  // undefined without momentum
+/// adam_step; `decoupled` shrinks the parameter itself (AdamW) instead of adding to the gradient.
+struct AdamAttrs {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0;
+  bool decoupled = false;
+  std::vector<std::int64_t> no_decay = {};  // numbers of the parameters whose weight decay is 0
+  RoundedCopy copies = RoundedCopy::none;
+  static constexpr auto fields() {
+    using A = AdamAttrs;
+    return std::tuple{field("beta1", &A::beta1),
+                      field("beta2", &A::beta2),
+                      field("eps", &A::eps),
+                      field("weight_decay", &A::weight_decay),
+                      field("decoupled", &A::decoupled),
+                      field("no_decay", &A::no_decay),
+                      field("copies", &A::copies)};
+  }
 };
-/// `momentum_buffer` and `step` are undefined without momentum; at step 1 the buffer becomes the
+
+struct SgdAttrs {
+  double momentum = 0;
+  double dampening = 0;
+  double weight_decay = 0;
+  bool nesterov = false;
+  std::vector<std::int64_t> no_decay = {};
+  RoundedCopy copies = RoundedCopy::none;
+  static constexpr auto fields() {
+    using A = SgdAttrs;
+    return std::tuple{field("momentum", &A::momentum),         field("dampening", &A::dampening),
+                      field("weight_decay", &A::weight_decay), field("nesterov", &A::nesterov),
+                      field("no_decay", &A::no_decay),         field("copies", &A::copies)};
+  }
+};
+
+/// What one parameter's update reads.
+struct ParameterUpdate {
+  Tensor param;
+  Tensor grad;
+  Tensor step;
+  std::vector<Tensor> state;
+};
+/// What it gives.
+struct UpdatedParameter {
+  Tensor param;
+  std::vector<Tensor> state;
+  Tensor copy;  // undefined where attrs.copies is none
+};
+
+/// Kingma, Ba, "Adam", 2015; decoupled weight decay: Loshchilov, Hutter, 2019. The state is exp_avg,
+/// exp_avg_sq; `grad_scale` may be undefined.
+std::vector<UpdatedParameter> adam_step(const std::vector<ParameterUpdate>& updates,
+                                        const Tensor& lr, const Tensor& grad_scale,
+                                        const AdamAttrs& attrs);
+/// The state is momentum_buffer, or nothing where momentum is 0; at step 1 the buffer becomes the
 /// gradient whatever it held, as in PyTorch.
-SgdStepResult sgd_step(const Tensor& param, const Tensor& grad, const Tensor& momentum_buffer,
-                       const Tensor& step, const Tensor& lr, const Tensor& grad_scale,
-                       const SgdStepAttrs& attrs);
+std::vector<UpdatedParameter> sgd_step(const std::vector<ParameterUpdate>& updates,
+                                       const Tensor& lr, const Tensor& grad_scale,
+                                       const SgdAttrs& attrs);
+
+/// global_norm; max_norm > 0 asks for the clip coefficient too.
+struct GlobalNormAttrs {
+  double max_norm = 0;
+  static constexpr auto fields() {
+    return std::tuple{field("max_norm", &GlobalNormAttrs::max_norm)};
+  }
+};
+struct GlobalNorm {
+  Tensor norm;
+  Tensor clip_coefficient;  // undefined without max_norm
+};
+/// What nn::global_norm calls: √(Σ x²) over all elements of all floating tensors, shape (): float64 if one of them is, else
+/// float32; and min(1, max_norm/(norm + 1e-6)), what clipping multiplies them by.
+namespace ops {
+GlobalNorm global_norm(const std::vector<Tensor>& tensors, const GlobalNormAttrs& attrs = {});
+}
 
 }  // namespace tenon

@@ -1,6 +1,10 @@
-// adam_step and sgd_step on CUDA against the CPU, for every pair of dtypes, sizes around a block and
-// unaligned operands; and whole optimizers, clipping included.
+// adam_step, sgd_step and global_norm on CUDA against the CPU, for every pair of dtypes, sizes around a
+// block, unaligned operands and more tensors than one table holds; and whole optimizers, clipping
+// included, eager and in captured steps.
+#include <cstdlib>
+
 #include "nn/nn.h"
+#include "schedule/training.h"
 #include "tensor/ops/optimizer_steps.h"
 #include "tests/cuda/cuda_support.h"
 #include "tests/support/compare.h"
@@ -17,7 +21,7 @@ constexpr Sample kSamples[] = {
     {DType::float64, DType::float64, 1e-14}, {DType::float32, DType::float32, 2e-6},
     {DType::float32, DType::float16, 2e-6},  {DType::float32, DType::bfloat16, 2e-6},
     {DType::float16, DType::float16, 4e-3},  {DType::bfloat16, DType::bfloat16, 4e-2}};
-constexpr std::int64_t kSizes[] = {0, 1, 3, 4, 1023, 1024, 1025, 300001};
+constexpr std::int64_t kSizes[] = {0, 1, 3, 4, 1023, 1025, 8192, 8193, 300001};
 
 /// `n` numbers that begin at the first or, unaligned, at the second element of their memory.
 Tensor numbers(std::int64_t n, DType dtype, bool unaligned, double low, Generator& generator,
@@ -41,9 +45,12 @@ std::vector<Tensor> adam(const Sample& sample, std::int64_t n, bool unaligned, D
   const Tensor param = make(sample.param, -2), grad = make(sample.grad, -2);
   const Tensor avg = make(sample.param, -2), avg_sq = make(sample.param, 0.1);
   const auto scalar = [&](double value) { return full({}, value, {DType::float32, device}); };
-  const AdamStepResult r = adam_step(param, grad, avg, avg_sq, scalar(3), scalar(0.0625),
-                                     scalar(0.5), {0.8, 0.95, 1e-6, 0.125, unaligned});
-  return {r.param, r.exp_avg, r.exp_avg_sq};
+  const UpdatedParameter r =
+      adam_step({{param, grad, scalar(3), {avg, avg_sq}}}, scalar(0.0625), scalar(0.5),
+                {0.8, 0.95, 1e-6, 0.125, unaligned, {}, RoundedCopy::bfloat16})
+          .at(0);
+  EXPECT_EQ(max_difference(r.copy, r.param.to(DType::bfloat16)), 0);
+  return {r.param, r.state[0], r.state[1]};
 }
 
 std::vector<Tensor> sgd(const Sample& sample, std::int64_t n, bool unaligned, bool momentum,
@@ -54,15 +61,15 @@ std::vector<Tensor> sgd(const Sample& sample, std::int64_t n, bool unaligned, bo
   };
   const Tensor param = make(sample.param), grad = make(sample.grad), buffer = make(sample.param);
   const auto scalar = [&](double value) { return full({1}, value, {DType::float32, device}); };
-  SgdStepAttrs attrs{.weight_decay = 0.125};
+  SgdAttrs attrs{.weight_decay = 0.125};
   if (!momentum) {
-    return {sgd_step(param, grad, Tensor(), Tensor(), scalar(0.0625), Tensor(), attrs).param};
+    return {sgd_step({{param, grad, scalar(step), {}}}, scalar(0.0625), Tensor(), attrs)[0].param};
   }
   attrs.momentum = 0.9;
   attrs.nesterov = unaligned;
-  const SgdStepResult r =
-      sgd_step(param, grad, buffer, scalar(step), scalar(0.0625), scalar(0.5), attrs);
-  return {r.param, r.momentum_buffer};
+  const UpdatedParameter r =
+      sgd_step({{param, grad, scalar(step), {buffer}}}, scalar(0.0625), scalar(0.5), attrs).at(0);
+  return {r.param, r.state[0]};
 }
 
 TEST(CudaOptimizer, StepsMatchTheCpu) {
@@ -86,6 +93,73 @@ TEST(CudaOptimizer, StepsMatchTheCpu) {
   }
 }
 
+/// More parameters than one table holds, of odd sizes and two kinds, with everything on `device`.
+std::vector<ParameterUpdate> many_updates(Device device) {
+  std::vector<ParameterUpdate> updates;
+  Generator generator(4);
+  for (std::int64_t i = 0; i < 701; ++i) {
+    const std::int64_t n = i % 50 == 7 ? 0 : i % 50 == 8 ? 20000 + i : 1 + i;
+    const auto make = [&](double low, DType dtype = DType::float32) {
+      return numbers(n, dtype, i % 4 == 3, low, generator, device);
+    };
+    const Tensor param = make(-2);
+    const Tensor grad = make(-2, i % 3 == 1 ? DType::float32 : DType::bfloat16);
+    const Tensor count = full({1}, static_cast<double>(1 + i % 9), {DType::float32, device});
+    updates.push_back({param, grad, count, {make(-2), make(0.1)}});
+  }
+  return updates;
+}
+
+TEST(CudaOptimizer, ManyParametersMatchTheCpuAndAreBitEqualFromRunToRun) {
+  SKIP_WITHOUT_GPU();
+  AdamAttrs attrs{.weight_decay = 0.125, .decoupled = true, .copies = RoundedCopy::float16};
+  for (std::int64_t i = 0; i < 701; i += 3) attrs.no_decay.push_back(i);
+  const auto run = [&](Device device) {
+    const auto scalar = [&](double value) { return full({}, value, {DType::float32, device}); };
+    std::vector<Tensor> results;
+    for (const UpdatedParameter& updated :
+         adam_step(many_updates(device), scalar(0.0625), scalar(0.5), attrs)) {
+      results.insert(results.end(),
+                     {updated.param, updated.state[0], updated.state[1], updated.copy});
+    }
+    return results;
+  };
+  const std::vector<Tensor> on_cuda = run(kCuda), again = run(kCuda), on_cpu = run(kCpu);
+  ASSERT_EQ(on_cuda.size(), on_cpu.size());
+  for (std::size_t i = 0; i < on_cpu.size(); ++i) {
+    const double tolerance = on_cpu[i].dtype() == DType::float16 ? 4e-3 : 2e-6;
+    ASSERT_LE(max_difference(on_cuda[i], on_cpu[i]), tolerance) << i;
+    ASSERT_EQ(max_difference(on_cuda[i], again[i]), 0) << i;
+  }
+}
+
+TEST(CudaOptimizer, GlobalNormMatchesTheCpu) {
+  SKIP_WITHOUT_GPU();
+  for (const bool wide : {false, true}) {
+    for (const int count : {1, 7, 1201}) {
+      const auto run = [&](Device device) {
+        Generator generator(5);
+        std::vector<Tensor> tensors;
+        constexpr DType kDTypes[] = {DType::bfloat16, DType::float32, DType::float16};
+        for (int i = 0; i < count; ++i) {
+          const DType dtype = wide && i % 5 == 0 ? DType::float64 : kDTypes[i % 3];
+          const std::int64_t n = i % 100 == 6 ? 0 : i % 100 == 5 ? 50000 + i : 1 + i;
+          tensors.push_back(numbers(n, dtype, i % 4 == 3, -2, generator, device));
+        }
+        return ops::global_norm(tensors, {10});
+      };
+      const GlobalNorm on_cuda = run(kCuda), again = run(kCuda), on_cpu = run(kCpu);
+      const double norm = on_cpu.norm.item();
+      EXPECT_NEAR(on_cuda.norm.item(), norm, norm * (wide ? 1e-13 : 1e-6)) << count;
+      EXPECT_NEAR(on_cuda.clip_coefficient.item(), on_cpu.clip_coefficient.item(), 1e-6);
+      EXPECT_EQ(on_cuda.norm.item(), again.norm.item());
+    }
+  }
+  const GlobalNorm nan = ops::global_norm({full({5}, NAN, {DType::float32, kCuda})}, {1});
+  EXPECT_TRUE(std::isnan(nan.clip_coefficient.item()));
+  EXPECT_EQ(ops::global_norm({zeros({0}, {DType::float32, kCuda})}).norm.item(), 0);
+}
+
 std::vector<Tensor> train(Device device, DType dtype) {
   Generator generator(3);
   nn::Module::NamedTensors parameters;
@@ -100,6 +174,10 @@ std::vector<Tensor> train(Device device, DType dtype) {
     for (const auto& [name, parameter] : parameters) {
       gradients.push_back(randn(parameter.shape(), {dtype}, &generator).to(device));
     }
+    if (step % 2 == 1) {  // without a gradient a parameter stays, and its step does not count
+      parameters[1].second.requires_grad_(false);
+      gradients[1] = Tensor();
+    }
     results.push_back(optimizer.update(gradients));
   }
   for (const auto& [name, parameter] : parameters) results.push_back(parameter);
@@ -112,6 +190,49 @@ TEST(CudaOptimizer, AdamWWithClippingMatchesTheCpu) {
   expect_near(train(kCuda, DType::float64), train(kCpu, DType::float64), 1e-12);
   expect_near(train(kCuda, DType::float32), train(kCpu, DType::float32), 2e-5);
   expect_near(train(kCuda, DType::bfloat16), train(kCpu, DType::bfloat16), 2e-2);
+}
+
+/// Parameters after steps with changing learning rates, each step a Program.
+std::vector<Tensor> train_scheduled(const char* graphs) {
+  setenv("TENON_CUDA_GRAPHS", graphs, 1);
+  auto model = nn::make<nn::Linear>(33, 5);
+  Generator generator(6);
+  {
+    const NoGradGuard no_grad;
+    for (auto& [name, tensor] : model->named_parameters()) {
+      Tensor(tensor).copy_(randn(tensor.shape(), {}, &generator));
+    }
+  }
+  model->to(kCuda);
+  model->to(DType::bfloat16);
+  const Tensor x = randn({7, 33}, {DType::bfloat16}, &generator).to(kCuda);
+  const auto optimizer = std::make_shared<nn::AdamW>(
+      model->named_parameters(), nn::AdamWOptions{.lr = 1e-2, .no_decay = {"bias"}},
+      nn::OptimizerOptions{.max_grad_norm = 0.5});
+  auto step = build_training(create_schedule(model, {{"x", x}}),
+                             {.loss = [](auto outputs, auto) { return mean(square(outputs[0])); },
+                              .optimizer = optimizer});
+  std::vector<Tensor> results;
+  for (int i = 0; i < 6; ++i) {
+    optimizer->set_lr(1e-2 / (1 + i));
+    const TrainingResult result = step.run({x});
+    results.push_back(result.loss.cpu());
+    results.push_back(result.grad_norm.cpu());
+  }
+  unsetenv("TENON_CUDA_GRAPHS");
+  for (const auto& [name, tensor] : optimizer->state_dict()) results.push_back(tensor.cpu());
+  for (const auto& [name, tensor] : model->named_parameters()) results.push_back(tensor.cpu());
+  return results;
+}
+
+TEST(CudaOptimizer, CapturedStepsReadTheLearningRateOfTheDay) {
+  SKIP_WITHOUT_GPU();
+  const std::vector<Tensor> launched = train_scheduled("never");
+  const std::vector<Tensor> captured = train_scheduled("always");
+  ASSERT_EQ(launched.size(), captured.size());
+  for (std::size_t i = 0; i < launched.size(); ++i) {
+    EXPECT_EQ(max_difference(launched[i], captured[i]), 0) << i;
+  }
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// adam_step and sgd_step against a reference in double, for every pair of dtypes, sizes around the
-// kernels' blocks, and any number of threads.
+// adam_step, sgd_step and global_norm against references in double, for every pair of dtypes, sizes
+// around the kernels' blocks, and any number of threads.
 #include "tensor/ops/optimizer_steps.h"
 
 #include <gtest/gtest.h>
@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "autograd/autograd.h"
 #include "tensor/error.h"
 #include "tensor/parallel.h"
 #include "tensor/random.h"
@@ -23,7 +24,7 @@ struct AdamReference {
 };
 
 AdamReference reference_adam(AdamReference s, const Values& grad, double step, double lr,
-                             double scale, const AdamStepAttrs& a) {
+                             double scale, const AdamAttrs& a) {
   for (std::size_t i = 0; i < grad.size(); ++i) {
     double g = grad[i] * scale;
     if (a.decoupled) {
@@ -73,15 +74,16 @@ TEST(AdamStep, MatchesTheFormula) {
         const Tensor grad = randn({n}, {sample.grad}, &generator);
         const Tensor avg = randn({n}, options, &generator);
         const Tensor avg_sq = uniform({n}, 0.1, 1, options, &generator);
-        const AdamStepAttrs attrs{0.8, 0.95, 1e-6, 0.125, decoupled};
-        const AdamStepResult result = adam_step(param, grad, avg, avg_sq, full({1}, 3),
-                                                full({}, 0.0625), full({}, 0.5), attrs);
+        const AdamAttrs attrs{0.8, 0.95, 1e-6, 0.125, decoupled};
+        const UpdatedParameter result = adam_step({{param, grad, full({1}, 3), {avg, avg_sq}}},
+                                                  full({}, 0.0625), full({}, 0.5), attrs)
+                                            .at(0);
         const AdamReference expected =
             reference_adam({param.to_doubles(), avg.to_doubles(), avg_sq.to_doubles()},
                            grad.to_doubles(), 3, 0.0625, 0.5, attrs);
         EXPECT_LE(worst(result.param, expected.param), 4 * sample.tolerance);
-        EXPECT_LE(worst(result.exp_avg, expected.avg), 4 * sample.tolerance);
-        EXPECT_LE(worst(result.exp_avg_sq, expected.avg_sq), 4 * sample.tolerance);
+        EXPECT_LE(worst(result.state[0], expected.avg), 4 * sample.tolerance);
+        EXPECT_LE(worst(result.state[1], expected.avg_sq), 4 * sample.tolerance);
       }
     }
   }
@@ -96,9 +98,10 @@ TEST(SgdStep, MatchesTheFormula) {
         const Tensor param = randn({n}, {sample.param}, &generator);
         const Tensor grad = randn({n}, {sample.grad}, &generator);
         const Tensor buffer = randn({n}, {sample.param}, &generator);
-        const SgdStepAttrs attrs{0.9, 0.25, 0.125, nesterov};
-        const SgdStepResult result =
-            sgd_step(param, grad, buffer, full({}, 2), full({}, 0.0625), Tensor(), attrs);
+        const SgdAttrs attrs{0.9, 0.25, 0.125, nesterov};
+        const UpdatedParameter result =
+            sgd_step({{param, grad, full({}, 2), {buffer}}}, full({}, 0.0625), Tensor(), attrs)
+                .at(0);
         Values new_param = param.to_doubles();
         Values new_buffer = buffer.to_doubles();
         const Values g = grad.to_doubles();
@@ -108,7 +111,7 @@ TEST(SgdStep, MatchesTheFormula) {
           new_param[i] -= 0.0625 * (nesterov ? slope + 0.9 * new_buffer[i] : new_buffer[i]);
         }
         EXPECT_LE(worst(result.param, new_param), 4 * sample.tolerance);
-        EXPECT_LE(worst(result.momentum_buffer, new_buffer), 4 * sample.tolerance);
+        EXPECT_LE(worst(result.state[0], new_buffer), 4 * sample.tolerance);
       }
     }
   }
@@ -116,10 +119,11 @@ TEST(SgdStep, MatchesTheFormula) {
 
 TEST(SgdStep, TheFirstStepForgetsTheBuffer) {
   const Tensor garbage = full({3}, NAN);
-  const SgdStepResult result =
-      sgd_step(zeros({3}), full({3}, 2), garbage, full({}, 1), full({}, 0.5), Tensor(),
-               {.momentum = 0.9, .dampening = 0.5});
-  EXPECT_EQ(worst(result.momentum_buffer, {2, 2, 2}), 0);
+  const UpdatedParameter result =
+      sgd_step({{zeros({3}), full({3}, 2), full({}, 1), {garbage}}}, full({}, 0.5), Tensor(),
+               {.momentum = 0.9, .dampening = 0.5})
+          .at(0);
+  EXPECT_EQ(worst(result.state[0], {2, 2, 2}), 0);
   EXPECT_EQ(worst(result.param, {-1, -1, -1}), 0);
 }
 
@@ -129,30 +133,133 @@ TEST(OptimizerSteps, DoNotDependOnTheNumberOfThreads) {
   const Tensor param = randn({100003}, {}, &generator);
   const Tensor grad = randn({100003}, {DType::bfloat16}, &generator);
   const Tensor state = uniform({100003}, 0, 1, {}, &generator);
-  std::vector<AdamStepResult> results;
+  std::vector<Tensor> params, norms;
   for (const int threads : {1, 2}) {
     set_num_threads(threads);
-    results.push_back(
-        adam_step(param, grad, state, state, full({}, 1), full({}, 0.1), Tensor(), {}));
+    params.push_back(
+        adam_step({{param, grad, full({}, 1), {state, state}}}, full({}, 0.1), Tensor(), {})
+            .at(0)
+            .param);
+    norms.push_back(ops::global_norm({param, grad}).norm);
   }
   set_num_threads(before);
-  EXPECT_EQ(test::max_difference(results[0].param, results[1].param), 0);
+  EXPECT_EQ(test::max_difference(params[0], params[1]), 0);
+  EXPECT_EQ(norms[0].item(), norms[1].item());
+}
+
+/// `count` parameters with their gradients, step counts and `states` tensors of state.
+std::vector<ParameterUpdate> many_updates(int count, int states) {
+  std::vector<ParameterUpdate> updates;
+  Generator generator(7);
+  for (int i = 0; i < count; ++i) {
+    const std::int64_t n = i % 5 == 4 ? 0 : 1 + 37 * i;
+    const bool narrow = i % 3 == 1;
+    ParameterUpdate update{randn({n}, {}, &generator),
+                           randn({n}, {narrow ? DType::bfloat16 : DType::float32}, &generator),
+                           full({1}, 1 + i),
+                           {}};
+    for (int k = 0; k < states; ++k) {
+      update.state.push_back(uniform({n}, 0.1, 1, {}, &generator));
+    }
+    updates.push_back(std::move(update));
+  }
+  return updates;
+}
+
+TEST(OptimizerSteps, OneCallForAllIsOneCallForEach) {
+  const std::vector<ParameterUpdate> adam = many_updates(17, 2);
+  AdamAttrs attrs{.weight_decay = 0.25, .decoupled = true, .no_decay = {0, 3, 16}};
+  attrs.copies = RoundedCopy::bfloat16;
+  const auto together = adam_step(adam, full({}, 0.1), full({}, 0.5), attrs);
+  ASSERT_EQ(together.size(), adam.size());
+  for (std::size_t i = 0; i < adam.size(); ++i) {
+    const bool exempt = i == 0 || i == 3 || i == 16;
+    const AdamAttrs own{.weight_decay = exempt ? 0 : 0.25, .decoupled = true};
+    const auto alone = adam_step({adam[i]}, full({}, 0.1), full({}, 0.5), own).at(0);
+    EXPECT_EQ(test::max_difference(together[i].param, alone.param), 0) << i;
+    for (std::size_t k = 0; k < 2; ++k) {
+      EXPECT_EQ(test::max_difference(together[i].state[k], alone.state[k]), 0) << i;
+    }
+    EXPECT_FALSE(alone.copy.defined());
+    EXPECT_EQ(together[i].copy.dtype(), DType::bfloat16);
+    EXPECT_EQ(test::max_difference(together[i].copy, alone.param.to(DType::bfloat16)), 0) << i;
+  }
+  const std::vector<ParameterUpdate> sgd = many_updates(17, 1);
+  const auto moved = sgd_step(sgd, full({}, 0.1), Tensor(), {.momentum = 0.9, .no_decay = {2}});
+  for (std::size_t i = 0; i < sgd.size(); ++i) {
+    const auto alone = sgd_step({sgd[i]}, full({}, 0.1), Tensor(), {.momentum = 0.9}).at(0);
+    EXPECT_EQ(test::max_difference(moved[i].param, alone.param), 0) << i;
+    EXPECT_EQ(test::max_difference(moved[i].state[0], alone.state[0]), 0) << i;
+  }
+}
+
+TEST(GlobalNorm, IsThatOfAllElements) {
+  Generator generator(8);
+  for (const bool wide : {false, true}) {
+    std::vector<Tensor> tensors;
+    double squares = 0;
+    for (const std::int64_t n : {1, 0, 513, 70001}) {
+      for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16, DType::float64}) {
+        if (dtype == DType::float64 && !wide) continue;
+        tensors.push_back(randn({n}, {dtype}, &generator));
+        for (const double x : tensors.back().to_doubles()) squares += x * x;
+      }
+    }
+    const double norm = std::sqrt(squares);
+    const double rounding = wide ? 1e-14 : 1e-7;
+    for (const double max_norm : {norm / 4, norm * 4}) {
+      const GlobalNorm result = ops::global_norm(tensors, {max_norm});
+      EXPECT_EQ(result.norm.dtype(), wide ? DType::float64 : DType::float32);
+      EXPECT_NEAR(result.norm.item(), norm, norm * rounding);
+      EXPECT_NEAR(result.clip_coefficient.item(), std::min(1.0, max_norm / norm), 1e-6);
+    }
+    EXPECT_FALSE(ops::global_norm(tensors).clip_coefficient.defined());
+  }
+}
+
+TEST(GlobalNorm, KeepsNanAndInfinity) {
+  const GlobalNorm nan = ops::global_norm({tensor({1, NAN}, {2})}, {1});
+  EXPECT_TRUE(std::isnan(nan.norm.item()));
+  EXPECT_TRUE(std::isnan(nan.clip_coefficient.item()));
+  const GlobalNorm infinite = ops::global_norm({tensor({1, HUGE_VAL}, {2})}, {1});
+  EXPECT_EQ(infinite.norm.item(), HUGE_VAL);
+  EXPECT_EQ(infinite.clip_coefficient.item(), 0);
+  EXPECT_EQ(ops::global_norm({zeros({0})}, {1}).clip_coefficient.item(), 1);
+}
+
+TEST(GlobalNorm, HasTheGradientOfItsDecomposition) {
+  const Tensor x = tensor({3, 0, 4}, {3}).requires_grad_();
+  const Tensor y = tensor({12}, {1}, {DType::bfloat16}).requires_grad_();
+  backward(ops::global_norm({x, y}).norm);
+  EXPECT_LE(worst(x.grad(), {3.0 / 13, 0, 4.0 / 13}), 1e-6);
+  EXPECT_LE(worst(y.grad(), {12.0 / 13}), 4e-3);
 }
 
 TEST(OptimizerSteps, RefuseOperandsThatDoNotFit) {
   const Tensor w = zeros({2});
   const Tensor one = ones({});
-  EXPECT_ERROR(ShapeError,
-               "[adam_step] operands 'exp_avg' (3,) and 'param' (2,); needed equal shapes",
-               adam_step(w, w, zeros({3}), w, one, one, Tensor(), {}));
+  EXPECT_ERROR(ShapeError, "[adam_step] 'state' of parameter 0 has shape (3,); needed (2,)",
+               adam_step({{w, w, one, {zeros({3}), w}}}, one, Tensor(), {}));
   EXPECT_ERROR(DTypeError,
-               "[adam_step] a gradient of float64 for a parameter of float32; needed the same "
+               "[adam_step] a gradient of float64 for parameter 1 of float32; needed the same "
                "dtype, or a 16-bit one for float32",
-               adam_step(w, zeros({2}, {DType::float64}), w, w, one, one, Tensor(), {}));
-  EXPECT_ERROR(ShapeError, "[sgd_step] operand 'lr' has shape (2,); needed one element",
-               sgd_step(w, w, Tensor(), Tensor(), w, Tensor(), {}));
-  EXPECT_ERROR(ValueError, "[sgd_step] momentum 0.5 needs momentum_buffer and step",
-               sgd_step(w, w, Tensor(), Tensor(), one, Tensor(), {.momentum = 0.5}));
+               adam_step({{w, w, one, {w, w}}, {w, zeros({2}, {DType::float64}), one, {w, w}}}, one,
+                         Tensor(), {}));
+  EXPECT_ERROR(
+      DTypeError,
+      "[sgd_step] the state of parameter 0 is float64 and the parameter float32; needed "
+      "one dtype",
+      sgd_step({{w, w, one, {zeros({2}, {DType::float64})}}}, one, Tensor(), {.momentum = 0.5}));
+  EXPECT_ERROR(ShapeError, "[sgd_step] 'lr' has shape (2,); needed one element",
+               sgd_step({{w, w, one, {}}}, w, Tensor(), {}));
+  EXPECT_ERROR(ValueError, "[sgd_step] parameter 0 comes with 0 tensors of state; needed 1",
+               sgd_step({{w, w, one, {}}}, one, Tensor(), {.momentum = 0.5}));
+  EXPECT_ERROR(ValueError, "[adam_step] there are no parameters", adam_step({}, one, Tensor(), {}));
+  EXPECT_ERROR(ValueError, "[global_norm] no tensors; needed at least one", ops::global_norm({}));
+  EXPECT_ERROR(ValueError, "[global_norm] max_norm is -1; needed at least 0",
+               ops::global_norm({w}, {-1}));
+  EXPECT_ERROR(ValueError, "copies 'int8'; needed none, float16 or bfloat16",
+               parse_enum(RoundedCopy::none, "int8"));
 }
 
 }  // namespace
