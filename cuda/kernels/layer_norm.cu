@@ -4,7 +4,7 @@
 // of its squared deviations, are computed in float32 (float64 for float64) from there. Rows that are
 // unaligned, or too long for the registers of a block, are read again in each pass.
 #include "cuda/device/norm.cuh"
-#include "cuda/kernels/dropout.h"
+#include "cuda/device/norm_tail.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
 #include "tensor/ops/attributes.h"
@@ -21,49 +21,26 @@ struct NormParams {
   std::int64_t cols = 0;
   double eps = 0;
   int lanes = 1;
+  bool centers = true;
 };
 
-/// What the fused op does to the input before it is normalized.
-struct TailParams {
-  const void* bias = nullptr;  // (cols)
-  const void* residual = nullptr;
-  DropoutParams dropout;
-};
-
-/// dropout(x + bias) + residual, in place, for the columns of a row that this thread holds.
-template <class T>
-__device__ __forceinline__ void add_tail(const TailParams& tail, const RowGroup& group, int cols,
-                                         Row<T>& row) {
-  using C = compute_type<T>;
-  const T* residuals = static_cast<const T*>(tail.residual) + group.row * cols;
-  const C scale = static_cast<C>(tail.dropout.scale);
-  Row<T>::for_each_chunk(group, cols, [&](int chunk, int first) {
-    C bias[kRowGroup];
-    C residual[kRowGroup];
-    load_widened(static_cast<const T*>(tail.bias) + first, bias);
-    load_widened(residuals + first, residual);
-    const std::uint32_t keep = kept_bits(tail.dropout, group.row, first / kRowGroup);
-#pragma unroll
-    for (int i = 0; i < kRowGroup; ++i) {
-      C& x = row.values[chunk][i];
-      x = ((keep >> i & 1U) != 0 ? (x + bias[i]) * scale : C(0)) + residual[i];
-    }
-  });
-}
-
-template <class T, bool kCenters, bool kTail>
+template <class T, int kChunks, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_held_rows_kernel(const NormParams p, const TailParams tail) {
   using C = compute_type<T>;
+  using HeldRow = Row<T, kChunks>;
   __shared__ C scratch[kWarp];
   const RowGroup group(p.rows, p.lanes);
   const int cols = static_cast<int>(p.cols);
-  Row<T> row;
+  HeldRow row;
+  if constexpr (kTail) {
+    HeldRow::prefetch(group, cols, static_cast<const T*>(tail.residual) + group.row * p.cols);
+  }
   row.load(group, cols, static_cast<const T*>(p.input) + group.row * p.cols);
   if constexpr (kTail) add_tail(tail, group, cols, row);
-  normalize<kCenters>(row, group, cols, p.eps, scratch);
+  normalize(row, group, cols, p.eps, p.centers, scratch);
   if (!group.active) return;
-  Row<T>::for_each_chunk(group, cols, [&](int chunk, int first) {
+  HeldRow::for_each_chunk(group, cols, [&](int chunk, int first) {
     C(&x)[kRowGroup] = row.values[chunk];
     C vector[kRowGroup];
     if (p.weight) {
@@ -80,39 +57,24 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   row.store(group, cols, static_cast<T*>(p.output) + group.row * p.cols);
 }
 
-/// The value that is normalized, for rows that are read again in each pass.
 template <class T, bool kTail>
-__device__ __forceinline__ compute_type<T> value_at(const NormParams& p, const TailParams& tail,
-                                                    std::int64_t row, std::int64_t column) {
-  using C = compute_type<T>;
-  C value = widen(static_cast<const T*>(p.input)[row * p.cols + column]);
-  if constexpr (kTail) {
-    const std::uint32_t keep = kept_bits(tail.dropout, row, column / kRowGroup);
-    value += widen(static_cast<const T*>(tail.bias)[column]);
-    value =
-        (keep >> column % kRowGroup & 1U) != 0 ? value * static_cast<C>(tail.dropout.scale) : C(0);
-    value += widen(static_cast<const T*>(tail.residual)[row * p.cols + column]);
-  }
-  return value;
-}
-
-template <class T, bool kCenters, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_rows_kernel(const NormParams p, const TailParams tail) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
   const RowGroup group(p.rows, p.lanes);
+  const auto input_at = [&](std::int64_t i) {
+    return value_at<kTail>(static_cast<const T*>(p.input), tail, group.row, i, p.cols);
+  };
   C mean = C(0);
-  if constexpr (kCenters) {
+  if (p.centers) {
     C sum = C(0);
-    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-      sum += value_at<T, kTail>(p, tail, group.row, i);
-    }
+    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) sum += input_at(i);
     mean = group_reduce(sum, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
   }
   C squares = C(0);
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    const C deviation = value_at<T, kTail>(p, tail, group.row, i) - mean;
+    const C deviation = input_at(i) - mean;
     squares += deviation * deviation;
   }
   const C variance = group_reduce(squares, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
@@ -120,18 +82,30 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   if (!group.active) return;
   T* output = static_cast<T*>(p.output) + group.row * p.cols;
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    C result = (value_at<T, kTail>(p, tail, group.row, i) - mean) * scale;
+    C result = (input_at(i) - mean) * scale;
     if (p.weight) result *= widen(static_cast<const T*>(p.weight)[i]);
     if (p.norm_bias) result += widen(static_cast<const T*>(p.norm_bias)[i]);
     output[i] = convert<T>(result);
   }
 }
 
+/// The kernel for a plan: rows are held by as few registers as their chunks need.
+template <class T, bool kTail>
+auto kernel_of(const RowPlan& plan, bool held, std::int64_t cols) {
+  if (!held) return norm_rows_kernel<T, kTail>;
+  const std::int64_t chunks = ceil_div(cols, std::int64_t{plan.lanes} * kRowGroup);
+  if constexpr (row_chunks<T> == 4) {
+    if (chunks == 4) return norm_held_rows_kernel<T, 4, kTail>;
+    if (chunks == 3) return norm_held_rows_kernel<T, 3, kTail>;
+  }
+  return norm_held_rows_kernel<T, 2, kTail>;
+}
+
 const void* data_of(const KernelArgs& args, std::size_t i) {
   return i < args.inputs.size() && args.inputs[i].present ? args.inputs[i].data : nullptr;
 }
 
-template <bool kCenters, bool kTail>
+template <bool kTail>
 void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
   if (p.rows == 0 || p.cols == 0) return;
   const char* name = args.op->name.c_str();
@@ -143,9 +117,7 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
     const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
     p.lanes = plan.lanes;
-    launch(stream_of(args), name,
-           plan.fits && aligned ? norm_held_rows_kernel<T, kCenters, kTail>
-                                : norm_rows_kernel<T, kCenters, kTail>,
+    launch(stream_of(args), name, kernel_of<T, kTail>(plan, plan.fits && aligned, p.cols),
            plan.blocks, plan.threads, 0, p, tail);
   });
 }
@@ -157,10 +129,11 @@ void run_norm(const KernelArgs& args) {
   NormParams p{input.data, data_of(args, 1), kCenters ? data_of(args, 2) : nullptr,
                args.outputs[0].data};
   p.eps = attrs.eps;
+  p.centers = kCenters;
   p.cols = 1;
   for (std::int64_t i = 1; i <= attrs.axes; ++i) p.cols *= input.size(static_cast<int>(-i));
   p.rows = p.cols == 0 ? 0 : input.numel() / p.cols;
-  run<kCenters, false>(args, p, {});
+  run<false>(args, p, {});
 }
 
 void run_bias_dropout_residual_layer_norm(const KernelArgs& args) {
@@ -172,7 +145,7 @@ void run_bias_dropout_residual_layer_norm(const KernelArgs& args) {
   p.rows = p.cols == 0 ? 0 : input.numel() / p.cols;
   const TailParams tail{data_of(args, 1), data_of(args, 2),
                         dropout_params(attrs.p, attrs.mode, attrs.site, args)};
-  run<true, true>(args, p, tail);
+  run<true>(args, p, tail);
 }
 
 }  // namespace

@@ -1,11 +1,15 @@
-// Gradients of layer_norm and rms_norm over contiguous rows, in three launches at most. The first computes
-// the statistics of each row again and the gradient of the input; the second, over columns, this run of
-// rows' sums of grad·x̂ and grad; the third adds those runs in order: there are no atomics, so results are
-// the same from run to run.
-#include "cuda/context.h"
+// Gradients of layer_norm, rms_norm and bias_dropout_residual_layer_norm over contiguous rows, in one pass
+// over memory and a small second launch.
+//
+// Blocks stay and go through rows; a row, its gradient and this thread's part of the column sums (Σ grad·x̂,
+// Σ grad, and for the fused op Σ of the input's gradient) are in registers, statistics are computed again.
+// Each block writes its part of the sums once, and device/column_totals.cuh adds the parts in order: there
+// are no atomics, so results are the same from run to run. Rows that are unaligned, or too long for the
+// registers of a block, are read again in each pass, and their column sums are a pass of their own.
+#include "cuda/device/column_totals.cuh"
 #include "cuda/device/norm.cuh"
+#include "cuda/device/norm_tail.cuh"
 #include "cuda/kernels/register.h"
-#include "cuda/launch.h"
 #include "tensor/detail/wanted_gradients.h"
 #include "tensor/ops/norm_attributes.h"
 
@@ -15,248 +19,452 @@ namespace {
 struct NormBackwardParams {
   const void* grad = nullptr;
   const void* input = nullptr;
-  const void* weight = nullptr;  // (cols) or null
-  void* input_grad = nullptr;    // (rows, cols) or null: not wanted
-  void* statistics = nullptr;    // (rows, 2) in the compute type: mean and factor; null: not wanted
+  const void* weight = nullptr;   // (cols) or null
+  const void* addend = nullptr;   // added to the first gradient that is wanted; null: nothing is
+  void* input_grad = nullptr;     // (rows, cols) or null: not wanted
+  void* residual_grad = nullptr;  // (rows, cols) or null: of the fused op, the gradient of the sum
+  void* parts = nullptr;          // (blocks or splits, sums, cols) in the compute type, or null
+  void* statistics = nullptr;     // NormStatistics of each row, or null; not for held rows
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  std::int64_t row_blocks = 0;  // NormBackwardPlan
+  std::int64_t blocks = 0;
+  std::int64_t rows_of_split = 0;  // ColumnSumPlan
+  std::int64_t splits = 1;
   double eps = 0;
   int lanes = 1;
+  bool centers = true;
 };
 
-template <class T>
-__device__ __forceinline__ void store_statistics(const NormBackwardParams& p, const RowGroup& group,
-                                                 const RowStatistics<compute_type<T>>& statistics) {
-  if (p.statistics == nullptr || !group.active || group.lane != 0) return;
-  auto* target = static_cast<compute_type<T>*>(p.statistics) + 2 * group.row;
-  target[0] = statistics.mean;
-  target[1] = statistics.factor;
+/// The column sums, in the order in which parts has them.
+enum SumIndex { kWeightSum, kNormBiasSum, kBiasSum };
+template <bool kTail>
+inline constexpr int column_sums = kTail ? 3 : 2;
+
+/// This block's part of the sums, of which each thread holds those of its columns: its groups are added in
+/// order, across the lanes of a warp and then across warps. Every thread must call it.
+template <class T, int kChunks, int kSums>
+__device__ __forceinline__ void store_block_sums(Row<T, kChunks> (&sums)[kSums],
+                                                 const RowGroup& group, int cols,
+                                                 compute_type<T>* part) {
+  using C = compute_type<T>;
+  constexpr int kWarps = kNormWarpThreads / kWarp;
+  alignas(kVectorBytes) __shared__ C buffer[kWarps][kWarp * kRowGroup];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll
+  for (int sum = 0; sum < kSums; ++sum) {
+    C* target = part + sum * cols;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      C(&values)[kRowGroup] = sums[sum].values[chunk];
+      const int first = Row<T, kChunks>::column(group, chunk);
+      if (group.lanes > kWarp) {
+        if (first < cols) store_narrowed(target + first, values);
+        continue;
+      }
+      for (int offset = group.lanes; offset < kWarp; offset *= 2) {
+#pragma unroll
+        for (int i = 0; i < kRowGroup; ++i) {
+          values[i] += __shfl_xor_sync(0xffffffffU, values[i], offset);
+        }
+      }
+      __syncthreads();  // the chunk before may still be read
+      if (static_cast<int>(threadIdx.x) % kWarp < group.lanes) {
+        store_narrowed(&buffer[warp][group.lane * kRowGroup], values);
+      }
+      __syncthreads();
+      const int base = chunk * group.lanes * kRowGroup;
+      for (int i = static_cast<int>(threadIdx.x); i < group.lanes * kRowGroup && base + i < cols;
+           i += kNormWarpThreads) {
+        C total = buffer[0][i];
+#pragma unroll
+        for (int w = 1; w < kWarps; ++w) total += buffer[w][i];
+        target[base + i] = total;
+      }
+    }
+  }
 }
 
-template <class T, bool kCenters>
-__global__ void __launch_bounds__(kMaxRowThreads)
-    norm_backward_held_rows_kernel(const NormBackwardParams p) {
+template <class T, int kChunks, bool kTail>
+__device__ __forceinline__ void prefetch_rows(const NormBackwardParams& p, const TailParams& tail,
+                                              const RowGroup& group) {
+  const auto prefetch = [&](const void* source) {
+    Row<T, kChunks>::prefetch(group, static_cast<int>(p.cols),
+                              static_cast<const T*>(source) + group.row * p.cols);
+  };
+  prefetch(p.input);
+  prefetch(p.grad);
+  if constexpr (kTail) prefetch(tail.residual);
+}
+
+/// The gradients of the elements that this thread holds, written, and added to its part of the sums.
+template <bool kTail, class T, int kChunks, int kSums>
+__device__ __forceinline__ void finish_row(const NormBackwardParams& p, const TailParams& tail,
+                                           const RowGroup& group, std::uint32_t kept,
+                                           const NormStatistics<compute_type<T>>& statistics,
+                                           const Row<T, kChunks>& normalized,
+                                           const Row<T, kChunks>& grad,
+                                           Row<T, kChunks> (&sums)[kSums]) {
   using C = compute_type<T>;
-  __shared__ C scratch[kWarp];
-  const RowGroup group(p.rows, p.lanes);
-  const int cols = static_cast<int>(p.cols);
-  Row<T> row;
-  row.load(group, cols, static_cast<const T*>(p.input) + group.row * p.cols);
-  const RowStatistics<C> statistics = normalize<kCenters>(row, group, cols, p.eps, scratch);
-  store_statistics<T>(p, group, statistics);
-  if (p.input_grad == nullptr) return;
-  Row<T> gradient;
-  gradient.load(group, cols, static_cast<const T*>(p.grad) + group.row * p.cols);
-  if (p.weight) {
-    Row<T>::for_each_chunk(group, cols, [&](int chunk, int first) {
-      C weight[kRowGroup];
-      load_widened(static_cast<const T*>(p.weight) + first, weight);
+  const std::int64_t start = group.row * p.cols;
+  Row<T, kChunks>::for_each_chunk(group, static_cast<int>(p.cols), [&](int chunk, int first) {
+    C weight[kRowGroup];
+    C result[kRowGroup];
+    load_weight(static_cast<const T*>(p.weight), first, weight);
 #pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) gradient.values[chunk][i] *= weight[i];
-    });
+    for (int i = 0; i < kRowGroup; ++i) {
+      const C g = grad.values[chunk][i];
+      const C x = normalized.values[chunk][i];
+      result[i] = statistics.gradient(g * weight[i], x);
+      sums[kWeightSum].values[chunk][i] += g * x;
+      sums[kNormBiasSum].values[chunk][i] += g;
+    }
+    if constexpr (kTail) {
+      if (p.residual_grad) {
+        store_narrowed(static_cast<T*>(p.residual_grad) + start + first, result);
+      }
+      const C scale = static_cast<C>(tail.dropout.scale);
+#pragma unroll
+      for (int i = 0; i < kRowGroup; ++i) {
+        result[i] = (kept >> (kRowGroup * chunk + i) & 1U) != 0 ? result[i] * scale : C(0);
+        sums[kBiasSum].values[chunk][i] += result[i];
+      }
+    }
+    if (p.addend) {
+      C addend[kRowGroup];
+      load_widened(static_cast<const T*>(p.addend) + start + first, addend);
+#pragma unroll
+      for (int i = 0; i < kRowGroup; ++i) result[i] += addend[i];
+    }
+    if (p.input_grad) store_narrowed(static_cast<T*>(p.input_grad) + start + first, result);
+  });
+}
+
+/// The largest block of a kernel, and how many the registers of a multiprocessor should hold.
+template <class T, int kChunks>
+inline constexpr int largest_block = kChunks > norm_chunks<T> ? kNormWarpThreads : kMaxRowThreads;
+template <class T, int kChunks, bool kTail>
+inline constexpr int resident_blocks = resident_norm_blocks(kChunks, column_sums<kTail>,
+                                                            sizeof(compute_type<T>),
+                                                            largest_block<T, kChunks>);
+
+template <class T, int kChunks, bool kTail>
+__global__ void __launch_bounds__((largest_block<T, kChunks>), (resident_blocks<T, kChunks, kTail>))
+    norm_backward_held_rows_kernel(const NormBackwardParams p, const TailParams tail) {
+  using C = compute_type<T>;
+  __shared__ C scratch[2 * kWarp];
+  const int cols = static_cast<int>(p.cols);
+  Row<T, kChunks> sums[column_sums<kTail>] = {};
+  for (std::int64_t block = block_index(); block < p.row_blocks; block += p.blocks) {
+    const RowGroup group(p.rows, p.lanes, block);
+    Row<T, kChunks> x;
+    Row<T, kChunks> grad;
+    x.load(group, cols, static_cast<const T*>(p.input) + group.row * p.cols);
+    grad.load(group, cols, static_cast<const T*>(p.grad) + group.row * p.cols);
+    if (p.addend) {
+      Row<T, kChunks>::prefetch(group, cols, static_cast<const T*>(p.addend) + group.row * p.cols);
+    }
+    if (block + p.blocks < p.row_blocks) {
+      prefetch_rows<T, kChunks, kTail>(p, tail, RowGroup(p.rows, p.lanes, block + p.blocks));
+    }
+    std::uint32_t kept = 0;
+    if constexpr (kTail) kept = add_tail(tail, group, cols, x);
+    const NormStatistics<C> statistics = normalize_with_gradient(
+        x, grad, static_cast<const T*>(p.weight), group, cols, p.eps, p.centers, scratch);
+    if (group.active) finish_row<kTail>(p, tail, group, kept, statistics, x, grad, sums);
   }
-  normalize_backward<kCenters>(gradient, row, group, cols, statistics.factor, scratch);
-  if (group.active) {
-    gradient.store(group, cols, static_cast<T*>(p.input_grad) + group.row * p.cols);
-  }
+  if (p.parts == nullptr) return;
+  store_block_sums(sums, RowGroup(p.rows, p.lanes), cols,
+                   static_cast<C*>(p.parts) + block_index() * column_sums<kTail> * p.cols);
 }
 
 /// For rows that are read again in each pass.
-template <class T, bool kCenters>
+template <class T, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
-    norm_backward_rows_kernel(const NormBackwardParams p) {
+    norm_backward_rows_kernel(const NormBackwardParams p, const TailParams tail) {
   using C = compute_type<T>;
-  __shared__ C scratch[kWarp];
+  __shared__ C scratch[2 * kWarp];
   const RowGroup group(p.rows, p.lanes);
-  const T* input = static_cast<const T*>(p.input) + group.row * p.cols;
-  const T* grad = static_cast<const T*>(p.grad) + group.row * p.cols;
-  const T* weight = static_cast<const T*>(p.weight);
+  const std::int64_t start = group.row * p.cols;
   const C count = static_cast<C>(p.cols);
-  C mean = C(0);
-  if constexpr (kCenters) {
-    C sum = C(0);
-    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) sum += widen(input[i]);
-    mean = group_reduce(sum, p.lanes, scratch, Sum{}) / count;
-  }
-  C squares = C(0);
-  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    const C deviation = widen(input[i]) - mean;
-    squares += deviation * deviation;
-  }
-  const C variance = group_reduce(squares, p.lanes, scratch, Sum{}) / count;
-  const C factor = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
-  store_statistics<T>(p, group, {mean, factor});
-  if (p.input_grad == nullptr) return;
-
-  const auto gradient_at = [&](std::int64_t i) {
-    return weight != nullptr ? widen(grad[i]) * widen(weight[i]) : widen(grad[i]);
+  const auto input_at = [&](std::int64_t i) {
+    return value_at<kTail>(static_cast<const T*>(p.input), tail, group.row, i, p.cols);
   };
-  C sum = C(0);
-  C products = C(0);
-  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    const C g = gradient_at(i);
-    sum += g;
-    products += g * ((widen(input[i]) - mean) * factor);
+  const auto gradient_at = [&](std::int64_t i) {
+    const C g = widen(static_cast<const T*>(p.grad)[start + i]);
+    return p.weight != nullptr ? g * widen(static_cast<const T*>(p.weight)[i]) : g;
+  };
+  C means[2] = {};
+  if (p.centers) {
+    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+      means[0] += input_at(i);
+      means[1] += gradient_at(i);
+    }
+    group_sums(means, p.lanes, scratch);
+    means[0] /= count;
+    means[1] /= count;
   }
-  const C shift = kCenters ? group_reduce(sum, p.lanes, scratch, Sum{}) / count : C(0);
-  const C slope = group_reduce(products, p.lanes, scratch, Sum{}) / count;
-  if (!group.active) return;
-  T* target = static_cast<T*>(p.input_grad) + group.row * p.cols;
+  C moments[2] = {};
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    const C normalized = (widen(input[i]) - mean) * factor;
-    target[i] = convert<T>(factor * (gradient_at(i) - shift - normalized * slope));
+    const C deviation = input_at(i) - means[0];
+    moments[0] += deviation * deviation;
+    moments[1] += gradient_at(i) * deviation;
+  }
+  group_sums(moments, p.lanes, scratch);
+  if (!group.active) return;
+  const C factor = C(1) / sqrt_of(moments[0] / count + static_cast<C>(p.eps));
+  const NormStatistics<C> statistics{means[0], factor, means[1], moments[1] / count * factor};
+  if (p.statistics != nullptr && group.lane == 0) {
+    static_cast<NormStatistics<C>*>(p.statistics)[group.row] = statistics;
+  }
+  if (p.input_grad == nullptr && p.residual_grad == nullptr) return;
+  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+    C result = statistics.gradient(gradient_at(i), (input_at(i) - means[0]) * factor);
+    if constexpr (kTail) {
+      if (p.residual_grad) static_cast<T*>(p.residual_grad)[start + i] = convert<T>(result);
+      const C scale = static_cast<C>(tail.dropout.scale);
+      result = is_kept(tail.dropout, group.row, i) ? result * scale : C(0);
+    }
+    if (p.addend) result += widen(static_cast<const T*>(p.addend)[start + i]);
+    if (p.input_grad) static_cast<T*>(p.input_grad)[start + i] = convert<T>(result);
   }
 }
 
-struct ColumnSumParams {
-  const void* grad = nullptr;
-  const void* input = nullptr;
-  const void* statistics = nullptr;  // null: only Σ grad is wanted
-  void* parts = nullptr;             // (splits, 2, cols): Σ grad·x̂ and Σ grad
-  void* weight_grad = nullptr;       // (cols) or null
-  void* bias_grad = nullptr;         // (cols) or null
-  std::int64_t rows = 0;
-  std::int64_t cols = 0;
-  std::int64_t splits = 1;
-  std::int64_t rows_of_split = 0;
-};
-
-template <class T>
+/// The column sums of such rows over a run of rows, from their statistics.
+template <class T, bool kTail>
 __global__ void __launch_bounds__(kColumnsOfBlock* kRowLanes)
-    norm_column_parts_kernel(const ColumnSumParams p) {
+    norm_column_parts_kernel(const NormBackwardParams p, const TailParams tail) {
   using C = compute_type<T>;
-  __shared__ C shared[2][kRowLanes][kColumnsOfBlock];
+  constexpr int kSums = column_sums<kTail>;
+  __shared__ C shared[kSums][kRowLanes][kColumnsOfBlock];
   const int x = static_cast<int>(threadIdx.x) % kColumnsOfBlock;
   const int y = static_cast<int>(threadIdx.x) / kColumnsOfBlock;
   const std::int64_t column_block = block_index() / p.splits;
   const std::int64_t split = block_index() - column_block * p.splits;
   const std::int64_t column = column_block * kColumnsOfBlock + x;
   const bool active = column < p.cols;
-  C products = C(0);
-  C sum = C(0);
+  C sums[kSums] = {};
   if (active) {
     const std::int64_t begin = split * p.rows_of_split;
     const std::int64_t end = begin + p.rows_of_split < p.rows ? begin + p.rows_of_split : p.rows;
-    const C* statistics = static_cast<const C*>(p.statistics);
-#pragma unroll 4
+    const C weight = p.weight != nullptr ? widen(static_cast<const T*>(p.weight)[column]) : C(1);
     for (std::int64_t row = begin + y; row < end; row += kRowLanes) {
+      const auto& statistics = static_cast<const NormStatistics<C>*>(p.statistics)[row];
       const C g = widen(static_cast<const T*>(p.grad)[row * p.cols + column]);
-      sum += g;
-      if (statistics != nullptr) {
-        const C value = widen(static_cast<const T*>(p.input)[row * p.cols + column]);
-        products += g * ((value - statistics[2 * row]) * statistics[2 * row + 1]);
+      const C value = value_at<kTail>(static_cast<const T*>(p.input), tail, row, column, p.cols);
+      const C normalized = (value - statistics.mean) * statistics.factor;
+      sums[kWeightSum] += g * normalized;
+      sums[kNormBiasSum] += g;
+      if constexpr (kTail) {
+        if (is_kept(tail.dropout, row, column)) {
+          sums[kBiasSum] +=
+              statistics.gradient(g * weight, normalized) * static_cast<C>(tail.dropout.scale);
+        }
       }
     }
   }
-  shared[0][y][x] = products;
-  shared[1][y][x] = sum;
+#pragma unroll
+  for (int sum = 0; sum < kSums; ++sum) shared[sum][y][x] = sums[sum];
   __syncthreads();
   if (y > 0 || !active) return;
-  C* part = static_cast<C*>(p.parts) + 2 * split * p.cols + column;
 #pragma unroll
-  for (int which = 0; which < 2; ++which) {
-    C total = shared[which][0][x];
-    for (int i = 1; i < kRowLanes; ++i) total += shared[which][i][x];
-    part[which * p.cols] = total;
+  for (int sum = 0; sum < kSums; ++sum) {
+    C total = shared[sum][0][x];
+    for (int i = 1; i < kRowLanes; ++i) total += shared[sum][i][x];
+    static_cast<C*>(p.parts)[(split * kSums + sum) * p.cols + column] = total;
   }
 }
 
+/// The gradients that are column sums; null where not wanted.
+struct SumTargets {
+  const TensorView* of[3] = {};  // by SumIndex
+  const void* addends[3] = {};   // (cols) or null
+  bool any() const { return of[kWeightSum] || of[kNormBiasSum] || of[kBiasSum]; }
+};
+
+/// Stores a total at its place among the sums' vectors.
 template <class T>
-__global__ void __launch_bounds__(kColumnsOfBlock* kRowLanes)
-    norm_column_totals_kernel(const ColumnSumParams p) {
-  using C = compute_type<T>;
-  const std::int64_t column = block_index() * kColumnsOfBlock * kRowLanes + threadIdx.x;
-  if (column >= p.cols) return;
-  C products = C(0);
-  C sum = C(0);
-  for (std::int64_t split = 0; split < p.splits; ++split) {
-    const C* part = static_cast<const C*>(p.parts) + 2 * split * p.cols + column;
-    products += part[0];
-    sum += part[p.cols];
+struct StoreSums {
+  T* targets[3] = {};
+  const T* addends[3] = {};
+  std::int64_t cols = 0;
+
+  StoreSums(const SumTargets& wanted, std::int64_t columns) : cols(columns) {
+    for (int i = 0; i < 3; ++i) {
+      if (wanted.of[i] != nullptr) targets[i] = wanted.of[i]->as<T>();
+      addends[i] = static_cast<const T*>(wanted.addends[i]);
+    }
   }
-  if (p.weight_grad != nullptr) static_cast<T*>(p.weight_grad)[column] = convert<T>(products);
-  if (p.bias_grad != nullptr) static_cast<T*>(p.bias_grad)[column] = convert<T>(sum);
+  template <class C>
+  __device__ __forceinline__ void operator()(std::int64_t column, C total) const {
+    const std::int64_t sum = column / cols;
+    const std::int64_t i = column - sum * cols;
+    if (addends[sum] != nullptr) total += widen(addends[sum][i]);
+    if (targets[sum] != nullptr) targets[sum][i] = convert<T>(total);
+  }
+};
+
+/// Rows and columns, and how a call is laid over threads; of sizes alone.
+struct NormBackwardSizes {
+  std::int64_t rows = 0;
+  std::int64_t cols = 1;
+  NormBackwardPlan held;
+  ColumnSumPlan columns;  // where rows are not held
+
+  NormBackwardSizes(const TensorView& input, std::int64_t axes, int sums) {
+    for (std::int64_t i = 1; i <= axes; ++i) cols *= input.size(static_cast<int>(-i));
+    rows = cols == 0 ? 0 : input.numel() / cols;
+    if (rows == 0) return;
+    held = plan_norm_backward(rows, cols, sums, input.dtype == DType::float64 ? 8 : 4);
+    columns = plan_column_sums(rows, cols);
+  }
+};
+
+template <bool kTail>
+std::size_t workspace_of(const NormBackwardSizes& sizes, DType dtype) {
+  if (sizes.rows == 0) return 0;
+  constexpr int kSums = column_sums<kTail>;
+  const std::int64_t held = sizes.held.fits ? sizes.held.blocks * kSums * sizes.cols : 0;
+  const std::int64_t read_again = sizes.columns.splits * kSums * sizes.cols + 4 * sizes.rows;
+  return static_cast<std::size_t>(std::max(held, read_again)) * (dtype == DType::float64 ? 8 : 4);
 }
 
-template <class T, bool kCenters>
-void run_rows(Stream stream, const char* name, NormBackwardParams p) {
-  if (p.input_grad == nullptr && p.statistics == nullptr) return;
+template <class T, bool kTail>
+auto held_rows_kernel(const NormBackwardPlan& plan) {
+  if constexpr (max_norm_chunks<T> == 4) {
+    if (plan.chunks == 4) return norm_backward_held_rows_kernel<T, 4, kTail>;
+    if (plan.chunks == 3) return norm_backward_held_rows_kernel<T, 3, kTail>;
+  }
+  return norm_backward_held_rows_kernel<T, norm_chunks<T>, kTail>;
+}
+
+bool rows_are_aligned(const NormBackwardParams& p, const TailParams& tail) {
+  bool aligned = p.cols % kRowGroup == 0;
+  for (const void* data :
+       {p.grad, p.input, p.weight, p.addend, tail.bias, tail.residual,
+        static_cast<const void*>(p.input_grad), static_cast<const void*>(p.residual_grad)}) {
+    aligned = aligned && is_aligned(data, kVectorBytes);
+  }
+  return aligned;
+}
+
+/// Launches the rows' kernel and, where sums are wanted, theirs; returns the number of parts.
+template <class T, bool kTail>
+std::int64_t run_rows(Stream stream, const char* name, const NormBackwardSizes& sizes,
+                      NormBackwardParams p, const TailParams& tail) {
+  if (sizes.held.fits && rows_are_aligned(p, tail)) {
+    p.lanes = sizes.held.lanes;
+    p.row_blocks = sizes.held.row_blocks;
+    p.blocks = sizes.held.blocks;
+    launch(stream, name, held_rows_kernel<T, kTail>(sizes.held), p.blocks, sizes.held.threads, 0, p,
+           tail);
+    return p.blocks;
+  }
+  p.splits = sizes.columns.splits;
+  p.rows_of_split = sizes.columns.rows_of_split;
+  if (p.parts != nullptr) {
+    p.statistics = static_cast<compute_type<T>*>(p.parts) + p.splits * column_sums<kTail> * p.cols;
+  }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  bool held = plan.fits && p.cols % kRowGroup == 0;
-  for (const void* data : {p.grad, p.input, p.weight, static_cast<const void*>(p.input_grad)}) {
-    held = held && is_aligned(data, kVectorBytes);
+  launch(stream, name, norm_backward_rows_kernel<T, kTail>, plan.blocks, plan.threads, 0, p, tail);
+  if (p.parts != nullptr) {
+    launch(stream, name, norm_column_parts_kernel<T, kTail>, sizes.columns.blocks,
+           kColumnsOfBlock * kRowLanes, 0, p, tail);
   }
-  launch(
-      stream, name,
-      held ? norm_backward_held_rows_kernel<T, kCenters> : norm_backward_rows_kernel<T, kCenters>,
-      plan.blocks, plan.threads, 0, p);
+  return p.splits;
 }
 
-template <class T>
-void run_columns(Stream stream, const char* name, const ColumnSumPlan& plan,
-                 const ColumnSumParams& p) {
-  launch(stream, name, norm_column_parts_kernel<T>, plan.blocks, kColumnsOfBlock * kRowLanes, 0, p);
-  launch(stream, name, norm_column_totals_kernel<T>, ceil_div(p.cols, kColumnsOfBlock * kRowLanes),
-         kColumnsOfBlock * kRowLanes, 0, p);
+template <bool kTail>
+void run(const KernelArgs& args, const NormBackwardSizes& sizes, NormBackwardParams p,
+         const TailParams& tail, const SumTargets& targets) {
+  if (sizes.cols == 0) return;
+  const Stream stream = stream_of(args);
+  p.rows = sizes.rows;
+  p.cols = sizes.cols;
+  p.parts = targets.any() ? args.workspace : nullptr;
+  const char* name = args.op->name.c_str();
+  dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
+    using C = compute_type<T>;
+    const std::int64_t parts =
+        sizes.rows > 0 ? run_rows<T, kTail>(stream, name, sizes, p, tail) : 0;
+    if (!targets.any()) return;
+    launch_column_totals<Sum>(stream, name, p.parts, parts, column_sums<kTail> * p.cols, C(0),
+                              StoreSums<T>(targets, p.cols));
+  });
 }
 
-void clear(Stream stream, const TensorView* output) {
-  if (output == nullptr || output->numel() == 0) return;
-  const std::size_t bytes = static_cast<std::size_t>(output->numel()) * size_of(output->dtype);
-  TENON_CUDA_CHECK(cudaMemsetAsync(output->data, 0, bytes, stream.handle));
+const void* data_of(const KernelArgs& args, std::size_t i) {
+  return i < args.inputs.size() && args.inputs[i].present ? args.inputs[i].data : nullptr;
+}
+void* data_of(const TensorView* view) { return view != nullptr ? view->data : nullptr; }
+
+NormBackwardSizes norm_sizes(const KernelArgs& args) {
+  return {args.inputs[1], args.attributes<NormBackwardAttrs>().axes, column_sums<false>};
 }
 
+std::size_t norm_workspace(const KernelArgs& args) {
+  const auto& attrs = args.attributes<NormBackwardAttrs>();
+  return attrs.weight || attrs.bias ? workspace_of<false>(norm_sizes(args), args.inputs[1].dtype)
+                                    : 0;
+}
+
+/// Operands grad, input, weight (optional) and, in the ops that accumulate, an addend.
 template <bool kCenters>
 void run_norm_backward(const KernelArgs& args) {
   const auto& attrs = args.attributes<NormBackwardAttrs>();
-  const Stream stream = stream_of(args);
-  const char* name = args.op->name.c_str();
   const ops::WantedGradients wanted(args, attrs);
-  const TensorView& input = args.inputs[1];
-  std::int64_t cols = 1;
-  for (std::int64_t i = 1; i <= attrs.axes; ++i) cols *= input.size(static_cast<int>(-i));
-  const std::int64_t rows = cols == 0 ? 0 : input.numel() / cols;
-  if (rows == 0) {
-    clear(stream, wanted.weight);
-    clear(stream, wanted.bias);
-    return;
-  }
-  dispatch_float(input.dtype, [&]<typename T>() {
-    using C = compute_type<T>;
-    const ColumnSumPlan plan = plan_column_sums(rows, cols);
-    const bool sums = wanted.weight != nullptr || wanted.bias != nullptr;
-    const ScratchMemory statistics(
-        stream.device, wanted.weight ? static_cast<std::size_t>(2 * rows) * sizeof(C) : 0);
-    const ScratchMemory parts(
-        stream.device, sums ? static_cast<std::size_t>(2 * plan.splits * cols) * sizeof(C) : 0);
-    NormBackwardParams p{args.inputs[0].data, input.data};
-    p.weight = args.inputs[2].present ? args.inputs[2].data : nullptr;
-    p.input_grad = wanted.input ? wanted.input->data : nullptr;
-    p.statistics = statistics.data();
-    p.rows = rows;
-    p.cols = cols;
-    p.eps = attrs.eps;
-    run_rows<T, kCenters>(stream, name, p);
-    if (!sums) return;
-    ColumnSumParams q{p.grad, p.input, p.statistics, parts.data()};
-    q.weight_grad = wanted.weight ? wanted.weight->data : nullptr;
-    q.bias_grad = wanted.bias ? wanted.bias->data : nullptr;
-    q.rows = rows;
-    q.cols = cols;
-    q.splits = plan.splits;
-    q.rows_of_split = plan.rows_of_split;
-    run_columns<T>(stream, name, plan, q);
-  });
+  NormBackwardParams p{data_of(args, 0), data_of(args, 1), data_of(args, 2)};
+  p.input_grad = data_of(wanted.input);
+  p.eps = attrs.eps;
+  p.centers = kCenters;
+  SumTargets targets{.of = {wanted.weight, wanted.bias}};
+  (wanted.input    ? p.addend
+   : wanted.weight ? targets.addends[kWeightSum]
+                   : targets.addends[kNormBiasSum]) = data_of(args, 3);
+  run<false>(args, norm_sizes(args), p, {}, targets);
+}
+
+NormBackwardSizes residual_norm_sizes(const KernelArgs& args) {
+  return {args.inputs[1], 1, column_sums<true>};
+}
+
+std::size_t residual_norm_workspace(const KernelArgs& args) {
+  const auto& attrs = args.attributes<ResidualNormBackwardAttrs>();
+  return attrs.bias || attrs.weight || attrs.norm_bias
+             ? workspace_of<true>(residual_norm_sizes(args), args.inputs[1].dtype)
+             : 0;
+}
+
+/// Operands grad, input, bias, residual and weight.
+void run_residual_norm_backward(const KernelArgs& args) {
+  const auto& attrs = args.attributes<ResidualNormBackwardAttrs>();
+  const ops::WantedResidualNormGradients wanted(args, attrs);
+  NormBackwardParams p{data_of(args, 0), data_of(args, 1), data_of(args, 4)};
+  p.input_grad = data_of(wanted.input);
+  p.residual_grad = data_of(wanted.residual);
+  p.eps = attrs.eps;
+  const TailParams tail{data_of(args, 2), data_of(args, 3),
+                        dropout_params(attrs.p, attrs.mode, attrs.site, args)};
+  run<true>(args, residual_norm_sizes(args), p, tail,
+            {.of = {wanted.weight, wanted.norm_bias, wanted.bias}});
 }
 
 }  // namespace
 
 void register_layer_norm_backward_kernels() {
-  register_kernel("layer_norm_backward", DeviceType::cuda,
-                  {.name = "cuda.layer_norm_backward", .run = run_norm_backward<true>});
-  register_kernel("rms_norm_backward", DeviceType::cuda,
-                  {.name = "cuda.rms_norm_backward", .run = run_norm_backward<false>});
+  const auto add = [](std::string_view op, std::string_view name, void (*run)(const KernelArgs&)) {
+    register_kernel(op, DeviceType::cuda,
+                    {.name = name, .run = run, .workspace_bytes = norm_workspace});
+  };
+  add("layer_norm_backward", "cuda.layer_norm_backward", run_norm_backward<true>);
+  add("layer_norm_backward_add", "cuda.layer_norm_backward_add", run_norm_backward<true>);
+  add("rms_norm_backward", "cuda.rms_norm_backward", run_norm_backward<false>);
+  add("rms_norm_backward_add", "cuda.rms_norm_backward_add", run_norm_backward<false>);
+  register_kernel("bias_dropout_residual_layer_norm_backward", DeviceType::cuda,
+                  {.name = "cuda.bias_dropout_residual_layer_norm_backward",
+                   .run = run_residual_norm_backward,
+                   .workspace_bytes = residual_norm_workspace});
 }
 
 }  // namespace tenon::cuda

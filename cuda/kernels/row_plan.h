@@ -3,6 +3,7 @@
 // rows that do not fit are read again in each pass. A pure function of sizes.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -24,6 +25,35 @@ struct RowPlan {
 
 /// `chunks` is row_chunks of the dtype; rows, cols >= 1.
 RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks);
+
+/// Gradients of normalizations: blocks stay, go through rows that are `blocks` apart, and keep their part of
+/// the sums over rows in registers; each writes it once, and a second launch adds the parts.
+struct NormBackwardPlan {
+  int lanes = 1;                // threads of a row: 1, 2, …, 32, or the whole block
+  int threads = 0;              // of a block
+  int chunks = 0;               // groups of columns that a thread holds
+  std::int64_t row_blocks = 0;  // rows over the rows that a block holds at a time
+  std::int64_t blocks = 0;      // fixed by sizes, so that sums do not depend on the GPU
+  bool fits = false;            // lanes · chunks · kRowGroup >= cols
+};
+
+inline constexpr int kNormWarpThreads = 128;  // of a block whose warps have rows of their own
+/// Groups of columns of a thread: in blocks of any size, and at most where a row is a warp's.
+template <class T>
+inline constexpr int norm_chunks = sizeof(T) == 8 ? 1 : 2;
+template <class T>
+inline constexpr int max_norm_chunks = sizeof(T) == 8 ? 1 : 4;
+
+/// Blocks for the 65536 registers of a multiprocessor: a thread holds a row, its gradient and `sums` sums
+/// in values of `value_bytes` bytes, and some 40 other words.
+constexpr int resident_norm_blocks(int chunks, int sums, int value_bytes, int threads) {
+  const int words = chunks * kRowGroup * (2 + sums) * value_bytes / 4 + 40;
+  return std::max(1, 65536 / (words * threads));
+}
+
+/// `sums` columns sums are kept, `value_bytes` is 8 for float64, else 4; rows, cols >= 1.
+NormBackwardPlan plan_norm_backward(std::int64_t rows, std::int64_t cols, int sums,
+                                    int value_bytes);
 
 /// Sums over the rows of a matrix, for every column: blocks of kColumnsOfBlock columns times `splits`
 /// runs of rows, whose partial sums a second launch adds in order.

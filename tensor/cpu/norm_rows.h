@@ -94,16 +94,21 @@ inline std::int64_t rows_per_block(std::int64_t rows, std::int64_t n) {
   return std::max(rows_per_task(n), (rows + kMaxBlocks - 1) / kMaxBlocks);
 }
 
-/// target[i] = Σ over the blocks, in order, of parts[block · stride + i].
+/// target[i] = Σ over the blocks, in order, of parts[block · stride + i], plus addend[i] if there is one.
 template <class T>
 void sum_blocks(const compute_type<T>* parts, std::int64_t blocks, std::int64_t stride,
-                std::int64_t n, T* target) {
+                std::int64_t n, T* target, const T* addend = nullptr) {
   constexpr std::int64_t kColumns = 1024;
   parallel_ranges(n, kColumns, [&](std::int64_t begin, std::int64_t end) {
     double sums[kColumns] = {};
     for (std::int64_t block = 0; block < blocks; ++block) {
       const compute_type<T>* part = parts + block * stride;
       for (std::int64_t i = begin; i < end; ++i) sums[i - begin] += static_cast<double>(part[i]);
+    }
+    if (addend != nullptr) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        sums[i - begin] += static_cast<double>(static_cast<compute_type<T>>(addend[i]));
+      }
     }
     for (std::int64_t i = begin; i < end; ++i) {
       target[i] = static_cast<T>(static_cast<compute_type<T>>(sums[i - begin]));

@@ -80,6 +80,15 @@ std::vector<TensorSpec> infer_norm_backward(const InferContext& context) {
   if (attrs.input) outputs.push_back(input);
   if (attrs.weight) outputs.push_back(vector);
   if (attrs.bias) outputs.push_back(vector);
+  if (context.has(3)) {
+    const bool fits = !outputs.empty() && context[3].shape.rank() == outputs[0].shape.rank();
+    bool equal = fits;
+    for (int axis = 0; equal && axis < outputs[0].shape.rank(); ++axis) {
+      equal = unify(outputs[0].shape[axis], context[3].shape[axis]);
+    }
+    TENON_CHECK(equal, ShapeError, "[{}] addend {}; needed the shape of the first gradient",
+                context.op().name, context[3].shape.to_string());
+  }
   return outputs;
 }
 
@@ -122,6 +131,7 @@ std::vector<Tensor> decompose_norm_backward(std::span<const Tensor> inputs,
   }
   if (attrs.weight) outputs.push_back(over_rows(grad * normalized));
   if (attrs.bias) outputs.push_back(over_rows(grad));
+  if (inputs.size() > 3) outputs[0] = outputs[0] + inputs[3];
   return outputs;
 }
 

@@ -20,4 +20,23 @@ struct WantedGradients {
   }
 };
 
+/// The same for bias_dropout_residual_layer_norm_backward.
+struct WantedResidualNormGradients {
+  const TensorView* input = nullptr;
+  const TensorView* bias = nullptr;
+  const TensorView* residual = nullptr;
+  const TensorView* weight = nullptr;
+  const TensorView* norm_bias = nullptr;
+
+  template <class A>
+  WantedResidualNormGradients(const KernelArgs& args, const A& attrs) {
+    const TensorView* next = args.outputs.data();
+    if (attrs.input) input = next++;
+    if (attrs.bias) bias = next++;
+    if (attrs.residual) residual = next++;
+    if (attrs.weight) weight = next++;
+    if (attrs.norm_bias) norm_bias = next++;
+  }
+};
+
 }  // namespace tenon::ops

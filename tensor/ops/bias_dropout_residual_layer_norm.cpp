@@ -1,4 +1,7 @@
 // bias_dropout_residual_layer_norm: the tail of a residual block in one kernel.
+#include <algorithm>
+#include <array>
+
 #include "tensor/cpu/layer_norm.h"
 #include "tensor/detail/bias_rules.h"
 #include "tensor/detail/check.h"
@@ -44,19 +47,63 @@ std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attri
   return {layer_norm(shifted + inputs[2], inputs[3], inputs[4], attrs.eps)};
 }
 
-/// The gradients of the composition; what was normalized is computed again instead of kept.
+/// Whether the gradient of each operand of the forward op is asked for.
+std::array<bool, 5> wanted(const ResidualNormBackwardAttrs& attrs) {
+  return {attrs.input, attrs.bias, attrs.residual, attrs.weight, attrs.norm_bias};
+}
+
 std::vector<Tensor> vjp_fused(const VjpContext& call) {
-  const auto& attrs = call.attributes<BiasDropoutResidualLayerNormAttrs>();
-  const DropoutAttrs drop{attrs.p, attrs.mode, attrs.site};
-  const Tensor sum_in = dropout_with(call.input(0) + call.input(1), drop) + call.input(2);
-  const bool reaches_sum = call.needs(0) || call.needs(1) || call.needs(2);
-  const NormGradients norm =
-      layer_norm_backward(call.cotangent(0), sum_in, call.input(3),
-                          {1, attrs.eps, reaches_sum, call.needs(3), call.needs(4)});
-  std::vector<Tensor> gradients{{}, {}, norm.input, norm.weight, norm.bias};
-  if (call.needs(0) || call.needs(1)) gradients[0] = dropout_with(norm.input, drop);
-  if (call.needs(1)) gradients[1] = sum(as_rows(gradients[0]), {0});
+  const ResidualNormBackwardAttrs attrs{call.attributes<BiasDropoutResidualLayerNormAttrs>(),
+                                        call.needs(0),
+                                        call.needs(1),
+                                        call.needs(2),
+                                        call.needs(3),
+                                        call.needs(4)};
+  const std::vector<Tensor> found = bias_dropout_residual_layer_norm_backward(
+      call.cotangent(0), call.input(0), call.input(1), call.input(2), call.input(3), attrs);
+  std::vector<Tensor> gradients(5);
+  auto next = found.begin();
+  for (int i = 0; i < 5; ++i) {
+    if (call.needs(i)) gradients[static_cast<std::size_t>(i)] = *next++;
+  }
   return gradients;
+}
+
+std::vector<TensorSpec> infer_backward(const InferContext& context) {
+  require_floating(context, 0);
+  require_same_dtype(context);
+  require_same_shape(context, 0, 1);
+  require_same_shape(context, 1, 3);
+  for (const int i : {2, 4}) require_last_axis_vector(context, 1, i);
+  const TensorSpec& input = context[1];
+  const TensorSpec& vector = context[4];
+  const TensorSpec* specs[] = {&input, &vector, &input, &vector, &vector};
+  const std::array<bool, 5> asked = wanted(context.attributes<ResidualNormBackwardAttrs>());
+  std::vector<TensorSpec> outputs;
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    if (asked[i]) outputs.push_back(*specs[i]);
+  }
+  return outputs;
+}
+
+/// The gradients of the composition.
+std::vector<Tensor> decompose_backward(std::span<const Tensor> inputs, const Attrs& attributes) {
+  const auto& attrs = attributes.as<ResidualNormBackwardAttrs>();
+  const DropoutAttrs drop{attrs.p, attrs.mode, attrs.site};
+  const Tensor sum_in = dropout_with(inputs[1] + inputs[2], drop) + inputs[3];
+  const bool reaches_sum = attrs.input || attrs.bias || attrs.residual;
+  const NormGradients norm = layer_norm_backward(
+      inputs[0], sum_in, inputs[4], {1, attrs.eps, reaches_sum, attrs.weight, attrs.norm_bias});
+  Tensor dropped, bias;
+  if (attrs.input || attrs.bias) dropped = dropout_with(norm.input, drop);
+  if (attrs.bias) bias = sum(as_rows(dropped), {0});
+  const Tensor gradients[] = {dropped, bias, norm.input, norm.weight, norm.bias};
+  const std::array<bool, 5> asked = wanted(attrs);
+  std::vector<Tensor> outputs;
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    if (asked[i]) outputs.push_back(gradients[i]);
+  }
+  return outputs;
 }
 
 std::vector<Attrs> pattern_attrs() {
@@ -64,6 +111,16 @@ std::vector<Attrs> pattern_attrs() {
 }
 
 }  // namespace
+
+std::vector<Tensor> bias_dropout_residual_layer_norm_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& bias, const Tensor& residual,
+    const Tensor& weight, const ResidualNormBackwardAttrs& attrs) {
+  static const Op& op = get_op("bias_dropout_residual_layer_norm_backward");
+  const std::array<bool, 5> asked = wanted(attrs);
+  if (std::ranges::count(asked, true) == 0) return {};
+  const Tensor inputs[] = {grad, input, bias, residual, weight};
+  return apply(op, inputs, attrs);
+}
 
 Op define_bias_dropout_residual_layer_norm() {
   return OpBuilder("bias_dropout_residual_layer_norm")
@@ -86,6 +143,26 @@ Op define_bias_dropout_residual_layer_norm() {
             .run = cpu::bias_dropout_residual_layer_norm,
             .accepts = last_axis_dense,
             .strided_output = true})
+      .done();
+}
+
+Op define_bias_dropout_residual_layer_norm_backward() {
+  return OpBuilder("bias_dropout_residual_layer_norm_backward")
+      .doc(
+          "The gradients of bias_dropout_residual_layer_norm that were asked for, of input, bias, "
+          "residual, weight and norm_bias in this order. The sum, the dropout mask and the "
+          "statistics are computed again.")
+      .operand("grad")
+      .operand("input")
+      .operand("bias")
+      .operand("residual")
+      .operand("weight")
+      .trait(Trait::random)
+      .infer(infer_backward)
+      .decompose(decompose_backward)
+      .cpu({.name = "cpu.bias_dropout_residual_layer_norm_backward",
+            .run = cpu::bias_dropout_residual_layer_norm_backward,
+            .accepts = last_axis_dense})
       .done();
 }
 

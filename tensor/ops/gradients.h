@@ -31,6 +31,11 @@ NormGradients layer_norm_backward(const Tensor& grad, const Tensor& input, const
                                   const NormBackwardAttrs& attrs);
 NormGradients rms_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                 const NormBackwardAttrs& attrs);
+/// The gradients of bias_dropout_residual_layer_norm that attrs asks for, in its order; none when it asks
+/// for none.
+std::vector<Tensor> bias_dropout_residual_layer_norm_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& bias, const Tensor& residual,
+    const Tensor& weight, const ResidualNormBackwardAttrs& attrs);
 
 // Gradients of unary ops, one kernel each: the cotangent times the slope at the op's input, or, where
 // the slope is cheaper so, from its output.

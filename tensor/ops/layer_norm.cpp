@@ -88,7 +88,23 @@ Op define_layer_norm_backward() {
       .optional("weight")
       .infer(infer_norm_backward)
       .decompose(decompose_layer_norm_backward)
+      .accumulates_as("layer_norm_backward_add")
       .cpu({.name = "cpu.layer_norm_backward",
+            .run = cpu::layer_norm_backward,
+            .accepts = accepts_backward})
+      .done();
+}
+
+Op define_layer_norm_backward_add() {
+  return OpBuilder("layer_norm_backward_add")
+      .doc("layer_norm_backward with `addend` added to its first gradient before that is rounded.")
+      .operand("grad")
+      .operand("input")
+      .optional("weight")
+      .operand("addend")
+      .infer(infer_norm_backward)
+      .decompose(decompose_layer_norm_backward)
+      .cpu({.name = "cpu.layer_norm_backward_add",
             .run = cpu::layer_norm_backward,
             .accepts = accepts_backward})
       .done();

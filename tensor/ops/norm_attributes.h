@@ -8,10 +8,12 @@
 
 #include "tensor/attrs.h"
 #include "tensor/functional.h"
+#include "tensor/ops/attributes.h"
 
 namespace tenon {
 
-/// layer_norm_backward and rms_norm_backward: the outputs are the gradients asked for, in this order.
+/// layer_norm_backward and rms_norm_backward, and the ops that also add to the input's gradient: the
+/// outputs are the gradients asked for, in this order.
 struct NormBackwardAttrs {
   std::int64_t axes = 1;
   double eps = 1e-5;
@@ -22,6 +24,23 @@ struct NormBackwardAttrs {
     using A = NormBackwardAttrs;
     return std::tuple{field("axes", &A::axes), field("eps", &A::eps), field("input", &A::input),
                       field("weight", &A::weight), field("bias", &A::bias)};
+  }
+};
+
+/// bias_dropout_residual_layer_norm_backward: the attributes of the call that it differentiates, and the
+/// gradients asked for, which are the outputs in this order.
+struct ResidualNormBackwardAttrs : BiasDropoutResidualLayerNormAttrs {
+  bool input = true;
+  bool bias = true;
+  bool residual = true;
+  bool weight = true;
+  bool norm_bias = true;
+  static constexpr auto fields() {
+    using A = ResidualNormBackwardAttrs;
+    return std::tuple_cat(BiasDropoutResidualLayerNormAttrs::fields(),
+                          std::tuple{field("input", &A::input), field("bias", &A::bias),
+                                     field("residual", &A::residual), field("weight", &A::weight),
+                                     field("norm_bias", &A::norm_bias)});
   }
 };
 

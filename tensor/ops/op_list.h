@@ -53,8 +53,10 @@
   X(log_softmax_backward) \
   X(layer_norm) \
   X(layer_norm_backward) \
+  X(layer_norm_backward_add) \
   X(rms_norm) \
   X(rms_norm_backward) \
+  X(rms_norm_backward_add) \
   X(batch_norm) \
   X(batch_norm_backward) \
   X(conv2d) \
@@ -71,6 +73,7 @@
   X(scaled_dot_product_attention_lse) \
   X(scaled_dot_product_attention_backward) \
   X(bias_dropout_residual_layer_norm) \
+  X(bias_dropout_residual_layer_norm_backward) \
   X(bias_gelu) \
   X(view) \
   X(reshape) \

@@ -81,7 +81,23 @@ Op define_rms_norm_backward() {
       .optional("weight")
       .infer(infer_norm_backward)
       .decompose(decompose_rms_norm_backward)
+      .accumulates_as("rms_norm_backward_add")
       .cpu({.name = "cpu.rms_norm_backward",
+            .run = cpu::rms_norm_backward,
+            .accepts = accepts_backward})
+      .done();
+}
+
+Op define_rms_norm_backward_add() {
+  return OpBuilder("rms_norm_backward_add")
+      .doc("rms_norm_backward with `addend` added to its first gradient before that is rounded.")
+      .operand("grad")
+      .operand("input")
+      .optional("weight")
+      .operand("addend")
+      .infer(infer_norm_backward)
+      .decompose(decompose_rms_norm_backward)
+      .cpu({.name = "cpu.rms_norm_backward_add",
             .run = cpu::rms_norm_backward,
             .accepts = accepts_backward})
       .done();

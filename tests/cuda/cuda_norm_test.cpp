@@ -15,6 +15,10 @@ const std::vector<Sizes> kRowShapes = {{3, 1},    {5, 7},    {4, 8},     {9, 77}
                                        {6, 256},  {3, 1000}, {70, 1024}, {2, 1032},  {2, 4096},
                                        {2, 8200}, {1, 9001}, {1, 16384}, {2, 16392}, {1, 20011}};
 
+/// More rows than blocks that stay: rows of part of a warp, of a warp (2, 3 and 4 chunks) and of blocks.
+const std::vector<Sizes> kTallShapes = {{6000, 24},   {1000, 104},  {3000, 512}, {1000, 768},
+                                        {2000, 1000}, {2000, 1024}, {700, 1600}, {300, 4096}};
+
 constexpr Placement kRowPlacements[] = {Placement::contiguous, Placement::unaligned,
                                         Placement::transposed, Placement::expanded};
 
@@ -116,6 +120,65 @@ TEST(CudaNorm, NormalizationGradients) {
         check_outputs("rms_norm_backward", {grad, x, w},
                       NormBackwardAttrs{1, 0.1, true, true, false}, tolerance, "rms " + what);
         if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(CudaNorm, GradientsOfTallMatricesAndSums) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(38);
+  for (const DType dtype : kFloats) {
+    for (const Sizes& sizes : kTallShapes) {
+      const Sizes vector = {sizes.back()};
+      const Tolerance tolerance{64, 4 * static_cast<double>(sizes[0])};
+      for (const Placement placement : {Placement::contiguous, Placement::unaligned}) {
+        const Operand2 grad = make_operand(sizes, dtype, placement, generator);
+        const Operand2 x = make_operand(sizes, dtype, placement, generator);
+        const Operand2 w = make_operand(vector, dtype, Placement::contiguous, generator);
+        const Operand2 added = make_operand(sizes, dtype, placement, generator);
+        const Operand2 row = make_operand(vector, dtype, placement, generator);
+        const std::string what = describe("norm gradient", dtype, sizes, placement);
+        check_outputs("layer_norm_backward", {grad, x, w},
+                      NormBackwardAttrs{1, 0.1, true, true, true}, tolerance, what);
+        check_outputs("layer_norm_backward_add", {grad, x, w, added},
+                      NormBackwardAttrs{1, 0.1, true, true, true}, tolerance, "add " + what);
+        check_outputs("layer_norm_backward_add", {grad, x, {}, row},
+                      NormBackwardAttrs{1, 0.1, false, false, true}, tolerance, "row " + what);
+        check_outputs("rms_norm_backward_add", {grad, x, w, added},
+                      NormBackwardAttrs{1, 0.1, true, true, false}, tolerance, "rms " + what);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(CudaNorm, ResidualNormGradients) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(39);
+  std::vector<Sizes> shapes = kRowShapes;
+  shapes.insert(shapes.end(), kTallShapes.begin(), kTallShapes.end());
+  for (const DType dtype : kFloats) {
+    for (const Sizes& sizes : shapes) {
+      const Sizes vector = {sizes.back()};
+      const Tolerance tolerance{64, 4 * static_cast<double>(sizes[0] + 16)};
+      for (const Placement placement : {Placement::contiguous, Placement::unaligned}) {
+        const Operand2 grad = make_operand(sizes, dtype, placement, generator);
+        const Operand2 x = make_operand(sizes, dtype, placement, generator);
+        const Operand2 residual = make_operand(sizes, dtype, placement, generator);
+        const Operand2 bias = make_operand(vector, dtype, Placement::contiguous, generator);
+        const Operand2 w = make_operand(vector, dtype, Placement::contiguous, generator);
+        const std::string what = describe("residual norm gradient", dtype, sizes, placement);
+        for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
+          const BiasDropoutResidualLayerNormAttrs call{0.3, 0.1, mode, 4};
+          check_outputs("bias_dropout_residual_layer_norm_backward", {grad, x, bias, residual, w},
+                        ResidualNormBackwardAttrs{call, true, true, true, true, true}, tolerance,
+                        what);
+          check_outputs("bias_dropout_residual_layer_norm_backward", {grad, x, bias, residual, w},
+                        ResidualNormBackwardAttrs{call, true, false, true, false, false}, tolerance,
+                        what + ", no vectors");
+          if (HasFatalFailure()) return;
+        }
       }
     }
   }

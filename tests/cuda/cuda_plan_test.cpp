@@ -155,5 +155,30 @@ TEST(GemmPlan, SplitsLongSumsOfSmallResultsOnly) {
   }
 }
 
+TEST(CudaPlans, NormGradientsCoverEachRowOnce) {
+  for (const int bytes : {4, 8}) {
+    for (std::int64_t cols = 1; cols < 40000; cols = cols * 5 / 4 + 1) {
+      for (const std::int64_t rows : {1, 7, 1000, 32768}) {
+        for (const int sums : {2, 3}) {
+          const NormBackwardPlan plan = plan_norm_backward(rows, cols, sums, bytes);
+          const std::int64_t rows_of_block = plan.threads / plan.lanes;
+          EXPECT_EQ(plan.threads % plan.lanes, 0);
+          EXPECT_GE(plan.row_blocks * rows_of_block, rows);
+          EXPECT_LT((plan.row_blocks - 1) * rows_of_block, rows);
+          EXPECT_GE(plan.blocks, 1);
+          EXPECT_LE(plan.blocks, plan.row_blocks);
+          EXPECT_EQ(plan.fits, cols <= std::int64_t{plan.lanes} * plan.chunks * kRowGroup);
+          // What the kernels are compiled for: up to 4 chunks for small blocks, else 1 or 2.
+          const int most = bytes == 8 ? max_norm_chunks<double> : max_norm_chunks<float>;
+          const int usual = bytes == 8 ? norm_chunks<double> : norm_chunks<float>;
+          EXPECT_LE(plan.chunks, plan.threads == kNormWarpThreads ? most : usual);
+          EXPECT_GE(plan.chunks, usual);
+          if (plan.lanes <= 32) EXPECT_EQ(plan.threads, kNormWarpThreads);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tenon::cuda

@@ -202,6 +202,37 @@ TEST(NormBackward, ComputesWhatIsAskedForOnly) {
   }
 }
 
+/// The op that accumulates against the one that does not, in float64, and a sum.
+TEST(NormBackward, AddsToTheFirstGradientBeforeRounding) {
+  const Extents sizes = {37, 72};
+  for (const char* name : {"layer_norm_backward", "rms_norm_backward"}) {
+    const Op& plain = get_op(name);
+    const Op& adds = get_op(plain.accumulates_as);
+    for (const DType dtype : kFloats) {
+      for (int mask = 1; mask < 8; ++mask) {
+        const Attrs attrs =
+            NormBackwardAttrs{1, 0.1, (mask & 1) != 0, (mask & 2) != 0, (mask & 4) != 0};
+        const Extents first = (mask & 1) != 0 ? sizes : Extents{72};
+        std::vector<Tensor> operands, wide;
+        for (const auto& [shape, seed] : std::vector<std::pair<Extents, unsigned>>{
+                 {sizes, 1U}, {sizes, 2U}, {Extents{72}, 3U}, {first, 4U}}) {
+          const Values values = random_values(shape.product(), dtype, seed);
+          operands.push_back(dense(values, shape, dtype));
+          wide.push_back(dense(values, shape, DType::float64));
+        }
+        const std::vector<Tensor> got = apply(adds, operands, attrs);
+        std::vector<Tensor> want = apply(plain, std::span(wide).first(3), attrs);
+        want[0] = want[0] + wide[3];
+        ASSERT_EQ(got.size(), want.size());
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          expect_close(got[i], want[i].to_doubles(), 400 * compute_roundoff(dtype),
+                       adds.name + " " + std::to_string(mask) + " output " + std::to_string(i));
+        }
+      }
+    }
+  }
+}
+
 TEST(NormBackward, OfNothingSumsToZero) {
   const Tensor w = zeros({4});
   const ops::NormGradients none =
@@ -287,6 +318,10 @@ TEST(NormGradients, ErrorsNameTheOperands) {
   EXPECT_ERROR(ShapeError,
                "[rms_norm] input (2, 3) and weight (2,); needed the sizes of the last axes",
                rms_norm(zeros({2, 3}), {3}, zeros({2})));
+  const Tensor operands[] = {zeros({2, 3}), zeros({2, 3}), zeros({3}), zeros({2})};
+  EXPECT_ERROR(ShapeError,
+               "[layer_norm_backward_add] addend (2,); needed the shape of the first gradient",
+               apply(get_op("layer_norm_backward_add"), operands, NormBackwardAttrs{}));
 }
 
 }  // namespace

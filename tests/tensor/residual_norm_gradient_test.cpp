@@ -3,7 +3,7 @@
 
 #include "autograd/autograd.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/random.h"
 #include "tests/tensor/strided_samples.h"
 
@@ -60,6 +60,34 @@ TEST(ResidualNormGradient, AgreesWithTheCompositionInFloat64) {
         }
       }
     }
+  }
+}
+
+TEST(ResidualNormGradient, ComputesWhatIsAskedForOnly) {
+  manual_seed(3);
+  const Tensor grad = randn({5, 24}), input = randn({5, 24}), residual = randn({5, 24});
+  const Tensor bias = randn({24}), weight = randn({24});
+  const auto gradients = [&](int mask) {
+    const ResidualNormBackwardAttrs attrs{{0.5, 1e-5, DropoutMode::train, 2},
+                                          (mask & 1) != 0,
+                                          (mask & 2) != 0,
+                                          (mask & 4) != 0,
+                                          (mask & 8) != 0,
+                                          (mask & 16) != 0};
+    return ops::bias_dropout_residual_layer_norm_backward(grad, input, bias, residual, weight,
+                                                          attrs);
+  };
+  const std::vector<Tensor> all = gradients(31);
+  ASSERT_EQ(all.size(), 5U);
+  for (int mask = 0; mask < 32; ++mask) {
+    const std::vector<Tensor> some = gradients(mask);
+    auto next = some.begin();
+    for (std::size_t i = 0; i < 5; ++i) {
+      if ((mask >> i & 1) == 0) continue;
+      ASSERT_NE(next, some.end());
+      EXPECT_EQ(bytes_of(*next++), bytes_of(all[i])) << kOperands[i] << " of mask " << mask;
+    }
+    EXPECT_EQ(next, some.end());
   }
 }
 

@@ -1,0 +1,63 @@
+// What bias_dropout_residual_layer_norm does to a row before it is normalized: dropout(input + bias) +
+// residual, for rows in registers and element by element.
+#pragma once
+
+#include "cuda/device/rows.cuh"
+#include "cuda/kernels/dropout.h"
+
+namespace tenon::cuda {
+
+struct TailParams {
+  const void* bias = nullptr;  // (cols)
+  const void* residual = nullptr;
+  DropoutParams dropout;
+};
+
+/// dropout(x + bias) + residual, in place, for the columns of a row that this thread holds. Returns which
+/// it kept, 8 bits for each chunk.
+template <class T, int kChunks>
+__device__ __forceinline__ std::uint32_t add_tail(const TailParams& tail, const RowGroup& group,
+                                                  int cols, Row<T, kChunks>& row) {
+  static_assert(kChunks * kRowGroup <= 32);
+  using C = compute_type<T>;
+  const T* residuals = static_cast<const T*>(tail.residual) + group.row * cols;
+  const C scale = static_cast<C>(tail.dropout.scale);
+  std::uint32_t kept = 0;
+  Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int first) {
+    C bias[kRowGroup];
+    C residual[kRowGroup];
+    load_widened(static_cast<const T*>(tail.bias) + first, bias);
+    load_widened(residuals + first, residual);
+    const std::uint32_t keep = kept_bits(tail.dropout, group.row, first / kRowGroup);
+    kept |= keep << (kRowGroup * chunk);
+#pragma unroll
+    for (int i = 0; i < kRowGroup; ++i) {
+      C& x = row.values[chunk][i];
+      x = ((keep >> i & 1U) != 0 ? (x + bias[i]) * scale : C(0)) + residual[i];
+    }
+  });
+  return kept;
+}
+
+/// Whether one element is kept.
+__device__ __forceinline__ bool is_kept(const DropoutParams& dropout, std::int64_t row,
+                                        std::int64_t column) {
+  return (kept_bits(dropout, row, column / kRowGroup) >> column % kRowGroup & 1U) != 0;
+}
+
+/// The value that is normalized, for rows that are read again in each pass.
+template <bool kTail, class T>
+__device__ __forceinline__ compute_type<T> value_at(const T* input, const TailParams& tail,
+                                                    std::int64_t row, std::int64_t column,
+                                                    std::int64_t cols) {
+  using C = compute_type<T>;
+  C value = widen(input[row * cols + column]);
+  if constexpr (kTail) {
+    value += widen(static_cast<const T*>(tail.bias)[column]);
+    value = is_kept(tail.dropout, row, column) ? value * static_cast<C>(tail.dropout.scale) : C(0);
+    value += widen(static_cast<const T*>(tail.residual)[row * cols + column]);
+  }
+  return value;
+}
+
+}  // namespace tenon::cuda
