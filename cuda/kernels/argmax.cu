@@ -3,7 +3,6 @@
 // searches a line and its neighbours search the ones beside it.
 #include <limits>
 
-#include "cuda/context.h"
 #include "cuda/device/convert.cuh"
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/register.h"
@@ -97,15 +96,12 @@ __global__ void __launch_bounds__(kThreads) search_columns_kernel(const ColumnPa
 }
 
 template <class T>
-void search_lines(Stream stream, LineParams p) {
+void search_lines(Stream stream, LineParams p, void* workspace) {
   p.pieces = ceil_div(p.length, kPiece);
   p.count = p.length;
   std::int64_t* output = p.output;
-  const ScratchMemory found(
-      stream.device,
-      p.pieces == 1 ? 0 : static_cast<std::size_t>(p.lines * p.pieces) * sizeof(std::int64_t));
   if (p.pieces > 1) {
-    p.output = static_cast<std::int64_t*>(found.data());
+    p.output = static_cast<std::int64_t*>(workspace);
     launch(stream, "argmax", search_lines_kernel<T>, p.lines * p.pieces, kThreads, 0, p);
     p.candidates = p.output;
     p.output = output;
@@ -130,7 +126,10 @@ void run_argmax(const KernelArgs& args) {
   auto* output = args.outputs[0].as<std::int64_t>();
   const Stream stream = stream_of(args);
   const auto run = [&]<typename T>() {
-    if (inner == 1) return search_lines<T>(stream, {input.data, nullptr, output, outputs, length});
+    if (inner == 1) {
+      const LineParams p{input.data, nullptr, output, outputs, length};
+      return search_lines<T>(stream, p, args.workspace);
+    }
     const ColumnParams p{input.data, output, outputs, length, inner};
     launch(stream, "argmax", search_columns_kernel<T>, ceil_div(outputs, kThreads), kThreads, 0, p);
   };
@@ -143,10 +142,19 @@ void run_argmax(const KernelArgs& args) {
   }
 }
 
+/// A place for each piece of each line, where lines are cut.
+std::size_t argmax_workspace(const KernelArgs& args) {
+  const std::int64_t outputs = args.outputs[0].numel();
+  const std::int64_t length = outputs == 0 ? 0 : args.inputs[0].numel() / outputs;
+  const std::int64_t pieces = ceil_div(length, kPiece);
+  return pieces > 1 ? static_cast<std::size_t>(outputs * pieces) * sizeof(std::int64_t) : 0;
+}
+
 }  // namespace
 
 void register_argmax_kernels() {
-  register_kernel("argmax", DeviceType::cuda, {.name = "cuda.argmax", .run = run_argmax});
+  register_kernel("argmax", DeviceType::cuda,
+                  {.name = "cuda.argmax", .run = run_argmax, .workspace_bytes = argmax_workspace});
 }
 
 }  // namespace tenon::cuda

@@ -18,13 +18,30 @@ constexpr std::int64_t kInputsPerThread = 32;
 constexpr std::int64_t kSplitAlignment = 16;
 /// With fewer neighbouring outputs, threads across outputs would mostly idle.
 constexpr std::int64_t kFewestColumns = 8;
+/// By columns, fewer rows than this leave nothing to share among the threads of a block.
+constexpr std::int64_t kFewestSharedRows = 64;
+constexpr std::int64_t kRowsPerThread = 8;
+constexpr std::int64_t kVectorBytes = 16;
+
+/// Neighbouring outputs that start at multiples of what 16 bytes hold, in every row.
+int columns_of_thread(const ReducePlan& plan, DType dtype) {
+  const auto length = kVectorBytes / static_cast<std::int64_t>(size_of(dtype));
+  const auto divides = [&](std::int64_t value) { return value % length == 0; };
+  const Extents& kept = plan.kept.strides[0];
+  const bool fits = divides(plan.kept.sizes.back()) &&
+                    std::all_of(kept.begin(), kept.end() - 1, divides) &&
+                    std::ranges::all_of(plan.reduced.strides[0], divides);
+  return fits ? static_cast<int>(length) : 1;
+}
 
 void plan_splits(ReducePlan& plan) {
   const std::int64_t threads_of_output =
-      plan.by_columns ? kReduceThreads / kReduceColumns : plan.lanes;
-  const std::int64_t threads = std::max<std::int64_t>(1, plan.outputs) * threads_of_output;
+      plan.by_columns ? kReduceThreads / plan.column_threads : plan.lanes;
+  const std::int64_t threads =
+      std::max<std::int64_t>(1, ceil_div(plan.outputs, plan.columns)) * threads_of_output;
+  const std::int64_t inputs_of_thread = plan.by_columns ? kRowsPerThread : kInputsPerThread;
   const std::int64_t most =
-      std::min(kMaxSplits, plan.count / (threads_of_output * kInputsPerThread));
+      std::min(kMaxSplits, plan.count / (threads_of_output * inputs_of_thread));
   std::int64_t splits =
       std::clamp<std::int64_t>(kWantedThreads / threads, 1, std::max<std::int64_t>(1, most));
   plan.split_size = plan.count;
@@ -60,15 +77,22 @@ ReducePlan plan_reduction(const TensorView& input, const std::vector<std::int64_
   const std::int64_t reduced_inner = plan.reduced.strides[0].back();
   plan.by_columns =
       kept_inner == 1 && plan.kept.sizes.back() >= kFewestColumns && reduced_inner != 1;
-  if (!plan.by_columns) {
+  if (plan.by_columns) {
+    plan.columns = columns_of_thread(plan, input.dtype);
+    const bool shares = plan.columns == 1 || plan.count >= kFewestSharedRows;
+    const auto threads = static_cast<std::uint64_t>(ceil_div(plan.outputs, plan.columns));
+    plan.column_threads = static_cast<int>(
+        std::bit_ceil(std::min<std::uint64_t>(threads, shares ? kReduceColumns : kReduceThreads)));
+  } else {
     const auto wanted = static_cast<std::uint64_t>(std::max<std::int64_t>(1, plan.count / 8));
     plan.lanes = wanted > 32 * 8
                      ? kReduceThreads
                      : static_cast<int>(std::bit_ceil(std::min<std::uint64_t>(wanted, 32)));
   }
   plan_splits(plan);
-  const std::int64_t outputs_of_block =
-      plan.by_columns ? kReduceColumns : kReduceThreads / plan.lanes;
+  const std::int64_t outputs_of_block = plan.by_columns
+                                            ? std::int64_t{plan.column_threads} * plan.columns
+                                            : kReduceThreads / plan.lanes;
   plan.blocks = plan.by_columns ? ceil_div(plan.outputs, outputs_of_block) * plan.splits
                                 : ceil_div(plan.outputs * plan.splits, outputs_of_block);
   return plan;

@@ -104,6 +104,28 @@ TEST(CudaPlans, SplitsCoverEachInputOnce) {
   }
 }
 
+TEST(CudaPlans, ColumnsAreReadBySixteenBytesWhereTheyAllow) {
+  const auto plan = [](const Extents& sizes, const Extents& strides, DType dtype) {
+    TensorView view = view_of(sizes, strides);
+    view.dtype = dtype;
+    return plan_reduction(view, {0});
+  };
+  EXPECT_EQ(plan({32768, 768}, {768, 1}, DType::bfloat16).columns, 8);
+  EXPECT_EQ(plan({32768, 768}, {768, 1}, DType::float32).columns, 4);
+  EXPECT_EQ(plan({32768, 770}, {770, 1}, DType::bfloat16).columns, 1);
+  EXPECT_EQ(plan({32768, 768}, {770, 1}, DType::bfloat16).columns, 1) << "rows are not aligned";
+  // A bias gradient fills the GPU; a few long rows need no splits.
+  EXPECT_GT(plan({32768, 768}, {768, 1}, DType::bfloat16).blocks, 1000);
+  const ReducePlan batch = plan({8, 1024 * 768}, {1024 * 768, 1}, DType::bfloat16);
+  EXPECT_EQ(batch.column_threads, kReduceThreads);
+  EXPECT_EQ(batch.splits, 1);
+  for (const std::int64_t cols : {8, 24, 64, 200, 4096}) {
+    const ReducePlan narrow = plan({1000, cols}, {cols, 1}, DType::float16);
+    EXPECT_EQ(kReduceThreads % narrow.column_threads, 0);
+    EXPECT_GE(narrow.blocks * narrow.column_threads * narrow.columns, cols * narrow.splits);
+  }
+}
+
 TEST(CudaPlans, ReductionsRunAlongMemory) {
   const Extents sizes = {4096, 1024};
   const TensorView matrix = view_of(sizes, contiguous_strides(sizes));
