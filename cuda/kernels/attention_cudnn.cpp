@@ -1,5 +1,5 @@
-// Scaled dot-product attention by cuDNN: softmax(query·keyᵀ·scale)·value, without or with a causal
-// mask, without dropout, for 16-bit floats in any layout whose rows are dense and aligned.
+// Scaled dot-product attention and its gradient by cuDNN: softmax(query·keyᵀ·scale)·value, without or
+// with a causal mask, without dropout, for 16-bit floats in any layout whose rows are dense and aligned.
 //
 // cuDNN is given the composition as a graph, in which it recognizes attention. A graph is planned
 // once for each device, sizes and strides, by cuDNN's heuristic: never measured, and only engines
@@ -7,12 +7,15 @@
 #include "cuda/kernels/attention_cudnn.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "cuda/cudnn_graph.h"
 #include "cuda/kernels/attention.h"
@@ -23,6 +26,7 @@
 namespace tenon::cuda {
 namespace {
 
+constexpr std::string_view kBackwardOp = "scaled_dot_product_attention_backward";
 /// Plans are never dropped, since captured graphs may launch their kernels; calls that would make
 /// more go to the next kernel.
 constexpr std::size_t kMaxPlans = 1024;
@@ -69,19 +73,65 @@ Operand packed_operand_of(const TensorView& view) {
   return operand_of(packed);
 }
 
-/// A forward call, whatever its addresses and scale.
+/// What calls are made of: tensors in memory, all of (batch, heads, rows, columns).
+enum Role : std::uint8_t { kQuery, kKey, kValue, kOutput, kGrad, kDQuery, kDKey, kDValue, kRoles };
+
+enum class Computes : std::uint8_t { output, output_and_lse, gradients };
+
+/// The tensors of a call and what is to be done with them, whatever the op's order of operands.
+struct Arguments {
+  Computes computes;
+  std::array<const TensorView*, kRoles> tensors{};  // null: the op has none
+  const TensorView* mask;
+  const TensorView* lse = nullptr;
+  const TensorView* keep_bits = nullptr;
+  const AttentionAttrs* attributes;
+
+  bool reads(int role) const {
+    return computes == Computes::gradients ? role <= kGrad : role <= kValue;
+  }
+  std::int64_t size(Role role, int axis) const { return tensors[role]->size(axis); }
+};
+
+Arguments forward_arguments(const KernelArgs& args) {
+  const bool keeps = args.outputs.size() > 1;
+  Arguments result{.computes = keeps ? Computes::output_and_lse : Computes::output,
+                   .mask = &args.inputs[3],
+                   .attributes = &args.attributes<AttentionAttrs>()};
+  result.tensors = {&args.inputs[0], &args.inputs[1], &args.inputs[2], &args.outputs[0]};
+  if (keeps) result.lse = &args.outputs[1], result.keep_bits = &args.outputs[2];
+  return result;
+}
+
+Arguments backward_arguments(const KernelArgs& args) {
+  Arguments result{.computes = Computes::gradients,
+                   .mask = &args.inputs[5],
+                   .attributes = &args.attributes<AttentionBackwardAttrs>()};
+  result.tensors = {&args.inputs[1], &args.inputs[2],  &args.inputs[3],  &args.inputs[4],
+                    &args.inputs[0], &args.outputs[0], &args.outputs[1], &args.outputs[2]};
+  result.lse = &args.inputs[6];
+  result.keep_bits = &args.inputs[7];
+  return result;
+}
+
+Arguments arguments_of(const KernelArgs& args) {
+  return args.op->name == kBackwardOp ? backward_arguments(args) : forward_arguments(args);
+}
+
+/// A call, whatever its addresses and scale.
 struct Call {
   std::int64_t device;
   std::int64_t dtype;
   std::int64_t is_causal;
-  std::int64_t wants_lse;
-  Operand query, key, value, output;
+  Computes computes;
+  std::array<std::uint8_t, 7> padding{};
+  std::array<Operand, kRoles> operands{};
 
   friend bool operator==(const Call& a, const Call& b) {
     return std::memcmp(&a, &b, sizeof(Call)) == 0;
   }
 };
-static_assert(sizeof(Call) == (4 + 4 * 8) * sizeof(std::int64_t), "no padding: compared as bytes");
+static_assert(sizeof(Call) == (4 + kRoles * 8) * sizeof(std::int64_t), "compared as bytes");
 
 struct CallHash {
   std::size_t operator()(const Call& call) const {
@@ -89,50 +139,126 @@ struct CallHash {
   }
 };
 
-/// What a run binds; those that are 0 are not in the graph.
-struct Tensors {
-  CudnnGraph::Value query = 0, key = 0, value = 0, output = 0;
-  CudnnGraph::Value scale = 0, minus_infinity = 0, lse = 0;
-};
-
-CudnnGraph build_forward(const Call& call, Tensors& t) {
-  const cudnnDataType_t type = cudnn_type(static_cast<DType>(call.dtype));
-  const auto [batch, heads, length, head] = call.query.sizes;
-  CudnnGraph graph;
-  t.query = graph.memory(type, call.query.sizes, call.query.strides);
-  t.key = graph.transposed_memory(type, call.key.sizes, call.key.strides);
-  t.value = graph.memory(type, call.value.sizes, call.value.strides);
-  t.output = graph.memory(type, call.output.sizes, call.output.strides);
-  t.scale = graph.number();
-
-  auto scores = graph.pointwise(CUDNN_POINTWISE_MUL, {graph.matmul(t.query, t.key), t.scale});
-  if (call.is_causal != 0) {
-    t.minus_infinity = graph.number();
-    const auto row = graph.index(2, scores);
-    const auto column = graph.index(3, scores);
-    const auto visible = graph.at_least(row, column);
-    scores = graph.pointwise(CUDNN_POINTWISE_BINARY_SELECT, {scores, t.minus_infinity, visible});
+Call call_of(const Arguments& arguments) {
+  const TensorView& query = *arguments.tensors[kQuery];
+  Call call{.device = query.device.index,
+            .dtype = static_cast<std::int64_t>(query.dtype),
+            .is_causal = arguments.attributes->is_causal,
+            .computes = arguments.computes};
+  for (std::size_t role = 0; role < kRoles; ++role) {
+    if (arguments.tensors[role] == nullptr) continue;
+    const TensorView& view = *arguments.tensors[role];
+    call.operands[role] =
+        arguments.reads(static_cast<int>(role)) ? packed_operand_of(view) : operand_of(view);
   }
-  const auto largest = graph.reduce(CUDNN_REDUCE_TENSOR_MAX, scores);
-  const auto below = graph.pointwise(CUDNN_POINTWISE_SUB, {scores, largest});
-  const auto power = graph.pointwise(CUDNN_POINTWISE_EXP, {below});
-  const auto sum = graph.reduce(CUDNN_REDUCE_TENSOR_ADD, power);
-  // cuDNN recognizes attention by its log-sum-exp, be it stored or not.
-  const auto logarithm = graph.pointwise(CUDNN_POINTWISE_LOG, {sum});
-  if (call.wants_lse != 0) {
-    t.lse =
-        graph.memory(CUDNN_DATA_FLOAT, {batch, heads, length, 1}, {heads * length, length, 1, 1});
-    graph.pointwise(CUDNN_POINTWISE_ADD, {largest, logarithm}, t.lse);
-  } else {
-    graph.pointwise(CUDNN_POINTWISE_ADD, {largest, logarithm});
-  }
-  const auto probability = graph.rounded(CUDNN_POINTWISE_DIV, {power, sum}, type);
-  graph.matmul(probability, t.value, t.output);
-  return graph;
+  return call;
 }
 
+/// What a run binds; those that are 0 are not in the graph.
+struct Tensors {
+  std::array<CudnnGraph::Value, kRoles> operands{};
+  CudnnGraph::Value scale = 0, minus_infinity = 0, one = 0, lse = 0;
+  CudnnGraph::Value delta = 0;  // Σ grad∘output of each row, in the workspace
+};
+
+/// The graph of a call, and where its tensors are in it.
+class GraphOfCall {
+ public:
+  GraphOfCall(const Call& call, Tensors& tensors)
+      : call_(call), t_(tensors), type_(cudnn_type(static_cast<DType>(call.dtype))) {
+    t_.scale = graph_.number();
+    if (call.is_causal != 0) t_.minus_infinity = graph_.number();
+    if (call.computes == Computes::gradients) {
+      add_gradients();
+    } else {
+      add_forward();
+    }
+  }
+  CudnnGraph take() { return std::move(graph_); }
+
+ private:
+  using Value = CudnnGraph::Value;
+
+  Value memory(Role role) {
+    const Operand& operand = call_.operands[role];
+    return t_.operands[role] = graph_.memory(type_, operand.sizes, operand.strides);
+  }
+  Value transposed(Role role) {
+    const Operand& operand = call_.operands[role];
+    return t_.operands[role] = graph_.transposed_memory(type_, operand.sizes, operand.strides);
+  }
+  /// float32, a number for each query, row-major.
+  Value row_numbers() {
+    const auto [batch, heads, length, head] = call_.operands[kQuery].sizes;
+    return graph_.memory(CUDNN_DATA_FLOAT, {batch, heads, length, 1},
+                         {heads * length, length, 1, 1});
+  }
+  /// Key j of query i is hidden where j > i.
+  Value hide_later_keys(Value scores) {
+    if (call_.is_causal == 0) return scores;
+    const Value row = graph_.index(2, scores);
+    const Value column = graph_.index(3, scores);
+    const Value visible = graph_.at_least(row, column);
+    return graph_.pointwise(CUDNN_POINTWISE_BINARY_SELECT, {scores, t_.minus_infinity, visible});
+  }
+
+  void add_forward() {
+    const Value product = graph_.matmul(memory(kQuery), transposed(kKey));
+    const Value scaled = graph_.pointwise(CUDNN_POINTWISE_MUL, {product, t_.scale});
+    const Value scores = hide_later_keys(scaled);
+    const Value largest = graph_.reduce(CUDNN_REDUCE_TENSOR_MAX, scores);
+    const Value below = graph_.pointwise(CUDNN_POINTWISE_SUB, {scores, largest});
+    const Value power = graph_.pointwise(CUDNN_POINTWISE_EXP, {below});
+    const Value sum = graph_.reduce(CUDNN_REDUCE_TENSOR_ADD, power);
+    // cuDNN recognizes attention by its log-sum-exp, be it stored or not.
+    const Value logarithm = graph_.pointwise(CUDNN_POINTWISE_LOG, {sum});
+    if (call_.computes == Computes::output_and_lse) {
+      t_.lse = row_numbers();
+      graph_.pointwise(CUDNN_POINTWISE_ADD, {largest, logarithm}, t_.lse);
+    } else {
+      graph_.pointwise(CUDNN_POINTWISE_ADD, {largest, logarithm});
+    }
+    const Value probability = graph_.rounded(CUDNN_POINTWISE_DIV, {power, sum}, type_);
+    const Value value = memory(kValue);
+    graph_.matmul(probability, value, memory(kOutput));
+  }
+
+  // d_query is the direct result of a product, not a float32 sum that blocks add to in any order: that
+  // is how cuDNN is told to use its deterministic algorithm, which stores the scores' gradients.
+  void add_gradients() {
+    const Value query = memory(kQuery);
+    const Value key = transposed(kKey);
+    const Value grad = memory(kGrad);
+    t_.lse = row_numbers();
+    t_.delta = row_numbers();
+    t_.one = graph_.number();
+    const Value terms = graph_.pointwise(CUDNN_POINTWISE_MUL, {grad, memory(kOutput)});
+    const Value sum = graph_.reduce(CUDNN_REDUCE_TENSOR_ADD, terms);
+    graph_.pointwise(CUDNN_POINTWISE_MUL, {sum, t_.one}, t_.delta);
+
+    const Value product = graph_.matmul(query, key);
+    const Value scaled = graph_.pointwise(CUDNN_POINTWISE_MUL, {product, t_.scale});
+    const Value below = graph_.pointwise(CUDNN_POINTWISE_SUB, {scaled, t_.lse});
+    const Value probability = graph_.pointwise(CUDNN_POINTWISE_EXP, {hide_later_keys(below)});
+    graph_.matmul(graph_.transpose(probability, type_), grad, memory(kDValue));
+
+    const Value d_probability = graph_.matmul(grad, transposed(kValue));
+    const Value centred = graph_.pointwise(CUDNN_POINTWISE_SUB, {d_probability, t_.delta});
+    const Value d_scaled = graph_.pointwise(CUDNN_POINTWISE_MUL, {centred, probability});
+    const Value d_product = graph_.pointwise(CUDNN_POINTWISE_MUL, {d_scaled, t_.scale});
+    graph_.matmul(graph_.transpose(d_product, type_), query, memory(kDKey));
+    graph_.matmul(d_product, graph_.transpose(key, type_), memory(kDQuery));
+  }
+
+  const Call& call_;
+  Tensors& t_;
+  cudnnDataType_t type_;
+  CudnnGraph graph_;
+};
+
 struct Planned {
-  Planned(const Call& call, cudnnHandle_t handle) : plan(build_forward(call, tensors), handle) {}
+  Planned(const Call& call, cudnnHandle_t handle)
+      : plan(GraphOfCall(call, tensors).take(), handle) {}
   Tensors tensors;
   CudnnPlan plan;
 };
@@ -152,54 +278,62 @@ Planned* find_plan(const Call& call) {
       .first->second.get();
 }
 
-bool wants_lse(const KernelArgs& args) { return args.outputs.size() > 1; }
-
-Call call_of(const KernelArgs& args) {
-  const TensorView& output = args.outputs[0];
-  return {output.device.index,
-          static_cast<std::int64_t>(output.dtype),
-          args.attributes<AttentionAttrs>().is_causal,
-          wants_lse(args),
-          packed_operand_of(args.inputs[0]),
-          packed_operand_of(args.inputs[1]),
-          packed_operand_of(args.inputs[2]),
-          operand_of(output)};
-}
-
-bool drops(const KernelArgs& args) {
-  const auto& attributes = args.attributes<AttentionAttrs>();
-  const bool training = attributes.mode == DropoutMode::train ||
-                        (attributes.mode == DropoutMode::follow && args.training);
-  return training && attributes.dropout_p != 0;
+bool drops(const AttentionAttrs& attributes, bool training) {
+  const bool active =
+      attributes.mode == DropoutMode::train || (attributes.mode == DropoutMode::follow && training);
+  return active && attributes.dropout_p != 0;
 }
 
 /// What can be told without asking cuDNN.
-std::string refusal_of_arguments(const KernelArgs& args) {
-  const TensorView& query = args.inputs[0];
-  if (!cudnn_attention_takes(query.dtype, query.size(-1), args.inputs[2].size(-1))) {
+std::string refusal_of_arguments(const Arguments& x, bool training) {
+  if (!cudnn_attention_takes(x.tensors[kQuery]->dtype, x.size(kQuery, -1), x.size(kValue, -1))) {
     return "needed 16-bit floats and head sizes that are multiples of 8 up to 256";
   }
-  if (query.rank() > 4) return "needed at most two batch axes";
-  if (args.outputs[0].numel() == 0 || args.inputs[1].numel() == 0) return "an operand is empty";
-  if (args.inputs[3].present) return "a mask is given";
-  if (drops(args)) return "dropout is active";
-  const auto scale = static_cast<float>(args.attributes<AttentionAttrs>().scale.value());
+  if (x.tensors[kQuery]->rank() > 4) return "needed at most two batch axes";
+  if (x.tensors[kOutput]->numel() == 0 || x.size(kKey, -2) == 0) return "an operand is empty";
+  if (x.mask->present) return "a mask is given";
+  if (drops(*x.attributes, training)) return "dropout is active";
+  const auto scale = static_cast<float>(x.attributes->scale.value());
   if (!(scale > 0) || !std::isfinite(scale)) return "needed a positive scale";
+  if (x.computes == Computes::gradients && !x.lse->present) return "no lse is given";
   // Decisions of a dropout that is not active are still to be stored.
-  if (wants_lse(args) && args.outputs[2].numel() > 0) return "keep_bits are wanted";
-  return "";
+  const bool stores_bits = x.computes == Computes::output_and_lse && x.keep_bits->numel() > 0;
+  return stores_bits ? "keep_bits are wanted" : "";
+}
+
+/// Whether cuDNN can read and write every tensor where it lies.
+bool has_vector_tensors(const Arguments& arguments, bool of_results_only) {
+  for (int role = 0; role < kRoles; ++role) {
+    const TensorView* view = arguments.tensors[static_cast<std::size_t>(role)];
+    if (view == nullptr || (of_results_only && arguments.reads(role))) continue;
+    if (!has_vector_rows(*view)) return false;
+  }
+  return true;
 }
 
 /// The plan of a call that cuDNN takes, compiled; null for the others.
 Planned* compiled_plan(const KernelArgs& args) {
-  if (!refusal_of_arguments(args).empty() || !has_vector_rows(args.outputs[0])) return nullptr;
-  const Call call = call_of(args);
+  const Arguments arguments = arguments_of(args);
+  if (!refusal_of_arguments(arguments, args.training).empty()) return nullptr;
+  // Operands in other layouts are copied before the call.
+  if (!has_vector_tensors(arguments, /*of_results_only=*/true)) return nullptr;
+  const Call call = call_of(arguments);
   Planned* planned = find_plan(call);
   if (planned == nullptr) return nullptr;
   CudnnLibrary& library = cudnn_library(static_cast<int>(call.device));
   const std::lock_guard lock(library.mutex);
   use_device(static_cast<int>(call.device));
   return planned->plan.compile(library.handle.get()) ? planned : nullptr;
+}
+
+/// Bytes before cuDNN's own part of the workspace.
+std::size_t delta_bytes(const Arguments& arguments) {
+  if (arguments.computes != Computes::gradients) return 0;
+  constexpr std::int64_t kAlignment = 256;
+  const TensorView& query = *arguments.tensors[kQuery];
+  const std::int64_t rows = query.numel() / query.size(-1);
+  return static_cast<std::size_t>(
+      ceil_div(rows * static_cast<std::int64_t>(sizeof(float)), kAlignment) * kAlignment);
 }
 
 /// The op's first implementation after cuDNN's that takes the call: what runs when cuDNN does not.
@@ -215,52 +349,76 @@ std::size_t workspace_bytes(const KernelArgs& args) {
   const Kernel& next = next_kernel(args);
   const std::size_t bytes = next.workspace_bytes ? next.workspace_bytes(args) : 0;
   const Planned* planned = compiled_plan(args);
-  return std::max(bytes, planned != nullptr ? planned->plan.workspace_bytes() : 0);
+  if (planned == nullptr) return bytes;
+  return std::max(bytes, delta_bytes(arguments_of(args)) + planned->plan.workspace_bytes());
 }
 
-void run(const KernelArgs& args) {
-  const bool aligned = std::ranges::all_of(args.inputs.first(3), has_vector_rows);
-  Planned* planned = aligned ? compiled_plan(args) : nullptr;
-  if (planned == nullptr) return next_kernel(args).run(args);
-  TENON_INTERNAL(args.workspace != nullptr || planned->plan.workspace_bytes() == 0,
-                 "[{}] {} is run without its workspace", args.op->name, kCudnnAttention);
-  auto scale = static_cast<float>(args.attributes<AttentionAttrs>().scale.value());
+void run_plan(const Planned& planned, const Arguments& arguments, const KernelArgs& args) {
+  auto scale = static_cast<float>(arguments.attributes->scale.value());
   float minus_infinity = -std::numeric_limits<float>::infinity();
-  const Tensors& t = planned->tensors;
-  const CudnnBinding bindings[] = {{t.query, args.inputs[0].data},
-                                   {t.key, args.inputs[1].data},
-                                   {t.value, args.inputs[2].data},
-                                   {t.output, args.outputs[0].data},
-                                   {t.scale, &scale},
-                                   {t.minus_infinity, &minus_infinity},
-                                   {t.lse, wants_lse(args) ? args.outputs[1].data : nullptr}};
+  float one = 1;
+  auto* delta = static_cast<std::byte*>(args.workspace);
+  const Tensors& t = planned.tensors;
+  std::vector<CudnnBinding> bindings = {{t.scale, &scale},
+                                        {t.minus_infinity, &minus_infinity},
+                                        {t.one, &one},
+                                        {t.delta, delta},
+                                        {t.lse, arguments.lse ? arguments.lse->data : nullptr}};
+  for (std::size_t role = 0; role < kRoles; ++role) {
+    if (t.operands[role] == 0) continue;
+    bindings.push_back({t.operands[role], arguments.tensors[role]->data});
+  }
   const Stream stream = stream_of(args);
   use_device(stream.device);
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
   const RelaxedCapture relaxed;  // a plan's first run may load its kernels
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle.get(), stream.handle));
-  planned->plan.run(library.handle.get(), bindings, args.workspace);
+  planned.plan.run(library.handle.get(), bindings, delta + delta_bytes(arguments));
+}
+
+void run(const KernelArgs& args) {
+  const Arguments arguments = arguments_of(args);
+  // Kernels are selected before addresses are known.
+  const bool readable = has_vector_tensors(arguments, /*of_results_only=*/false);
+  const Planned* planned = readable ? compiled_plan(args) : nullptr;
+  if (planned == nullptr) return next_kernel(args).run(args);
+  const std::size_t bytes = delta_bytes(arguments) + planned->plan.workspace_bytes();
+  TENON_INTERNAL(args.workspace != nullptr || bytes == 0, "[{}] {} is run without its workspace",
+                 args.op->name, kCudnnAttention);
+  run_plan(*planned, arguments, args);
 }
 
 bool supports(const KernelArgs& args) { return cudnn_attention_refusal(args).empty(); }
 
 bool is_preferred(const KernelArgs& args) {
-  const bool in_program = args.inputs[0].data == nullptr;
-  return cudnn_attention_preferred(args.inputs[0].size(-2), args.inputs[1].size(-2), in_program) &&
+  const Arguments arguments = arguments_of(args);
+  const bool in_program = arguments.tensors[kQuery]->data == nullptr;
+  return cudnn_attention_preferred(arguments.size(kQuery, -2), arguments.size(kKey, -2),
+                                   in_program) &&
          supports(args);
 }
 
-bool accepts(int operand, const TensorView& view) { return operand >= 3 || has_vector_rows(view); }
+bool accepts_forward(int operand, const TensorView& view) {
+  return operand >= 3 || has_vector_rows(view);
+}
 
-void add_kernel(bool (*takes)(const KernelArgs&)) {
-  register_kernel("scaled_dot_product_attention", DeviceType::cuda,
-                  {.name = kCudnnAttention,
-                   .run = run,
-                   .supports = takes,
-                   .accepts = accepts,
-                   .strided_output = true,
-                   .workspace_bytes = workspace_bytes});
+bool accepts_backward(int operand, const TensorView& view) {
+  return operand > 5 ? view.is_contiguous() : operand == 5 || has_vector_rows(view);
+}
+
+void add_kernels(bool (*takes)(const KernelArgs&)) {
+  Kernel kernel{.name = kCudnnAttention,
+                .run = run,
+                .supports = takes,
+                .accepts = accepts_forward,
+                .strided_output = true,
+                .workspace_bytes = workspace_bytes};
+  register_kernel("scaled_dot_product_attention", DeviceType::cuda, kernel);
+  register_kernel("scaled_dot_product_attention_lse", DeviceType::cuda, kernel);
+  kernel.accepts = accepts_backward;
+  kernel.sliced_output = true;
+  register_kernel(kBackwardOp, DeviceType::cuda, kernel);
 }
 
 }  // namespace
@@ -275,13 +433,15 @@ bool cudnn_attention_preferred(std::int64_t length, std::int64_t keys, bool in_p
 }
 
 std::string cudnn_attention_refusal(const KernelArgs& args) {
-  if (std::string reason = refusal_of_arguments(args); !reason.empty()) return reason;
-  const Planned* planned = find_plan(call_of(args));
+  const Arguments arguments = arguments_of(args);
+  std::string reason = refusal_of_arguments(arguments, args.training);
+  if (!reason.empty()) return reason;
+  const Planned* planned = find_plan(call_of(arguments));
   return planned != nullptr ? planned->plan.refusal() : "too many plans are in use";
 }
 
-void register_preferred_attention_cudnn_kernels() { add_kernel(is_preferred); }
+void register_preferred_attention_cudnn_kernels() { add_kernels(is_preferred); }
 
-void register_attention_cudnn_kernels() { add_kernel(supports); }
+void register_attention_cudnn_kernels() { add_kernels(supports); }
 
 }  // namespace tenon::cuda
