@@ -26,10 +26,15 @@
 namespace tenon::cuda {
 namespace {
 
+constexpr const char* kForwardOps[] = {"scaled_dot_product_attention",
+                                       "scaled_dot_product_attention_lse"};
 constexpr std::string_view kBackwardOp = "scaled_dot_product_attention_backward";
 /// Plans are never dropped, since captured graphs may launch their kernels; calls that would make
 /// more go to the next kernel.
 constexpr std::size_t kMaxPlans = 1024;
+/// Earlier versions have known errors in attention: rows of keys that are not multiples of 128 in the
+/// gradient, infinities.
+constexpr std::size_t kOldestVersion = 91600;
 /// Shorter rows gain less than a launch of cuDNN's costs more.
 constexpr std::int64_t kPreferredLength = 256;
 
@@ -42,10 +47,9 @@ struct Operand {
 /// Rows that cuDNN's vector loads can read, each element in its own place. Before addresses are known
 /// they count as aligned.
 bool has_vector_rows(const TensorView& view) {
-  if (!has_dense_rows(view) || reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0) return false;
-  for (int axis = 0; axis < view.rank() - 1; ++axis) {
-    const std::int64_t stride = view.strides[axis];
-    if (view.sizes[axis] > 1 && (stride <= 0 || stride % 8 != 0)) return false;
+  if (!has_aligned_rows(view)) return false;
+  for (int axis = 0; axis < view.rank(); ++axis) {
+    if (view.sizes[axis] > 1 && view.strides[axis] <= 0) return false;
   }
   return true;
 }
@@ -286,6 +290,7 @@ bool drops(const AttentionAttrs& attributes, bool training) {
 
 /// What can be told without asking cuDNN.
 std::string refusal_of_arguments(const Arguments& x, bool training) {
+  if (cudnnGetVersion() < kOldestVersion) return "needed cuDNN 9.16 or later";
   if (!cudnn_attention_takes(x.tensors[kQuery]->dtype, x.size(kQuery, -1), x.size(kValue, -1))) {
     return "needed 16-bit floats and head sizes that are multiples of 8 up to 256";
   }
@@ -407,19 +412,20 @@ bool accepts_backward(int operand, const TensorView& view) {
   return operand > 5 ? view.is_contiguous() : operand == 5 || has_vector_rows(view);
 }
 
-void add_kernels(bool (*takes)(const KernelArgs&)) {
-  Kernel kernel{.name = kCudnnAttention,
-                .run = run,
-                .supports = takes,
-                .accepts = accepts_forward,
-                .strided_output = true,
-                .workspace_bytes = workspace_bytes};
-  register_kernel("scaled_dot_product_attention", DeviceType::cuda, kernel);
-  register_kernel("scaled_dot_product_attention_lse", DeviceType::cuda, kernel);
-  kernel.accepts = accepts_backward;
-  kernel.sliced_output = true;
-  register_kernel(kBackwardOp, DeviceType::cuda, kernel);
-}
+constexpr Kernel kForward{.name = kCudnnAttention,
+                          .run = run,
+                          .supports = supports,
+                          .accepts = accepts_forward,
+                          .strided_output = true,
+                          .workspace_bytes = workspace_bytes};
+
+constexpr Kernel kBackward{.name = kCudnnAttention,
+                           .run = run,
+                           .supports = supports,
+                           .accepts = accepts_backward,
+                           .strided_output = true,
+                           .sliced_output = true,
+                           .workspace_bytes = workspace_bytes};
 
 }  // namespace
 
@@ -440,8 +446,15 @@ std::string cudnn_attention_refusal(const KernelArgs& args) {
   return planned != nullptr ? planned->plan.refusal() : "too many plans are in use";
 }
 
-void register_preferred_attention_cudnn_kernels() { add_kernels(is_preferred); }
+void register_preferred_attention_cudnn_kernels() {
+  Kernel kernel = kForward;
+  kernel.supports = is_preferred;
+  for (const char* op : kForwardOps) register_kernel(op, DeviceType::cuda, kernel);
+}
 
-void register_attention_cudnn_kernels() { add_kernels(supports); }
+void register_attention_cudnn_kernels() {
+  for (const char* op : kForwardOps) register_kernel(op, DeviceType::cuda, kForward);
+  register_kernel(kBackwardOp, DeviceType::cuda, kBackward);
+}
 
 }  // namespace tenon::cuda

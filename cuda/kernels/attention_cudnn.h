@@ -18,7 +18,7 @@ bool cudnn_attention_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 /// which runs often enough to earn back the second that a plan takes to compile.
 bool cudnn_attention_preferred(std::int64_t length, std::int64_t keys, bool in_program);
 
-/// Why cuDNN does not take a forward call; empty when it does.
+/// Why cuDNN does not take a call of attention or its gradient; empty when it does.
 std::string cudnn_attention_refusal(const KernelArgs& args);
 
 }  // namespace tenon::cuda

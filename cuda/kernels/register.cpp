@@ -37,11 +37,11 @@ void register_all_kernels() {
   register_preferred_attention_cudnn_kernels();
 #endif
   register_attention_kernels();
+  register_optimizer_kernels();
+  register_attention_backward_kernels();
 #if defined(TENON_HAS_CUDNN)
   register_attention_cudnn_kernels();
 #endif
-  register_optimizer_kernels();
-  register_attention_backward_kernels();
 }
 
 }  // namespace tenon::cuda

@@ -55,18 +55,24 @@ std::vector<double> exact_attention(const Operands& x, const AttentionAttrs& att
 
 /// A call of cuDNN's implementation as a Program makes it.
 struct CudnnCall {
+  CudnnCall(const char* op, const std::vector<Tensor>& operands, const std::vector<Tensor>& results,
+            Attrs attributes, bool training = false)
+      : attrs(std::move(attributes)) {
+    for (const Tensor& t : operands) inputs.push_back(t ? t.view_of_data() : TensorView{});
+    for (const Tensor& t : results) outputs.push_back(t.view_of_data());
+    args = {&get_op(op),
+            inputs,
+            outputs,
+            &attrs,
+            training,
+            {},
+            device_backend(DeviceType::cuda).stream(0)};
+  }
   CudnnCall(const Operands& x, const AttentionAttrs& attributes, const Tensor& output,
             bool training = false)
-      : attrs(attributes),
-        inputs{x.query.view_of_data(), x.key.view_of_data(), x.value.view_of_data(), {}},
-        outputs{output.view_of_data()},
-        args{&get_op(kOp),
-             inputs,
-             outputs,
-             &attrs,
-             training,
-             {},
-             device_backend(DeviceType::cuda).stream(0)} {}
+      : CudnnCall(kOp, {x.query, x.key, x.value, {}}, {output}, attributes, training) {}
+  CudnnCall(const CudnnCall&) = delete;  // args points into it
+  CudnnCall& operator=(const CudnnCall&) = delete;
 
   void run() {
     ASSERT_EQ(cuda::cudnn_attention_refusal(args), "");
@@ -152,6 +158,70 @@ INSTANTIATE_TEST_SUITE_P(Table, CudnnAttention,
                          testing::Combine(testing::Values(DType::float16, DType::bfloat16),
                                           testing::ValuesIn(kProblems), testing::Bool()),
                          kCaseName);
+
+/// Every element within 16 roundings of the largest exact one.
+void expect_gradient(const Tensor& got, const Tensor& exact, const char* what) {
+  const std::vector<double> want = exact.to_doubles();
+  const std::vector<double> values = got.to_doubles();
+  ASSERT_EQ(values.size(), want.size()) << what;
+  double largest = 0;
+  for (const double value : want) largest = std::max(largest, std::abs(value));
+  const double allowed = 16 * unit_roundoff(got.dtype()) * largest;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    ASSERT_LE(std::abs(values[i] - want[i]), allowed)
+        << what << ", element " << i << " is " << values[i] << ", exactly " << want[i];
+  }
+}
+
+Tensor wide(const Tensor& x) { return x.to(DType::float64); }
+
+constexpr const char* kLseOp = "scaled_dot_product_attention_lse";
+constexpr const char* kBackwardOp = "scaled_dot_product_attention_backward";
+
+TEST_P(CudnnAttention, GradientsMatchFloat64AndRepeat) {
+  const auto& [dtype, problem, is_causal] = GetParam();
+  const Operands x = random_operands(problem, dtype);
+  const Operands d = on_cuda(x);
+  const Attrs attrs = attributes(problem.head, is_causal);
+  const Shape shape{problem.batch, problem.heads, problem.length, problem.head_v};
+  Generator generator(23);
+  const Tensor grad = randn(shape, {}, &generator).to(dtype);
+
+  const std::vector<Tensor> kept = apply(
+      get_op(kLseOp), std::vector<Tensor>{wide(x.query), wide(x.key), wide(x.value), {}}, attrs);
+  const Tensor output = empty(shape, {dtype, kCuda});
+  const Tensor lse =
+      empty(Shape{problem.batch, problem.heads, problem.length}, {DType::float32, kCuda});
+  const Tensor bits =
+      empty(Shape{problem.batch, problem.heads, problem.length, 0}, {DType::uint8, kCuda});
+  CudnnCall forward(kLseOp, {d.query, d.key, d.value, {}}, {output, lse, bits}, attrs);
+  forward.run();
+  if (HasFatalFailure()) return;
+  expect_near(lse, kept[1].to_doubles(), {.roundings = 256, .floor = 1}, "lse");
+
+  const AttentionBackwardAttrs backward_attrs{attributes(problem.head, is_causal), false};
+  const std::vector<Tensor> exact = apply(
+      get_op(kBackwardOp),
+      std::vector<Tensor>{
+          wide(grad), wide(x.query), wide(x.key), wide(x.value), kept[0], {}, kept[1], kept[2]},
+      backward_attrs);
+  const Tensor grad_on_device = grad.to(kCuda);
+  std::vector<Tensor> first, second;
+  for (std::vector<Tensor>* results : {&first, &second}) {
+    for (const Tensor& like : {d.query, d.key, d.value})
+      results->push_back(empty(like.shape(), {dtype, kCuda}));
+    CudnnCall backward(kBackwardOp,
+                       {grad_on_device, d.query, d.key, d.value, output, {}, lse, bits}, *results,
+                       backward_attrs);
+    backward.run();
+    if (HasFatalFailure()) return;
+  }
+  constexpr const char* kNames[] = {"d_query", "d_key", "d_value"};
+  for (std::size_t i = 0; i < 3; ++i) {
+    expect_gradient(first[i], exact[i], kNames[i]);
+    expect_bit_equal(first[i], second[i], kNames[i]);
+  }
+}
 
 // One query or one key: cuDNN may refuse, and then says so before anything runs.
 TEST(CudnnAttentionEdges, SingleRowsAreTakenOrRefused) {
