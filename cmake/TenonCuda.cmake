@@ -69,7 +69,7 @@ find_package(CUDAToolkit REQUIRED)
 set(TENON_HAS_CUDA ON)
 message(STATUS "Tenon: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
-# cuDNN is optional: without it conv2d has Tenon's own kernels only.
+# cuDNN is optional: without it conv2d and attention have Tenon's own kernels only.
 find_path(TENON_CUDNN_INCLUDE cudnn.h
           HINTS ${CUDAToolkit_INCLUDE_DIRS} ENV CUDNN_PATH PATH_SUFFIXES include)
 find_library(TENON_CUDNN_LIBRARY cudnn

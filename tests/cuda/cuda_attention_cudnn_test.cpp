@@ -271,6 +271,38 @@ TEST(CudnnAttentionLayout, ReadsPackedQkvAndWritesByToken) {
   }
 }
 
+TEST(CudnnAttentionLayout, WritesGradientsIntoPackedQkv) {
+  SKIP_WITHOUT_GPU();
+  constexpr std::int64_t kBatch = 2, kLength = 320, kHeads = 3, kHead = 64;
+  const Operands x =
+      random_operands({kBatch, kHeads, kLength, kLength, kHead, kHead}, DType::float16);
+  const Operands d = on_cuda(x);
+  const TensorOptions options{DType::float16, kCuda};
+  const Shape shape{kBatch, kHeads, kLength, kHead};
+  const Tensor output = empty(shape, options);
+  const Tensor lse = empty(Shape{kBatch, kHeads, kLength}, {DType::float32, kCuda});
+  const Tensor bits = empty(Shape{kBatch, kHeads, kLength, 0}, {DType::uint8, kCuda});
+  CudnnCall forward(kLseOp, {d.query, d.key, d.value, {}}, {output, lse, bits},
+                    attributes(kHead, true));
+  forward.run();
+  if (HasFatalFailure()) return;
+  const Tensor packed = empty(Shape{kBatch, kLength, 3, kHeads, kHead}, options);
+  std::vector<Tensor> plain, parts;
+  for (int i = 0; i < 3; ++i) {
+    plain.push_back(empty(shape, options));
+    parts.push_back(packed.narrow(2, i, 1).squeeze(2).permute({0, 2, 1, 3}));
+  }
+  for (const std::vector<Tensor>& results : {plain, parts}) {
+    CudnnCall backward(kBackwardOp, {output, d.query, d.key, d.value, output, {}, lse, bits},
+                       results, AttentionBackwardAttrs{attributes(kHead, true), false});
+    backward.run();
+    if (HasFatalFailure()) return;
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    expect_gradient(parts[i], plain[i].to(kCpu), "a part of the packed gradient");
+  }
+}
+
 TEST(CudnnAttentionLayout, OtherLayoutsRunTheNextKernel) {
   SKIP_WITHOUT_GPU();
   const Operands wide = random_operands({1, 2, 300, 300, 72, 72}, DType::float16);
