@@ -156,14 +156,20 @@ Layout Lowering::output_layout(const Kernel& kernel, const TensorSpec& spec,
   return Layout::contiguous(sizes);
 }
 
-/// If the value's only use permutes its axes for a reshape that wants row-major order, the dense
-/// strides that make the permuted value row-major, so that both become aliases.
+/// If the value's only view permutes its axes for a reshape that wants row-major order, the dense
+/// strides that make the permuted value row-major, so that both become aliases. Other readers, such as
+/// the value's own gradient op, take it as it lies.
 std::optional<Layout> Lowering::layout_for_views(ValueId id, const Extents& sizes) const {
   const Value& value = graph_.value(id);
-  if (value.uses.size() != 1) return std::nullopt;
-  const Node& user = graph_.node(value.uses[0].node);
-  if (!user.op->view || user.outputs.size() != 1) return std::nullopt;
-  const Value& permuted = graph_.value(user.outputs[0]);
+  const Node* viewer = nullptr;
+  for (const Use& use : value.uses) {
+    const Node& user = graph_.node(use.node);
+    if (!user.op->view) continue;
+    if (viewer != nullptr || user.outputs.size() != 1) return std::nullopt;
+    viewer = &user;
+  }
+  if (viewer == nullptr) return std::nullopt;
+  const Value& permuted = graph_.value(viewer->outputs[0]);
   if (permuted.spec.shape.rank() != sizes.size()) return std::nullopt;
   const bool reshaped = std::any_of(permuted.uses.begin(), permuted.uses.end(), [&](const Use& u) {
     return graph_.node(u.node).op->view != nullptr;
@@ -172,7 +178,7 @@ std::optional<Layout> Lowering::layout_for_views(ValueId id, const Extents& size
   Extents view_sizes;
   for (const Dim& dim : permuted.spec.shape) view_sizes.push_back(dim.evaluate(bindings_));
   const Layout plain = Layout::contiguous(sizes);
-  const auto view = user.op->view(plain, view_sizes, concrete(user.attrs));
+  const auto view = viewer->op->view(plain, view_sizes, concrete(viewer->attrs));
   if (!view || view->numel() != plain.numel()) return std::nullopt;
   const Extents wanted = contiguous_strides(view_sizes);
   Layout layout = plain;

@@ -33,16 +33,45 @@ bool overlaps(const TensorView& view, const Place& place, const Location& state)
 
 void Lowering::place_outputs() {
   current_ = nullptr;
+  std::vector<Location> locations;
   for (ValueId id : graph_.outputs()) {
     const bool state = graph_.value(id).tensor.defined();
-    Location location = location_of(state ? state_tensor(id) : tensors_.at(id));
-    if (!fills_its_buffer(location)) location = emit_copy(location);
+    locations.push_back(location_of(state ? state_tensor(id) : tensors_.at(id)));
+  }
+  std::vector<bool> tiles;
+  for (const Location& location : locations) {
+    tiles.push_back(tile_the_buffer(location.buffer, locations));
+  }
+  for (std::size_t i = 0; i < locations.size(); ++i) {
+    Location& location = locations[i];
+    if (!tiles[i] && !fills_its_buffer(location)) location = emit_copy(location);
     // The buffer leaves the arena: a run binds it to fresh memory, which the caller then owns.
     Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];
+    if (buffer.kind != BufferKind::output) buffer.index = static_cast<int>(i);
     buffer.kind = BufferKind::output;
-    buffer.index = static_cast<int>(program_->outputs.size());
     program_->outputs.push_back({location.dtype, location.layout, location.buffer});
   }
+}
+
+/// Whether the results in an arena buffer are all of it, each byte once, as the parts of a joined
+/// gradient are: then they leave the arena together.
+bool Lowering::tile_the_buffer(int index, std::span<const Location> results) const {
+  const Buffer& buffer = program_->buffers[static_cast<std::size_t>(index)];
+  std::vector<std::pair<std::size_t, std::size_t>> pieces;  // [begin, end) in bytes
+  for (const Location& result : results) {
+    if (result.buffer != index) continue;
+    const auto begin = static_cast<std::size_t>(result.layout.offset) * size_of(result.dtype);
+    const auto bytes = static_cast<std::size_t>(result.layout.numel()) * size_of(result.dtype);
+    if (!result.layout.is_contiguous()) return false;
+    pieces.emplace_back(begin, begin + bytes);
+  }
+  std::sort(pieces.begin(), pieces.end());
+  std::size_t end = 0;
+  for (const auto& piece : pieces) {
+    if (piece.first != end) return false;
+    end = piece.second;
+  }
+  return buffer.kind == BufferKind::arena && end == buffer.bytes;
 }
 
 /// Lets the instruction that makes `value` write it straight into the state's storage, where nothing

@@ -84,7 +84,9 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
   std::vector<Tensor> outputs;
   for (const OutputSlot& slot : p.outputs) {
     Buffer& buffer = p.buffers[static_cast<std::size_t>(slot.buffer)];
-    auto storage = Storage::allocate(buffer.bytes, p.device);
+    const auto first = static_cast<std::size_t>(buffer.index);  // the output that it was made for
+    auto storage = first < outputs.size() ? outputs[first].storage()
+                                          : Storage::allocate(buffer.bytes, p.device);
     buffer.data = storage->data();
     outputs.emplace_back(std::move(storage), slot.dtype, slot.layout);
   }

@@ -90,6 +90,7 @@ class Lowering final : public Interpreter {
   TensorView view_of(const Location& location) const;
   void emit(Instruction instruction);
   void place_outputs();
+  bool tile_the_buffer(int index, std::span<const Location> results) const;
   void place_writes();
   bool write_in_place(const Location& value, const Location& state);
   void plan();

@@ -184,6 +184,24 @@ TEST(Program, ReusesMemory) {
   EXPECT_EQ(program.count_kernels(inputs), 20);
 }
 
+TEST(Program, PartsOfOneResultLeaveItTogether) {
+  const auto parts = function_model([](const Tensor& x) { return chunk(x * 2.0, 2, 0); });
+  const Tensor x = randn({6, 5});
+  Executor run(create_schedule(parts, {{"x", x}}).graph());
+  const auto outputs = run.run(std::span(&x, 1));
+  EXPECT_EQ(run.program(std::span(&x, 1)).instructions().size(), 1U);
+  EXPECT_EQ(max_difference(outputs[0], x.narrow(0, 0, 3) * 2.0), 0);
+  EXPECT_EQ(max_difference(outputs[1], x.narrow(0, 3, 3) * 2.0), 0);
+
+  // Parts that overlap or leave something out are copied: the caller may change one of them.
+  const auto some = function_model([](const Tensor& y) {
+    const Tensor z = y * 2.0;
+    return std::vector{z.narrow(0, 0, 3), z.narrow(0, 2, 4)};
+  });
+  Executor copies(create_schedule(some, {{"x", x}}).graph());
+  EXPECT_EQ(copies.program(std::span(&x, 1)).instructions().size(), 3U);
+}
+
 TEST(Executor, KeepsABoundedNumberOfPrograms) {
   const auto model = function_model([](const Tensor& x) { return x + 1.0; });
   Executor run(create_schedule(model, {randn({8})}).graph());
