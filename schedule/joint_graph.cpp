@@ -4,6 +4,7 @@
 
 #include "autograd/autograd.h"
 #include "graph/passes/accumulate.h"
+#include "graph/passes/fuse_gelu_gradient.h"
 #include "graph/passes/join_slices.h"
 #include "graph/passes/recompute.h"
 #include "graph/verify.h"
@@ -56,6 +57,7 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   builder_.check_views_of_written_state();
   graph_.eliminate_dead_code();
   if (passes.join_slices) join_slices(graph_);
+  if (passes.fuse_gelu_gradient) fuse_gelu_gradients(graph_);
   if (passes.accumulate) accumulate_gradients(graph_);
   if (passes.recompute) recompute_regions(graph_);
   graph_.eliminate_dead_code();

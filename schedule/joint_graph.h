@@ -21,9 +21,10 @@ namespace tenon {
 
 /// What is done to a joint Graph beside leaving out what no result needs.
 struct JointPasses {
-  bool join_slices = true;  ///< graph/passes/join_slices.h
-  bool accumulate = true;   ///< graph/passes/accumulate.h
-  bool recompute = true;    ///< graph/passes/recompute.h; off: checkpointed regions are kept
+  bool join_slices = true;         ///< graph/passes/join_slices.h
+  bool fuse_gelu_gradient = true;  ///< graph/passes/fuse_gelu_gradient.h
+  bool accumulate = true;          ///< graph/passes/accumulate.h
+  bool recompute = true;           ///< graph/passes/recompute.h; off: checkpointed regions are kept
 };
 
 class JointGraph {

@@ -304,6 +304,55 @@ void run_linear_residual(const KernelArgs& args) {
   run_elementwise("add", args, terms, output);
 }
 
+/// matmul(grad, weight), of sizes of at least 1, as one product of rows.
+GemmProblem row_product(const KernelArgs& args) {
+  const TensorView& grad = args.inputs[0];
+  const TensorView& weight = args.inputs[1];
+  const TensorView& output = args.outputs[0];
+  GemmProblem p{.dtype = output.dtype, .n = weight.size(1), .k = weight.size(0)};
+  p.m = output.numel() / p.n;
+  p.a = as_row_operand(grad).value_or(GemmOperand{grad.data, false, p.k});
+  p.b = as_operand(weight).value_or(GemmOperand{weight.data, false, p.n});
+  p.d = output.data;
+  p.d_leading = p.n;
+  return p;
+}
+
+GemmProblem gelu_gradient_problem(const KernelArgs& args) {
+  GemmProblem p = row_product(args);
+  p.epilogue = GemmEpilogue::gelu_gradient;
+  p.aux = address_of(args.inputs[2]);
+  p.aux_leading = p.n;
+  return p;
+}
+
+bool accepts_gelu_gradient(int operand, const TensorView& view) {
+  if (operand == 0) return as_row_operand(view).has_value();
+  return operand == 1 ? as_operand(view).has_value() : view.is_contiguous();
+}
+
+/// See supports_linear_gelu; the matrix on the right must serve all rows.
+bool supports_gelu_gradient(const KernelArgs& args) {
+  const TensorView& output = args.outputs[0];
+  if (args.attributes<GeluAttrs>().approximate != Approximate::tanh) return false;
+  if (size_of(output.dtype) != 2 || args.inputs[1].rank() != 2) return false;
+  if (args.inputs[2].sizes != output.sizes) return false;
+  return output.numel() == 0 || args.inputs[1].size(0) == 0 ||
+         has_aligned_algorithm(args, gelu_gradient_problem(args));
+}
+
+void run_gelu_gradient(const KernelArgs& args) {
+  const TensorView& output = args.outputs[0];
+  const Stream stream = stream_of(args);
+  if (output.numel() == 0) return;
+  if (args.inputs[1].size(0) == 0) return clear(stream, output);
+  const GemmProblem p = gelu_gradient_problem(args);
+  if (has_algorithm(stream, p)) return gemm(stream, p);
+  gemm(stream, row_product(args));
+  const TensorView factors[] = {output, args.inputs[2]};
+  run_elementwise("gelu_backward", args, factors, output);
+}
+
 }  // namespace
 
 void register_matmul_kernels() {
@@ -325,6 +374,11 @@ void register_matmul_kernels() {
                    .run = run_linear_residual,
                    .supports = supports_linear_residual,
                    .accepts = accepts_linear});
+  register_kernel("matmul_gelu_backward", DeviceType::cuda,
+                  {.name = "cuda.cublaslt",
+                   .run = run_gelu_gradient,
+                   .supports = supports_gelu_gradient,
+                   .accepts = accepts_gelu_gradient});
 }
 
 }  // namespace tenon::cuda

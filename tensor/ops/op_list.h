@@ -39,6 +39,7 @@
   X(where) \
   X(matmul) \
   X(matmul_add) \
+  X(matmul_gelu_backward) \
   X(linear) \
   X(linear_gelu) \
   X(linear_gelu_aux) \

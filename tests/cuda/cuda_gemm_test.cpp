@@ -173,6 +173,28 @@ TEST(CudaGemm, LinearGeluWritesItsResultsOnly) {
   }
 }
 
+TEST(CudaGemm, MatmulGeluBackward) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(41);
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    for (const Sizes& sizes : {Sizes{4, 16}, Sizes{2, 33, 64}, Sizes{0, 8}, Sizes{5, 0}}) {
+      for (const Placement placement : kPlacements) {
+        Sizes result = sizes;
+        result.back() = 24;
+        const Operand2 grad = make_operand(sizes, dtype, placement, generator, -0.5, 0.5);
+        const Operand2 weight =
+            make_operand({sizes.back(), 24}, dtype, placement, generator, -0.5, 0.5);
+        const Operand2 input = make_operand(result, dtype, placement, generator, -4, 4);
+        const double rounding = 4 * unit_roundoff(dtype) / unit_roundoff(DType::float32);
+        check_op("matmul_gelu_backward", {grad, weight, input}, GeluAttrs{Approximate::tanh},
+                 {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
+                 describe("matmul_gelu_backward", dtype, sizes, placement));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST(CudaGemm, LinearResidual) {
   SKIP_WITHOUT_GPU();
   Generator generator(38);

@@ -189,6 +189,76 @@ TEST(Schedules, GptAddsResidualsInTheProduct) {
   expect_verified(sch);
 }
 
+/// A layer behind attention, and what is made of its result.
+struct Tail {
+  const char* name;
+  bool bias;
+  Tensor (*forward)(const Tensor& x, const nn::Child<nn::Linear>& dense);
+  int gelus, residuals;
+};
+
+std::ostream& operator<<(std::ostream& stream, const Tail& tail) { return stream << tail.name; }
+
+struct TailModel : nn::Module {
+  explicit TailModel(const Tail& how)
+      : dense(add<nn::Linear>("dense", kHidden, kHidden, how.bias)), tail(how) {}
+  Tensor forward(const Tensor& x) const {
+    const Tensor y = matmul(softmax(matmul(x, x.transpose(-2, -1)), -1), x);
+    return tail.forward(y, dense);
+  }
+  nn::Child<nn::Linear> dense;
+  Tail tail;
+};
+
+class Tails : public ::testing::TestWithParam<Tail> {};
+
+TEST_P(Tails, AreFusedWhereNothingElseNeedsTheProduct) {
+  const Tail& tail = GetParam();
+  Schedule sch = create_schedule(nn::make<TailModel>(tail), {{"x", randn({2, 5, kHidden})}});
+  schedules::gpt(sch);
+  EXPECT_EQ(count(sch.graph(), "linear_gelu"), tail.gelus) << to_text(sch.graph());
+  EXPECT_EQ(count(sch.graph(), "linear_residual"), tail.residuals) << to_text(sch.graph());
+  expect_verified(sch);
+}
+
+using Dense = nn::Child<nn::Linear>;
+
+INSTANTIATE_TEST_SUITE_P(
+    Forms, Tails,
+    ::testing::Values(
+        Tail{"Gelu", true,
+             [](const Tensor& x, const Dense& dense) { return gelu(dense(x), Approximate::tanh); },
+             1, 0},
+        Tail{"InputOfGeluUsedElsewhere", true,
+             [](const Tensor& x, const Dense& dense) {
+               const Tensor y = dense(x);
+               return gelu(y) * y;
+             },
+             0, 0},
+        Tail{"ResidualFirst", true,
+             [](const Tensor& x, const Dense& dense) { return x + dense(x); }, 0, 1},
+        Tail{"ResidualLast", true, [](const Tensor& x, const Dense& dense) { return dense(x) + x; },
+             0, 1},
+        Tail{"NoBias", false, [](const Tensor& x, const Dense& dense) { return dense(x) + x; }, 0,
+             1},
+        Tail{"DropoutThatDropsNothing", true,
+             [](const Tensor& x, const Dense& dense) { return x + dropout(dense(x), 0); }, 0, 1},
+        Tail{"Dropout", true,
+             [](const Tensor& x, const Dense& dense) { return x + dropout(dense(x), 0.1); }, 0, 0},
+        Tail{"ResidualOfAnotherShape", true,
+             [](const Tensor& x, const Dense& dense) { return dense(x) + x.narrow(1, 0, 1); }, 0,
+             0},
+        Tail{"ProductUsedElsewhere", true,
+             [](const Tensor& x, const Dense& dense) {
+               const Tensor y = dense(x);
+               return x + y + sum(y);
+             },
+             0, 0},
+        Tail{"TwoProducts", true,
+             [](const Tensor& x, const Dense& dense) { return dense(x) + dense(sigmoid(x)); }, 0,
+             1}),
+    [](const auto& info) { return info.param.name; });
+
 TEST(Schedules, AMaskThatIsNotCausalIsHandedOn) {
   const auto model = test::function_model([](const Tensor& q, const Tensor& k) {
     const Tensor one = full({}, 1);

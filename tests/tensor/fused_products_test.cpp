@@ -136,6 +136,17 @@ TEST(FusedProducts, GradientsAreThoseOfTheComposition) {
     expect_equal(gradients(fused, first_three, cotangent),
                  gradients(composed, first_three, cotangent));
   }
+  for (const Form& form : kForms) {
+    const Tensor weight = random({kColumns, 4}, 6);
+    const Tensor input = random({2, 3, 4}, 7);
+    const Tensor through[] = {cotangent, weight, input};
+    const Tensor got =
+        apply(get_op("matmul_gelu_backward"), through, GeluAttrs{form.approximate})[0];
+    const auto activate = [&](const Operands& in) {
+      return matmul(gelu(in[0], form.approximate), weight.transpose(0, 1));
+    };
+    expect_equal({got}, gradients(activate, {input}, cotangent));
+  }
   const auto fused = [](const Operands& in) { return linear_residual(in[0], in[1], in[2], in[3]); };
   const auto composed = [](const Operands& in) { return linear(in[0], in[1], in[2]) + in[3]; };
   expect_equal(gradients(fused, operands, cotangent), gradients(composed, operands, cotangent));

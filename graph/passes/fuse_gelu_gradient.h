@@ -1,0 +1,18 @@
+// Lets the product that reaches an activation's output go through its slope.
+//
+//   g, w ─▶ matmul ─▶ gelu_backward ─▶ dp      =>     g, w, p ─▶ matmul_gelu_backward ─▶ dp
+//                      ▲
+//   linear_gelu_aux ─▶ p
+//
+// Only where the forward Graph has the product and its GELU as one op: then the schedule asked for it.
+#pragma once
+
+#include "graph/graph.h"
+
+namespace tenon {
+
+/// Returns how many pairs were fused. A product that has another use, is returned, or is bound to a
+/// kernel stays as it is.
+int fuse_gelu_gradients(Graph& graph);
+
+}  // namespace tenon

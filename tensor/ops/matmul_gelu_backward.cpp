@@ -1,0 +1,36 @@
+// matmul_gelu_backward: what a layer hands back through the activation before it.
+#include "tensor/interpreter.h"
+#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
+#include "tensor/ops/op_list.h"
+
+namespace tenon::ops {
+namespace {
+
+std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attrs) {
+  return {
+      gelu_backward(matmul(inputs[0], inputs[1]), inputs[2], attrs.as<GeluAttrs>().approximate)};
+}
+
+double count_flops(const KernelArgs& args) {
+  return 2.0 * static_cast<double>(args.outputs[0].numel()) *
+         static_cast<double>(args.inputs[0].size(-1));
+}
+
+}  // namespace
+
+Op define_matmul_gelu_backward() {
+  return OpBuilder("matmul_gelu_backward")
+      .doc(
+          "matmul(grad, weight) times the slope of gelu at input, for the same approximate: "
+          "(…, M, N) x (N, K), (…, M, K) -> (…, M, K). Where a kernel does both, 16-bit floats are "
+          "rounded once.")
+      .operand("grad")
+      .operand("weight")
+      .operand("input")
+      .decompose(decompose)
+      .flops(count_flops)
+      .done();
+}
+
+}  // namespace tenon::ops

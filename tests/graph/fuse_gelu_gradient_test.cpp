@@ -1,0 +1,93 @@
+// The pass that takes a GELU's slope into the product before it: structure, equal numbers, near misses.
+#include "graph/passes/fuse_gelu_gradient.h"
+
+#include <gtest/gtest.h>
+
+#include "graph/executor.h"
+#include "graph/verify.h"
+#include "schedule/joint_graph.h"
+#include "schedule/schedule.h"
+#include "tests/support/compare.h"
+#include "tests/support/models.h"
+
+namespace tenon {
+namespace {
+
+using test::function_model;
+using test::max_difference;
+
+int count(const Graph& graph, std::string_view op) {
+  int found = 0;
+  for (NodeId id : graph.order()) found += graph.node(id).op->name == op;
+  return found;
+}
+
+Tensor weight(std::int64_t seed) {
+  Generator generator(static_cast<std::uint64_t>(seed));
+  return randn({6, 6}, {}, &generator);
+}
+
+struct PassCase {
+  const char* name;
+  Tensor (*function)(const Tensor&);
+  int fused;
+};
+
+Tensor mlp(const Tensor& x) {
+  return linear(linear_gelu(x, weight(1), {}, Approximate::tanh), weight(2));
+}
+Tensor two_layers(const Tensor& x) { return mlp(mlp(x)); }
+Tensor exact_form(const Tensor& x) { return linear(linear_gelu(x, weight(1), {}), weight(2)); }
+/// The schedule did not ask for it.
+Tensor separate_gelu(const Tensor& x) {
+  return linear(gelu(linear(x, weight(1)), Approximate::tanh), weight(2));
+}
+/// The slope's gradient is a sum of two.
+Tensor used_twice(const Tensor& x) {
+  const Tensor y = linear_gelu(x, weight(1), {}, Approximate::tanh);
+  return linear(y, weight(2)) * sin(y);
+}
+/// No product follows.
+Tensor no_product(const Tensor& x) { return sin(linear_gelu(x, weight(1), {}, Approximate::tanh)); }
+
+class FuseGeluGradient : public ::testing::TestWithParam<PassCase> {};
+
+TEST_P(FuseGeluGradient, KeepsTheNumbers) {
+  const PassCase& sample = GetParam();
+  const auto model = function_model(sample.function);
+  Generator generator(20261122);
+  const Tensor x = randn({2, 4, 6}, {}, &generator);
+  const Graph forward = create_schedule(model, {{"x", x}}).graph();
+  Graph graph =
+      differentiate(forward, {}, {.fuse_gelu_gradient = false, .accumulate = false}).graph;
+  const Graph before = graph;
+  const int slopes = count(before, "gelu_backward");
+  EXPECT_EQ(fuse_gelu_gradients(graph), sample.fused) << to_text(before);
+  verify(graph);
+  EXPECT_EQ(count(graph, "matmul_gelu_backward"), sample.fused);
+  EXPECT_EQ(count(graph, "gelu_backward"), slopes - sample.fused);
+  if (sample.fused == 0) {
+    EXPECT_EQ(to_text(graph), to_text(before));
+  }
+  Executor with(graph);
+  Executor without(before);
+  const std::vector<Tensor> inputs = {x, randn(model(x).shape(), {}, &generator)};
+  const auto actual = with.run(inputs);
+  const auto expected = without.run(inputs);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    EXPECT_LE(max_difference(actual[i], expected[i]), 1e-5) << "output " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, FuseGeluGradient,
+                         ::testing::Values(PassCase{"Mlp", mlp, 1},
+                                           PassCase{"TwoLayers", two_layers, 2},
+                                           PassCase{"ExactForm", exact_form, 1},
+                                           PassCase{"SeparateGelu", separate_gelu, 0},
+                                           PassCase{"UsedTwice", used_twice, 0},
+                                           PassCase{"NoProduct", no_product, 0}),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace tenon
