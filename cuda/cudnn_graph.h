@@ -45,11 +45,11 @@ class CudnnGraph {
   void pointwise(cudnnPointwiseMode_t mode, std::initializer_list<Value> operands, Value result);
   /// The number of each element's row (axis 2) or column (axis 3), int32.
   Value index(int axis, Value like);
-  /// operands[0] >= operands[1], bool.
+  /// a >= b for each element, bool.
   Value at_least(Value a, Value b);
   /// Over the columns; sizes (…, rows, 1).
   Value reduce(cudnnReduceTensorOp_t operation, Value x);
-  /// x rounded to `type`, the factor of a product.
+  /// pointwise with its result rounded to `type`, as a factor of a product is.
   Value rounded(cudnnPointwiseMode_t mode, std::initializer_list<Value> operands,
                 cudnnDataType_t type);
   /// x with rows and columns exchanged, as `type`.
@@ -83,8 +83,8 @@ struct CudnnBinding {
   void* data;
 };
 
-/// A graph planned for the handle's device: the first of cuDNN's own choices that gives the same bits
-/// in every run. Nothing is measured and no work is queued. Not safe to use from two threads at once.
+/// A graph planned for the handle's device: the first of cuDNN's own choices that it does not call
+/// nondeterministic. Nothing is measured, no work is queued. Not safe from two threads at once.
 class CudnnPlan {
  public:
   /// Asks cuDNN whether and how it computes the graph.

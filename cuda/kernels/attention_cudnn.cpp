@@ -2,8 +2,8 @@
 // with a causal mask, without dropout, for 16-bit floats in any layout whose rows are dense and aligned.
 //
 // cuDNN is given the composition as a graph, in which it recognizes attention. A graph is planned
-// once for each device, sizes and strides, by cuDNN's heuristic: never measured, and only engines
-// that give the same bits in every run. What it does not take goes to the op's next kernel.
+// once for each device, sizes and strides, by cuDNN's heuristic, never by measurement, and gives the
+// same bits in every run. What cuDNN does not take goes to the op's next kernel.
 #include "cuda/kernels/attention_cudnn.h"
 
 #include <algorithm>

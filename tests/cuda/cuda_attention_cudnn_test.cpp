@@ -236,7 +236,7 @@ TEST(CudnnAttentionEdges, SingleRowsAreTakenOrRefused) {
       const AttentionAttrs attrs = attributes(p.head, is_causal);
       CudnnCall call(on_device, attrs, output);
       if (const std::string reason = cuda::cudnn_attention_refusal(call.args); !reason.empty()) {
-        RecordProperty(testing::PrintToString(p), reason);
+        RecordProperty("refused", testing::PrintToString(p) + ": " + reason);
         continue;
       }
       call.run();
