@@ -187,6 +187,15 @@ bool has_tensor_cores(int device) {
   return device_attribute(cudaDevAttrComputeCapabilityMajor, device) >= 8;
 }
 
+bool has_wgmma(int device) {
+#if defined(TENON_HAS_SM90A)
+  return device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9;
+#else
+  static_cast<void>(device);
+  return false;
+#endif
+}
+
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
   const auto fits = [](std::int64_t size) { return size > 0 && size <= 256 && size % 8 == 0; };
   return (dtype == DType::float16 || dtype == DType::bfloat16) && fits(head) && fits(head_v);

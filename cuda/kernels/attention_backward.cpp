@@ -62,14 +62,16 @@ void run_simt(const KernelArgs& args) {
   launch_backward_simt(params, args.inputs[kQuery].dtype, stream);
 }
 
+template <bool kWarpgroup>
 void run_mma(const KernelArgs& args) {
   const AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
   const DType dtype = args.inputs[kQuery].dtype;
   // Kernels are selected before addresses are known.
   const bool aligned = std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows);
-  if (aligned || params.zero) return launch_backward_mma(params, dtype, stream);
-  launch_backward_simt(params, dtype, stream);
+  if (!aligned && !params.zero) return launch_backward_simt(params, dtype, stream);
+  launch_backward_queries(params, dtype, kWarpgroup, stream);
+  launch_backward_keys(params, dtype, kWarpgroup, stream);
 }
 
 bool supports_mma(const KernelArgs& args) {
@@ -78,6 +80,11 @@ bool supports_mma(const KernelArgs& args) {
   return backward_mma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
          !args.inputs[kMask].present && args.inputs[kLse].present &&
          (!drops || args.inputs[kKeepBits].present) && has_tensor_cores(query.device.index);
+}
+
+bool supports_wgmma(const KernelArgs& args) {
+  const std::int64_t head = std::max(args.inputs[kQuery].size(-1), args.inputs[kValue].size(-1));
+  return head <= 64 && has_wgmma(args.inputs[kQuery].device.index) && supports_mma(args);
 }
 
 bool accepts_mma(int operand, const TensorView& view) {
@@ -107,8 +114,16 @@ void register_attention_backward_kernels() {
   constexpr const char* kOp = "scaled_dot_product_attention_backward";
   register_kernel(kOp, DeviceType::cuda,
                   {.name = "cuda.flash_backward_mma",
-                   .run = run_mma,
+                   .run = run_mma<false>,
                    .supports = supports_mma,
+                   .accepts = accepts_mma,
+                   .strided_output = true,
+                   .sliced_output = true,
+                   .workspace_bytes = statistics_bytes});
+  register_kernel(kOp, DeviceType::cuda,
+                  {.name = "cuda.flash_backward_wgmma",
+                   .run = run_mma<true>,
+                   .supports = supports_wgmma,
                    .accepts = accepts_mma,
                    .strided_output = true,
                    .sliced_output = true,

@@ -34,8 +34,13 @@ struct AttentionBackwardParams : AttentionParams {
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 
 /// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something is
-/// dropped. Rows of grad, query, key, value and output are aligned to 16 bytes unless `zero`.
-void launch_backward_mma(const AttentionBackwardParams& params, DType dtype, Stream stream);
+/// dropped. Rows of grad, query, key, value and output are aligned to 16 bytes unless `zero`. The
+/// launch for queries, dQ, comes first: it fills `statistics`. `warpgroup`: by wgmma, where the head
+/// sizes are at most 64 and the device has compute capability 9.0.
+void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
+                             Stream stream);
+void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
+                          Stream stream);
 
 /// Multiply-adds: any floating dtype, rows of grad, query, key, value and output dense. All sizes
 /// but those of the heads are > 0.

@@ -1,0 +1,217 @@
+// The gradient of attention on tensor cores (mma.sync) for float16 and bfloat16 without a mask, heads
+// that are multiples of 8 up to 128, zero-padded to 64 or 128; float32 accumulators.
+//
+//   P  = 2^(Q·Kᵀ·scale·log2(e) - lse)              D = what dropout keeps, times 1/(1-p)
+//   dV = (P∘D)ᵀ·dO      dS = P∘(D∘(dO·Vᵀ) - Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale
+//
+// Two kernels; a warp of either alone sums what reaches its rows, in order: no atomics.
+//   queries  a warp holds 16 or 32 queries and walks over the keys: S, dO·Vᵀ, dQ. It runs first and
+//            leaves lse in units of log2 and Σ dO∘O in `statistics`.
+//   keys     a warp holds 16 or 32 keys and walks over the queries: Sᵀ, V·dOᵀ, dV, dK.
+// Both own the rows of their C fragments, so P and dS go from product to product in registers.
+//
+// These are seven products; one kernel could do with five if it added up dQ over the tiles of keys.
+// In a fixed order that takes a float32 partial sum of dQ for each tile: with 128 keys a tile, at 512
+// heads x 512 x 64, 0.5 GB of traffic, 0.13 ms at 4.2 TB/s, and at 64 x 2048 twice that; two more
+// products are 34 and 69 GFLOP, 0.09 and 0.17 ms at the 400 TFLOP/s that mma.sync gives.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/device/memory.cuh"
+#include "cuda/device/wgmma.cuh"
+#include "cuda/kernels/attention_backward.h"
+#include "cuda/kernels/attention_mma.cuh"
+#include "cuda/launch.h"
+
+namespace tenon::cuda {
+inline constexpr int kStageRows = 64;  // rows of the other side that are copied at a time
+
+/// Compile-time facts of both kernels. A stage holds two tiles of the other side, a bit for each pair
+/// where kDrops and, in the kernel for keys, the statistics of its queries.
+template <class T_, int kHead_, bool kDrops_, bool kWarpgroup_>
+struct BackwardTile {
+  using T = T_;
+  static constexpr int kHead = kHead_;
+  static constexpr bool kDrops = kDrops_;
+  static constexpr bool kWarpgroup = kWarpgroup_;  // wgmma, not mma.sync
+  static constexpr int kThreads = kWarpgroup ? 256 : 128;
+  static constexpr int kMinBlocks = kWarpgroup ? 1 : 2;
+  static constexpr int kStepRows = kWarpgroup ? 64 : 32;  // of a stage, multiplied at a time
+  static constexpr int kRowTiles = kHead <= 64 && !kWarpgroup ? 2 : 1;
+  static constexpr int kColumnTiles = kStepRows / 8;
+  static constexpr int kWarpRows = 16 * kRowTiles;
+  static constexpr int kGroupRows = kWarpgroup ? 64 : kWarpRows;  // that are multiplied together
+  static constexpr int kRows = kThreads / 32 * kWarpRows;         // that a block owns
+  static constexpr int kOwnBytes = kRows * kHead * 2;
+  static constexpr int kOtherBytes = kStageRows * kHead * 2;
+  static constexpr int kBits = 2 * kOtherBytes;  // offset in a stage
+  static constexpr int kStatistics = kBits + (kDrops ? kStageRows * kRows / 8 : 0);
+  // Tiles are aligned to 1024 bytes, for the swizzle and for the exclusive or of a step.
+  static constexpr int kStageBytes = (kStatistics + 2 * kStageRows * 4 + 1023) / 1024 * 1024;
+  static constexpr int kStages = 2 * kOwnBytes;  // offset in shared memory
+  static constexpr int kBlock = kStages + 2 * kStageBytes;
+  static_assert(!kWarpgroup || kHead == 64);
+};
+
+/// Whether this compilation of a kernel can run: an empty one is never launched.
+#if !defined(__CUDA_ARCH__)
+template <class Tile>
+inline constexpr bool runs_here = false;
+#else
+template <class Tile>
+inline constexpr bool runs_here = Tile::kWarpgroup ? kHasWgmma : __CUDA_ARCH__ >= 800;
+#endif
+
+/// The part of the problem that one block computes, with pointers to its batch.
+template <class T>
+struct BackwardBlock {
+  std::int64_t batch;
+  std::int64_t row0;  // the first query, or key, that the block owns
+  const T *query, *key, *value, *grad, *output;
+  T *d_query, *d_key, *d_value;
+};
+
+/// Which tile of `tiles` a block computes. Causal blocks go by length, the longest of all batches
+/// first; others batch by batch, so that neighbours read the same rows.
+template <class T>
+__device__ BackwardBlock<T> locate_backward_block(const AttentionBackwardParams& p,
+                                                  std::int64_t tiles, int tile_rows,
+                                                  bool longest_is_last) {
+  const std::int64_t divisor = p.is_causal ? p.batches : tiles;
+  const std::int64_t quotient = divide(block_index(), divisor);
+  const std::int64_t rest = block_index() - quotient * divisor;
+  const std::int64_t batch = p.is_causal ? rest : quotient;
+  std::int64_t tile = p.is_causal ? quotient : rest;
+  if (p.is_causal && longest_is_last) tile = tiles - 1 - tile;
+  const auto at = [&](const void* data, const AttentionOperand& strides) {
+    return static_cast<T*>(const_cast<void*>(data)) + batch_offset(p, strides, batch);
+  };
+  return {batch,
+          tile * tile_rows,
+          at(p.query, p.query_strides),
+          at(p.key, p.key_strides),
+          at(p.value, p.value_strides),
+          at(p.grad, p.grad_strides),
+          at(p.output, p.output_strides),
+          at(p.d_query, p.d_query_strides),
+          at(p.d_key, p.d_key_strides),
+          at(p.d_value, p.d_value_strides)};
+}
+
+/// The number of this warp, in a form that the compiler knows to be the same in all its lanes: wgmma
+/// behind a branch that may diverge runs product by product.
+__device__ __forceinline__ int uniform_warp() {
+  return __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0);
+}
+
+/// Two neighbouring elements, widened.
+template <class T>
+__device__ __forceinline__ float2 unpack_floats(std::uint32_t packed) {
+  const auto& pair = reinterpret_cast<const Pack<T, 2>&>(packed);
+  return {widen(pair.item[0]), widen(pair.item[1])};
+}
+
+template <class Tile>
+__device__ __forceinline__ void clear_scores(Scores<Tile>& scores) {
+#pragma unroll
+  for (auto& row : scores) {
+#pragma unroll
+    for (auto& fragment : row) {
+#pragma unroll
+      for (float& score : fragment) score = 0;
+    }
+  }
+}
+
+/// A fragments of all of a warp's rows.
+template <class Tile>
+using AllRows = std::uint32_t[kHeadSteps<Tile>][Tile::kRowTiles][4];
+
+template <class Tile>
+__device__ __forceinline__ void load_all_rows(AllRows<Tile>& rows, std::uint32_t shared,
+                                              int warp_row, int lane) {
+#pragma unroll
+  for (int k = 0; k < kHeadSteps<Tile>; ++k) load_rows<Tile>(rows[k], shared, warp_row, lane, k);
+}
+
+/// scores = rows·columnsᵀ; with wgmma it is only started. Zeros that were written to the scores first
+/// would make the compiler wait for earlier products.
+template <class Tile>
+__device__ __forceinline__ void multiply_rows(Scores<Tile>& scores, const AllRows<Tile>& rows,
+                                              std::uint32_t columns, int lane) {
+  if constexpr (Tile::kWarpgroup) {
+    using T = typename Tile::T;
+    wgmma_fence();
+    wgmma_m64n64k16<T, false, false>(scores[0], rows[0][0], wgmma_descriptor(columns));
+#pragma unroll
+    for (int k = 1; k < kHeadSteps<Tile>; ++k) {
+      wgmma_m64n64k16<T, false, true>(scores[0], rows[k][0], wgmma_descriptor(columns + 32 * k));
+    }
+    wgmma_commit();
+  } else {
+    clear_scores<Tile>(scores);
+#pragma unroll
+    for (int k = 0; k < kHeadSteps<Tile>; ++k) {
+      add_row_products<Tile>(scores, rows[k], columns, lane, k);
+    }
+  }
+}
+
+/// sums += weights·values; with wgmma it is only started.
+template <class Tile>
+__device__ __forceinline__ void multiply_weights(Sums<Tile>& sums, const Weights<Tile>& weights,
+                                                 std::uint32_t values, int lane) {
+  if constexpr (Tile::kWarpgroup) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < Tile::kColumnTiles / 2; ++k) {
+      const std::uint32_t a[4] = {weights[0][2 * k][0], weights[0][2 * k][1],
+                                  weights[0][2 * k + 1][0], weights[0][2 * k + 1][1]};
+      wgmma_m64n64k16<typename Tile::T, true, true>(
+          sums[0], a, wgmma_descriptor(values + 16 * k * kRowBytes<Tile>));
+    }
+    wgmma_commit();
+  } else {
+    add_weighted_rows<Tile>(sums, weights, values, lane);
+  }
+}
+
+/// Waits for `results`, C fragments; kPending products that were started later may go on.
+template <class Tile, int kPending, class... Results>
+__device__ __forceinline__ void wait_for(Results&... results) {
+  if constexpr (Tile::kWarpgroup) {
+    wgmma_wait<kPending>();
+    (wgmma_settle(results[0]), ...);
+  }
+}
+
+/// Waits for this block's copies into shared memory; no thread reads the stage before any more.
+template <class Tile>
+__device__ __forceinline__ void wait_for_stage() {
+  copy_async_wait<0>();
+  if constexpr (Tile::kWarpgroup) fence_async_proxy();
+  __syncthreads();
+}
+
+/// Calls f with the BackwardTile of a call.
+template <class F>
+void dispatch_backward_tile(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
+                            const F& f) {
+  const bool drops = params.has_dropout && !params.zero;
+  const auto pick = [&]<class T, int kHead, bool kWarpgroup> {
+    if (drops) return f.template operator()<BackwardTile<T, kHead, true, kWarpgroup>>();
+    f.template operator()<BackwardTile<T, kHead, false, kWarpgroup>>();
+  };
+  const auto pick_head = [&]<class T> {
+    if (std::max(params.head, params.head_v) > 64) {
+      return pick.template operator()<T, 128, false>();
+    }
+    if (warpgroup) return pick.template operator()<T, 64, true>();
+    pick.template operator()<T, 64, false>();
+  };
+  if (dtype == DType::float16) return pick_head.template operator()<Half>();
+  pick_head.template operator()<BFloat16>();
+}
+
+}  // namespace tenon::cuda
