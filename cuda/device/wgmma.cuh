@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "tensor/dtype.h"
 
@@ -78,8 +79,8 @@ __device__ __forceinline__ void wgmma_settle(float (&c)[kTiles][4]) {
         "n"(kAccumulate ? 1 : 0)                                                                  \
       : "memory")
 
-/// c (64, 64) += a (64, 16)·B, or c = a·B where c may hold anything. B (16, 64) is the transpose of a tile's rows, (64 rows, 16 elements of
-/// each), or with kTransposed 16 rows of a tile. T is Half or BFloat16.
+/// c (64, 64) += a (64, 16)·B, or c = a·B, whatever c holds. B (16, 64) is the transpose of 64 rows of
+/// the tile, 16 elements of each, or with kTransposed 16 whole rows. T is Half or BFloat16.
 template <class T, bool kTransposed, bool kAccumulate>
 __device__ __forceinline__ void wgmma_m64n64k16(float (&c)[8][4], const std::uint32_t (&a)[4],
                                                 std::uint64_t descriptor) {

@@ -1,5 +1,6 @@
-// The gradient of attention on tensor cores (mma.sync) for float16 and bfloat16 without a mask, heads
-// that are multiples of 8 up to 128, zero-padded to 64 or 128; float32 accumulators.
+// The gradient of attention on tensor cores for float16 and bfloat16 without a mask, heads that are
+// multiples of 8 up to 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync, or for heads up
+// to 64 on compute capability 9.0 by wgmma, whose fragments are the same.
 //
 //   P  = 2^(Q·Kᵀ·scale·log2(e) - lse)              D = what dropout keeps, times 1/(1-p)
 //   dV = (P∘D)ᵀ·dO      dS = P∘(D∘(dO·Vᵀ) - Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale
@@ -8,12 +9,14 @@
 //   queries  a warp holds 16 or 32 queries and walks over the keys: S, dO·Vᵀ, dQ. It runs first and
 //            leaves lse in units of log2 and Σ dO∘O in `statistics`.
 //   keys     a warp holds 16 or 32 keys and walks over the queries: Sᵀ, V·dOᵀ, dV, dK.
-// Both own the rows of their C fragments, so P and dS go from product to product in registers.
+// Both own the rows of their C fragments, so P and dS go from product to product in registers. With
+// mma.sync two row tiles a warp halve the traffic of shared memory, which would bind; with wgmma four
+// warps read a tile once, and a warp has one.
 //
 // These are seven products; one kernel could do with five if it added up dQ over the tiles of keys.
 // In a fixed order that takes a float32 partial sum of dQ for each tile: with 128 keys a tile, at 512
 // heads x 512 x 64, 0.5 GB of traffic, 0.13 ms at 4.2 TB/s, and at 64 x 2048 twice that; two more
-// products are 34 and 69 GFLOP, 0.09 and 0.17 ms at the 400 TFLOP/s that mma.sync gives.
+// products are 34 and 69 GFLOP, 0.09 and 0.17 ms at 400 TFLOP/s, about what mma.sync can give.
 #pragma once
 
 #include <algorithm>
@@ -25,6 +28,7 @@
 #include "cuda/launch.h"
 
 namespace tenon::cuda {
+
 inline constexpr int kStageRows = 64;  // rows of the other side that are copied at a time
 
 /// Compile-time facts of both kernels. A stage holds two tiles of the other side, a bit for each pair
