@@ -1,17 +1,20 @@
 // Gradients of embedding, index_select and gather: sums of the elements that go to one place.
 //
 // Indices are sorted together with their positions (CUB's radix sort, which is stable), so that what
-// meets in one place is one segment, in the order of the positions. A block or a warp sums a segment
-// by a tree that depends on its length alone: no atomics, the same bits from run to run, float32 sums
-// for 16-bit floats. Indices out of range sort behind all others and add nothing.
+// meets in one place is one segment, in the order of the positions. Slices are summed by warps, a piece
+// of a segment each: segments are cut at every kPiece-th place of the sorted list, so that an index that
+// many positions share is no warp's alone, and a second launch adds the pieces of the segments that were
+// cut. No atomics: the same bits from run to run, float32 sums for 16-bit floats. Indices out of range
+// sort behind all others and add nothing.
+#include <algorithm>
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
 #include "cuda/check.h"
-#include "cuda/context.h"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/register.h"
+#include "cuda/launch.h"
 #include "cuda/strides.h"
 #include "tensor/ops/indexing_attributes.h"
 
@@ -21,6 +24,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kLanes = 32;                // columns of a block's tile, in vectors
 constexpr int kRows = kThreads / kLanes;  // threads that share a column
+constexpr int kPiece = 64;                // slices that a warp adds
 
 /// Keys in ascending order with the positions that they came from.
 struct SortedKeys {
@@ -28,6 +32,29 @@ struct SortedKeys {
   const std::int64_t* positions = nullptr;
   std::int64_t count = 0;
   std::int64_t limit = 0;  // keys from here on are no places
+
+  /// What a warp adds: `length` slices from a place on. None where neither a segment nor a piece of one
+  /// begins.
+  struct Piece {
+    int length = 0;
+    bool is_segment = false;  // not cut
+  };
+  /// The piece that begins at i; all lanes of a warp call it.
+  __device__ __forceinline__ Piece piece_at(std::int64_t i, int lane) const {
+    const std::int64_t key = keys[i];
+    const bool starts = i == 0 || keys[i - 1] != key;
+    if (key >= limit || (!starts && i % kPiece != 0)) return {};
+    const std::int64_t cut = (i / kPiece + 1) * kPiece;
+    const std::int64_t end = cut < count ? cut : count;
+    Piece piece;
+    for (std::int64_t first = i; first < end; first += kWarp) {
+      const bool same = first + lane < end && keys[first + lane] == key;
+      piece.length += __popc(__ballot_sync(0xffffffffU, same));
+    }
+    const bool goes_on = i + piece.length == end && end < count && keys[end] == key;
+    piece.is_segment = starts && !goes_on;
+    return piece;
+  }
 
   /// Whether a segment of equal keys that are places begins at i.
   __device__ __forceinline__ bool starts_at(std::int64_t i) const {
@@ -78,73 +105,143 @@ __global__ void __launch_bounds__(kThreads) make_keys_kernel(const KeyParams p) 
   p.positions[i] = i;
 }
 
-/// The four lists of a sort, and CUB's own memory.
-class KeySorter {
- public:
-  KeySorter(Stream stream, std::int64_t count)
-      : stream_(stream),
-        count_(count),
-        lists_(stream.device, static_cast<std::size_t>(4 * count) * sizeof(std::int64_t)) {}
+/// Sorts by the bits that keys up to `no_place` have; without memory, only sets `bytes`.
+void sort_pairs(void* memory, std::size_t& bytes, std::int64_t* list, std::int64_t count,
+                std::int64_t no_place, cudaStream_t stream) {
+  const int bits =
+      std::max(1, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(no_place))));
+  TENON_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(memory, bytes, list, list + 2 * count,
+                                                   list + count, list + 3 * count, count, 0, bits,
+                                                   stream));
+}
 
-  /// Sorts what `p` describes; the result lives as long as this object.
-  SortedKeys sort(KeyParams p, const char* name) {
-    auto* list = static_cast<std::int64_t*>(lists_.data());
-    p.count = count_;
-    p.keys = list;
-    p.positions = list + count_;
-    launch(stream_, name, make_keys_kernel, ceil_div(count_, kThreads), kThreads, 0, p);
-    const int bits = std::bit_width(static_cast<std::uint64_t>(p.no_place));
-    std::size_t bytes = 0;
-    run_sort(nullptr, bytes, list, bits);
-    const ScratchMemory memory(stream_.device, bytes);
-    run_sort(memory.data(), bytes, list, bits);
-    return {list + 2 * count_, list + 3 * count_, count_, p.no_place};
+/// A sort's memory: keys and positions, sorted keys and positions, then CUB's own.
+struct SortMemory {
+  std::size_t lists = 0;  // bytes, a multiple of 256
+  std::size_t sort = 0;
+
+  SortMemory(std::int64_t count, std::int64_t no_place)
+      : lists(round_up(static_cast<std::size_t>(4 * count) * sizeof(std::int64_t))) {
+    if (count > 0) sort_pairs(nullptr, sort, nullptr, count, no_place, nullptr);
+    sort = round_up(sort);
   }
+  std::size_t bytes() const { return lists + sort; }
 
  private:
-  void run_sort(void* memory, std::size_t& bytes, std::int64_t* list, int bits) const {
-    TENON_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(memory, bytes, list, list + 2 * count_,
-                                                     list + count_, list + 3 * count_, count_, 0,
-                                                     std::max(bits, 1), stream_.handle));
-  }
-
-  Stream stream_;
-  std::int64_t count_;
-  ScratchMemory lists_;
+  static std::size_t round_up(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 };
+
+/// Sorts what `p` describes in `workspace`, where the result stays.
+SortedKeys sort_keys(Stream stream, const char* name, KeyParams p, std::int64_t count,
+                     void* workspace) {
+  const SortMemory memory(count, p.no_place);
+  auto* list = static_cast<std::int64_t*>(workspace);
+  p.count = count;
+  p.keys = list;
+  p.positions = list + count;
+  launch(stream, name, make_keys_kernel, ceil_div(count, kThreads), kThreads, 0, p);
+  std::size_t bytes = memory.sort;
+  sort_pairs(static_cast<std::byte*>(workspace) + memory.lists, bytes, list, count, p.no_place,
+             stream.handle);
+  return {list + 2 * count, list + 3 * count, count, p.no_place};
+}
 
 struct SliceSumParams {
   SortedKeys sorted;
   const void* gradient = nullptr;  // [outer, count, inner]
   void* output = nullptr;          // [outer, limit, inner]
+  void* parts = nullptr;           // [outer, 2·pieces, inner] in the compute type
   std::int64_t outer = 1;
   std::int64_t inner = 1;
-  std::int64_t tiles = 1;  // of kLanes vectors along inner
+  std::int64_t pieces = 1;  // ceil(count / kPiece)
+  std::int64_t tiles = 1;   // of kLanes vectors along inner
 };
 
-/// A block sums one tile of one segment's slices: thread row y takes slices y, y + kRows, …
+/// The sum of a piece that begins at place i of a cut segment: between two cuts, one piece may begin at
+/// the first and one after it.
+template <class C>
+__device__ __forceinline__ C* part_of(const SliceSumParams& p, std::int64_t outer, std::int64_t i) {
+  const std::int64_t part = 2 * (outer * p.pieces + i / kPiece) + (i % kPiece != 0 ? 1 : 0);
+  return static_cast<C*>(p.parts) + part * p.inner;
+}
+
+template <class T>
+__device__ __forceinline__ T* slice_of(const SliceSumParams& p, std::int64_t outer,
+                                       std::int64_t key) {
+  return static_cast<T*>(p.output) + (outer * p.sorted.limit + key) * p.inner;
+}
+
+/// A warp adds the slices of one piece in order, and stores a segment's sum or a part of one.
 template <class T, int kLength>
-__global__ void __launch_bounds__(kThreads) sum_slices_kernel(const SliceSumParams p) {
+__global__ void __launch_bounds__(kThreads) sum_pieces_kernel(const SliceSumParams p) {
+  using C = compute_type<T>;
+  constexpr int kAtOnce = 4;  // loads in flight
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::int64_t number =
+      block_index() * (kThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
+  const std::int64_t outer = number / p.sorted.count;
+  const std::int64_t begin = number - outer * p.sorted.count;
+  if (outer >= p.outer) return;  // the whole warp
+  const SortedKeys::Piece piece = p.sorted.piece_at(begin, lane);
+  if (piece.length == 0) return;
+  const T* gradient = static_cast<const T*>(p.gradient) + outer * p.sorted.count * p.inner;
+  const std::int64_t* positions = p.sorted.positions + begin;
+  for (std::int64_t column = lane * kLength; column < p.inner; column += kWarp * kLength) {
+    C sums[kLength] = {};
+    for (int first = 0; first < piece.length; first += kAtOnce) {
+      Pack<T, kLength> packs[kAtOnce];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (first + k >= piece.length) break;
+        packs[k] = load_pack<T, kLength>(gradient + positions[first + k] * p.inner + column);
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        if (first + k >= piece.length) break;
+#pragma unroll
+        for (int j = 0; j < kLength; ++j) sums[j] += widen(packs[k].item[j]);
+      }
+    }
+    if (piece.is_segment) {
+      Pack<T, kLength> result;
+#pragma unroll
+      for (int j = 0; j < kLength; ++j) result.item[j] = convert<T>(sums[j]);
+      store_pack<T, kLength>(slice_of<T>(p, outer, p.sorted.keys[begin]) + column, result);
+    } else {
+      store_narrowed(part_of<C>(p, outer, begin) + column, sums);
+    }
+  }
+}
+
+/// A block adds one tile of the parts of one cut segment, found from the first cut: thread row y takes
+/// parts y, y + kRows, …
+template <class T, int kLength>
+__global__ void __launch_bounds__(kThreads) sum_parts_kernel(const SliceSumParams p) {
   using C = compute_type<T>;
   __shared__ C partial[kRows][kLanes * kLength];
   const std::int64_t tile = block_index() % p.tiles;
   const std::int64_t rest = block_index() / p.tiles;
-  const std::int64_t outer = rest / p.sorted.count;
-  const std::int64_t begin = rest - outer * p.sorted.count;
-  if (outer >= p.outer || !p.sorted.starts_at(begin)) return;
-  const std::int64_t end = p.sorted.end_of(begin);
+  const std::int64_t outer = rest / p.pieces;
+  const std::int64_t first = (rest - outer * p.pieces) * kPiece;
+  const std::int64_t cut = first + kPiece;
+  if (outer >= p.outer || cut >= p.sorted.count) return;
+  const std::int64_t* keys = p.sorted.keys;
+  const std::int64_t key = keys[cut];
+  const bool began_before = first > 0 && keys[first - 1] == key;
+  if (key >= p.sorted.limit || keys[cut - 1] != key || began_before) return;
+  const std::int64_t begin = keys[first] == key ? first : cut - 1;  // or anywhere after `first`
+  const std::int64_t count = (p.sorted.end_of(cut) - 1) / kPiece - first / kPiece + 1;
   const int x = static_cast<int>(threadIdx.x) % kLanes;
   const int y = static_cast<int>(threadIdx.x) / kLanes;
   const std::int64_t column = (tile * kLanes + x) * kLength;
-  const T* gradient = static_cast<const T*>(p.gradient) + outer * p.sorted.count * p.inner + column;
   C sums[kLength] = {};
   if (column < p.inner) {
 #pragma unroll 4
-    for (std::int64_t i = begin + y; i < end; i += kRows) {
-      const Pack<T, kLength> pack =
-          load_pack<T, kLength>(gradient + p.sorted.positions[i] * p.inner);
+    for (std::int64_t i = y; i < count; i += kRows) {
+      C part[kLength];
+      load_widened(part_of<C>(p, outer, i == 0 ? begin : first + i * kPiece) + column, part);
 #pragma unroll
-      for (int j = 0; j < kLength; ++j) sums[j] += widen(pack.item[j]);
+      for (int j = 0; j < kLength; ++j) sums[j] += part[j];
     }
   }
 #pragma unroll
@@ -158,15 +255,16 @@ __global__ void __launch_bounds__(kThreads) sum_slices_kernel(const SliceSumPara
     for (int i = 1; i < kRows; ++i) sums[j] += partial[i][x * kLength + j];
     result.item[j] = convert<T>(sums[j]);
   }
-  const std::int64_t row = outer * p.sorted.limit + p.sorted.keys[begin];
-  store_pack<T, kLength>(static_cast<T*>(p.output) + row * p.inner + column, result);
+  store_pack<T, kLength>(slice_of<T>(p, outer, key) + column, result);
 }
 
 template <class T, int kLength>
 void launch_slice_sums(Stream stream, const char* name, SliceSumParams p) {
   p.tiles = ceil_div(p.inner, kLanes * kLength);
-  launch(stream, name, sum_slices_kernel<T, kLength>, p.sorted.count * p.outer * p.tiles, kThreads,
-         0, p);
+  launch(stream, name, sum_pieces_kernel<T, kLength>,
+         ceil_div(p.sorted.count * p.outer, kThreads / kWarp), kThreads, 0, p);
+  if (p.sorted.count <= kPiece) return;  // nothing was cut
+  launch(stream, name, sum_parts_kernel<T, kLength>, p.pieces * p.outer * p.tiles, kThreads, 0, p);
 }
 
 void clear(Stream stream, const TensorView& output) {
@@ -183,32 +281,63 @@ KeyParams keys_of(const TensorView& indices, std::int64_t index_limit) {
   return p;
 }
 
+/// Sizes of a call, and its memory: a sort's, then the parts of cut segments.
+struct SliceSumSizes {
+  int axis = 0;
+  std::int64_t outer = 1;
+  std::int64_t inner = 1;
+  std::int64_t count = 0;
+  std::int64_t pieces = 0;
+  std::int64_t no_place = 0;
+
+  explicit SliceSumSizes(const KernelArgs& args) {
+    const TensorView& output = args.outputs[0];
+    const std::int64_t dim = args.attributes<IndexSelectBackwardAttrs>().dim;
+    axis = static_cast<int>(dim < 0 ? dim + output.rank() : dim);
+    for (int i = 0; i < axis; ++i) outer *= output.sizes[i];
+    for (int i = axis + 1; i < output.rank(); ++i) inner *= output.sizes[i];
+    no_place = output.sizes[axis];
+    if (output.numel() > 0 && args.inputs[0].numel() > 0) count = args.inputs[1].numel();
+    pieces = ceil_div(count, kPiece);
+  }
+};
+
+std::size_t index_select_workspace(const KernelArgs& args) {
+  const SliceSumSizes sizes(args);
+  if (sizes.count == 0) return 0;
+  const std::size_t value_bytes = args.outputs[0].dtype == DType::float64 ? 8 : 4;
+  return SortMemory(sizes.count, sizes.no_place).bytes() +
+         static_cast<std::size_t>(2 * sizes.outer * sizes.pieces * sizes.inner) * value_bytes;
+}
+
 void run_index_select_backward(const KernelArgs& args) {
-  const TensorView& gradient = args.inputs[0];
   const TensorView& output = args.outputs[0];
   const Stream stream = stream_of(args);
   if (output.numel() == 0) return;
   clear(stream, output);
-  if (gradient.numel() == 0) return;
-  const std::int64_t dim = args.attributes<IndexSelectBackwardAttrs>().dim;
-  const int axis = static_cast<int>(dim < 0 ? dim + output.rank() : dim);
+  const SliceSumSizes sizes(args);
+  if (sizes.count == 0) return;
 
-  KeyParams keys = keys_of(args.inputs[1], output.sizes[axis]);
-  keys.no_place = output.sizes[axis];
+  KeyParams keys = keys_of(args.inputs[1], sizes.no_place);
+  keys.no_place = sizes.no_place;
   const Extents no_lines[] = {Extents{0}};
   keys.lines = IndexMap<1>(collapse_axes(args.inputs[1].sizes, no_lines, /*sort=*/false));
-  KeySorter sorter(stream, args.inputs[1].numel());
-  SliceSumParams p{sorter.sort(keys, "index_select_backward"), gradient.data, output.data};
-  for (int i = 0; i < axis; ++i) p.outer *= output.sizes[i];
-  for (int i = axis + 1; i < output.rank(); ++i) p.inner *= output.sizes[i];
+  const char* name = "index_select_backward";
+  SliceSumParams p{sort_keys(stream, name, keys, sizes.count, args.workspace), args.inputs[0].data,
+                   output.data};
+  p.parts =
+      static_cast<std::byte*>(args.workspace) + SortMemory(sizes.count, sizes.no_place).bytes();
+  p.outer = sizes.outer;
+  p.inner = sizes.inner;
+  p.pieces = sizes.pieces;
   dispatch_float(output.dtype, [&]<typename T>() {
     constexpr int kLength = vector_length<T>;
     const bool vectors = p.inner % kLength == 0 && is_aligned(p.gradient, kVectorBytes) &&
                          is_aligned(p.output, kVectorBytes);
     if (vectors) {
-      launch_slice_sums<T, kLength>(stream, "index_select_backward", p);
+      launch_slice_sums<T, kLength>(stream, name, p);
     } else {
-      launch_slice_sums<T, 1>(stream, "index_select_backward", p);
+      launch_slice_sums<T, 1>(stream, name, p);
     }
   });
 }
@@ -258,8 +387,8 @@ void run_gather_backward(const KernelArgs& args) {
   }
   keys.no_place = output.numel();
   keys.lines = IndexMap<1>(collapse_axes(gradient.sizes, std::span(&strides, 1), /*sort=*/false));
-  KeySorter sorter(stream, gradient.numel());
-  ElementSumParams p{sorter.sort(keys, "gather_backward"), gradient.data, output.data};
+  ElementSumParams p{sort_keys(stream, "gather_backward", keys, gradient.numel(), args.workspace),
+                     gradient.data, output.data};
   p.map =
       IndexMap<1>(collapse_axes(gradient.sizes, std::span(&gradient.strides, 1), /*sort=*/false));
   dispatch_float(output.dtype, [&]<typename T>() {
@@ -268,17 +397,25 @@ void run_gather_backward(const KernelArgs& args) {
   });
 }
 
+std::size_t gather_workspace(const KernelArgs& args) {
+  const std::int64_t places = args.outputs[0].numel();
+  return places == 0 ? 0 : SortMemory(args.inputs[0].numel(), places).bytes();
+}
+
 }  // namespace
 
 void register_indexing_backward_kernels() {
   register_kernel("index_select_backward", DeviceType::cuda,
-                  {.name = "cuda.index_select_backward", .run = run_index_select_backward});
-  register_kernel("gather_backward", DeviceType::cuda,
-                  {.name = "cuda.gather_backward",
-                   .run = run_gather_backward,
-                   .accepts = [](int operand, const TensorView& view) {
-                     return operand == 0 || view.is_contiguous();
-                   }});
+                  {.name = "cuda.index_select_backward",
+                   .run = run_index_select_backward,
+                   .workspace_bytes = index_select_workspace});
+  register_kernel(
+      "gather_backward", DeviceType::cuda,
+      {.name = "cuda.gather_backward",
+       .run = run_gather_backward,
+       .accepts = [](int operand,
+                     const TensorView& view) { return operand == 0 || view.is_contiguous(); },
+       .workspace_bytes = gather_workspace});
 }
 
 }  // namespace tenon::cuda
