@@ -11,6 +11,8 @@ namespace {
 
 /// Enough threads to fill any current GPU.
 constexpr std::int64_t kWantedThreads = std::int64_t{1} << 18;
+/// By columns fewer blocks fit a multiprocessor: several times what it holds, so that the last are few.
+constexpr std::int64_t kWantedColumnThreads = 2 * kWantedThreads;
 constexpr std::int64_t kMaxSplits = 1024;
 /// Fewer inputs than this a thread are not worth a second pass.
 constexpr std::int64_t kInputsPerThread = 32;
@@ -43,7 +45,8 @@ void plan_splits(ReducePlan& plan) {
   const std::int64_t most =
       std::min(kMaxSplits, plan.count / (threads_of_output * inputs_of_thread));
   std::int64_t splits =
-      std::clamp<std::int64_t>(kWantedThreads / threads, 1, std::max<std::int64_t>(1, most));
+      std::clamp<std::int64_t>((plan.by_columns ? kWantedColumnThreads : kWantedThreads) / threads,
+                               1, std::max<std::int64_t>(1, most));
   plan.split_size = plan.count;
   if (splits > 1) {
     plan.split_size = ceil_div(ceil_div(plan.count, splits), kSplitAlignment) * kSplitAlignment;
