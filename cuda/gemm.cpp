@@ -29,6 +29,7 @@ struct GemmLibrary {
   std::mutex mutex;
   LtHandle handle;
   int multiprocessors = 0;
+  GemmTable table;
   std::unordered_map<GemmKey, std::unique_ptr<Plan>, GemmKeyHash> plans;
 };
 
@@ -43,8 +44,10 @@ GemmLibrary& library_of(int device) {
     cublasLtHandle_t handle = nullptr;
     TENON_CUBLAS_CHECK(cublasLtCreate(&handle));
     made->handle = LtHandle(handle);
-    TENON_CUDA_CHECK(
-        cudaDeviceGetAttribute(&made->multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    cudaDeviceProp properties{};
+    TENON_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    made->multiprocessors = properties.multiProcessorCount;
+    made->table = load_gemm_table(properties.name, static_cast<std::int64_t>(cublasLtGetVersion()));
     library = std::move(made);
   }
   return *library;
@@ -54,6 +57,10 @@ GemmLibrary& library_of(int device) {
 std::unique_ptr<Plan> make_plan(const GemmLibrary& library, const GemmProblem& p) {
   auto descriptors = describe(p);
   if (!descriptors) return nullptr;
+  if (const GemmAlgorithm* saved = library.table.find(signature_of(p))) {
+    const auto algorithm = algorithm_of(library.handle.get(), p, *descriptors, *saved);
+    if (algorithm) return std::make_unique<Plan>(Plan{std::move(*descriptors), *algorithm});
+  }
   const auto found = candidates(library.handle.get(), p, *descriptors, library.multiprocessors, 1);
   if (found.empty()) return nullptr;
   return std::make_unique<Plan>(Plan{std::move(*descriptors), found[0]});

@@ -115,6 +115,11 @@ LtPreference make_preference(const GemmProblem& p, int multiprocessors) {
   return preference;
 }
 
+/// The last two attributes, from INNER_SHAPE_ID on, have 16 bits.
+std::size_t bytes_of_attribute(std::size_t attribute) {
+  return attribute >= CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID ? 2 : 4;
+}
+
 }  // namespace
 
 bool may_split_k(const GemmProblem& p, int multiprocessors) {
@@ -211,6 +216,45 @@ std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const Gemm
     if (result.state == CUBLAS_STATUS_SUCCESS) algorithms.push_back(result.algo);
   }
   return algorithms;
+}
+
+GemmAlgorithm configuration_of(const cublasLtMatmulAlgo_t& algorithm) {
+  GemmAlgorithm configuration{};
+  for (std::size_t i = 0; i < configuration.size(); ++i) {
+    std::size_t written = 0;  // 2 or 4 bytes, little-endian
+    TENON_CUBLAS_CHECK(cublasLtMatmulAlgoConfigGetAttribute(
+        &algorithm, static_cast<cublasLtMatmulAlgoConfigAttributes_t>(i), &configuration[i],
+        bytes_of_attribute(i), &written));
+  }
+  return configuration;
+}
+
+std::optional<cublasLtMatmulAlgo_t> algorithm_of(cublasLtHandle_t handle, const GemmProblem& p,
+                                                 const GemmDescriptors& descriptors,
+                                                 const GemmAlgorithm& configuration) {
+  const bool is_double = p.dtype == DType::float64;
+  const cudaDataType_t operand = data_type(p.dtype);
+  const cudaDataType_t stored = data_type(p.stored_dtype());
+  cublasLtMatmulAlgo_t algorithm{};
+  if (cublasLtMatmulAlgoInit(handle, is_double ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
+                             is_double ? CUDA_R_64F : CUDA_R_32F, operand, operand, stored, stored,
+                             static_cast<int>(configuration[0]),
+                             &algorithm) != CUBLAS_STATUS_SUCCESS) {
+    return std::nullopt;
+  }
+  for (std::size_t i = 1; i < configuration.size(); ++i) {
+    if (cublasLtMatmulAlgoConfigSetAttribute(
+            &algorithm, static_cast<cublasLtMatmulAlgoConfigAttributes_t>(i), &configuration[i],
+            bytes_of_attribute(i)) != CUBLAS_STATUS_SUCCESS) {
+      return std::nullopt;
+    }
+  }
+  cublasLtMatmulHeuristicResult_t result{};
+  const cublasStatus_t status = cublasLtMatmulAlgoCheck(
+      handle, descriptors.operation.get(), descriptors.first.get(), descriptors.second.get(),
+      descriptors.addend.get(), descriptors.result.get(), &algorithm, &result);
+  const bool runs = status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= kWorkspaceBytes;
+  return runs ? std::optional(algorithm) : std::nullopt;
 }
 
 void run_algorithm(cublasLtHandle_t handle, Stream stream, const GemmProblem& p,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/gemm.h"
+#include "cuda/gemm_table.h"
 #include "cuda/handle.h"
 
 namespace tenon::cuda {
@@ -44,6 +45,12 @@ std::optional<GemmDescriptors> describe(const GemmProblem& problem);
 std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const GemmProblem& problem,
                                              const GemmDescriptors& descriptors,
                                              int multiprocessors, int count);
+GemmAlgorithm configuration_of(const cublasLtMatmulAlgo_t& algorithm);
+/// The algorithm of that configuration; nothing where this library cannot compute the problem by it.
+std::optional<cublasLtMatmulAlgo_t> algorithm_of(cublasLtHandle_t handle,
+                                                 const GemmProblem& problem,
+                                                 const GemmDescriptors& descriptors,
+                                                 const GemmAlgorithm& configuration);
 /// Queues the product by this algorithm; the addresses in `descriptors` are set to the problem's.
 void run_algorithm(cublasLtHandle_t handle, Stream stream, const GemmProblem& problem,
                    const GemmDescriptors& descriptors, const cublasLtMatmulAlgo_t& algorithm);
