@@ -122,10 +122,12 @@ ordered_json measure(const Options& o) {
     verify_ms = report.milliseconds;
   }
   backend.reset_peak(device.index);
-  const bench::StepTimes times = bench::time_steps(device, o.runs, [&](std::int64_t i) {
-    executor.run(inputs[static_cast<std::size_t>(i) % inputs.size()], o.trains());
+  const auto turns = static_cast<std::int64_t>(inputs.size());
+  const bench::StepTimes times = bench::time_steps(device, o.runs, turns, [&](std::int64_t i) {
+    executor.run(inputs[static_cast<std::size_t>(i % turns)], o.trains());
   });
   const std::size_t peak = backend.memory_stats(device.index).peak;
+  bench::profile_if_asked(o, program, inputs[0]);
   return {{"device", backend.device_name(device.index)},
           {"dtype", name(dtype)},
           {"batch", o.batch},

@@ -5,7 +5,7 @@
 //   bench_gpt2 --data text.txt --dump-weights FOLDER    # for the same run elsewhere
 //
 // First --steps single steps, each waited for and its loss read: ms_median is their median without the
-// first three, tokens_per_s follows from it. Then steps back to back by the device's clock:
+// first five, tokens_per_s follows from it. Then steps back to back by the device's clock:
 // ms_back_to_back. mfu is flops_per_token·tokens_per_s over 989.5 TFLOP/s, with 6·N + 12·L·H·S operations
 // a token (benchmarks/gpt2_model.h). first_step_s is from the start of the process to the end of the
 // first step. With --verify the schedule is compared with the model after all that, in verify_s.
@@ -35,7 +35,7 @@ using nlohmann::ordered_json;
 constexpr double kPeakFlops = 989.5e12;  // H200, dense bfloat16, 132 SMs at 1.83 GHz
 constexpr double kLearningRate = 6e-4;
 constexpr std::int64_t kWarmUpSteps = 10;   // over which the learning rate rises to that
-constexpr std::int64_t kSettlingSteps = 3;  // that ms_median leaves out
+constexpr std::int64_t kSettlingSteps = 5;  // lowering and recording, which ms_median leaves out
 
 struct Options : bench::CommonOptions {
   bench::Gpt2Options model;
@@ -118,6 +118,7 @@ class Training {
     const std::size_t peak = backend.memory_stats(device_.index).peak;
     const std::vector<Tensor> inputs = batch(0);
     Program& program = step_->program(inputs);
+    bench::profile_if_asked(o_, program, inputs);
     const double tokens = static_cast<double>(o_.batch * o_.seq);
     const double step_ms = median_of_settled();
     const double tokens_per_s = tokens / step_ms * 1e3;

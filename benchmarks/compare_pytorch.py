@@ -133,6 +133,7 @@ class Comparison:
 
     def attention_timers(self, dtype, shape, settings, shape_name):
         timers = {}
+        work.reset_compiler()
         for variant in self.variants(shape_name in AUTOTUNED_SHAPES):
             for backend in work.attention_backends(dtype):
                 name = f"{variant}+{backend}"

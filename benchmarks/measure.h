@@ -21,6 +21,7 @@ struct CommonOptions {
   std::string device = "auto";  // a GPU where there is one
   std::string dtype = "bfloat16";
   std::uint64_t seed = 0;
+  std::string profile;  // a file for the trace of one step
   bool json = false;
 
   void add_to(CLI::App& app);
@@ -34,9 +35,10 @@ struct StepTimes {
   double throughput_ms = 0;
 };
 
-/// Times `step(i)`, which queues the i-th step on `device`; i counts on through both measurements.
-/// At most `runs` single steps, fewer where they take long.
-StepTimes time_steps(Device device, int runs, const std::function<void(std::int64_t)>& step);
+/// Times `step(i)`, which queues the i-th step on `device`, with the i % turns-th inputs; i counts on
+/// through both measurements. At most `runs` single steps, fewer where they take long.
+StepTimes time_steps(Device device, int runs, std::int64_t turns,
+                     const std::function<void(std::int64_t)>& step);
 
 /// Host time of one small eager op (the sum of two tensors of 1,024 elements), its launch included.
 double eager_us_per_op(Device device, DType dtype);
@@ -56,6 +58,10 @@ double floor_ms(const Program& program, DType dtype);
 /// How many sets of inputs of this size exceed a GPU's cache together: a power of two, so that the
 /// memory of freed outputs comes back with the same inputs and captured graphs are launched again.
 std::int64_t rotation_length(std::size_t bytes_of_one_set);
+
+/// With --profile: the trace of one step (graph/profile.h), and its tables on stderr.
+void profile_if_asked(const CommonOptions& options, Program& program,
+                      std::span<const Tensor> inputs);
 
 /// One JSON object, or a line for each member.
 void print(const nlohmann::ordered_json& figures, bool json);

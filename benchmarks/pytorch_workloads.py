@@ -123,16 +123,18 @@ def rotation_length(bytes_of_one_set):
 
 
 def compiled(module, variant):
-    """`variant`: eager, or a mode of torch.compile, whose mode "default" is its own default."""
+    """`module`, or a function; `variant`: eager, or a mode of torch.compile, whose mode "default" is its own default."""
     if variant == "eager":
         return module
-    reset_compiler()
     return torch.compile(module, mode=None if variant == "default" else variant, dynamic=False)
 
 
 def reset_compiler():
+    """Forgets what was compiled; what is used after all is compiled again."""
     if hasattr(torch, "_dynamo"):
         torch._dynamo.reset()
+        # Variants of one module differ by object: each is one more entry of the same code.
+        torch._dynamo.config.cache_size_limit = 64
 
 
 def attention_step(device, dtype, shape, options, backend, variant):
@@ -249,12 +251,12 @@ class MasterWeights:
         for group in self.adamw.param_groups:
             group["lr"] = lr
 
-    def step(self):
-        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+    def step(self, clips=True):
+        if clips:
+            torch.nn.utils.clip_grad_norm_(self.params, 1.0)
         if self.copies:
-            for master, param in zip(self.masters, self.params):
+            for master in self.masters:
                 master.grad = torch.empty_like(master) if master.grad is None else master.grad
-                param.grad = torch.zeros_like(param) if param.grad is None else param.grad
             torch._foreach_copy_([m.grad for m in self.masters], [p.grad for p in self.params])
         self.adamw.step()
         with torch.no_grad():

@@ -14,6 +14,7 @@
 
 #include "examples/attention_model.h"
 #include "graph/dot.h"
+#include "graph/profile.h"
 #include "graph/svg.h"
 #include "nn/checkpoint.h"
 #include "schedule/report.h"
@@ -39,6 +40,7 @@ struct Options {
   bool json = false;
   std::string dot;
   std::string svg;
+  std::string profile;
   bool report = false;
 };
 
@@ -240,9 +242,15 @@ class Tutorial {
     show(sch);
   }
 
-  /// What the whole schedule changed, what each primitive bought, and pictures.
+  /// What the whole schedule changed, what each primitive bought, where the time goes, and pictures.
   void show(const Schedule& sch) {
     out_ << "\n" << sch << "\n";
+    if (!options_.profile.empty()) {
+      const Tensor inputs[] = {input_};
+      const Profile times = profile(scheduled_->program(inputs), inputs);
+      times.write_chrome_trace(options_.profile);
+      out_ << "\n" << times.to_string();
+    }
     if (options_.report) {
       report_ = report(sch, {.inputs = {input_}});
       out_ << "\n" << report_->to_string();
@@ -410,6 +418,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object on stdout, everything else on stderr");
   app.add_option("--dot", options.dot, "write the graph after each step to this folder (Graphviz)");
+  app.add_option("--profile", options.profile,
+                 "writes a Chrome or Perfetto trace of the scheduled block to this file");
   app.add_option("--svg", options.svg,
                  "draw the graph before and after the schedule, changes marked, into this folder: "
                  "before.svg and after.svg (needs Graphviz)");

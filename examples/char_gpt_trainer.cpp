@@ -7,6 +7,7 @@
 #include <ostream>
 
 #include "examples/gpt_schedule.h"
+#include "graph/profile.h"
 #include "schedule/schedule.h"
 #include "tensor/device_backend.h"
 
@@ -209,6 +210,7 @@ TrainingSummary Trainer::run() {
   }
   summary.val_loss = validation_loss();
   write_sample();
+  write_profile();
   return summary;
 }
 
@@ -337,6 +339,16 @@ void Trainer::write_sample() {
   out_ << "\n--- sample ---\n";
   for (const std::int64_t token : tokens) out_ << text_->decode(token);
   out_ << "\n--------------\n";
+}
+
+/// Of further steps, whose effect on the parameters is not kept.
+void Trainer::write_profile() {
+  if (options_.profile.empty()) return;
+  const Batch batch = text_->training_batch(options_.seed, steps_done_, options_.batch);
+  const Tensor inputs[] = {batch.inputs.to(device_), batch.targets.to(device_)};
+  const Profile times = profile(step_->program(inputs), inputs);
+  times.write_chrome_trace(options_.profile);
+  out_ << "\n" << times.to_string();
 }
 
 }  // namespace gpt

@@ -35,6 +35,7 @@ struct TrainerOptions {
   double lr = 2e-3;
   std::int64_t save_every = 250;
   std::int64_t sample = 400;
+  std::string profile;
   bool json = false;
 
   bool is_terminal = false;
@@ -74,6 +75,7 @@ class Trainer {
   double validation_loss();
   void save();
   void write_sample();
+  void write_profile();
   std::string first_non_finite(const Batch& batch);
 
   TrainerOptions options_;

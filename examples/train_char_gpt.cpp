@@ -48,6 +48,8 @@ void add_options(CLI::App& app, gpt::TrainerOptions& o) {
       ->capture_default_str();
   app.add_option("--save-every", o.save_every, "steps between checkpoints")->capture_default_str();
   app.add_option("--sample", o.sample, "characters to write at the end")->capture_default_str();
+  app.add_option("--profile", o.profile,
+                 "after training, writes a Chrome or Perfetto trace of a step to this file");
   app.add_flag("--json", o.json,
                "last line of stdout: one JSON object; everything else goes to stderr");
   app.footer(

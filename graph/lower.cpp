@@ -217,6 +217,7 @@ TensorView Lowering::view_of(const Location& location) const {
 void Lowering::emit(Instruction instruction) {
   InstructionInfo info;
   info.name = current_ ? graph_.full_name(current_->id) : "output";
+  if (current_) info.module = graph_.call(current_->call).path;
   info.kernel = instruction.kernel->name;
   if (instruction.op->flops) info.flops = instruction.op->flops(instruction.args());
   for (const TensorView& view : instruction.inputs) info.bytes += bytes_of(view);

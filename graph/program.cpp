@@ -103,15 +103,19 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
   return outputs;
 }
 
+void Program::Impl::launch(std::size_t i, const RandomState& random) {
+  DeviceBackend& backend = device_backend(device.type);
+  const Instruction& instruction = instructions[i];
+  KernelArgs args = instruction.args();
+  args.random = random;
+  args.stream = backend.stream(device.index);
+  args.workspace = workspace_of(instruction);
+  const ProfilerRange range(backend, infos[i].name.c_str());
+  detail::run_kernel(*instruction.kernel, args);
+}
+
 void Program::Impl::launch_each(const RandomState& random) {
-  void* stream = device_backend(device.type).stream(device.index);
-  for (const Instruction& instruction : instructions) {
-    KernelArgs args = instruction.args();
-    args.random = random;
-    args.stream = stream;
-    args.workspace = workspace_of(instruction);
-    detail::run_kernel(*instruction.kernel, args);
-  }
+  for (std::size_t i = 0; i < instructions.size(); ++i) launch(i, random);
 }
 
 void Program::Impl::execute(const RandomState& random) {
@@ -125,6 +129,7 @@ void Program::Impl::execute(const RandomState& random) {
   }
   capture.seen = true;
   if (!capture.work) return launch_each(random);
+  const ProfilerRange range(device_backend(device.type), "captured run");
   capture.work->launch(random.forward);
 }
 
@@ -151,6 +156,19 @@ std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& g
   return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] {
     impl_->launch_each(generator.state());
   });
+}
+
+std::vector<WorkTime> Program::time_instructions(std::span<const Tensor> inputs,
+                                                 Generator& generator) {
+  const auto outputs = run(inputs, generator);  // binds what the timed run reads and writes
+  const std::lock_guard lock(impl_->mutex);
+  std::vector<std::function<void()>> work;
+  for (std::size_t i = 0; i < impl_->instructions.size(); ++i) {
+    work.emplace_back([this, i, random = generator.state()] { impl_->launch(i, random); });
+  }
+  auto times = device_backend(impl_->device.type).time_each(impl_->device.index, work);
+  for (const auto& storage : impl_->written) storage->bump_version();
+  return times;
 }
 
 const std::vector<InstructionInfo>& Program::instructions() const { return impl_->infos; }

@@ -15,6 +15,8 @@
 
 namespace tenon {
 
+struct WorkTime;
+
 /// Values that state has instead of its own, by the identity of its handle.
 using StateValues = std::unordered_map<const TensorImpl*, Tensor>;
 
@@ -33,6 +35,7 @@ struct LowerOptions {
 /// What one instruction of a Program does, for listings and measurements.
 struct InstructionInfo {
   std::string name;    // the node's full name
+  std::string module;  // the path of the module whose call it belongs to; "" outside of all
   std::string kernel;  // "cuda.flash_mma"
   double flops = 0;    // 0 where the op does not say
   double bytes = 0;    // of operands and results, each once and whole; what is broadcast, as stored
@@ -54,6 +57,9 @@ class Program {
   std::int64_t count_kernels(std::span<const Tensor> inputs,
                              Generator& generator = default_generator());
   const std::vector<InstructionInfo>& instructions() const;
+  /// Runs twice, the second time kernel by kernel: when each instruction ran. See graph/profile.h.
+  std::vector<WorkTime> time_instructions(std::span<const Tensor> inputs,
+                                          Generator& generator = default_generator());
   Device device() const;
   /// Floating-point operations of the products and attentions in it.
   double flops() const;

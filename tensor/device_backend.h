@@ -72,9 +72,26 @@ class DeviceBackend {
       int /*index*/, const std::function<void(const std::uint32_t* forward_cell)>& /*work*/) {
     return nullptr;
   }
+  /// Names what this thread launches from here to pop_range() for a profiler that is attached (NVTX).
+  virtual void push_range(const char* /*name*/) noexcept {}
+  virtual void pop_range() noexcept {}
   virtual MemoryStats memory_stats(int index) const = 0;
   /// Starts memory_stats().peak again from what is live now.
   virtual void reset_peak(int index) = 0;
+};
+
+/// A named range of launches, as long as it lives.
+class ProfilerRange {
+ public:
+  ProfilerRange(DeviceBackend& backend, const char* name) noexcept : backend_(backend) {
+    backend_.push_range(name);
+  }
+  ~ProfilerRange() { backend_.pop_range(); }
+  ProfilerRange(const ProfilerRange&) = delete;
+  ProfilerRange& operator=(const ProfilerRange&) = delete;
+
+ private:
+  DeviceBackend& backend_;
 };
 
 /// The backend of a kind of device; DeviceError that says what is missing when there is none.

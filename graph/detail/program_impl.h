@@ -111,6 +111,8 @@ struct Program::Impl {
   /// Runs on the addresses that inputs and outputs are bound to.
   void execute(const RandomState& random);
   void launch_each(const RandomState& random);
+  /// Launches the i-th instruction.
+  void launch(std::size_t i, const RandomState& random);
   Capture& find_capture(std::uint64_t seed);
   void* workspace_of(const Instruction& instruction) const {
     const int buffer = instruction.workspace.buffer;
