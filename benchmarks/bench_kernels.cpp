@@ -28,14 +28,6 @@ struct Options : bench::CommonOptions {
   bool quick = false;
 };
 
-/// Parameters without a module's code: the operation is a function.
-struct Parameters : nn::Module {
-  void add_parameter(const Tensor& tensor) {
-    list.push_back(register_parameter("p" + std::to_string(list.size()), tensor));
-  }
-  std::vector<Tensor> list;
-};
-
 struct Operation {
   std::string name;
   std::vector<Shape> inputs;
@@ -44,6 +36,38 @@ struct Operation {
   bool backward = false;
   std::int64_t classes = 0;  // of the last input, which then holds their numbers; 0: no such input
   bool training = false;
+};
+
+/// An operation as a module.
+struct OperationModule : nn::Module {
+  OperationModule(const Operation& what, const std::vector<Tensor>& tensors) : operation(what) {
+    for (const Tensor& tensor : tensors) {
+      list.push_back(register_parameter("p" + std::to_string(list.size()), tensor));
+    }
+  }
+  Tensor forward(const std::vector<Tensor>& inputs) const { return operation.call(inputs, list); }
+
+  const Operation operation;
+  std::vector<Tensor> list;
+};
+
+/// The optimizer's update of a model from given gradients; returns their norm where it clips.
+struct UpdateModule : nn::Module {
+  UpdateModule(const bench::Gpt2Options& sizes, Device device, DType dtype, bool clips)
+      : model(add<bench::Gpt2>("model", sizes)) {
+    model->to(device, dtype);
+    optimizer = std::make_unique<nn::AdamW>(
+        model->named_parameters(), nn::AdamWOptions{.weight_decay = 0.1},
+        nn::OptimizerOptions{.max_grad_norm = clips ? 1.0 : 0.0});
+  }
+  std::vector<Tensor> forward(const std::vector<Tensor>& gradients) const {
+    const NoGradGuard no_grad;
+    const Tensor norm = optimizer->update(gradients);
+    return norm ? std::vector{norm} : std::vector<Tensor>{};
+  }
+
+  nn::Child<bench::Gpt2> model;
+  std::unique_ptr<nn::AdamW> optimizer;
 };
 
 /// What is run again and again, on inputs that take turns.
@@ -106,15 +130,12 @@ class Bench {
   }
 
   Work make(const Operation& operation) {
-    auto model = std::make_shared<Parameters>();
-    for (const Shape& shape : operation.parameters) {
-      model->add_parameter(randn(shape, {dtype_, kCpu}, &generator_).to(device_));
-    }
+    const std::vector<Tensor> parameters = random_inputs(operation.parameters, 0);
+    const auto model = nn::make<OperationModule>(operation, parameters);
     model->requires_grad_();
     const std::vector<Tensor> example = random_inputs(operation.inputs, operation.classes);
-    Schedule sch = create_schedule(
-        model, [&](Tensors inputs) { return std::vector{operation.call(inputs, model->list)}; },
-        {example.begin(), example.end()});
+    Schedule sch =
+        create_schedule(model.shared(), call_of(model), {example.begin(), example.end()});
     schedule(sch);
     Work work;
     work.training = operation.training || operation.backward;
@@ -133,6 +154,18 @@ class Bench {
       return set;
     });
     return work;
+  }
+
+  template <class M>
+  static ForwardFunction call_of(const nn::Child<M>& module) {
+    return [module](Tensors inputs) -> std::vector<Tensor> {
+      const auto result = module(std::vector<Tensor>(inputs.begin(), inputs.end()));
+      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(result)>, Tensor>) {
+        return {result};
+      } else {
+        return result;
+      }
+    };
   }
 
   /// The ready-made schedule, for what it has a fused form of.
@@ -162,26 +195,18 @@ class Bench {
   Work make_adamw(bool clips) {
     bench::Gpt2Options sizes;
     if (o_.quick) sizes = {.vocabulary = 100, .context = 16, .layers = 1, .hidden = 32, .heads = 2};
-    const auto model = nn::make<bench::Gpt2>(sizes);
-    model->to(device_, dtype_);
-    nn::AdamW optimizer(model->named_parameters(), nn::AdamWOptions{.weight_decay = 0.1},
-                        {.max_grad_norm = clips ? 1.0 : 0.0});
-    ModuleTree tree;
+    const auto update = nn::make<UpdateModule>(sizes, device_, dtype_, clips);
+    ModuleTree tree = detail::module_tree(*update);
     std::vector<ExampleInput> examples;
     std::vector<Shape> shapes;
-    for (const auto& [name, tensor] : model->named_parameters()) {
-      tree.states.push_back({name, ValueKind::parameter, tensor});
-      examples.push_back({"gradient of " + name, tensor});
+    for (const auto& [name, tensor] : update->named_parameters()) {
+      examples.emplace_back("gradient of " + name, tensor);
       shapes.push_back(tensor.shape());
     }
-    for (const auto& [name, tensor] : optimizer.state_tensors()) {
+    for (const auto& [name, tensor] : update->optimizer->state_tensors()) {
       tree.states.push_back({"optimizer." + name, ValueKind::buffer, tensor});
     }
-    Graph graph = trace(tree, examples, [&](Tensors gradients) {
-      const NoGradGuard no_grad;
-      const Tensor norm = optimizer.update(gradients);
-      return norm ? std::vector{norm} : std::vector<Tensor>{};
-    });
+    Graph graph = trace(tree, examples, call_of(update));
     Work work;
     work.executor = std::make_unique<Executor>(std::move(graph));
     work.training = true;

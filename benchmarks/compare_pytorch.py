@@ -6,12 +6,12 @@
       --variants eager,reduce-overhead --budget-s 500 --rows rows.jsonl
   benchmarks/compare_pytorch.py --render a.jsonl b.jsonl --out benchmarks/RESULTS.md
 
-Each row takes --rounds turns of Tenon, then PyTorch; figures are medians. PyTorch is measured as eager
-code and compiled, with each of its fused attention kernels, and its best variant counts, for latency and
-back-to-back time separately. Inputs are random and rotate through more memory than a cache holds. float32
-rows have TF32 off. Latency: one step and the wait for it, by the host's clock. Back to back: CUDA events
-around many steps. Floor: operations over 790 TFLOP/s (float32: 61.8) and bytes over 4.2 TB/s, summed over
-Tenon's kernels.
+Each row takes --rounds turns of Tenon, then PyTorch (kernels: one turn); figures are medians. PyTorch is
+measured as eager code and compiled, with each of its fused attention kernels, and its best variant counts,
+for latency and back-to-back time separately. Inputs are random and rotate through more memory than a cache
+holds. float32 rows have TF32 off. Latency: one step and the wait for it, by the host's clock. Back to back:
+CUDA events around many steps. Floor: operations over 790 TFLOP/s (float32: 61.8) and bytes over 4.2 TB/s,
+summed over Tenon's kernels.
 
 Rows are appended to --rows as they come, and --out is written from all of that file. What --budget-s cuts
 off is printed. Works with PyTorch 1.13 and later; the table needs Tenon's programs, not its sources.
@@ -269,18 +269,15 @@ class Comparison:
 
     def kernels(self):
         """Rows of bench_kernels beside the same operation in PyTorch."""
-        arguments = ["--filter", self.options.filter] + (["--quick"] if self.options.quick else [])
-        ours = [self.tenon("bench_kernels", *arguments) for _ in range(self.options.rounds)]
-        ours = [{row["name"]: row for row in run["rows"]} for run in ours if run is not None]
-        names = list(ours[0]) if ours else []
-        for name in names:
+        run = self.tenon("bench_kernels", "--filter", self.options.filter)
+        for ours in run["rows"] if run is not None else []:
+            name = ours["name"]
             if not self.budget.allows(name):
                 continue
-            row = {"work": "kernels", "shape": name, "dtype": ours[0][name]["dtype"],
-                   "tenon": medians([run[name] for run in ours],
-                                    ["ms", "floor_ms", "bytes", "flops", "kernels"]),
+            row = {"work": "kernels", "shape": name, "dtype": ours["dtype"],
+                   "tenon": medians([ours], ["ms", "floor_ms", "bytes", "flops", "kernels"]),
                    "pytorch": {}}
-            for variant, step in pytorch_kernels.steps(name, ours[0][name], self.device):
+            for variant, step in pytorch_kernels.steps(name, ours, self.device):
                 try:
                     timer = work.StepTimer(self.device, step, self.options.runs)
                     row["pytorch"][variant] = {"ms": 1e3 * timer.measure()[1]}
@@ -321,7 +318,7 @@ def parse_arguments():
     add("--bin", help="the folder of Tenon's programs")
     add("--device", default="cuda")
     add("--only", type=names, default=[], help="attention, gpt2, first-step, kernels")
-    add("--quick", action="store_true", help="fewer rounds and runs, and small kernels")
+    add("--quick", action="store_true", help="one round of few runs")
     add("--rounds", type=int, default=3)
     add("--runs", type=int, default=50, help="single steps of a measurement")
     add("--seed", type=int, default=0)

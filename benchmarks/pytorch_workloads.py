@@ -123,7 +123,7 @@ def rotation_length(bytes_of_one_set):
 
 
 def compiled(module, variant):
-    """`module`, or a function; `variant`: eager, or a mode of torch.compile, whose mode "default" is its own default."""
+    """`module`, or a function; `variant`: eager, or a mode of torch.compile ("default": its own)."""
     if variant == "eager":
         return module
     return torch.compile(module, mode=None if variant == "default" else variant, dynamic=False)

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "graph/detail/program_impl.h"
 #include "tensor/detail/check.h"
@@ -11,18 +12,10 @@
 namespace tenon {
 namespace {
 
-/// "blocks.11.attn" -> "blocks.*.attn".
+/// "blocks.11.attn.fused_3" -> "blocks.*.attn.fused_*".
 std::string without_numbers(const std::string& path) {
-  std::string result;
-  std::size_t begin = 0;
-  while (begin <= path.size()) {
-    const std::size_t end = std::min(path.find('.', begin), path.size());
-    const std::string part = path.substr(begin, end - begin);
-    const bool number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
-    result += (begin == 0 ? "" : ".") + (number ? "*" : part);
-    begin = end + 1;
-  }
-  return result;
+  static const std::regex number("(^|[._])[0-9]+(?=\\.|$)");
+  return std::regex_replace(path, number, "$1*");
 }
 
 struct Sum {
