@@ -57,6 +57,7 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("--verify", o.verify, "compare with the unscheduled model first");
+  o.add_profile_to(app);
   o.add_to(app);
 }
 

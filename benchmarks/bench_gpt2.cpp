@@ -69,6 +69,7 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--dump-weights", o.dump_weights,
                  "writes the initial weights to weights.json in this folder (nn/checkpoint.h)");
   app.add_flag("--verify", o.verify, "compare with the unscheduled model, after the timing");
+  o.add_profile_to(app);
   o.add_to(app);
 }
 

@@ -30,10 +30,13 @@ void CommonOptions::add_to(CLI::App& app) {
   app.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
   app.add_option("--dtype", dtype, "of parameters and activations")->capture_default_str();
   app.add_option("--seed", seed, "of weights, inputs and dropout")->capture_default_str();
+  app.add_flag("--json", json, "one JSON object on stdout");
+}
+
+void CommonOptions::add_profile_to(CLI::App& app) {
   app.add_option("--profile", profile,
                  "writes a Chrome or Perfetto trace of one step to this file, and its tables to "
                  "stderr");
-  app.add_flag("--json", json, "one JSON object on stdout");
 }
 
 Device CommonOptions::chosen_device() const {

@@ -25,6 +25,8 @@ struct CommonOptions {
   bool json = false;
 
   void add_to(CLI::App& app);
+  /// --profile, where a program has one step to look at.
+  void add_profile_to(CLI::App& app);
   Device chosen_device() const;
 };
 
