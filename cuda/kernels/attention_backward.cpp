@@ -87,6 +87,13 @@ bool supports_wgmma(const KernelArgs& args) {
   return head <= 64 && has_wgmma(args.inputs[kQuery].device.index) && supports_mma(args);
 }
 
+/// Warpgroup products win where a block has many tiles to go through; measured on an H200.
+bool prefers_wgmma(const KernelArgs& args) {
+  constexpr std::int64_t kLongRows = 2048;
+  return args.inputs[kQuery].size(-2) >= kLongRows && args.inputs[kKey].size(-2) >= kLongRows &&
+         supports_wgmma(args);
+}
+
 bool accepts_mma(int operand, const TensorView& view) {
   return operand >= kLse ? view.is_contiguous() : operand == kMask || has_aligned_rows(view);
 }
@@ -111,30 +118,30 @@ bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
 }
 
 void register_attention_backward_kernels() {
-  constexpr const char* kOp = "scaled_dot_product_attention_backward";
-  register_kernel(kOp, DeviceType::cuda,
-                  {.name = "cuda.flash_backward_mma",
-                   .run = run_mma<false>,
-                   .supports = supports_mma,
-                   .accepts = accepts_mma,
-                   .strided_output = true,
-                   .sliced_output = true,
-                   .workspace_bytes = statistics_bytes});
-  register_kernel(kOp, DeviceType::cuda,
-                  {.name = "cuda.flash_backward_wgmma",
-                   .run = run_mma<true>,
-                   .supports = supports_wgmma,
-                   .accepts = accepts_mma,
-                   .strided_output = true,
-                   .sliced_output = true,
-                   .workspace_bytes = statistics_bytes});
-  register_kernel(kOp, DeviceType::cuda,
-                  {.name = "cuda.flash_backward_simt",
-                   .run = run_simt,
-                   .supports = supports_simt,
-                   .accepts = accepts_simt,
-                   .strided_output = true,
-                   .workspace_bytes = statistics_bytes});
+  const auto add = [](Kernel kernel) {
+    register_kernel("scaled_dot_product_attention_backward", DeviceType::cuda, kernel);
+  };
+  const Kernel mma = {.name = "cuda.flash_backward_mma",
+                      .run = run_mma<false>,
+                      .supports = supports_mma,
+                      .accepts = accepts_mma,
+                      .strided_output = true,
+                      .sliced_output = true,
+                      .workspace_bytes = statistics_bytes};
+  Kernel wgmma = mma;
+  wgmma.name = "cuda.flash_backward_wgmma";
+  wgmma.run = run_mma<true>;
+  wgmma.supports = prefers_wgmma;
+  add(wgmma);
+  add(mma);
+  wgmma.supports = supports_wgmma;  // where it is bound to shorter rows
+  add(wgmma);
+  add({.name = "cuda.flash_backward_simt",
+       .run = run_simt,
+       .supports = supports_simt,
+       .accepts = accepts_simt,
+       .strided_output = true,
+       .workspace_bytes = statistics_bytes});
 }
 
 }  // namespace tenon::cuda

@@ -32,11 +32,13 @@ constexpr std::string_view kBackwardOp = "scaled_dot_product_attention_backward"
 /// Plans are never dropped, since captured graphs may launch their kernels; calls that would make
 /// more go to the next kernel.
 constexpr std::size_t kMaxPlans = 1024;
-/// Earlier versions have known errors in attention: rows of keys that are not multiples of 128 in the
-/// gradient, infinities.
-constexpr std::size_t kOldestVersion = 91600;
+/// Earlier versions have known errors in the gradient of rows that are not multiples of 128.
+constexpr std::size_t kAnyGradientVersion = 91600;
+constexpr std::int64_t kGradientTile = 128;
 /// Shorter rows gain less than a launch of cuDNN's costs more.
 constexpr std::int64_t kPreferredLength = 256;
+/// Larger gradients of scores are not worth their memory.
+constexpr double kPreferredScoreBytes = 1 << 30;
 
 /// One operand: (batch, heads, rows, columns).
 struct Operand {
@@ -290,7 +292,6 @@ bool drops(const AttentionAttrs& attributes, bool training) {
 
 /// What can be told without asking cuDNN.
 std::string refusal_of_arguments(const Arguments& x, bool training) {
-  if (cudnnGetVersion() < kOldestVersion) return "needed cuDNN 9.16 or later";
   if (!cudnn_attention_takes(x.tensors[kQuery]->dtype, x.size(kQuery, -1), x.size(kValue, -1))) {
     return "needed 16-bit floats and head sizes that are multiples of 8 up to 256";
   }
@@ -300,7 +301,14 @@ std::string refusal_of_arguments(const Arguments& x, bool training) {
   if (drops(*x.attributes, training)) return "dropout is active";
   const auto scale = static_cast<float>(x.attributes->scale.value());
   if (!(scale > 0) || !std::isfinite(scale)) return "needed a positive scale";
-  if (x.computes == Computes::gradients && !x.lse->present) return "no lse is given";
+  if (x.computes == Computes::gradients) {
+    const bool whole_tiles =
+        x.size(kQuery, -2) % kGradientTile == 0 && x.size(kKey, -2) % kGradientTile == 0;
+    if (!x.lse->present) return "no lse is given";
+    if (!whole_tiles && cudnnGetVersion() < kAnyGradientVersion) {
+      return "needed cuDNN 9.16 or later for the gradient of rows that are not multiples of 128";
+    }
+  }
   // Decisions of a dropout that is not active are still to be stored.
   const bool stores_bits = x.computes == Computes::output_and_lse && x.keep_bits->numel() > 0;
   return stores_bits ? "keep_bits are wanted" : "";
@@ -398,10 +406,14 @@ bool supports(const KernelArgs& args) { return cudnn_attention_refusal(args).emp
 
 bool is_preferred(const KernelArgs& args) {
   const Arguments arguments = arguments_of(args);
-  const bool in_program = arguments.tensors[kQuery]->data == nullptr;
-  return cudnn_attention_preferred(arguments.size(kQuery, -2), arguments.size(kKey, -2),
-                                   in_program) &&
-         supports(args);
+  const TensorView& query = *arguments.tensors[kQuery];
+  const std::int64_t keys = arguments.size(kKey, -2);
+  if (!cudnn_attention_preferred(query.size(-2), keys, query.data == nullptr)) return false;
+  if (arguments.computes == Computes::gradients) {
+    const double rows = static_cast<double>(query.numel()) / static_cast<double>(query.size(-1));
+    if (2 * rows * static_cast<double>(keys) > kPreferredScoreBytes) return false;
+  }
+  return supports(args);
 }
 
 bool accepts_forward(int operand, const TensorView& view) {
@@ -450,6 +462,9 @@ void register_preferred_attention_cudnn_kernels() {
   Kernel kernel = kForward;
   kernel.supports = is_preferred;
   for (const char* op : kForwardOps) register_kernel(op, DeviceType::cuda, kernel);
+  kernel = kBackward;
+  kernel.supports = is_preferred;
+  register_kernel(kBackwardOp, DeviceType::cuda, kernel);
 }
 
 void register_attention_cudnn_kernels() {

@@ -95,6 +95,13 @@ struct CudnnCall {
   KernelArgs args;
 };
 
+/// The gradient of rows that are not multiples of 128 needs a version with known errors mended.
+#define SKIP_WITH_OLD_CUDNN(call)                                            \
+  if (const std::string reason = cuda::cudnn_attention_refusal((call).args); \
+      reason.starts_with("needed cuDNN")) {                                  \
+    GTEST_SKIP() << reason;                                                  \
+  }
+
 /// Each element within 8 roundings of Σ probability·|value|, and within twice the largest error of the
 /// plain composition in the same dtype.
 void expect_accurate(const Tensor& got, const Operands& x, const AttentionAttrs& attrs) {
@@ -213,6 +220,7 @@ TEST_P(CudnnAttention, GradientsMatchFloat64AndRepeat) {
     CudnnCall backward(kBackwardOp,
                        {grad_on_device, d.query, d.key, d.value, output, {}, lse, bits}, *results,
                        backward_attrs);
+    SKIP_WITH_OLD_CUDNN(backward);
     backward.run();
     if (HasFatalFailure()) return;
   }
@@ -295,6 +303,7 @@ TEST(CudnnAttentionLayout, WritesGradientsIntoPackedQkv) {
   for (const std::vector<Tensor>& results : {plain, parts}) {
     CudnnCall backward(kBackwardOp, {output, d.query, d.key, d.value, output, {}, lse, bits},
                        results, AttentionBackwardAttrs{attributes(kHead, true), false});
+    SKIP_WITH_OLD_CUDNN(backward);
     backward.run();
     if (HasFatalFailure()) return;
   }
