@@ -195,7 +195,7 @@ __device__ __forceinline__ void write_columns(const ReduceParams& p, std::int64_
 /// the same ones share row by row.
 template <class Op, class T, class Acc, class Out, int kLength>
 __global__ void __launch_bounds__(kReduceThreads) reduce_columns_kernel(const ReduceParams p) {
-  constexpr int kAtOnce = 4;  // loads in flight
+  constexpr int kAtOnce = kLength > 1 ? 8 : 4;  // loads in flight
   __shared__ Acc partial[kLength][kReduceThreads];
   const Op op{};
   const int thread = static_cast<int>(threadIdx.x);
@@ -217,7 +217,26 @@ __global__ void __launch_bounds__(kReduceThreads) reduce_columns_kernel(const Re
     const T* columns = static_cast<const T*>(p.source) + base[0];
 #pragma unroll
     for (int i = 0; i < kLength; ++i) centers[i] = center_of<Op, Acc>(p, column + i);
-    for (std::int64_t r = begin + y; r < end; r += kAtOnce * row_lanes) {
+    std::int64_t r = begin + y;
+    if (p.reduced.rank == 1 && (kLength == 1 || p.vectors)) {
+      // Rows at one stride, all of them there: loads need no tests and no divisions between them.
+      const std::int64_t step = row_lanes * p.reduced.strides[0][0];
+      const T* rows = columns + r * p.reduced.strides[0][0];
+      for (; r + (kAtOnce - 1) * row_lanes < end; r += kAtOnce * row_lanes) {
+        Pack<T, kLength> packs[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) packs[k] = load_pack<T, kLength>(rows + k * step);
+        rows += kAtOnce * step;
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+          for (int i = 0; i < kLength; ++i) {
+            sums[i] = op(sums[i], read<Op, Acc>(p, packs[k].item[i], centers[i]));
+          }
+        }
+      }
+    }
+    for (; r < end; r += kAtOnce * row_lanes) {
       Pack<T, kLength> packs[kAtOnce];
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
