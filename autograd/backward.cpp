@@ -268,7 +268,9 @@ void seed_all(Walk& walk, std::span<const Tensor> roots, std::span<const Tensor>
                   "backward from a tensor of shape {} needs a cotangent of that shape; without one "
                   "only a single element can be a root",
                   roots[i].shape().to_string());
-      cotangent = expand(full({}, 1, {roots[i].dtype(), roots[i].device()}), roots[i].shape());
+      cotangent = full({}, 1, {roots[i].dtype(), roots[i].device()});
+      // A constant where it can be one: an op that only scales by it may leave that out.
+      if (roots[i].dim() > 0) cotangent = expand(cotangent, roots[i].shape());
     }
     TENON_CHECK(cotangent.shape().same_as(roots[i].shape()) &&
                     cotangent.dtype() == roots[i].dtype() &&

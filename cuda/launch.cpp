@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <mutex>
-#include <set>
 #include <utility>
 
 #include "cuda/check.h"
@@ -25,13 +25,13 @@ bool synchronous_launches() {
 /// Blocks get more than 48 KiB of dynamic shared memory only after the kernel's limit was raised.
 void raise_shared_limit(Stream stream, const void* kernel, std::size_t bytes) {
   static std::mutex mutex;
-  static auto* raised = new std::set<std::pair<const void*, std::pair<int, std::size_t>>>;
+  static auto* limits = new std::map<std::pair<const void*, int>, std::size_t>;
   const std::lock_guard lock(mutex);
-  const auto key = std::pair{kernel, std::pair{stream.device, bytes}};
-  if (raised->contains(key)) return;
+  std::size_t& limit = (*limits)[{kernel, stream.device}];
+  if (bytes <= limit) return;  // never lowered: a graph may hold a launch with the larger size
   TENON_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(bytes)));
-  raised->insert(key);
+  limit = bytes;
 }
 
 }  // namespace

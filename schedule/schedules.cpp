@@ -16,12 +16,17 @@ constexpr double kHidden = -std::numeric_limits<double>::infinity();
 // What any(k) stands for in the patterns below.
 constexpr int kScale = 0;
 constexpr int kDropout = 1;
+constexpr int kIgnoreIndex = 2;
+constexpr int kSmoothing = 3;
 
 /// The number that a capture stands for, or nothing for a symbolic one.
 std::optional<double> captured(const Subgraph& match, int capture) {
   const auto found = match.captures.find(capture);
   if (found == match.captures.end()) return std::nullopt;
   if (const auto* number = std::get_if<double>(&found->second)) return *number;
+  if (const auto* number = std::get_if<std::int64_t>(&found->second)) {
+    return static_cast<double>(*number);
+  }
   if (const auto* scalar = std::get_if<Scalar>(&found->second)) {
     if (scalar->is_constant()) return scalar->hint();
   }
@@ -275,6 +280,72 @@ void fuse_residuals(Schedule& sch, Summary& summary) {
   }
 }
 
+/// One way of writing down the loss of a classifier's last layer.
+struct LossSpelling {
+  bool casts;         // logits to float32
+  bool views;         // logits as rows
+  bool views_target;  // targets as rows
+  Reduction reduction;
+
+  Matches find(const Schedule& sch) const {
+    return sch.find([this](const Tensor& x, const Tensor& weight, const Tensor& target) {
+      Tensor logits = linear(x, weight);
+      if (casts) logits = cast(logits, DType::float32);
+      if (views) logits = view(logits, {Dim(any()), Dim(any())});
+      return cross_entropy(logits, views_target ? view(target, {Dim(any())}) : target,
+                           {Any(kIgnoreIndex), reduction, Any(kSmoothing)});
+    });
+  }
+};
+
+std::vector<LossSpelling> loss_spellings() {
+  std::vector<LossSpelling> list;
+  for (const bool casts : {true, false}) {
+    for (const bool views : {true, false}) {
+      for (const bool views_target : {true, false}) {
+        for (const Reduction reduction : {Reduction::mean, Reduction::sum}) {
+          list.push_back({casts, views, views_target, reduction});
+        }
+      }
+    }
+  }
+  return list;
+}
+
+/// Whether the match's logits keep the classes last, and the loss would have the dtype it has.
+bool keeps_classes_last(const Schedule& sch, const Subgraph& match) {
+  const auto spec = [&](ValueId id) { return sch.graph().value(id).spec; };
+  const Dim classes = spec(match.inputs.at(1)).shape[0];
+  const DType dtype = spec(match.inputs[0]).dtype;
+  const DType loss = dtype == DType::float64 ? DType::float64 : DType::float32;
+  if (spec(match.outputs.at(0)).dtype != loss) return false;
+  for (NodeId id : match.nodes) {
+    const Node& node = sch.graph().node(id);
+    if (node.op->name == "cross_entropy") return spec(node.inputs[0]).shape[-1].same_as(classes);
+  }
+  return false;
+}
+
+void fuse_loss(Schedule& sch, Summary& summary) {
+  for (const LossSpelling& spelling : loss_spellings()) {
+    for (const Subgraph& match : spelling.find(sch)) {
+      const auto ignored = captured(match, kIgnoreIndex);
+      const auto smoothing = captured(match, kSmoothing);
+      if (!ignored || !smoothing || !keeps_classes_last(sch, match)) continue;
+      const CrossEntropyOptions options{static_cast<std::int64_t>(*ignored), spelling.reduction,
+                                        *smoothing};
+      attempt(summary, std::vector{match}, [&](const std::vector<Subgraph>& chosen) {
+        sch.replace(
+            [options](const Tensor& x, const Tensor& weight, const Tensor& target) {
+              return linear_cross_entropy(reshape(x, {-1, x.size(-1)}), weight,
+                                          reshape(target, {-1}), options);
+            },
+            {chosen, {}}, {.name = "loss"});
+      });
+    }
+  }
+}
+
 }  // namespace
 
 Summary attention(Schedule sch) {
@@ -301,6 +372,7 @@ Summary gpt(Schedule sch) {
   sch.trace({.flatten = true});
   fuse_gelus(sch, summary);
   fuse_residuals(sch, summary);
+  fuse_loss(sch, summary);
   require_rewrites(summary, "gpt");
   return summary;
 }

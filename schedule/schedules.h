@@ -29,7 +29,8 @@ Summary attention(Schedule sch);
 Summary transformer_encoder(Schedule sch);
 
 /// attention() with causal masks recognized where a model builds them, then gelu(linear(x)) and
-/// residual + linear(x) as one op each.
+/// residual + linear(x) as one op each and, where the model computes its own loss, also
+/// cross_entropy(linear(x), targets), without storing the logits.
 Summary gpt(Schedule sch);
 
 }  // namespace tenon::schedules

@@ -107,7 +107,9 @@ Tensor Tensor::to_host_contiguous(DType wanted) const {
 }
 
 std::vector<double> Tensor::to_doubles() const {
-  const Tensor host = cpu().contiguous();
+  Tensor host = cpu();
+  // Numbers that are there can be read under a tracer too, which would record a copy.
+  if (!host.layout().is_contiguous()) host = host.contiguous();
   std::vector<double> values(static_cast<std::size_t>(host.layout().numel()));
   dispatch_all(host.dtype(), [&]<typename T>() {
     const T* source = host.data<T>();

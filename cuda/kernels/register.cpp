@@ -25,6 +25,7 @@ void register_all_kernels() {
   register_pool2d_kernels();
   register_print_kernel();
   register_cross_entropy_kernels();
+  register_linear_cross_entropy_kernels();
   register_dropout_kernels();
   register_argmax_kernels();
   register_cumsum_kernels();

@@ -26,6 +26,7 @@ void register_conv2d_cudnn_kernels();  // where cuDNN was found
 void register_pool2d_kernels();
 void register_print_kernel();
 void register_cross_entropy_kernels();
+void register_linear_cross_entropy_kernels();
 void register_dropout_kernels();
 void register_argmax_kernels();
 void register_cumsum_kernels();

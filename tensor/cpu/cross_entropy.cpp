@@ -1,4 +1,4 @@
-// Cross entropy of rows of logits: a row's maximum and Σ exp(x - max) as softmax computes them, the rest
+// Cross entropy of rows of logits, given or made from a linear layer: a row's maximum and Σ exp(x - max) as softmax computes them, the rest
 // in double. Losses are added in row order, so that the number of threads does not matter.
 #include "tensor/cpu/cross_entropy.h"
 
@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "tensor/cpu/gemm.h"
 #include "tensor/cpu/rows.h"
 #include "tensor/cpu/vector.h"
 #include "tensor/detail/check.h"
@@ -91,6 +92,65 @@ void row_gradient(C* x, std::int64_t n, std::int64_t target, double smoothing, d
   }
 }
 
+/// Element (i, j) is at data[i·row + j·column].
+struct Matrix {
+  const void* data = nullptr;
+  std::int64_t row = 0;
+  std::int64_t column = 0;
+};
+
+/// A (rows, depth) times B (depth, columns) into row-major C.
+template <class T>
+void multiply(const Matrix& a, const Matrix& b, std::int64_t rows, std::int64_t depth,
+              std::int64_t columns, void* c) {
+  GemmProblem p;
+  p.a = a.data;
+  p.b = b.data;
+  p.c = c;
+  p.rows = {rows};
+  p.a_rows = {a.row};
+  p.c_rows = {columns};
+  p.columns = columns;
+  p.depth = depth;
+  p.a_depth = a.column;
+  p.b_depth = b.row;
+  p.b_column = b.column;
+  p.c_column = 1;
+  gemm<T>(p);
+}
+
+/// The losses of contiguous rows of logits, which become their gradients if asked for: `scale` times
+/// that of a row's loss.
+template <class T>
+std::vector<double> losses_and_gradients(T* logits, std::int64_t rows, std::int64_t n,
+                                         const Targets& targets, double smoothing,
+                                         bool with_gradients, double scale) {
+  using C = compute_type<T>;
+  std::vector<double> losses(static_cast<std::size_t>(rows));
+  parallel_ranges(rows, rows_per_task(n), [&](std::int64_t begin, std::int64_t end) {
+    thread_local Scratch scratch;
+    C* x = scratch.get<C>(padded<C>(n));
+    for (std::int64_t row = begin; row < end; ++row) {
+      T* own = logits + row * n;
+      if (targets.is_ignored(row)) {
+        if (with_gradients) std::fill_n(own, n, static_cast<T>(C{0}));
+        continue;
+      }
+      const auto load = [&] {
+        load_row(own, 1, n, x);
+        pad_row(x, n);
+      };
+      load();
+      losses[static_cast<std::size_t>(row)] = row_loss(x, n, targets.classes[row], smoothing);
+      if (!with_gradients) continue;
+      load();
+      row_gradient(x, n, targets.classes[row], smoothing, scale);
+      store_row(x, n, own, 1);
+    }
+  });
+  return losses;
+}
+
 }  // namespace
 
 void cross_entropy(const KernelArgs& args) {
@@ -136,6 +196,41 @@ void cross_entropy_backward(const KernelArgs& args) {
         store_row(x, n, args.outputs[0].as<T>() + row * n, 1);
       }
     });
+  });
+}
+
+std::size_t linear_cross_entropy_workspace(const KernelArgs& args) {
+  return static_cast<std::size_t>(args.inputs[0].size(0) * args.inputs[1].size(0)) *
+         size_of(args.inputs[0].dtype);
+}
+
+void linear_cross_entropy(const KernelArgs& args) {
+  const TensorView& input = args.inputs[0];
+  const TensorView& weight = args.inputs[1];
+  const std::int64_t rows = input.size(0), depth = input.size(1), classes = weight.size(0);
+  const auto& attrs = args.attributes<CrossEntropyAttrs>();
+  const Targets targets(args, args.inputs[2], classes);
+  const bool is_mean = attrs.reduction == Reduction::mean;
+  const double share = is_mean ? static_cast<double>(targets.counted) : 1;
+  const bool with_gradients = args.outputs.size() > 1;
+  dispatch_float(input.dtype, [&]<typename T>() {
+    using C = compute_type<T>;
+    T* logits = static_cast<T*>(args.workspace);
+    // [R,K] x [C,K]^T -> [R,C]
+    multiply<T>({input.data, input.stride(0), input.stride(1)},
+                {weight.data, weight.stride(1), weight.stride(0)}, rows, depth, classes, logits);
+    const std::vector<double> losses = losses_and_gradients(
+        logits, rows, classes, targets, attrs.label_smoothing, with_gradients, 1 / share);
+    double total = 0;
+    for (const double loss : losses) total += loss;
+    *args.outputs[0].as<C>() = static_cast<C>(is_mean ? total / share : total);
+    if (!with_gradients) return;
+    // [R,C] x [C,K] -> [R,K]
+    multiply<T>({logits, classes, 1}, {weight.data, weight.stride(0), weight.stride(1)}, rows,
+                classes, depth, args.outputs[1].data);
+    // [R,C]^T x [R,K] -> [C,K]
+    multiply<T>({logits, 1, classes}, {input.data, input.stride(0), input.stride(1)}, classes, rows,
+                depth, args.outputs[2].data);
   });
 }
 

@@ -2,6 +2,7 @@
 #include "tensor/cpu/cross_entropy.h"
 
 #include "tensor/detail/check.h"
+#include "tensor/detail/cross_entropy_rules.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
@@ -42,12 +43,8 @@ Reduction parse_enum(Reduction, std::string_view text) {
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target,
                      const CrossEntropyOptions& options) {
-  const CrossEntropyAttrs attrs{options.ignore_index, options.reduction, options.label_smoothing};
-  // In a pattern a NaN codes a wildcard, and ranks are unknown.
-  if (ops::in_pattern()) return cross_entropy_of_rows(input, target, attrs);
-  TENON_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1, ValueError,
-              "[cross_entropy] label_smoothing {}; needed a number from 0 to 1",
-              options.label_smoothing);
+  const CrossEntropyAttrs attrs = ops::cross_entropy_attrs("cross_entropy", options);
+  if (ops::in_pattern()) return cross_entropy_of_rows(input, target, attrs);  // ranks are unknown
   const Shape& shape = input.shape();
   TENON_CHECK(shape.rank() >= 1, ShapeError,
               "[cross_entropy] input {}; needed (C), (N, C) or (N, C, d…)", shape.to_string());
@@ -120,6 +117,12 @@ std::vector<TensorSpec> infer_cross_entropy_backward(const InferContext& context
   return {context[1]};
 }
 
+/// What a loss of one row counts for in the whole: 1, or 1/(targets that are not ignored) in a mean.
+Tensor share_of_row(const Tensor& target, const CrossEntropyAttrs& attrs, DType dtype) {
+  if (attrs.reduction != Reduction::mean) return full({}, 1, {dtype, target.device()});
+  return reciprocal(sum(cast(ne(target, Scalar(attrs.ignore_index)), dtype)));
+}
+
 /// With P the rows' gradients for a loss of 1 each, and w what each loss counts for, the op is w·P.
 std::vector<Tensor> vjp_cross_entropy_backward(const VjpContext& call) {
   const auto& attrs = call.attributes<CrossEntropyAttrs>();
@@ -127,21 +130,18 @@ std::vector<Tensor> vjp_cross_entropy_backward(const VjpContext& call) {
   const Tensor cotangent = call.cotangent(0);  // (N, C)
   const TensorOptions options{input.dtype(), input.device()};
   const Shape rows{input.size(0)};
-  const Tensor counted = ne(target, Scalar(attrs.ignore_index));  // (N)
-  const Tensor share = attrs.reduction == Reduction::mean
-                           ? reciprocal(sum(cast(counted, input.dtype())))
-                           : full({}, 1, options);
   std::vector<Tensor> gradients(3);
   if (call.needs(0)) {
     const CrossEntropyAttrs per_row{attrs.ignore_index, Reduction::none, attrs.label_smoothing};
     const Tensor each =
         cross_entropy_backward(expand(full({}, 1, options), rows), input, target, per_row);
     const Tensor products = sum(cotangent * each, {1});  // (N)
-    gradients[0] = attrs.reduction == Reduction::none ? products : sum(products) * share;
+    gradients[0] = attrs.reduction == Reduction::none
+                       ? products
+                       : sum(products) * share_of_row(target, attrs, input.dtype());
   }
   if (call.needs(1)) {
-    const Tensor weight = where(counted, grad * share, full({}, 0, options));  // (N)
-    gradients[1] = softmax_backward(cotangent * unsqueeze(weight, 1), softmax(input, 1), 1);
+    gradients[1] = cross_entropy_second_derivative(grad, input, target, cotangent, attrs);
   }
   return gradients;
 }
@@ -153,6 +153,24 @@ bool accepts_backward(int operand, const TensorView& view) {
 }
 
 }  // namespace
+
+CrossEntropyAttrs cross_entropy_attrs(const char* op, const CrossEntropyOptions& options) {
+  // In a pattern a NaN codes a wildcard.
+  TENON_CHECK(in_pattern() || (options.label_smoothing >= 0 && options.label_smoothing <= 1),
+              ValueError, "[{}] label_smoothing {}; needed a number from 0 to 1", op,
+              options.label_smoothing);
+  return {options.ignore_index, options.reduction, options.label_smoothing};
+}
+
+Tensor cross_entropy_second_derivative(const Tensor& grad, const Tensor& logits,
+                                       const Tensor& target, const Tensor& cotangent,
+                                       const CrossEntropyAttrs& attrs) {
+  const Tensor counted = ne(target, Scalar(attrs.ignore_index));  // (N)
+  const Tensor zero = full({}, 0, {logits.dtype(), logits.device()});
+  const Tensor share = share_of_row(target, attrs, logits.dtype());
+  const Tensor weight = where(counted, grad * share, zero);  // (N)
+  return softmax_backward(cotangent * unsqueeze(weight, 1), softmax(logits, 1), 1);
+}
 
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                               const CrossEntropyAttrs& attrs) {

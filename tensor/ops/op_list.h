@@ -69,6 +69,8 @@
   X(avg_pool2d_backward) \
   X(cross_entropy) \
   X(cross_entropy_backward) \
+  X(linear_cross_entropy) \
+  X(linear_cross_entropy_with_gradients) \
   X(dropout) \
   X(scaled_dot_product_attention) \
   X(scaled_dot_product_attention_lse) \

@@ -1,6 +1,7 @@
 // Samples of attention and losses.
 #include "tensor/ops/attributes.h"
 #include "tensor/ops/gradients.h"
+#include "tensor/ops/optimizer_steps.h"
 #include "tests/autograd/gradcheck_samples.h"
 
 namespace tenon::test {
@@ -126,6 +127,47 @@ void add_cross_entropy_gradients(Samples& samples) {
   add("no rows", leaf({0, 3}), indices({}, {0}), {.reduction = Reduction::none});
 }
 
+/// Both ops: what a user calls, and what autograd records in its place, whose gradients have gradients.
+void add_linear_cross_entropies(Samples& samples) {
+  const auto add = [&](const char* what, const Tensor& x, const Tensor& weight,
+                       const Tensor& target) {
+    for (const CrossEntropyOptions& options : kLossOptions) {
+      const bool is_nan = options.reduction == Reduction::mean && target.layout().numel() == 0;
+      if (options.reduction == Reduction::none || is_nan) continue;
+      const std::vector<Tensor> inputs = {x, weight, target};
+      samples.push_back({"linear_cross_entropy", what,
+                         [options](const std::vector<Tensor>& in) {
+                           return std::vector{linear_cross_entropy(in[0], in[1], in[2], options)};
+                         },
+                         inputs});
+      samples.push_back({"linear_cross_entropy_with_gradients", what,
+                         [options](const std::vector<Tensor>& in) {
+                           const CrossEntropyAttrs attrs{options.ignore_index, options.reduction,
+                                                         options.label_smoothing};
+                           return apply(get_op("linear_cross_entropy_with_gradients"), in, attrs);
+                         },
+                         inputs});
+    }
+  };
+  const Tensor target = indices({2, 0, 1, 2}, {4});
+  add("rows", leaf({4, 3}), leaf({3, 3}, kDense, 2), target);
+  add("strided", leaf({4, 3}, kPermuted), leaf({3, 3}, kPermuted, 2), target);
+  add("no rows", leaf({0, 3}), leaf({3, 3}, kDense, 2), indices({}, {0}));
+}
+
+void add_global_norms(Samples& samples) {
+  for (const double max_norm : {0.0, 0.5}) {
+    samples.push_back({"global_norm",
+                       "strided, and nothing",
+                       [max_norm](const std::vector<Tensor>& in) {
+                         const GlobalNorm result = ops::global_norm(in, {max_norm});
+                         if (max_norm == 0) return std::vector{result.norm};
+                         return std::vector{result.norm, result.clip_coefficient};
+                       },
+                       {leaf({3, 4}, kPermuted), leaf({2}), leaf({0, 3})}});
+  }
+}
+
 }  // namespace
 
 Samples model_samples() {
@@ -134,6 +176,8 @@ Samples model_samples() {
   add_attention_gradient(samples);
   add_cross_entropies(samples);
   add_cross_entropy_gradients(samples);
+  add_linear_cross_entropies(samples);
+  add_global_norms(samples);
   return samples;
 }
 

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "cuda/gemm.h"
+#include "cuda/kernels/linear_cross_entropy.h"
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/row_plan.h"
 #include "cuda/strides.h"
@@ -115,7 +116,7 @@ TEST(CudaPlans, ColumnsAreReadBySixteenBytesWhereTheyAllow) {
   EXPECT_EQ(plan({32768, 770}, {770, 1}, DType::bfloat16).columns, 1);
   EXPECT_EQ(plan({32768, 768}, {770, 1}, DType::bfloat16).columns, 1) << "rows are not aligned";
   // A bias gradient fills the GPU; a few long rows need no splits.
-  EXPECT_GT(plan({32768, 768}, {768, 1}, DType::bfloat16).blocks, 1000);
+  EXPECT_GT(plan({32768, 768}, {768, 1}, DType::bfloat16).blocks, 800);
   const ReducePlan batch = plan({8, 1024 * 768}, {1024 * 768, 1}, DType::bfloat16);
   EXPECT_EQ(batch.column_threads, kReduceThreads);
   EXPECT_EQ(batch.splits, 1);
@@ -200,6 +201,33 @@ TEST(CudaPlans, NormGradientsCoverEachRowOnce) {
       }
     }
   }
+}
+
+TEST(CudaLinearCrossEntropy, LogitsOfAChunkAreBounded) {
+  constexpr std::size_t kMebi = std::size_t{1} << 20;
+  for (const DType dtype : {DType::bfloat16, DType::float32, DType::float64}) {
+    for (const std::int64_t rows : {1, 127, 128, 129, 4096, 32768, 100001}) {
+      for (const std::int64_t classes : {1, 10, 50257, 50304, 128256, 3000000}) {
+        const LossPlan plan = plan_linear_cross_entropy({rows, 768, classes, dtype, true});
+        EXPECT_TRUE(plan.rows_of_chunk == rows || plan.rows_of_chunk % 128 == 0);
+        EXPECT_GE(plan.rows_of_chunk * plan.chunks, rows);
+        EXPECT_LT(plan.rows_of_chunk * (plan.chunks - 1), rows);
+        EXPECT_GE(plan.pitch, classes);
+        EXPECT_EQ(plan.pitch * static_cast<std::int64_t>(size_of(dtype)) % 16, 0);
+        const std::size_t logits = plan.weight_sum - plan.logits;
+        EXPECT_GE(logits,
+                  static_cast<std::size_t>(plan.rows_of_chunk * plan.pitch) * size_of(dtype));
+        EXPECT_TRUE(logits <= 448 * kMebi || plan.rows_of_chunk <= 128);
+        EXPECT_EQ(plan.sums_in_float, dtype == DType::bfloat16 && plan.chunks > 1);
+        EXPECT_EQ(plan.losses % 256 + plan.logits % 256 + plan.weight_sum % 256, 0U);
+      }
+    }
+  }
+  const LossPlan gpt2 = plan_linear_cross_entropy({32768, 768, 50304, DType::bfloat16, true});
+  EXPECT_EQ(gpt2.rows_of_chunk, 4096);
+  EXPECT_EQ(gpt2.chunks, 8);
+  EXPECT_FALSE(
+      plan_linear_cross_entropy({32768, 768, 50304, DType::bfloat16, false}).sums_in_float);
 }
 
 }  // namespace

@@ -194,9 +194,11 @@ inline Tensor run_guarded(const char* op_name, const std::vector<Tensor>& inputs
     packed.push_back(inputs[i].contiguous());
     views[i] = packed.back().view_of_data();
   }
-  const std::size_t wanted = kernel->workspace_bytes ? kernel->workspace_bytes(args) : 0;
-  const Tensor workspace = empty({static_cast<std::int64_t>(wanted)}, {DType::uint8, kCuda});
-  if (wanted > 0) args.workspace = workspace.view_of_data().data;
+  std::shared_ptr<Storage> workspace;
+  if (const std::size_t wanted = kernel->workspace_bytes ? kernel->workspace_bytes(args) : 0) {
+    workspace = Storage::allocate(wanted, kCuda);
+    args.workspace = workspace->data();
+  }
   kernel->run(args);
   const std::vector<std::uint8_t> all = buffer.to_vector<std::uint8_t>();
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(all.size()); ++i) {

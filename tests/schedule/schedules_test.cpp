@@ -259,6 +259,83 @@ INSTANTIATE_TEST_SUITE_P(
              1}),
     [](const auto& info) { return info.param.name; });
 
+/// Ways to write the loss of a model's last layer, for x (2, 3, 4), a weight (5, 4), targets (2, 3).
+struct LossSpelling {
+  const char* name;
+  std::vector<Tensor> (*forward)(const Tensor& x, const Tensor& w, const Tensor& targets);
+  bool recognized;
+};
+
+const LossSpelling kLosses[] = {
+    {"rows",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       return std::vector{cross_entropy(linear(x, w).view({-1, 5}), t.view({-1}))};
+     },
+     true},
+    {"a sum, smoothed, another index ignored",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       return std::vector{
+           cross_entropy(linear(x, w).view({-1, 5}), t.view({-1}), {2, Reduction::sum, 0.25})};
+     },
+     true},
+    {"rows from the start",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       return std::vector{cross_entropy(linear(x.view({-1, 4}), w), t.view({-1}))};
+     },
+     true},
+    {"logits returned too",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       const Tensor logits = linear(x, w);
+       return std::vector{cross_entropy(logits.view({-1, 5}), t.view({-1})), logits};
+     },
+     false},
+    {"a bias",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       return std::vector{cross_entropy(linear(x, w, ones({5})).view({-1, 5}), t.view({-1}))};
+     },
+     false},
+    {"classes not last",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       return std::vector{cross_entropy(linear(x, w).transpose(1, 2), t)};
+     },
+     false},
+    {"another width of rows",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       return std::vector{cross_entropy(linear(x, w).view({-1, 15}), t.narrow(1, 0, 1).view({-1}))};
+     },
+     false},
+    {"a loss for each row",
+     [](const Tensor& x, const Tensor& w, const Tensor& t) {
+       return std::vector{
+           cross_entropy(linear(x, w).view({-1, 5}), t.view({-1}), {.reduction = Reduction::none})};
+     },
+     false},
+};
+
+TEST(Schedules, TheLossOfTheLastLayerNeedsNoLogits) {
+  for (const LossSpelling& how : kLosses) {
+    SCOPED_TRACE(how.name);
+    struct Model : nn::Module {
+      explicit Model(const LossSpelling& spelled)
+          : weight(register_parameter("weight", randn({5, 4}))), spelling(spelled) {}
+      std::vector<Tensor> forward(const Tensor& x, const Tensor& targets) const {
+        // Something that the schedule always rewrites, so that it is not refused as a whole.
+        const Tensor y = matmul(softmax(matmul(x, x.transpose(-2, -1)) / 2.0, -1), x);
+        return spelling.forward(y, weight, targets);
+      }
+      Tensor weight;
+      LossSpelling spelling;
+    };
+    const auto model = nn::make<Model>(how);
+    Schedule sch = create_schedule(
+        model, {{"x", randn({2, 3, 4})}, {"targets", TensorSpec{DType::int64, {2, 3}, kCpu}}});
+    schedules::gpt(sch);
+    EXPECT_EQ(count(sch.graph(), "linear_cross_entropy"), how.recognized ? 1 : 0);
+    EXPECT_EQ(count(sch.graph(), "cross_entropy"), how.recognized ? 0 : 1);
+    expect_verified(sch);
+  }
+}
+
 TEST(Schedules, AMaskThatIsNotCausalIsHandedOn) {
   const auto model = test::function_model([](const Tensor& q, const Tensor& k) {
     const Tensor one = full({}, 1);

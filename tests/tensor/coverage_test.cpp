@@ -31,6 +31,8 @@ const std::map<std::string, std::string> kOracleTests = {
     {"adam_step", "tensor_optimizer_steps: naive double reference"},
     {"sgd_step", "tensor_optimizer_steps: naive double reference"},
     {"global_norm", "tensor_optimizer_steps: naive double reference"},
+    {"linear_cross_entropy", "tensor_loss: cross_entropy of linear, and finite differences"},
+    {"linear_cross_entropy_with_gradients", "tensor_loss: the gradients of the same"},
     {"detach", "autograd_backward: cuts off"},
     {"print", "tensor_print: text of every dtype and layout"},
     {"cast", "tensor_shape_ops: element by element"},

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 
+#include "autograd/autograd.h"
 #include "tensor/error.h"
 #include "tensor/functional.h"
+#include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/finite_differences.h"
 #include "tests/tensor/strided_samples.h"
@@ -160,6 +162,95 @@ TEST(CrossEntropy, ErrorsNameTheTarget) {
                cross_entropy(zeros({2, 5}), zeros({2})));
   EXPECT_ERROR(ValueError, "[cross_entropy] label_smoothing 1.5; needed a number from 0 to 1",
                cross_entropy(zeros({2, 5}), classes({0, 1}), {.label_smoothing = 1.5}));
+}
+
+/// What linear_cross_entropy replaces, in double.
+struct LinearLoss {
+  Tensor loss, input_gradient, weight_gradient;
+};
+
+LinearLoss composed(const Tensor& input, const Tensor& weight, const Tensor& target,
+                    const CrossEntropyOptions& options) {
+  const Tensor x = input.to(DType::float64).clone().requires_grad_();
+  const Tensor w = weight.to(DType::float64).clone().requires_grad_();
+  const Tensor loss = cross_entropy(linear(x, w), target, options);
+  backward(loss);
+  return {loss.detach(), x.grad(), w.grad()};
+}
+
+TEST(LinearCrossEntropy, IsCrossEntropyOfLinear) {
+  const Tensor target = classes({4, kIgnored, 0, 12, 4, 7});
+  for (const DType dtype : kFloats) {
+    const Tensor x = dense(random_values(6 * 9, dtype, 5), {6, 9}, dtype);
+    const Tensor w = dense(random_values(13 * 9, dtype, 6), {13, 9}, dtype);
+    const double rounding = dtype == DType::bfloat16  ? 0x1p-8
+                            : dtype == DType::float16 ? 0x1p-11
+                            : dtype == DType::float32 ? 0x1p-24
+                                                      : 0x1p-53;
+    for (const Reduction reduction : {Reduction::mean, Reduction::sum}) {
+      for (const double smoothing : {0.0, 0.2}) {
+        const CrossEntropyOptions options{kIgnored, reduction, smoothing};
+        const LinearLoss expected = composed(x, w, target, options);
+        const Tensor plain = linear_cross_entropy(x, w, target, options);
+        EXPECT_EQ(plain.dtype(), dtype == DType::float64 ? dtype : DType::float32);
+        EXPECT_NEAR(plain.item(), expected.loss.item(), 64 * rounding);
+        const Tensor input = x.clone().requires_grad_(), weight = w.clone().requires_grad_();
+        const Tensor recorded = linear_cross_entropy(input, weight, target, options);
+        EXPECT_EQ(recorded.item(), plain.item());
+        backward(recorded * 0.5);
+        EXPECT_EQ(input.grad().dtype(), dtype);
+        EXPECT_LE(max_difference(input.grad(), expected.input_gradient * 0.5), 64 * rounding);
+        EXPECT_LE(max_difference(weight.grad(), expected.weight_gradient * 0.5), 64 * rounding);
+      }
+    }
+  }
+}
+
+TEST(LinearCrossEntropy, OfNothing) {
+  const Tensor w = zeros({3, 2}).requires_grad_();
+  EXPECT_TRUE(std::isnan(linear_cross_entropy(zeros({0, 2}), w, classes({})).item()));
+  const Tensor sum =
+      linear_cross_entropy(zeros({0, 2}), w, classes({}), {.reduction = Reduction::sum});
+  EXPECT_EQ(sum.item(), 0);
+  backward(sum);
+  EXPECT_EQ(max_difference(w.grad(), zeros({3, 2})), 0);
+  const Tensor even = linear_cross_entropy(zeros({2, 0}), zeros({4, 0}), classes({1, 3}));
+  EXPECT_NEAR(even.item(), std::log(4.0), 1e-6);
+}
+
+TEST(LinearCrossEntropy, DoesNotDependOnTheNumberOfThreads) {
+  const Tensor x = dense(random_values(300 * 20, DType::float32, 1), {300, 20}, DType::float32);
+  const Tensor w = dense(random_values(90 * 20, DType::float32, 2), {90, 20}, DType::float32);
+  std::vector<std::int64_t> target(300);
+  for (std::size_t i = 0; i < target.size(); ++i) target[i] = static_cast<std::int64_t>(i % 90);
+  expect_thread_invariant(
+      [&] {
+        const Tensor weight = w.clone().requires_grad_();
+        backward(linear_cross_entropy(x, weight, classes(target)));
+        return weight.grad();
+      },
+      "linear_cross_entropy");
+}
+
+TEST(LinearCrossEntropy, Refuses) {
+  const Tensor x = zeros({2, 3}), w = zeros({5, 3});
+  EXPECT_ERROR(ShapeError,
+               "[linear_cross_entropy] input (2, 3), weight (5, 4) and target (2,); needed (R, K), "
+               "(C, K) and (R)",
+               linear_cross_entropy(x, zeros({5, 4}), classes({0, 1})));
+  EXPECT_ERROR(DTypeError,
+               "[linear_cross_entropy] input is float32 and weight float64; they must have one "
+               "dtype",
+               linear_cross_entropy(x, zeros({5, 3}, {DType::float64}), classes({0, 1})));
+  EXPECT_ERROR(DTypeError,
+               "[linear_cross_entropy] operand 'target' is float32; needed class indices in int64",
+               linear_cross_entropy(x, w, zeros({2})));
+  EXPECT_ERROR(ValueError, "[linear_cross_entropy] reduction 'none'; needed mean or sum",
+               linear_cross_entropy(x, w, classes({0, 1}), {.reduction = Reduction::none}));
+  EXPECT_ERROR(ValueError,
+               "[linear_cross_entropy] target 5 of row 1 with 5 classes; needed 0 <= target < 5, "
+               "or the ignore_index -100",
+               linear_cross_entropy(x, w, classes({0, 5})));
 }
 
 TEST(MseLoss, ReducesSquares) {
