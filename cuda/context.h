@@ -48,22 +48,4 @@ DeviceContext& device_context(int index);
 /// The context if it was made already, else null; touches no driver.
 DeviceContext* existing_context(int index) noexcept;
 
-/// Memory of a device for the duration of a scope, in stream order.
-class ScratchMemory {
- public:
-  ScratchMemory(int device, std::size_t bytes)
-      : device_(device),
-        data_(bytes > 0 ? device_context(device).allocator().allocate(bytes) : nullptr) {}
-  ~ScratchMemory() {
-    if (data_ != nullptr) existing_context(device_)->allocator().free(data_);
-  }
-  ScratchMemory(const ScratchMemory&) = delete;
-  ScratchMemory& operator=(const ScratchMemory&) = delete;
-  void* data() const { return data_; }
-
- private:
-  int device_;
-  void* data_;
-};
-
 }  // namespace tenon::cuda
