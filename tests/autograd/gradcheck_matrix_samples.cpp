@@ -175,6 +175,17 @@ void add_norm_gradients(Samples& samples) {
     add(op, centers, "two axes without weight", leaf({2, 2, 2}, kNarrowed),
         leaf({2, 2, 2}, kDense, 2), {}, 2);
     add(op, centers, "no rows", leaf({0, 3}), leaf({0, 3}, kDense, 2), leaf({3}, kDense, 3), 1);
+    const char* sum = centers ? "layer_norm_backward_add" : "rms_norm_backward_add";
+    for (const std::int64_t rows : {0, 2}) {
+      samples.push_back({sum,
+                         rows == 0 ? "no rows" : "rows",
+                         [=](const std::vector<Tensor>& in) {
+                           const NormBackwardAttrs attrs{1, 1e-3, true, true, centers};
+                           return apply(get_op(sum), in, attrs);
+                         },
+                         {leaf({rows, 3}), leaf({rows, 3}, kPermuted, 2), leaf({3}, kDense, 3),
+                          leaf({rows, 3}, kDense, 4)}});
+    }
   }
 }
 
@@ -205,6 +216,17 @@ void add_dropouts(Samples& samples) {
          {leaf(sizes, memory, 1), leaf(row, kDense, 2), leaf(sizes, kPermuted, 3),
           leaf(row, kNarrowed, 4), leaf(row, kDense, 5)}});
   };
+  for (const std::int64_t rows : {0, 3}) {
+    samples.push_back({"bias_dropout_residual_layer_norm_backward",
+                       rows == 0 ? "no rows" : "rows",
+                       [](const std::vector<Tensor>& in) {
+                         const ResidualNormBackwardAttrs attrs{{0.4, 1e-3, DropoutMode::train, 5}};
+                         return apply(get_op("bias_dropout_residual_layer_norm_backward"), in,
+                                      attrs);
+                       },
+                       {leaf({rows, 4}), leaf({rows, 4}, kPermuted, 2), leaf({4}, kDense, 3),
+                        leaf({rows, 4}, kDense, 4), leaf({4}, kDense, 5)}});
+  }
   tail("rows", {3, 4}, kDense);
   tail("leading axes", {2, 2, 3}, kPermuted);
   tail("no rows", {0, 4}, kDense);

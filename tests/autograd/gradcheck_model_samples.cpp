@@ -32,6 +32,12 @@ void add_attention(Samples& samples) {
                        },
                        {leaf(heads.query, memory, 1), leaf(heads.key, kPermuted, 2),
                         leaf(heads.value, memory, 3), mask}});
+    // The same call as autograd records it; no gradient flows through what it keeps beside.
+    samples.push_back(samples.back());
+    samples.back().op = "scaled_dot_product_attention_lse";
+    samples.back().f = [attrs](const std::vector<Tensor>& in) {
+      return std::vector{apply(get_op("scaled_dot_product_attention_lse"), in, attrs)[0]};
+    };
   };
   const Heads square = {{2, 3, 2}, {2, 3, 2}, {2, 3, 2}};
   const Heads general = {{2, 1, 2, 3}, {2, 1, 4, 3}, {2, 1, 4, 2}};

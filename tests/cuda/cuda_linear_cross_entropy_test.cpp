@@ -98,8 +98,8 @@ TEST(CudaLinearCrossEntropy, ChunksAddUp) {
     backward(loss);
     const bool narrow = dtype == DType::bfloat16;
     EXPECT_NEAR(got[0].item(), loss.item(), narrow ? 2e-2 : 1e-4);
-    EXPECT_LE(max_difference(got[1], x.grad()), (narrow ? 3e-2 : 3e-5) * largest(x.grad()));
-    EXPECT_LE(max_difference(got[2], w.grad()), (narrow ? 3e-2 : 3e-5) * largest(w.grad()));
+    EXPECT_LE(max_difference(got[1], x.grad()), (narrow ? 6e-2 : 3e-5) * largest(x.grad()));
+    EXPECT_LE(max_difference(got[2], w.grad()), (narrow ? 6e-2 : 3e-5) * largest(w.grad()));
     const auto again = with_gradients(problem, kCuda, dtype, {});
     expect_bit_equal(got[2], again[2], "second run");
   }
