@@ -92,7 +92,7 @@ def gpt2(rows):
                       f"{ours['floor_ms']:.2f}" if ours else "–",
                       f"{ours['tokens_per_s']:,.0f}" if ours else "–",
                       f"{100 * ours['mfu']:.1f}%" if ours else "–",
-                      judged(peak, limit, f"{peak / 1e9:.2f}") if peak else "–",
+                      judged(peak / 1e9, limit and limit / 1e9, f"{peak / 1e9:.2f}") if peak else "–",
                       f"{theirs[1] / 1e9:.2f}" if theirs else "–"])
     header = ["batch x seq", "step ms", "PyTorch", "ratio", "back to back ms", "PyTorch", "ratio",
               "floor ms", "tokens/s", "MFU", "peak GB", "PyTorch peak GB"]

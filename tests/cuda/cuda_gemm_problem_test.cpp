@@ -118,7 +118,7 @@ void check_case(const Case& what, DType dtype, DType stored, std::int64_t k) {
   const Tolerance of_sums =
       rounds_twice ? Tolerance{2 * unit_roundoff(stored) / unit_roundoff(DType::float32), 2}
                    : Tolerance{4, static_cast<double>(k)};
-  const Tolerance of_gelu{0x1p14, 8};
+  const Tolerance of_gelu{0x1p15, 8};
   expect_near(operands.d, expected, plain ? of_sums : of_gelu, label);
   if (what.epilogue == GemmEpilogue::gelu && what.aux) {
     expect_near(operands.aux.cuda, sums, of_sums, label + ", input of gelu");
