@@ -7,19 +7,15 @@
 #include "schedule/joint_graph.h"
 #include "schedule/schedule.h"
 #include "tests/support/compare.h"
+#include "tests/support/count_nodes.h"
 #include "tests/support/models.h"
 
 namespace tenon {
 namespace {
 
+using test::count_nodes;
 using test::function_model;
 using test::max_difference;
-
-int count(const Graph& graph, std::string_view op) {
-  int found = 0;
-  for (NodeId id : graph.order()) found += graph.node(id).op->name == op;
-  return found;
-}
 
 struct PassCase {
   const char* name;
@@ -57,8 +53,8 @@ TEST_P(Accumulate, KeepsTheNumbers) {
   const Graph before = graph;
   EXPECT_EQ(accumulate_gradients(graph), sample.taken) << to_text(before);
   verify(graph);
-  EXPECT_EQ(count(graph, "matmul_add"), sample.taken);
-  EXPECT_EQ(count(graph, "add"), sample.sums_left);
+  EXPECT_EQ(count_nodes(graph, "matmul_add"), sample.taken);
+  EXPECT_EQ(count_nodes(graph, "add"), sample.sums_left);
   if (sample.taken == 0) {
     EXPECT_EQ(to_text(graph), to_text(before));
   }

@@ -8,19 +8,15 @@
 #include "schedule/joint_graph.h"
 #include "schedule/schedule.h"
 #include "tests/support/compare.h"
+#include "tests/support/count_nodes.h"
 #include "tests/support/models.h"
 
 namespace tenon {
 namespace {
 
+using test::count_nodes;
 using test::function_model;
 using test::max_difference;
-
-int count(const Graph& graph, std::string_view op) {
-  int found = 0;
-  for (NodeId id : graph.order()) found += graph.node(id).op->name == op;
-  return found;
-}
 
 Tensor weight(std::int64_t seed) {
   Generator generator(static_cast<std::uint64_t>(seed));
@@ -61,11 +57,11 @@ TEST_P(FuseGeluGradient, KeepsTheNumbers) {
   Graph graph =
       differentiate(forward, {}, {.fuse_gelu_gradient = false, .accumulate = false}).graph;
   const Graph before = graph;
-  const int slopes = count(before, "gelu_backward");
+  const int slopes = count_nodes(before, "gelu_backward");
   EXPECT_EQ(fuse_gelu_gradients(graph), sample.fused) << to_text(before);
   verify(graph);
-  EXPECT_EQ(count(graph, "matmul_gelu_backward"), sample.fused);
-  EXPECT_EQ(count(graph, "gelu_backward"), slopes - sample.fused);
+  EXPECT_EQ(count_nodes(graph, "matmul_gelu_backward"), sample.fused);
+  EXPECT_EQ(count_nodes(graph, "gelu_backward"), slopes - sample.fused);
   if (sample.fused == 0) {
     EXPECT_EQ(to_text(graph), to_text(before));
   }

@@ -7,19 +7,15 @@
 #include "schedule/joint_graph.h"
 #include "schedule/schedule.h"
 #include "tests/support/compare.h"
+#include "tests/support/count_nodes.h"
 #include "tests/support/models.h"
 
 namespace tenon {
 namespace {
 
+using test::count_nodes;
 using test::function_model;
 using test::max_difference;
-
-int count(const Graph& graph, std::string_view op) {
-  int found = 0;
-  for (NodeId id : graph.order()) found += graph.node(id).op->name == op;
-  return found;
-}
 
 struct PassCase {
   const char* name;
@@ -65,11 +61,11 @@ TEST_P(JoinSlices, KeepsTheNumbers) {
   const Graph forward = create_schedule(model, {{"x", randn({2, 6})}}).graph();
   Graph graph = differentiate(forward, {}, {.join_slices = false}).graph;
   const Graph before = graph;
-  const int pads = count(graph, "narrow_backward");
+  const int pads = count_nodes(graph, "narrow_backward");
   EXPECT_EQ(join_slices(graph), sample.joined);
   verify(graph);
-  EXPECT_EQ(count(graph, "cat"), sample.joined);
-  EXPECT_EQ(count(graph, "narrow_backward"), sample.pads_left) << pads << " before";
+  EXPECT_EQ(count_nodes(graph, "cat"), sample.joined);
+  EXPECT_EQ(count_nodes(graph, "narrow_backward"), sample.pads_left) << pads << " before";
   if (sample.joined == 0) {
     EXPECT_EQ(to_text(graph), to_text(before));
   }
