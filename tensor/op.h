@@ -65,6 +65,9 @@ struct Kernel {
   void (*run)(const KernelArgs&) = nullptr;
   /// Whether this implementation can take the call; null: always.
   bool (*supports)(const KernelArgs&) = nullptr;
+  /// Calls, among those supported, that it is taken for even before implementations that were added
+  /// earlier; null: none.
+  bool (*preferred)(const KernelArgs&) = nullptr;
   /// Whether operand i may have this layout; null: only contiguous. What is refused is copied first.
   bool (*accepts)(int operand, const TensorView&) = nullptr;
   /// The output may have any dense (permuted) strides, not only row-major.
@@ -186,7 +189,7 @@ class Op {
   const std::vector<Kernel>& kernels(DeviceType device) const {
     return kernels_[static_cast<std::size_t>(device)];
   }
-  /// Adds an implementation; earlier ones are preferred where both support a call.
+  /// Adds an implementation; where several support a call and none prefers it, the earliest is taken.
   void add_kernel(DeviceType device, Kernel kernel) {
     kernels_[static_cast<std::size_t>(device)].push_back(kernel);
   }
@@ -289,7 +292,8 @@ const Op* find_op(std::string_view name);
 const Op& get_op(std::string_view name);
 /// Adds a device implementation to a registered op; called once per kernel, at start-up.
 void register_kernel(std::string_view op, DeviceType device, Kernel kernel);
-/// The first implementation on `device` that supports the call, or null.
+/// The implementation on `device` for a call: the first that prefers it, else the first that supports
+/// it, or null.
 const Kernel* select_kernel(const Op& op, DeviceType device, const KernelArgs& args);
 
 /// Output specs of a call; ShapeError, DTypeError or DeviceError when the operands do not fit.

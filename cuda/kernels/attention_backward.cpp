@@ -90,8 +90,7 @@ bool supports_wgmma(const KernelArgs& args) {
 /// Warpgroup products win where a block has many tiles to go through; measured on an H200.
 bool prefers_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kLongRows = 2048;
-  return args.inputs[kQuery].size(-2) >= kLongRows && args.inputs[kKey].size(-2) >= kLongRows &&
-         supports_wgmma(args);
+  return args.inputs[kQuery].size(-2) >= kLongRows && args.inputs[kKey].size(-2) >= kLongRows;
 }
 
 bool accepts_mma(int operand, const TensorView& view) {
@@ -131,10 +130,9 @@ void register_attention_backward_kernels() {
   Kernel wgmma = mma;
   wgmma.name = "cuda.flash_backward_wgmma";
   wgmma.run = run_mma<true>;
-  wgmma.supports = prefers_wgmma;
-  add(wgmma);
+  wgmma.supports = supports_wgmma;
+  wgmma.preferred = prefers_wgmma;
   add(mma);
-  wgmma.supports = supports_wgmma;  // where it is bound to shorter rows
   add(wgmma);
   add({.name = "cuda.flash_backward_simt",
        .run = run_simt,

@@ -413,7 +413,7 @@ bool is_preferred(const KernelArgs& args) {
     const double rows = static_cast<double>(query.numel()) / static_cast<double>(query.size(-1));
     if (2 * rows * static_cast<double>(keys) > kPreferredScoreBytes) return false;
   }
-  return supports(args);
+  return true;
 }
 
 bool accepts_forward(int operand, const TensorView& view) {
@@ -427,6 +427,7 @@ bool accepts_backward(int operand, const TensorView& view) {
 constexpr Kernel kForward{.name = kCudnnAttention,
                           .run = run,
                           .supports = supports,
+                          .preferred = is_preferred,
                           .accepts = accepts_forward,
                           .strided_output = true,
                           .workspace_bytes = workspace_bytes};
@@ -434,6 +435,7 @@ constexpr Kernel kForward{.name = kCudnnAttention,
 constexpr Kernel kBackward{.name = kCudnnAttention,
                            .run = run,
                            .supports = supports,
+                           .preferred = is_preferred,
                            .accepts = accepts_backward,
                            .strided_output = true,
                            .sliced_output = true,
@@ -456,15 +458,6 @@ std::string cudnn_attention_refusal(const KernelArgs& args) {
   if (!reason.empty()) return reason;
   const Planned* planned = find_plan(call_of(arguments));
   return planned != nullptr ? planned->plan.refusal() : "too many plans are in use";
-}
-
-void register_preferred_attention_cudnn_kernels() {
-  Kernel kernel = kForward;
-  kernel.supports = is_preferred;
-  for (const char* op : kForwardOps) register_kernel(op, DeviceType::cuda, kernel);
-  kernel = kBackward;
-  kernel.supports = is_preferred;
-  register_kernel(kBackwardOp, DeviceType::cuda, kernel);
 }
 
 void register_attention_cudnn_kernels() {

@@ -34,9 +34,6 @@ void register_all_kernels() {
   register_indexing_backward_kernels();
   register_narrow_backward_kernels();
   register_matmul_kernels();
-#if defined(TENON_HAS_CUDNN)
-  register_preferred_attention_cudnn_kernels();
-#endif
   register_attention_kernels();
   register_optimizer_kernels();
   register_attention_backward_kernels();

@@ -36,10 +36,7 @@ void register_indexing_backward_kernels();
 void register_narrow_backward_kernels();
 void register_matmul_kernels();
 void register_attention_kernels();
-/// Where cuDNN was found: before the others for calls that cuDNN is best for, and after them for every
-/// call that it takes, so that a schedule can bind it.
-void register_preferred_attention_cudnn_kernels();
-void register_attention_cudnn_kernels();
+void register_attention_cudnn_kernels();  // where cuDNN was found
 void register_optimizer_kernels();
 void register_attention_backward_kernels();
 

@@ -12,10 +12,7 @@ std::vector<std::string> implementations(const Op& op) {
   std::vector<std::string> names;
   for (int device = 0; device < kNumDeviceTypes; ++device) {
     for (const Kernel& kernel : op.kernels(static_cast<DeviceType>(device))) {
-      // One that is preferred for some calls only stands in the list twice.
-      if (std::find(names.begin(), names.end(), kernel.name) == names.end()) {
-        names.emplace_back(kernel.name);
-      }
+      names.emplace_back(kernel.name);
     }
   }
   if (op.decompose != nullptr) names.emplace_back(kDecomposition);

@@ -140,32 +140,6 @@ struct CastAttrs {
   static constexpr auto fields() { return std::tuple{field("dtype", &CastAttrs::dtype)}; }
 };
 
-/// adam_step; `decoupled` shrinks the parameter itself (AdamW) instead of adding to the gradient.
-struct AdamStepAttrs {
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 0;
-  bool decoupled = false;
-  static constexpr auto fields() {
-    using A = AdamStepAttrs;
-    return std::tuple{field("beta1", &A::beta1), field("beta2", &A::beta2), field("eps", &A::eps),
-                      field("weight_decay", &A::weight_decay), field("decoupled", &A::decoupled)};
-  }
-};
-
-struct SgdStepAttrs {
-  double momentum = 0;
-  double dampening = 0;
-  double weight_decay = 0;
-  bool nesterov = false;
-  static constexpr auto fields() {
-    using A = SgdStepAttrs;
-    return std::tuple{field("momentum", &A::momentum), field("dampening", &A::dampening),
-                      field("weight_decay", &A::weight_decay), field("nesterov", &A::nesterov)};
-  }
-};
-
 struct SoftplusAttrs {
   double beta = 1;
   double threshold = 20;

@@ -52,8 +52,14 @@ void register_kernel(std::string_view op, DeviceType device, Kernel kernel) {
 }
 
 const Kernel* select_kernel(const Op& op, DeviceType device, const KernelArgs& args) {
+  const auto supports = [&](const Kernel& kernel) {
+    return kernel.supports == nullptr || kernel.supports(args);
+  };
   for (const Kernel& kernel : op.kernels(device)) {
-    if (kernel.supports == nullptr || kernel.supports(args)) return &kernel;
+    if (kernel.preferred != nullptr && kernel.preferred(args) && supports(kernel)) return &kernel;
+  }
+  for (const Kernel& kernel : op.kernels(device)) {
+    if (supports(kernel)) return &kernel;
   }
   return nullptr;
 }
