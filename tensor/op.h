@@ -65,9 +65,6 @@ struct Kernel {
   void (*run)(const KernelArgs&) = nullptr;
   /// Whether this implementation can take the call; null: always.
   bool (*supports)(const KernelArgs&) = nullptr;
-  /// Calls, among those supported, that it is taken for even before implementations that were added
-  /// earlier; null: none.
-  bool (*preferred)(const KernelArgs&) = nullptr;
   /// Whether operand i may have this layout; null: only contiguous. What is refused is copied first.
   bool (*accepts)(int operand, const TensorView&) = nullptr;
   /// The output may have any dense (permuted) strides, not only row-major.
@@ -78,6 +75,9 @@ struct Kernel {
   /// Bytes of device memory that a call needs beside its operands, from their sizes; null: none. A
   /// Program plans them in its arena.
   std::size_t (*workspace_bytes)(const KernelArgs&) = nullptr;
+  /// Calls, among those supported, that it is taken for even before implementations that were added
+  /// earlier; null: none.
+  bool (*preferred)(const KernelArgs&) = nullptr;
 };
 
 enum class Trait : std::uint32_t {

@@ -427,19 +427,19 @@ bool accepts_backward(int operand, const TensorView& view) {
 constexpr Kernel kForward{.name = kCudnnAttention,
                           .run = run,
                           .supports = supports,
-                          .preferred = is_preferred,
                           .accepts = accepts_forward,
                           .strided_output = true,
-                          .workspace_bytes = workspace_bytes};
+                          .workspace_bytes = workspace_bytes,
+                          .preferred = is_preferred};
 
 constexpr Kernel kBackward{.name = kCudnnAttention,
                            .run = run,
                            .supports = supports,
-                           .preferred = is_preferred,
                            .accepts = accepts_backward,
                            .strided_output = true,
                            .sliced_output = true,
-                           .workspace_bytes = workspace_bytes};
+                           .workspace_bytes = workspace_bytes,
+                           .preferred = is_preferred};
 
 }  // namespace
 
