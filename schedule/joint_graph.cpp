@@ -59,7 +59,9 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   if (passes.join_slices) join_slices(graph_);
   if (passes.fuse_gelu_gradient) fuse_gelu_gradients(graph_);
   if (passes.accumulate) accumulate_gradients(graph_);
-  if (passes.recompute) recompute_regions(graph_);
+  if (passes.recompute && recompute_regions(graph_) > 0 && passes.fuse_gelu_gradient) {
+    fuse_gelus_again(graph_);
+  }
   graph_.eliminate_dead_code();
   verify(graph_);
   graph_.own_guards();

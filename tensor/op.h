@@ -182,6 +182,9 @@ class Op {
   /// The op with one more operand at the end, which it adds to its first result: what graph/passes/
   /// accumulate makes of a sum.
   std::string accumulates_as;
+  /// For an op of recorded_as: the op that makes its first result of its second, with the same
+  /// attributes. Recomputation keeps the second result and runs that in place of this op.
+  std::string rederived_by;
   /// No gradient flows through: comparisons, argmax, detach.
   bool not_differentiable = false;
 
@@ -268,6 +271,11 @@ class OpBuilder {
   /// See Op::accumulates_as.
   OpBuilder& accumulates_as(std::string op) {
     op_.accumulates_as = std::move(op);
+    return *this;
+  }
+  /// See Op::rederived_by.
+  OpBuilder& rederived_by(std::string op) {
+    op_.rederived_by = std::move(op);
     return *this;
   }
   OpBuilder& not_differentiable() {

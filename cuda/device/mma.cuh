@@ -55,6 +55,16 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&matrix)[4], std::u
                : "memory");
 }
 
+/// The same the other way round (compute capability 9.0).
+__device__ __forceinline__ void store_matrices(std::uint32_t shared,
+                                               const std::uint32_t (&matrix)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared),
+               "r"(matrix[0]), "r"(matrix[1]), "r"(matrix[2]), "r"(matrix[3])
+               : "memory");
+#endif
+}
+
 /// The same four matrices, each transposed.
 __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&matrix)[4],
                                                          std::uint32_t shared) {

@@ -94,4 +94,70 @@ __device__ __forceinline__ void wgmma_m64n64k16(float (&c)[8][4], const std::uin
 }
 #undef TENON_WGMMA_M64N64K16
 
+/// The descriptor of a tile that is several swizzled rows wide, for kTransposed: each 64 columns are a
+/// tile of their own, `bytes` after the one before.
+__device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
+                                                          std::uint32_t bytes) {
+  constexpr std::uint64_t kOther = std::uint64_t{0x3fff} << 16;
+  return (wgmma_descriptor(address) & ~kOther) | (std::uint64_t{bytes >> 4} << 16);
+}
+
+// The numbers of 32 accumulators, and 8 tiles of them as operands.
+#define TENON_REGISTERS_0                                                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, " \
+  "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TENON_REGISTERS_32                                                      \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, " \
+  "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
+  "%62, %63"
+#define TENON_REGISTERS_64                                                      \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, " \
+  "%79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, " \
+  "%94, %95"
+#define TENON_TILE(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define TENON_TILES(i)                                                                       \
+  TENON_TILE(i), TENON_TILE(i + 1), TENON_TILE(i + 2), TENON_TILE(i + 3), TENON_TILE(i + 4), \
+      TENON_TILE(i + 5), TENON_TILE(i + 6), TENON_TILE(i + 7)
+#define TENON_WGMMA_SHARED(n, type, registers, a, b, transposed, ...)                        \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" registers \
+               "}, " a ", " b ", 1, 1, 1, 0, " transposed ";"                                \
+               : __VA_ARGS__                                                                 \
+               : "l"(a_descriptor), "l"(b_descriptor), "n"(kTransposed ? 1 : 0)              \
+               : "memory")
+
+/// c (64, kColumns) += A·B with 64 rows of 16 elements of a tile A and, as above, kColumns of B in shared
+/// memory. kColumns is 128 or 192; T is Half or BFloat16.
+template <class T, int kColumns, bool kTransposed>
+__device__ __forceinline__ void wgmma_shared(float (&c)[kColumns / 8][4],
+                                             std::uint64_t a_descriptor,
+                                             std::uint64_t b_descriptor) {
+  static_assert(kColumns == 128 || kColumns == 192);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TENON_WGMMA_128(type)                                                                     \
+  TENON_WGMMA_SHARED("128", type, TENON_REGISTERS_0 ", " TENON_REGISTERS_32, "%64", "%65", "%66", \
+                     TENON_TILES(0), TENON_TILES(8))
+#define TENON_WGMMA_192(type)                                                                  \
+  TENON_WGMMA_SHARED("192", type,                                                              \
+                     TENON_REGISTERS_0 ", " TENON_REGISTERS_32 ", " TENON_REGISTERS_64, "%96", \
+                     "%97", "%98", TENON_TILES(0), TENON_TILES(8), TENON_TILES(16))
+  if constexpr (kColumns == 128 && std::is_same_v<T, Half>) {
+    TENON_WGMMA_128("f16");
+  } else if constexpr (kColumns == 128) {
+    TENON_WGMMA_128("bf16");
+  } else if constexpr (std::is_same_v<T, Half>) {
+    TENON_WGMMA_192("f16");
+  } else {
+    TENON_WGMMA_192("bf16");
+  }
+#undef TENON_WGMMA_128
+#undef TENON_WGMMA_192
+#endif
+}
+#undef TENON_REGISTERS_0
+#undef TENON_REGISTERS_32
+#undef TENON_REGISTERS_64
+#undef TENON_TILE
+#undef TENON_TILES
+#undef TENON_WGMMA_SHARED
+
 }  // namespace tenon::cuda

@@ -11,6 +11,7 @@
 #include "cuda/check.h"
 #include "cuda/gemm.h"
 #include "cuda/kernels/copy.h"
+#include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/register.h"
 #include "cuda/strides.h"
 #include "tensor/detail/check.h"
@@ -77,14 +78,18 @@ void* address_of(const TensorView& view) {
   return view.data != nullptr ? view.data : kAlignedAddress;
 }
 
-/// Whether cuBLASLt can compute this at aligned addresses; the choice of a kernel must not depend on
-/// where operands happen to lie.
-bool has_aligned_algorithm(const KernelArgs& args, GemmProblem p) {
+/// The problem at aligned addresses: the choice of a kernel must not depend on where operands happen
+/// to lie.
+GemmProblem aligned_problem(GemmProblem p) {
   p.a.data = p.b.data = p.d = kAlignedAddress;
   if (p.c.data != nullptr) p.c.data = kAlignedAddress;
   if (p.bias != nullptr) p.bias = kAlignedAddress;
   if (p.aux != nullptr) p.aux = kAlignedAddress;
-  return has_algorithm(stream_of(args), p);
+  return p;
+}
+
+bool has_aligned_algorithm(const KernelArgs& args, const GemmProblem& p) {
+  return has_algorithm(stream_of(args), aligned_problem(p));
 }
 
 /// C = 0 for a product over nothing.
@@ -278,6 +283,29 @@ void run_linear_gelu(const KernelArgs& args) {
   run_elementwise("gelu", args, std::span(&activation_input, 1), args.outputs[0]);
 }
 
+/// Whether a tile's epilogue has another's products to run beside, on every multiprocessor.
+bool fills_gpu(const GemmProblem& p) {
+  constexpr std::int64_t kTileElements = 128 * 192;
+  constexpr std::int64_t kTiles = 2 * 132;
+  return p.m * p.n >= kTiles * kTileElements;
+}
+
+bool supports_linear_gelu_wgmma(const KernelArgs& args) {
+  return args.attributes<GeluAttrs>().approximate == Approximate::tanh && !is_empty(args) &&
+         gemm_wgmma_takes(aligned_problem(linear_gelu_problem(args)), args.outputs[0].device.index);
+}
+
+bool prefers_linear_gelu_wgmma(const KernelArgs& args) {
+  return !is_empty(args) && fills_gpu(linear_gelu_problem(args));
+}
+
+void run_linear_gelu_wgmma(const KernelArgs& args) {
+  const GemmProblem p = linear_gelu_problem(args);
+  const Stream stream = stream_of(args);
+  if (!gemm_wgmma_takes(p, stream.device)) return run_linear_gelu(args);
+  gemm_wgmma(stream, "linear_gelu", p);
+}
+
 GemmProblem linear_residual_problem(const KernelArgs& args) {
   const TensorView& residual = args.inputs[3];
   GemmProblem p = linear_problem(args, args.outputs[0]);
@@ -353,6 +381,30 @@ void run_gelu_gradient(const KernelArgs& args) {
   run_elementwise("gelu_backward", args, factors, output);
 }
 
+/// The matrix on the right must serve all rows. With a second result it is gelu(input).
+bool supports_gelu_gradient_wgmma(const KernelArgs& args) {
+  const TensorView& output = args.outputs[0];
+  return args.attributes<GeluAttrs>().approximate == Approximate::tanh && output.numel() > 0 &&
+         args.inputs[1].rank() == 2 && args.inputs[1].size(0) > 0 &&
+         args.inputs[2].sizes == output.sizes &&
+         gemm_wgmma_takes(aligned_problem(gelu_gradient_problem(args)), output.device.index);
+}
+
+bool prefers_gelu_gradient_wgmma(const KernelArgs& args) {
+  return supports_gelu_gradient_wgmma(args) && fills_gpu(gelu_gradient_problem(args));
+}
+
+void run_gelu_gradient_wgmma(const KernelArgs& args) {
+  const GemmProblem p = gelu_gradient_problem(args);
+  const Stream stream = stream_of(args);
+  const bool again = args.outputs.size() > 1;
+  if (gemm_wgmma_takes(p, stream.device)) {
+    return gemm_wgmma(stream, "matmul_gelu_backward", p, again ? args.outputs[1].data : nullptr);
+  }
+  run_gelu_gradient(args);
+  if (again) run_elementwise("gelu", args, args.inputs.subspan(2, 1), args.outputs[1]);
+}
+
 }  // namespace
 
 void register_matmul_kernels() {
@@ -368,6 +420,12 @@ void register_matmul_kernels() {
                      .run = run_linear_gelu,
                      .supports = supports_linear_gelu,
                      .accepts = accepts_linear});
+    register_kernel(op, DeviceType::cuda,
+                    {.name = "cuda.wgmma",
+                     .run = run_linear_gelu_wgmma,
+                     .supports = supports_linear_gelu_wgmma,
+                     .accepts = accepts_linear,
+                     .preferred = prefers_linear_gelu_wgmma});
   }
   register_kernel("linear_residual", DeviceType::cuda,
                   {.name = "cuda.cublaslt",
@@ -379,6 +437,14 @@ void register_matmul_kernels() {
                    .run = run_gelu_gradient,
                    .supports = supports_gelu_gradient,
                    .accepts = accepts_gelu_gradient});
+  for (const char* op : {"matmul_gelu_backward", "matmul_gelu_backward_again"}) {
+    register_kernel(op, DeviceType::cuda,
+                    {.name = "cuda.wgmma",
+                     .run = run_gelu_gradient_wgmma,
+                     .supports = supports_gelu_gradient_wgmma,
+                     .accepts = accepts_gelu_gradient,
+                     .preferred = prefers_gelu_gradient_wgmma});
+  }
 }
 
 }  // namespace tenon::cuda

@@ -77,4 +77,37 @@ class GeluGradientFuser {
 
 int fuse_gelu_gradients(Graph& graph) { return GeluGradientFuser(graph).run(); }
 
+int fuse_gelus_again(Graph& graph) {
+  const Op& fused = get_op("matmul_gelu_backward_again");
+  const auto has_op = [&](NodeId id, const char* name) {
+    return graph.has_node(id) && graph.node(id).op->name == name && graph.node(id).kernel.empty();
+  };
+  int count = 0;
+  for (NodeId id : std::vector<NodeId>(graph.order())) {
+    if (!has_op(id, "gelu") || !graph.node(id).recomputed) continue;
+    const Node again = graph.node(id);
+    for (const Use& use : std::vector<Use>(graph.value(again.inputs[0]).uses)) {
+      if (!has_op(use.node, "matmul_gelu_backward") || use.operand != 2) continue;
+      const Node slope = graph.node(use.node);
+      const bool comes_first =
+          std::all_of(slope.inputs.begin(), slope.inputs.end(), [&](ValueId input) {
+            const NodeId producer = graph.value(input).producer;
+            return producer == kNone || graph.position(producer) < graph.position(id);
+          });
+      if (!comes_first || slope.attrs != again.attrs) continue;
+      const NodeId made =
+          graph.add_node(fused, slope.inputs, slope.attrs, slope.call, graph.position(id));
+      graph.mark_gradient(made);
+      graph.replace_all_uses(slope.outputs[0], graph.node(made).outputs[0]);
+      graph.replace_all_uses(again.outputs[0], graph.node(made).outputs[1]);
+      graph.erase_node(slope.id);
+      graph.erase_node(id);
+      graph.rename(made, slope.name);
+      ++count;
+      break;
+    }
+  }
+  return count;
+}
+
 }  // namespace tenon

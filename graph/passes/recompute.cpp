@@ -38,9 +38,16 @@ class RegionWriter {
     return node.region == region_ && !is_backward(node);
   }
 
-  /// A run returns or stores it, or the forward pass reads it outside of a region that keeps its
-  /// results.
+  static bool is_rederived(const Node& node) { return !node.op->rederived_by.empty(); }
+
+  /// A run returns or stores it, the forward pass reads it outside of a region that keeps its results,
+  /// or the first result is made of it.
   bool is_kept(ValueId value) const {
+    const NodeId producer = graph_.value(value).producer;
+    if (producer != kNone && is_rederived(graph_.node(producer)) &&
+        graph_.node(producer).outputs[0] != value) {
+      return true;
+    }
     const auto& uses = graph_.value(value).uses;
     const auto& outputs = graph_.outputs();
     const auto& writes = graph_.writes();
@@ -57,6 +64,7 @@ class RegionWriter {
 
   void need(NodeId id, std::set<NodeId>& needed) const {
     if (!needed.insert(id).second) return;
+    if (is_rederived(graph_.node(id))) return;  // from what is kept
     for (ValueId input : graph_.node(id).inputs) {
       if (input == kNone) continue;
       const NodeId producer = graph_.value(input).producer;
@@ -74,13 +82,15 @@ class RegionWriter {
         const auto known = second.find(input);
         if (known != second.end()) input = known->second;
       }
+      const Op& op = is_rederived(first) ? get_op(first.op->rederived_by) : *first.op;
+      if (is_rederived(first)) inputs = {first.outputs[1]};
       const NodeId copy =
-          graph_.add_node(*first.op, std::move(inputs), first.attrs, first.call, position++);
+          graph_.add_node(op, std::move(inputs), first.attrs, first.call, position++);
       graph_.rename(copy, first.name + "_again");
       graph_.set_region(copy, region_);
       graph_.mark_recomputed(copy);
-      graph_.bind_kernel(copy, first.kernel);
-      for (std::size_t i = 0; i < first.outputs.size(); ++i) {
+      if (!is_rederived(first)) graph_.bind_kernel(copy, first.kernel);
+      for (std::size_t i = 0; i < graph_.node(copy).outputs.size(); ++i) {
         if (!is_kept(first.outputs[i])) second[first.outputs[i]] = graph_.node(copy).outputs[i];
       }
     }

@@ -10,7 +10,7 @@
 // Values of a region that backward reads come from the second run, which stands right before the first
 // gradient that needs it; so the first run's die early. What nodes outside of the region read in the
 // forward pass is kept and not run again, unless the region discards its results (cheap ones, say those
-// of a norm or an activation). Random nodes keep their sites: the masks are the same.
+// of a norm or an activation). An op with Op::rederived_by does not run again. Random nodes keep their sites: the masks are the same.
 #pragma once
 
 #include "graph/graph.h"

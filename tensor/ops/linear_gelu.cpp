@@ -81,6 +81,7 @@ Op define_linear_gelu_aux() {
       .vjp(vjp_linear_gelu_aux)
       .saves_inputs({0, 1})
       .saves_outputs({1})
+      .rederived_by("gelu")
       .done();
 }
 

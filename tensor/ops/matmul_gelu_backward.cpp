@@ -12,6 +12,11 @@ std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attrs
       gelu_backward(matmul(inputs[0], inputs[1]), inputs[2], attrs.as<GeluAttrs>().approximate)};
 }
 
+std::vector<Tensor> decompose_again(std::span<const Tensor> inputs, const Attrs& attrs) {
+  return {apply1(get_op("matmul_gelu_backward"), {inputs[0], inputs[1], inputs[2]}, attrs),
+          gelu(inputs[2], attrs.as<GeluAttrs>().approximate)};
+}
+
 double count_flops(const KernelArgs& args) {
   return 2.0 * static_cast<double>(args.outputs[0].numel()) *
          static_cast<double>(args.inputs[0].size(-1));
@@ -29,6 +34,20 @@ Op define_matmul_gelu_backward() {
       .operand("weight")
       .operand("input")
       .decompose(decompose)
+      .flops(count_flops)
+      .done();
+}
+
+Op define_matmul_gelu_backward_again() {
+  return OpBuilder("matmul_gelu_backward_again")
+      .doc(
+          "matmul_gelu_backward and, as second result, gelu(input), for a step that did not keep "
+          "it: "
+          "(…, M, N) x (N, K), (…, M, K) -> (…, M, K), (…, M, K).")
+      .operand("grad")
+      .operand("weight")
+      .operand("input")
+      .decompose(decompose_again)
       .flops(count_flops)
       .done();
 }

@@ -40,6 +40,7 @@
   X(matmul) \
   X(matmul_add) \
   X(matmul_gelu_backward) \
+  X(matmul_gelu_backward_again) \
   X(linear) \
   X(linear_gelu) \
   X(linear_gelu_aux) \

@@ -64,12 +64,13 @@ void add_fused_products(Samples& samples) {
     }
   }
   for (const Approximate form : {Approximate::none, Approximate::tanh}) {
-    const char* slope = "matmul_gelu_backward";
-    add(slope, "leading axes",
-        {leaf({2, 2, 3}, kPermuted), leaf({3, 2}, kPermuted, 2), leaf({2, 2, 2}, kDense, 3)},
-        GeluAttrs{form});
-    add(slope, "no rows", {leaf({0, 3}), leaf({3, 2}, kDense, 2), leaf({0, 2}, kDense, 3)},
-        GeluAttrs{form});
+    for (const char* slope : {"matmul_gelu_backward", "matmul_gelu_backward_again"}) {
+      add(slope, "leading axes",
+          {leaf({2, 2, 3}, kPermuted), leaf({3, 2}, kPermuted, 2), leaf({2, 2, 2}, kDense, 3)},
+          GeluAttrs{form});
+      add(slope, "no rows", {leaf({0, 3}), leaf({3, 2}, kDense, 2), leaf({0, 2}, kDense, 3)},
+          GeluAttrs{form});
+    }
   }
   const char* residual = "linear_residual";
   add(residual, "leading axes",

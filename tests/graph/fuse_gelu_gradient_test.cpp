@@ -85,5 +85,43 @@ INSTANTIATE_TEST_SUITE_P(Cases, FuseGeluGradient,
                                            PassCase{"NoProduct", no_product, 0}),
                          [](const auto& info) { return info.param.name; });
 
+/// What is not kept comes from the gradient's product, or else from GELU's input: never from the
+/// product that both were fused with.
+TEST(FuseGeluGradientAgain, RederivesActivations) {
+  struct Case {
+    const char* what;
+    Tensor (*function)(const Tensor&);
+    int together;
+    int alone;
+  };
+  const Case cases[] = {{"two layers", two_layers, 2, 0},
+                        {"exact form", exact_form, 1, 0},
+                        {"used twice", used_twice, 0, 1}};
+  for (const Case& sample : cases) {
+    SCOPED_TRACE(sample.what);
+    const auto model = function_model(sample.function);
+    Generator generator(20261122);
+    const Tensor x = randn({2, 4, 6}, {}, &generator);
+    Schedule schedule = create_schedule(model, {{"x", x}});
+    Executor kept(differentiate(schedule.graph(), {}).graph);
+    const auto is_fused = [](const Node& node) { return node.op->name == "linear_gelu"; };
+    schedule.checkpoint(schedule.find(is_fused), {.keep_results = false});
+    const Graph graph = differentiate(schedule.graph(), {}).graph;
+    verify(graph);
+    EXPECT_EQ(count_nodes(graph, "linear_gelu_aux"), sample.together + sample.alone)
+        << to_text(graph);
+    EXPECT_EQ(count_nodes(graph, "matmul_gelu_backward_again"), sample.together) << to_text(graph);
+    EXPECT_EQ(count_nodes(graph, "gelu"), sample.alone) << to_text(graph);
+    Executor discarded(graph);
+    const std::vector<Tensor> inputs = {x, randn(model(x).shape(), {}, &generator)};
+    const auto actual = discarded.run(inputs);
+    const auto expected = kept.run(inputs);
+    ASSERT_EQ(actual.size(), expected.size());
+    for (std::size_t i = 0; i < actual.size(); ++i) {
+      EXPECT_LE(max_difference(actual[i], expected[i]), 1e-6) << "output " << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tenon

@@ -24,6 +24,7 @@ const std::map<std::string, std::string> kOracleTests = {
     {"linear_gelu_aux", "tensor_fused_products: naive double reference"},
     {"linear_residual", "tensor_fused_products: naive double reference"},
     {"matmul_gelu_backward", "tensor_fused_products: gradients of the composition"},
+    {"matmul_gelu_backward_again", "tensor_fused_products: gradients of the composition"},
     {"matmul_add", "tensor_fused_products: naive double reference"},
     {"conv2d_backward_input", "tensor_convolution: finite differences of conv2d"},
     {"conv2d_backward_weight", "tensor_convolution: finite differences of conv2d"},

@@ -146,6 +146,8 @@ TEST(FusedProducts, GradientsAreThoseOfTheComposition) {
       return matmul(gelu(in[0], form.approximate), weight.transpose(0, 1));
     };
     expect_equal({got}, gradients(activate, {input}, cotangent));
+    expect_equal(apply(get_op("matmul_gelu_backward_again"), through, GeluAttrs{form.approximate}),
+                 {got, gelu(input, form.approximate)});
   }
   const auto fused = [](const Operands& in) { return linear_residual(in[0], in[1], in[2], in[3]); };
   const auto composed = [](const Operands& in) { return linear(in[0], in[1], in[2]) + in[3]; };

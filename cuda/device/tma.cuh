@@ -1,0 +1,93 @@
+// The Tensor Memory Accelerator of compute capability 9.0 and the barriers in shared memory that say
+// when its copies have come (PTX ISA, "cp.async.bulk.tensor" and "mbarrier").
+//
+//   barrier_init(full, 1);                       // one thread; then fence_barrier_init, __syncthreads
+//   barrier_expect(full, kBytes);                // one thread: the phase ends when kBytes have come
+//   copy_tensor_async(tile, map, column, row, full);
+//   barrier_wait(full, parity);                  // all who read the tile; parity 0, 1, 0, …
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace tenon::cuda {
+
+inline constexpr std::uint32_t kBarrierBytes = 8;
+
+/// A barrier whose phases end after `arrivals` arrivals and all bytes that were announced.
+__device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/// Shows initialized barriers to the copy engine; a barrier of the block follows.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/// Arrives, and announces bytes that copies will bring.
+__device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+/// Waits for the end of the phase of that parity; phases are numbered from 0.
+__device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done = 0;
+  do {
+    asm volatile(
+        "{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;"
+        " selp.u32 %0, 1, 0, done; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+
+/// Starts the copy of one box of a matrix (cuda/tensor_map.h) to shared memory; what lies outside of
+/// the matrix comes as zeros, and counts as bytes all the same.
+__device__ __forceinline__ void copy_tensor_async(std::uint32_t shared, const CUtensorMap& map,
+                                                  int column, int row, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+
+/// Starts to store a box from shared memory, which fence_async_proxy and a barrier have shown to the
+/// copy engine; what lies outside of the matrix is left out.
+__device__ __forceinline__ void store_tensor_async(const CUtensorMap& map, std::uint32_t shared,
+                                                   int column, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
+      "r"(shared), "r"(column), "r"(row)
+      : "memory");
+}
+
+/// Closes the group of stores that this thread has started.
+__device__ __forceinline__ void commit_stores() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/// Waits until at most `kPending` groups of this thread's stores still read shared memory.
+template <int kPending>
+__device__ __forceinline__ void wait_for_stores() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
+/// Gives back registers, or takes them, for all of a warpgroup; kCount is a multiple of 8.
+template <int kCount>
+__device__ __forceinline__ void release_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+}  // namespace tenon::cuda

@@ -1,0 +1,489 @@
+// A persistent, warp-specialized matrix product: D = epilogue(A·B + bias), float32 accumulators.
+//
+//   warpgroup 0    a thread copies tiles of A and B to a ring of stages, 64 of k each
+//   warpgroup 1    products of the 1st, 3rd, 5th … tile of D that this block computes, each followed
+//                  by its epilogue
+//   warpgroup 2    the same for the 2nd, 4th, 6th …
+//
+// Stages are filled in the order of the tiles, so the two warpgroups take turns at the tensor cores:
+// while one rounds and stores its tile, the other multiplies (CUTLASS calls it ping-pong). A warp puts
+// its results, 16 rows of 64 columns at a time, into shared memory, from where the copy engine stores
+// them. Every sum over k is one thread's, in order of k.
+#include "cuda/kernels/gemm_wgmma.h"
+
+#include <algorithm>
+
+#include "cuda/check.h"
+#include "cuda/device/gelu.cuh"
+#include "cuda/device/mma.cuh"
+#include "cuda/device/tma.cuh"
+#include "cuda/device/wgmma.cuh"
+#include "cuda/kernels/attention.h"
+#include "cuda/tensor_map.h"
+
+namespace tenon::cuda {
+namespace {
+
+constexpr int kThreads = 384;
+constexpr int kDepth = 64;      // of k, in a stage: a swizzled row
+constexpr int kRowBytes = 128;  // of it
+constexpr int kRows = 128;      // of a tile of D
+constexpr int kGroupTiles = 8;  // tiles that follow one another along m before n advances
+constexpr int kSlotRows = 16;   // of D, that a warp stores at once
+constexpr int kStepBytes = 32;  // 16 of k in a swizzled row
+
+struct GemmParams {
+  CUtensorMap a, b, d, aux, activation;
+  const void* bias;
+  int m, n;
+  int stages_of_tile;  // ⌈k / kDepth⌉
+  int tiles_m, tiles_n;
+  bool stores_second;  // aux of gelu, activation of gelu_gradient
+};
+
+template <class T_, int kColumns_, bool kTransposed_, GemmEpilogue kEpilogue_>
+struct Tile {
+  using T = T_;
+  static constexpr int kColumns = kColumns_;
+  static constexpr bool kTransposed = kTransposed_;  // rows of B's tile are k, not n
+  static constexpr GemmEpilogue kEpilogue = kEpilogue_;
+  static constexpr int kStages = 4;
+  static constexpr int kChunks = kColumns / 64;  // of the epilogue
+  static constexpr int kBytesA = kRows * kRowBytes;
+  static constexpr int kBytesB = kColumns * kRowBytes;
+  static constexpr int kPartBytes = kDepth * kRowBytes;  // 64 columns of a transposed tile of B
+  static constexpr int kStageBytes = kBytesA + kBytesB;
+  static constexpr int kAlignment = 1024;
+  /// Of a warpgroup: results, two slots for each warp, and beside them gelu's input in the same way, or
+  /// all of gelu_gradient's, in place of which gelu of it comes.
+  static constexpr int kBufferBytes = kRows * kRowBytes;
+  static constexpr int kBuffers = kEpilogue == GemmEpilogue::none   ? 1
+                                  : kEpilogue == GemmEpilogue::gelu ? 2
+                                                                    : 1 + kChunks;
+  static constexpr int kSharedBytes = kAlignment + kStages * kStageBytes +
+                                      2 * kBuffers * kBufferBytes +
+                                      (2 * kStages + 2) * static_cast<int>(kBarrierBytes);
+  static_assert(kSharedBytes <= 227 * 1024);
+};
+
+/// Where the parts of a block's shared memory are.
+template <class Tile>
+struct Layout {
+  std::uint32_t stages;
+  __device__ __forceinline__ explicit Layout(const unsigned char* shared)
+      : stages((shared_address(shared) + Tile::kAlignment - 1) & ~(Tile::kAlignment - 1U)) {}
+  __device__ __forceinline__ std::uint32_t a(int stage) const {
+    return stages + stage * Tile::kStageBytes;
+  }
+  __device__ __forceinline__ std::uint32_t b(int stage) const { return a(stage) + Tile::kBytesA; }
+  __device__ __forceinline__ std::uint32_t buffer(int turn, int index) const {
+    return a(Tile::kStages) + (turn * Tile::kBuffers + index) * Tile::kBufferBytes;
+  }
+  __device__ __forceinline__ std::uint32_t full(int stage) const {
+    return buffer(2, 0) + stage * kBarrierBytes;
+  }
+  __device__ __forceinline__ std::uint32_t empty(int stage) const {
+    return full(Tile::kStages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t aux(int turn) const {
+    return full(2 * Tile::kStages + turn);
+  }
+};
+
+/// A position in the ring; rounds alternate parity.
+template <class Tile>
+struct Position {
+  int stage = 0;
+  std::uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == Tile::kStages) {
+      stage = 0;
+      parity ^= 1U;
+    }
+  }
+  __device__ __forceinline__ void skip(int count) {
+    const int rounds = (stage + count) / Tile::kStages;
+    stage = (stage + count) % Tile::kStages;
+    parity ^= static_cast<std::uint32_t>(rounds) & 1U;
+  }
+};
+
+struct Corner {
+  int row, column;
+};
+
+/// The corner of a tile of D. Tiles that run at the same time share rows of A and columns of B in L2.
+template <class Tile>
+__device__ __forceinline__ Corner corner_of(const GemmParams& p, int tile) {
+  const int per_group = kGroupTiles * p.tiles_n;
+  const int group = tile / per_group;
+  const int first = group * kGroupTiles;
+  const int height = min(kGroupTiles, p.tiles_m - first);
+  const int inside = tile - group * per_group;
+  return {(first + inside % height) * kRows, inside / height * Tile::kColumns};
+}
+
+/// One thread: copies every stage of every tile of this block.
+template <class Tile>
+__device__ __forceinline__ void copy_stages(const GemmParams& p, const Layout<Tile>& layout) {
+  Position<Tile> position;
+  const int tiles = p.tiles_m * p.tiles_n;
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += gridDim.x) {
+    const Corner corner = corner_of<Tile>(p, tile);
+    for (int i = 0; i < p.stages_of_tile; ++i) {
+      const int stage = position.stage;
+      const std::uint32_t full = layout.full(stage);
+      barrier_wait(layout.empty(stage), position.parity ^ 1U);
+      barrier_expect(full, Tile::kStageBytes);
+      copy_tensor_async(layout.a(stage), p.a, i * kDepth, corner.row, full);
+      if constexpr (Tile::kTransposed) {
+#pragma unroll
+        for (int part = 0; part < Tile::kColumns / 64; ++part) {
+          copy_tensor_async(layout.b(stage) + part * Tile::kPartBytes, p.b,
+                            corner.column + 64 * part, i * kDepth, full);
+        }
+      } else {
+        copy_tensor_async(layout.b(stage), p.b, i * kDepth, corner.column, full);
+      }
+      position.advance();
+    }
+  }
+}
+
+template <class Tile>
+using Accumulators = float[2][Tile::kColumns / 8][4];  // rows 0 to 63 and 64 to 127
+
+template <class T>
+__device__ __forceinline__ float2 unpack(std::uint32_t word);
+template <>
+__device__ __forceinline__ float2 unpack<BFloat16>(std::uint32_t word) {
+  return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000U));
+}
+template <>
+__device__ __forceinline__ float2 unpack<Half>(std::uint32_t word) {
+  float2 pair;
+  asm("{ .reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+      : "=f"(pair.x), "=f"(pair.y)
+      : "r"(word));
+  return pair;
+}
+
+/// Sums begin with the bias of their column.
+template <class Tile>
+__device__ __forceinline__ void start_sums(const GemmParams& p, Accumulators<Tile>& c, int column,
+                                           int lane) {
+  using T = typename Tile::T;
+#pragma unroll
+  for (int j = 0; j < Tile::kColumns / 8; ++j) {
+    const int at = column + 8 * j + 2 * (lane & 3);
+    float2 bias = make_float2(0, 0);
+    if (p.bias != nullptr && at < p.n) {
+      const T* source = static_cast<const T*>(p.bias) + at;
+      bias = unpack<T>(__ldg(reinterpret_cast<const unsigned*>(source)));
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      c[half][j][0] = c[half][j][2] = bias.x;
+      c[half][j][1] = c[half][j][3] = bias.y;
+    }
+  }
+}
+
+/// Lets warpgroup `turn` multiply, after wait_for_turn of its own; 0 and 1 take turns.
+__device__ __forceinline__ void give_turn(int turn) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(1 + turn) : "memory");
+}
+__device__ __forceinline__ void wait_for_turn(int turn) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + turn) : "memory");
+}
+
+/// Adds the products of one tile; each stage is given back when no product reads it any more.
+template <class Tile>
+__device__ __forceinline__ void multiply_tile(Accumulators<Tile>& c, int stages, int turn,
+                                              bool another, const Layout<Tile>& layout,
+                                              Position<Tile>& position, int lane) {
+  // A parity tells two rounds apart: nobody may wait for a stage that is two rounds away.
+  wait_for_turn(turn);
+  int previous = 0;
+  for (int i = 0; i < stages; ++i) {
+    const int stage = position.stage;
+    barrier_wait(layout.full(stage), position.parity);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kDepth / 16; ++step) {
+      const std::uint32_t b = layout.b(stage);
+      const std::uint64_t b_descriptor =
+          Tile::kTransposed ? wgmma_descriptor(b + step * 16 * kRowBytes, Tile::kPartBytes)
+                            : wgmma_descriptor(b + step * kStepBytes);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::uint32_t a = layout.a(stage) + half * 64 * kRowBytes + step * kStepBytes;
+        wgmma_shared<typename Tile::T, Tile::kColumns, Tile::kTransposed>(
+            c[half], wgmma_descriptor(a), b_descriptor);
+      }
+    }
+    wgmma_commit();
+    if (i > 0) {
+      wgmma_wait<1>();
+      if (lane == 0) barrier_arrive(layout.empty(previous));
+    }
+    previous = stage;
+    position.advance();
+  }
+  if (another) give_turn(1 - turn);
+  wgmma_wait<0>();
+  if (lane == 0) barrier_arrive(layout.empty(previous));
+  wgmma_settle(c[0]);
+  wgmma_settle(c[1]);
+}
+
+/// 1/(1 + e^(-2u)) of gelu_tanh by the special function unit, of some 2^-22 relative error.
+__device__ __forceinline__ float gelu_sigmoid(float x, float square) {
+  constexpr float kScale = -2.0F * 0.79788456080286535588F * 1.44269504088896340736F;
+  const float exponent = x * fmaf(kScale * 0.044715F, square, kScale);
+  return __fdividef(1.0F, 1.0F + exp2_approximate(exponent));
+}
+
+__device__ __forceinline__ float fast_gelu(float x) { return x * gelu_sigmoid(x, x * x); }
+
+/// gelu_tanh_slope, and gelu_tanh.
+__device__ __forceinline__ float2 fast_gelu_slope(float x) {
+  constexpr float kScale = 2.0F * 0.79788456080286535588F;
+  const float square = x * x;
+  const float s = gelu_sigmoid(x, square);
+  const float value = x * s;
+  const float slope = fmaf(kScale * 3 * 0.044715F, square, kScale);
+  return make_float2(fmaf(value * slope, 1.0F - s, s), value);
+}
+
+/// A barrier of one consumer warpgroup.
+__device__ __forceinline__ void wait_for_group(int turn) {
+  asm volatile("bar.sync %0, 128;" ::"r"(3 + turn) : "memory");
+}
+
+/// This lane's address in ldmatrix and stmatrix of the 8-column tiles `tile` and `tile` + 1 of a slot,
+/// matrices in the order of a pair of fragments.
+__device__ __forceinline__ std::uint32_t fragment_offset(int tile, int lane) {
+  const int row = lane & 15;
+  return row * kRowBytes + (((tile + (lane >> 4)) ^ (row & 7)) << 4);
+}
+
+/// The values of one element as they are stored.
+struct Finished {
+  float d;
+  float second;
+};
+
+template <GemmEpilogue kEpilogue>
+__device__ __forceinline__ Finished finish(float x, float aux) {
+  if constexpr (kEpilogue == GemmEpilogue::gelu) return {fast_gelu(x), x};
+  if constexpr (kEpilogue == GemmEpilogue::gelu_gradient) {
+    const float2 slope_and_value = fast_gelu_slope(aux);
+    return {x * slope_and_value.x, slope_and_value.y};
+  }
+  return {x, 0.0F};
+}
+
+/// Rounds 64 columns of 16 rows into the slots of D and of what is stored beside it, where
+/// gelu_gradient finds its input.
+template <class Tile>
+__device__ __forceinline__ void fill_slots(const float (&c)[Tile::kColumns / 8][4], int chunk,
+                                           bool stores_second, std::uint32_t d,
+                                           std::uint32_t second, int lane) {
+  using T = typename Tile::T;
+  constexpr GemmEpilogue kEpilogue = Tile::kEpilogue;
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    const std::uint32_t offset = fragment_offset(j, lane);
+    std::uint32_t aux[4] = {}, result[4], beside[4];
+    if constexpr (kEpilogue == GemmEpilogue::gelu_gradient) load_matrices(aux, second + offset);
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {  // rows 0 to 7, 8 to 15, of one tile and the next
+      const float(&x)[4] = c[8 * chunk + j + word / 2];
+      const float2 a = unpack<T>(aux[word]);
+      const Finished low = finish<kEpilogue>(x[2 * (word % 2)], a.x);
+      const Finished high = finish<kEpilogue>(x[2 * (word % 2) + 1], a.y);
+      result[word] = pack_floats<T>(low.d, high.d);
+      beside[word] = pack_floats<T>(low.second, high.second);
+    }
+    store_matrices(d + offset, result);
+    if (kEpilogue != GemmEpilogue::none && stores_second) store_matrices(second + offset, beside);
+  }
+}
+
+/// Starts copying the tile of aux that gelu_gradient reads, once the stores of the tile before have
+/// read what lies there.
+template <class Tile>
+__device__ __forceinline__ void copy_aux(const GemmParams& p, const Layout<Tile>& layout,
+                                         Corner corner, int turn, int warp, int lane) {
+  if (lane == 0) wait_for_stores<0>();
+  wait_for_group(turn);
+  if (warp != 0 || lane != 0) return;
+  barrier_expect(layout.aux(turn), Tile::kChunks * Tile::kBufferBytes);
+#pragma unroll
+  for (int part = 0; part < Tile::kChunks * kRows / kSlotRows; ++part) {
+    const int chunk = part / (kRows / kSlotRows);
+    const int row = part % (kRows / kSlotRows) * kSlotRows;
+    copy_tensor_async(layout.buffer(turn, 1 + chunk) + row * kRowBytes, p.aux,
+                      corner.column + 64 * chunk, corner.row + row, layout.aux(turn));
+  }
+}
+
+/// Rounds and stores a warp's rows of a tile; a slot is filled while the other is being stored.
+template <class Tile>
+__device__ __forceinline__ void finish_tile(const GemmParams& p, const Accumulators<Tile>& c,
+                                            const Layout<Tile>& layout, Corner corner, int turn,
+                                            int warp, int lane) {
+  constexpr bool kGradient = Tile::kEpilogue == GemmEpilogue::gelu_gradient;
+#pragma unroll
+  for (int part = 0; part < 2 * Tile::kChunks; ++part) {
+    const int half = part / Tile::kChunks;
+    const int chunk = part % Tile::kChunks;
+    const int row = 64 * half + kSlotRows * warp;
+    const int slot = (2 * warp + part % 2) * kSlotRows * kRowBytes;
+    const std::uint32_t d = layout.buffer(turn, 0) + slot;
+    const std::uint32_t second = kGradient ? layout.buffer(turn, 1 + chunk) + row * kRowBytes
+                                           : layout.buffer(turn, 1) + slot;
+    if (lane == 0) wait_for_stores<1>();
+    __syncwarp();
+    fill_slots<Tile>(c[half], chunk, p.stores_second, d, second, lane);
+    fence_async_proxy();
+    __syncwarp();
+    if (lane != 0) continue;
+    store_tensor_async(p.d, d, corner.column + 64 * chunk, corner.row + row);
+    if (p.stores_second) {
+      store_tensor_async(kGradient ? p.activation : p.aux, second, corner.column + 64 * chunk,
+                         corner.row + row);
+    }
+    commit_stores();
+  }
+}
+
+template <class Tile>
+__device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Layout<Tile>& layout,
+                                               int turn, int warp, int lane) {
+  const int tiles = p.tiles_m * p.tiles_n;
+  const int stride = static_cast<int>(gridDim.x);
+  constexpr bool kGradient = Tile::kEpilogue == GemmEpilogue::gelu_gradient;
+  Position<Tile> position;
+  position.skip(turn * p.stages_of_tile);
+  if (turn == 1) give_turn(0);
+  std::uint32_t parity = 0;
+  for (int tile = static_cast<int>(blockIdx.x) + turn * stride; tile < tiles; tile += 2 * stride) {
+    const Corner corner = corner_of<Tile>(p, tile);
+    if constexpr (kGradient) copy_aux<Tile>(p, layout, corner, turn, warp, lane);
+    Accumulators<Tile> c;
+    start_sums<Tile>(p, c, corner.column, lane);
+    multiply_tile<Tile>(c, p.stages_of_tile, turn, tile + stride < tiles, layout, position, lane);
+    if constexpr (kGradient) barrier_wait(layout.aux(turn), parity);
+    parity ^= 1U;
+    finish_tile<Tile>(p, c, layout, corner, turn, warp, lane);
+    position.skip(p.stages_of_tile);
+  }
+  if (lane == 0) wait_for_stores<0>();
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(kThreads, 1)
+    gemm_wgmma_kernel(const __grid_constant__ GemmParams p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ unsigned char shared[];
+  const Layout<Tile> layout(shared);
+  const int thread = static_cast<int>(threadIdx.x);
+  constexpr int kWarpsOfGroup = 4;
+  if (thread == 0) {
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
+      barrier_init(layout.full(stage), 1);
+      barrier_init(layout.empty(stage), kWarpsOfGroup);
+    }
+    for (int turn = 0; turn < 2; ++turn) barrier_init(layout.aux(turn), 1);
+    fence_barrier_init();
+  }
+  __syncthreads();
+  if (thread < 128) {
+    release_registers<24>();
+    if (thread == 0) copy_stages<Tile>(p, layout);
+  } else {
+    take_registers<240>();
+    multiply_tiles<Tile>(p, layout, thread / 128 - 1, thread % 128 / 32, thread % 32);
+  }
+#endif
+}
+
+bool is_aligned_row(const void* data, std::int64_t leading) {
+  constexpr std::uintptr_t kBytes = 16;
+  return reinterpret_cast<std::uintptr_t>(data) % kBytes == 0 && leading % 8 == 0;
+}
+
+template <class Tile>
+void launch_tile(Stream stream, const char* name, const GemmProblem& problem, void* activation) {
+  const auto map = [&](const void* data, std::int64_t rows, std::int64_t columns,
+                       std::int64_t leading, int box_rows) {
+    if (data == nullptr) return CUtensorMap{};
+    return make_tensor_map(data, problem.dtype, rows, columns, leading, box_rows);
+  };
+  const std::int64_t m = problem.m, n = problem.n, k = problem.k;
+  const GemmOperand& a = problem.a;
+  const GemmOperand& b = problem.b;
+  constexpr bool kGradient = Tile::kEpilogue == GemmEpilogue::gelu_gradient;
+  GemmParams p{};
+  p.a = map(a.data, m, k, a.leading, kRows);
+  p.b = Tile::kTransposed ? map(b.data, k, n, b.leading, kDepth)
+                          : map(b.data, n, k, b.leading, Tile::kColumns);
+  p.d = map(problem.d, m, n, problem.d_leading, kSlotRows);
+  p.aux = map(problem.aux, m, n, problem.aux_leading, kSlotRows);
+  p.activation = map(activation, m, n, n, kSlotRows);
+  p.bias = problem.bias;
+  p.m = static_cast<int>(m);
+  p.n = static_cast<int>(n);
+  p.stages_of_tile = static_cast<int>(ceil_div(k, kDepth));
+  p.tiles_m = static_cast<int>(ceil_div(m, kRows));
+  p.tiles_n = static_cast<int>(ceil_div(n, Tile::kColumns));
+  p.stores_second = kGradient ? activation != nullptr : problem.aux != nullptr;
+  int multiprocessors = 0;
+  TENON_CUDA_CHECK(
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, stream.device));
+  launch(stream, name, gemm_wgmma_kernel<Tile>,
+         std::min<std::int64_t>(multiprocessors, std::int64_t{p.tiles_m} * p.tiles_n), kThreads,
+         Tile::kSharedBytes, p);
+}
+
+template <class T, bool kTransposed>
+void launch_epilogue(Stream stream, const char* name, const GemmProblem& p, void* activation) {
+  using enum GemmEpilogue;
+  switch (p.epilogue) {
+    case none: return launch_tile<Tile<T, 192, kTransposed, none>>(stream, name, p, nullptr);
+    case gelu: return launch_tile<Tile<T, 192, kTransposed, gelu>>(stream, name, p, nullptr);
+    case gelu_gradient:
+      return launch_tile<Tile<T, 128, kTransposed, gelu_gradient>>(stream, name, p, activation);
+  }
+}
+
+template <class T>
+void launch_layout(Stream stream, const char* name, const GemmProblem& p, void* activation) {
+  // GemmOperand speaks of B (k, n): stored transposed, its rows are n.
+  if (p.b.transposed) return launch_epilogue<T, false>(stream, name, p, activation);
+  launch_epilogue<T, true>(stream, name, p, activation);
+}
+
+}  // namespace
+
+bool gemm_wgmma_takes(const GemmProblem& p, int device) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  return has_wgmma(device) && (p.dtype == DType::float16 || p.dtype == DType::bfloat16) &&
+         p.stored_dtype() == p.dtype && p.batch == 1 && p.c.data == nullptr && !p.a.transposed &&
+         p.n % 8 == 0 && p.m < kMost && p.n < kMost && p.k < kMost &&
+         ceil_div(p.m, kRows) * ceil_div(p.n, 128) < kMost &&
+         is_aligned_row(p.a.data, p.a.leading) && is_aligned_row(p.b.data, p.b.leading) &&
+         is_aligned_row(p.d, p.d_leading) && is_aligned_row(p.aux, p.aux_leading) &&
+         is_aligned_row(p.bias, 0);
+}
+
+void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {
+  if (problem.dtype == DType::float16) {
+    return launch_layout<Half>(stream, name, problem, activation);
+  }
+  launch_layout<BFloat16>(stream, name, problem, activation);
+}
+
+}  // namespace tenon::cuda
