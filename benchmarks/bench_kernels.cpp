@@ -16,6 +16,7 @@
 #include "schedule/schedules.h"
 #include "tensor/device_backend.h"
 #include "tensor/interpreter.h"
+#include "tensor/ops/norm_attributes.h"
 
 namespace {
 
@@ -316,6 +317,13 @@ void Bench::add_norms(std::vector<Operation>& list) const {
                     0,
                     true});
   }
+  // The gradient of x + f(layer_norm(x)), as training GPT-2 computes it: x and two gradients are read.
+  const Shape gpt2{rows_, 768};
+  list.push_back(
+      {"layer_norm_backward_add_768", {gpt2, gpt2, gpt2}, {Shape{768}}, [](Tensors in, Tensors p) {
+         return apply(get_op("layer_norm_backward_add"), {{in[0], in[1], p[0], in[2]}},
+                      NormBackwardAttrs{})[0];
+       }});
 }
 
 void Bench::add_products(std::vector<Operation>& list) const {

@@ -9,8 +9,10 @@ namespace tenon::cuda {
 template <int kCount, class C>
 __device__ __forceinline__ void group_sums(C (&values)[kCount], int lanes, C* scratch) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    values[i] = warp_reduce(values[i], lanes < kWarp ? lanes : kWarp, Sum{});
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    if (offset >= lanes) continue;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] += __shfl_xor_sync(0xffffffffU, values[i], offset);
   }
   if (lanes <= kWarp) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -64,31 +66,30 @@ struct NormStatistics {
   }
 };
 
-/// Columns first … first + 7 of an optional weight; ones where there is none.
+/// Columns first … first + 7 of a vector; `absent` where there is none.
 template <class T>
-__device__ __forceinline__ void load_weight(const T* weight, int first,
+__device__ __forceinline__ void load_vector(const T* vector, int first, compute_type<T> absent,
                                             compute_type<T> (&values)[kRowGroup]) {
-  if (weight != nullptr) return load_widened(weight + first, values);
+  if (vector != nullptr) return load_widened(vector + first, values);
 #pragma unroll
-  for (int i = 0; i < kRowGroup; ++i) values[i] = compute_type<T>(1);
+  for (int i = 0; i < kRowGroup; ++i) values[i] = absent;
 }
 
-/// The statistics of x and g = grad·weight in two reductions; x becomes x̂. `scratch` holds 64 values.
+/// The statistics of x and g, the gradient of its normalized values, in two reductions; x becomes x̂.
+/// `scratch` holds 64 values.
 template <class T, int kChunks>
 __device__ __forceinline__ NormStatistics<compute_type<T>> normalize_with_gradient(
-    Row<T, kChunks>& x, const Row<T, kChunks>& grad, const T* weight, const RowGroup& group,
-    int cols, double eps, bool centers, compute_type<T>* scratch) {
+    Row<T, kChunks>& x, const Row<T, kChunks>& g, const RowGroup& group, int cols, double eps,
+    bool centers, compute_type<T>* scratch) {
   using C = compute_type<T>;
   const C count = static_cast<C>(cols);
   C means[2] = {};
   if (centers) {
-    Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int first) {
-      C w[kRowGroup];
-      load_weight(weight, first, w);
+    Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
 #pragma unroll
       for (int i = 0; i < kRowGroup; ++i) {
         means[0] += x.values[chunk][i];
-        means[1] += grad.values[chunk][i] * w[i];
+        means[1] += g.values[chunk][i];
       }
     });
     group_sums(means, group.lanes, scratch);
@@ -96,15 +97,13 @@ __device__ __forceinline__ NormStatistics<compute_type<T>> normalize_with_gradie
     means[1] /= count;
   }
   C moments[2] = {};
-  Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int first) {
-    C w[kRowGroup];
-    load_weight(weight, first, w);
+  Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
 #pragma unroll
     for (int i = 0; i < kRowGroup; ++i) {
       C& deviation = x.values[chunk][i];
       deviation -= means[0];
       moments[0] += deviation * deviation;
-      moments[1] += grad.values[chunk][i] * w[i] * deviation;
+      moments[1] += g.values[chunk][i] * deviation;
     }
   });
   group_sums(moments, group.lanes, scratch);

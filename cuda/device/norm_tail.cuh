@@ -2,7 +2,7 @@
 // residual, for rows in registers and element by element.
 #pragma once
 
-#include "cuda/device/rows.cuh"
+#include "cuda/device/row_stream.cuh"
 #include "cuda/kernels/dropout.h"
 
 namespace tenon::cuda {
@@ -13,21 +13,20 @@ struct TailParams {
   DropoutParams dropout;
 };
 
-/// dropout(x + bias) + residual, in place, for the columns of a row that this thread holds. Returns which
-/// it kept, 8 bits for each chunk.
+/// dropout(x + bias) + residual, in place, for the columns of a row that this thread holds; the residual is
+/// in `slot`. Returns which it kept, 8 bits for each chunk.
 template <class T, int kChunks>
 __device__ __forceinline__ std::uint32_t add_tail(const TailParams& tail, const RowGroup& group,
-                                                  int cols, Row<T, kChunks>& row) {
+                                                  int cols, int slot, Row<T, kChunks>& row) {
   static_assert(kChunks * kRowGroup <= 32);
   using C = compute_type<T>;
-  const T* residuals = static_cast<const T*>(tail.residual) + group.row * cols;
   const C scale = static_cast<C>(tail.dropout.scale);
   std::uint32_t kept = 0;
   Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int first) {
     C bias[kRowGroup];
     C residual[kRowGroup];
     load_widened(static_cast<const T*>(tail.bias) + first, bias);
-    load_widened(residuals + first, residual);
+    RowRing<T, kChunks>::read(slot, chunk, residual);
     const std::uint32_t keep = kept_bits(tail.dropout, group.row, first / kRowGroup);
     kept |= keep << (kRowGroup * chunk);
 #pragma unroll

@@ -31,7 +31,9 @@ struct NanMax {
 /// gets the result. All lanes of the warp must call it.
 template <class C, class Op>
 __device__ __forceinline__ C warp_reduce(C value, int lanes, Op op) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    if (offset >= lanes) continue;
     value = op(value, static_cast<C>(__shfl_xor_sync(0xffffffffU, value, offset)));
   }
   return value;

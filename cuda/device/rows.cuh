@@ -11,11 +11,6 @@
 
 namespace tenon::cuda {
 
-/// Starts moving the line at `address` into L2.
-__device__ __forceinline__ void prefetch_to_l2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
 /// The rows of one block, and this thread's place in its own.
 struct RowGroup {
   std::int64_t row = 0;  // 0 where inactive: all lanes of a warp must stay for the reductions
@@ -23,21 +18,19 @@ struct RowGroup {
   int lane = 0;
   int lanes = 1;
 
-  __device__ __forceinline__ RowGroup(std::int64_t rows, int lanes_of_row)
-      : RowGroup(rows, lanes_of_row, block_index()) {}
-
-  /// The rows of block number `block`, whichever block this is.
-  __device__ __forceinline__ RowGroup(std::int64_t rows, int lanes_of_row, std::int64_t block)
-      : lanes(lanes_of_row) {
+  __device__ __forceinline__ RowGroup(std::int64_t rows, int lanes_of_row) : lanes(lanes_of_row) {
     const int thread = static_cast<int>(threadIdx.x);
-    const std::int64_t number = block * (static_cast<int>(blockDim.x) / lanes) + thread / lanes;
+    lane = thread % lanes;
+    move_to(block_index() * (static_cast<int>(blockDim.x) / lanes) + thread / lanes, rows);
+  }
+
+  __device__ __forceinline__ void move_to(std::int64_t number, std::int64_t rows) {
     active = number < rows;
     row = active ? number : 0;
-    lane = thread % lanes;
   }
 };
 
-template <class T, int kChunks = row_chunks<T>>
+template <class T, int kChunks>
 struct Row {
   using C = compute_type<T>;
   C values[kChunks][kRowGroup];
@@ -46,28 +39,14 @@ struct Row {
     return (chunk * group.lanes + group.lane) * kRowGroup;
   }
 
-  /// f(chunk, first column) for each chunk that lies within the row.
+  /// f(chunk, first column) for each chunk that lies within the row: in a RowStreamPlan only the last may not.
   template <class F>
   static __device__ __forceinline__ void for_each_chunk(const RowGroup& group, int cols, F f) {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const int first = column(group, chunk);
-      if (first < cols) f(chunk, first);
+      if (chunk + 1 < kChunks || first < cols) f(chunk, first);
     }
-  }
-
-  __device__ __forceinline__ void load(const RowGroup& group, int cols, const T* source) {
-    for_each_chunk(group, cols,
-                   [&](int chunk, int first) { load_widened(source + first, values[chunk]); });
-  }
-
-  /// Starts moving what load() will read into L2, at the cost of no register.
-  static __device__ __forceinline__ void prefetch(const RowGroup& group, int cols,
-                                                  const T* source) {
-    for_each_chunk(group, cols, [&](int, int first) {
-#pragma unroll
-      for (int i = 0; i < kRowGroup; i += vector_length<T>) prefetch_to_l2(source + first + i);
-    });
   }
 
   __device__ __forceinline__ void store(const RowGroup& group, int cols, T* target) const {

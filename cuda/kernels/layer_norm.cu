@@ -1,8 +1,8 @@
 // layer_norm, rms_norm, and bias_dropout_residual_layer_norm = layer_norm(dropout(input + bias) +
 // residual).
-// Rows are contiguous. An aligned row is read once and held in registers; its mean, and then the mean
-// of its squared deviations, are computed in float32 (float64 for float64) from there. Rows that are
-// unaligned, or too long for the registers of a block, are read again in each pass.
+// Rows are contiguous. Aligned rows stream through shared memory into registers (device/row_stream.cuh); a
+// row's mean, and then the mean of its squared deviations, are computed in float32 (float64 for float64)
+// from there. Rows that are unaligned, or too long for a block, are read again in each pass.
 #include "cuda/device/norm.cuh"
 #include "cuda/device/norm_tail.cuh"
 #include "cuda/kernels/register.h"
@@ -20,41 +20,49 @@ struct NormParams {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   double eps = 0;
-  int lanes = 1;
+  int lanes = 1;  // of rows that are not held
   bool centers = true;
 };
 
+/// A thread holds the row; what is copied are the input and, of the fused op, the residual.
+enum Operand { kInput, kResidual };
+template <class T, bool kTail>
+inline constexpr RowStreamNeeds needs{sizeof(T), kTail ? 2 : 1, 1};
+
 template <class T, int kChunks, bool kTail>
-__global__ void __launch_bounds__(kMaxRowThreads)
-    norm_held_rows_kernel(const NormParams p, const TailParams tail) {
+__global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks),
+                                  resident_stream_blocks(needs<T, kTail>, kChunks))
+    norm_held_rows_kernel(const NormParams p, const TailParams tail, const RowStream stream) {
   using C = compute_type<T>;
   using HeldRow = Row<T, kChunks>;
+  using Ring = RowRing<T, kChunks>;
   __shared__ C scratch[kWarp];
-  const RowGroup group(p.rows, p.lanes);
   const int cols = static_cast<int>(p.cols);
-  HeldRow row;
-  if constexpr (kTail) {
-    HeldRow::prefetch(group, cols, static_cast<const T*>(tail.residual) + group.row * p.cols);
-  }
-  row.load(group, cols, static_cast<const T*>(p.input) + group.row * p.cols);
-  if constexpr (kTail) add_tail(tail, group, cols, row);
-  normalize(row, group, cols, p.eps, p.centers, scratch);
-  if (!group.active) return;
-  HeldRow::for_each_chunk(group, cols, [&](int chunk, int first) {
-    C(&x)[kRowGroup] = row.values[chunk];
-    C vector[kRowGroup];
-    if (p.weight) {
-      load_widened(static_cast<const T*>(p.weight) + first, vector);
-#pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) x[i] *= vector[i];
+  const auto start = [&](const RowGroup& group, int slot) {
+    const std::int64_t at = group.row * p.cols;
+    Ring::copy(group, cols, static_cast<const T*>(p.input) + at, slot + kInput);
+    if constexpr (kTail) {
+      Ring::copy(group, cols, static_cast<const T*>(tail.residual) + at, slot + kResidual);
     }
-    if (p.norm_bias) {
-      load_widened(static_cast<const T*>(p.norm_bias) + first, vector);
+  };
+  stream_rows(stream, start, [&](const RowGroup& group, int slot) {
+    HeldRow row;
+    Ring::read(group, cols, slot + kInput, row);
+    if constexpr (kTail) add_tail(tail, group, cols, slot + kResidual, row);
+    normalize(row, group, cols, p.eps, p.centers, scratch);
+    if (!group.active) return;
+    T* output = static_cast<T*>(p.output) + group.row * p.cols;
+    HeldRow::for_each_chunk(group, cols, [&](int chunk, int first) {
+      C(&x)[kRowGroup] = row.values[chunk];
+      C weight[kRowGroup];
+      C bias[kRowGroup];
+      load_vector(static_cast<const T*>(p.weight), first, C(1), weight);
+      load_vector(static_cast<const T*>(p.norm_bias), first, C(0), bias);
 #pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) x[i] += vector[i];
-    }
+      for (int i = 0; i < kRowGroup; ++i) x[i] = x[i] * weight[i] + bias[i];
+      store_narrowed(output + first, x);
+    });
   });
-  row.store(group, cols, static_cast<T*>(p.output) + group.row * p.cols);
 }
 
 template <class T, bool kTail>
@@ -89,16 +97,15 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   }
 }
 
-/// The kernel for a plan: rows are held by as few registers as their chunks need.
 template <class T, bool kTail>
-auto kernel_of(const RowPlan& plan, bool held, std::int64_t cols) {
-  if (!held) return norm_rows_kernel<T, kTail>;
-  const std::int64_t chunks = ceil_div(cols, std::int64_t{plan.lanes} * kRowGroup);
+auto held_rows_kernel(int chunks) {
   if constexpr (row_chunks<T> == 4) {
     if (chunks == 4) return norm_held_rows_kernel<T, 4, kTail>;
     if (chunks == 3) return norm_held_rows_kernel<T, 3, kTail>;
+    return norm_held_rows_kernel<T, 2, kTail>;
+  } else {
+    return chunks == 2 ? norm_held_rows_kernel<T, 2, kTail> : norm_held_rows_kernel<T, 1, kTail>;
   }
-  return norm_held_rows_kernel<T, 2, kTail>;
 }
 
 const void* data_of(const KernelArgs& args, std::size_t i) {
@@ -114,11 +121,16 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
                            static_cast<const void*>(p.output)}) {
     aligned = aligned && is_aligned(data, kVectorBytes);
   }
+  const Stream stream = stream_of(args);
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
+    const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T, kTail>);
+    if (held.fits && aligned) {
+      return launch(stream, name, held_rows_kernel<T, kTail>(held.chunks), held.blocks,
+                    held.threads, held.shared_bytes, p, tail, RowStream(p.rows, held));
+    }
     const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
     p.lanes = plan.lanes;
-    launch(stream_of(args), name, kernel_of<T, kTail>(plan, plan.fits && aligned, p.cols),
-           plan.blocks, plan.threads, 0, p, tail);
+    launch(stream, name, norm_rows_kernel<T, kTail>, plan.blocks, plan.threads, 0, p, tail);
   });
 }
 

@@ -1,8 +1,9 @@
 // Gradients of layer_norm, rms_norm and bias_dropout_residual_layer_norm over contiguous rows, in one pass
 // over memory and a small second launch.
 //
-// Blocks stay and go through rows; a row, its gradient and this thread's part of the column sums (Σ grad·x̂,
-// Σ grad, and for the fused op Σ of the input's gradient) are in registers, statistics are computed again.
+// Rows stream through blocks that stay (device/row_stream.cuh); a row, its gradient and this thread's part of
+// the column sums (Σ grad·x̂, Σ grad, and for the fused op Σ of the input's gradient) are in registers,
+// statistics are computed again.
 // Each block writes its part of the sums once, and device/column_totals.cuh adds the parts in order: there
 // are no atomics, so results are the same from run to run. Rows that are unaligned, or too long for the
 // registers of a block, are read again in each pass, and their column sums are a pass of their own.
@@ -27,12 +28,10 @@ struct NormBackwardParams {
   void* statistics = nullptr;     // NormStatistics of each row, or null; not for held rows
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  std::int64_t row_blocks = 0;  // NormBackwardPlan
-  std::int64_t blocks = 0;
   std::int64_t rows_of_split = 0;  // ColumnSumPlan
   std::int64_t splits = 1;
   double eps = 0;
-  int lanes = 1;
+  int lanes = 1;  // of rows that are not held
   bool centers = true;
 };
 
@@ -41,6 +40,12 @@ enum SumIndex { kWeightSum, kNormBiasSum, kBiasSum };
 template <bool kTail>
 inline constexpr int column_sums = kTail ? 3 : 2;
 
+/// Rows that are copied: the third, if any, is the residual of the fused op, else the addend.
+enum Operand { kInput, kGrad, kThird };
+/// A thread holds a row, its gradient and the sums.
+template <class T, bool kTail>
+inline constexpr RowStreamNeeds needs{sizeof(T), 3, 2 + column_sums<kTail>};
+
 /// This block's part of the sums, of which each thread holds those of its columns: its groups are added in
 /// order, across the lanes of a warp and then across warps. Every thread must call it.
 template <class T, int kChunks, int kSums>
@@ -48,7 +53,7 @@ __device__ __forceinline__ void store_block_sums(Row<T, kChunks> (&sums)[kSums],
                                                  const RowGroup& group, int cols,
                                                  compute_type<T>* part) {
   using C = compute_type<T>;
-  constexpr int kWarps = kNormWarpThreads / kWarp;
+  constexpr int kWarps = kStreamThreads / kWarp;
   alignas(kVectorBytes) __shared__ C buffer[kWarps][kWarp * kRowGroup];
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
@@ -75,7 +80,7 @@ __device__ __forceinline__ void store_block_sums(Row<T, kChunks> (&sums)[kSums],
       __syncthreads();
       const int base = chunk * group.lanes * kRowGroup;
       for (int i = static_cast<int>(threadIdx.x); i < group.lanes * kRowGroup && base + i < cols;
-           i += kNormWarpThreads) {
+           i += kStreamThreads) {
         C total = buffer[0][i];
 #pragma unroll
         for (int w = 1; w < kWarps; ++w) total += buffer[w][i];
@@ -85,39 +90,47 @@ __device__ __forceinline__ void store_block_sums(Row<T, kChunks> (&sums)[kSums],
   }
 }
 
-template <class T, int kChunks, bool kTail>
-__device__ __forceinline__ void prefetch_rows(const NormBackwardParams& p, const TailParams& tail,
-                                              const RowGroup& group) {
-  const auto prefetch = [&](const void* source) {
-    Row<T, kChunks>::prefetch(group, static_cast<int>(p.cols),
-                              static_cast<const T*>(source) + group.row * p.cols);
-  };
-  prefetch(p.input);
-  prefetch(p.grad);
-  if constexpr (kTail) prefetch(tail.residual);
+/// The row x, to be normalized, and g = grad·weight, from their slots.
+template <bool kTail, class T, int kChunks>
+__device__ __forceinline__ std::uint32_t read_row(const NormBackwardParams& p,
+                                                  const TailParams& tail, const RowGroup& group,
+                                                  int slot, Row<T, kChunks>& x,
+                                                  Row<T, kChunks>& g) {
+  using C = compute_type<T>;
+  const int cols = static_cast<int>(p.cols);
+  RowRing<T, kChunks>::read(group, cols, slot + kInput, x);
+  Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int first) {
+    C weight[kRowGroup];
+    load_vector(static_cast<const T*>(p.weight), first, C(1), weight);
+    RowRing<T, kChunks>::read(slot + kGrad, chunk, g.values[chunk]);
+#pragma unroll
+    for (int i = 0; i < kRowGroup; ++i) g.values[chunk][i] *= weight[i];
+  });
+  if constexpr (kTail) return add_tail(tail, group, cols, slot + kThird, x);
+  return 0;
 }
 
 /// The gradients of the elements that this thread holds, written, and added to its part of the sums.
 template <bool kTail, class T, int kChunks, int kSums>
 __device__ __forceinline__ void finish_row(const NormBackwardParams& p, const TailParams& tail,
-                                           const RowGroup& group, std::uint32_t kept,
+                                           const RowGroup& group, int slot, std::uint32_t kept,
                                            const NormStatistics<compute_type<T>>& statistics,
                                            const Row<T, kChunks>& normalized,
-                                           const Row<T, kChunks>& grad,
+                                           const Row<T, kChunks>& g,
                                            Row<T, kChunks> (&sums)[kSums]) {
   using C = compute_type<T>;
+  using Ring = RowRing<T, kChunks>;
   const std::int64_t start = group.row * p.cols;
   Row<T, kChunks>::for_each_chunk(group, static_cast<int>(p.cols), [&](int chunk, int first) {
-    C weight[kRowGroup];
+    C grad[kRowGroup];  // read again: registers would cost more
     C result[kRowGroup];
-    load_weight(static_cast<const T*>(p.weight), first, weight);
+    Ring::read(slot + kGrad, chunk, grad);
 #pragma unroll
     for (int i = 0; i < kRowGroup; ++i) {
-      const C g = grad.values[chunk][i];
       const C x = normalized.values[chunk][i];
-      result[i] = statistics.gradient(g * weight[i], x);
-      sums[kWeightSum].values[chunk][i] += g * x;
-      sums[kNormBiasSum].values[chunk][i] += g;
+      result[i] = statistics.gradient(g.values[chunk][i], x);
+      sums[kWeightSum].values[chunk][i] += grad[i] * x;
+      sums[kNormBiasSum].values[chunk][i] += grad[i];
     }
     if constexpr (kTail) {
       if (p.residual_grad) {
@@ -129,10 +142,9 @@ __device__ __forceinline__ void finish_row(const NormBackwardParams& p, const Ta
         result[i] = (kept >> (kRowGroup * chunk + i) & 1U) != 0 ? result[i] * scale : C(0);
         sums[kBiasSum].values[chunk][i] += result[i];
       }
-    }
-    if (p.addend) {
+    } else if (p.addend) {
       C addend[kRowGroup];
-      load_widened(static_cast<const T*>(p.addend) + start + first, addend);
+      Ring::read(slot + kThird, chunk, addend);
 #pragma unroll
       for (int i = 0; i < kRowGroup; ++i) result[i] += addend[i];
     }
@@ -140,41 +152,35 @@ __device__ __forceinline__ void finish_row(const NormBackwardParams& p, const Ta
   });
 }
 
-/// The largest block of a kernel, and how many the registers of a multiprocessor should hold.
-template <class T, int kChunks>
-inline constexpr int largest_block = kChunks > norm_chunks<T> ? kNormWarpThreads : kMaxRowThreads;
 template <class T, int kChunks, bool kTail>
-inline constexpr int resident_blocks = resident_norm_blocks(kChunks, column_sums<kTail>,
-                                                            sizeof(compute_type<T>),
-                                                            largest_block<T, kChunks>);
-
-template <class T, int kChunks, bool kTail>
-__global__ void __launch_bounds__((largest_block<T, kChunks>), (resident_blocks<T, kChunks, kTail>))
-    norm_backward_held_rows_kernel(const NormBackwardParams p, const TailParams tail) {
+__global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks),
+                                  resident_stream_blocks(needs<T, kTail>, kChunks))
+    norm_backward_held_rows_kernel(const NormBackwardParams p, const TailParams tail,
+                                   const RowStream stream) {
   using C = compute_type<T>;
   __shared__ C scratch[2 * kWarp];
   const int cols = static_cast<int>(p.cols);
   Row<T, kChunks> sums[column_sums<kTail>] = {};
-  for (std::int64_t block = block_index(); block < p.row_blocks; block += p.blocks) {
-    const RowGroup group(p.rows, p.lanes, block);
+  const void* third = kTail ? tail.residual : p.addend;
+  const auto start = [&](const RowGroup& group, int slot) {
+    const auto copy = [&](const void* source, int operand) {
+      RowRing<T, kChunks>::copy(group, cols, static_cast<const T*>(source) + group.row * p.cols,
+                                slot + operand);
+    };
+    copy(p.input, kInput);
+    copy(p.grad, kGrad);
+    if (third) copy(third, kThird);
+  };
+  stream_rows(stream, start, [&](const RowGroup& group, int slot) {
     Row<T, kChunks> x;
-    Row<T, kChunks> grad;
-    x.load(group, cols, static_cast<const T*>(p.input) + group.row * p.cols);
-    grad.load(group, cols, static_cast<const T*>(p.grad) + group.row * p.cols);
-    if (p.addend) {
-      Row<T, kChunks>::prefetch(group, cols, static_cast<const T*>(p.addend) + group.row * p.cols);
-    }
-    if (block + p.blocks < p.row_blocks) {
-      prefetch_rows<T, kChunks, kTail>(p, tail, RowGroup(p.rows, p.lanes, block + p.blocks));
-    }
-    std::uint32_t kept = 0;
-    if constexpr (kTail) kept = add_tail(tail, group, cols, x);
-    const NormStatistics<C> statistics = normalize_with_gradient(
-        x, grad, static_cast<const T*>(p.weight), group, cols, p.eps, p.centers, scratch);
-    if (group.active) finish_row<kTail>(p, tail, group, kept, statistics, x, grad, sums);
-  }
+    Row<T, kChunks> g;
+    const std::uint32_t kept = read_row<kTail>(p, tail, group, slot, x, g);
+    const NormStatistics<C> statistics =
+        normalize_with_gradient(x, g, group, cols, p.eps, p.centers, scratch);
+    if (group.active) finish_row<kTail>(p, tail, group, slot, kept, statistics, x, g, sums);
+  });
   if (p.parts == nullptr) return;
-  store_block_sums(sums, RowGroup(p.rows, p.lanes), cols,
+  store_block_sums(sums, RowGroup(stream.rows, stream.lanes), cols,
                    static_cast<C*>(p.parts) + block_index() * column_sums<kTail> * p.cols);
 }
 
@@ -308,14 +314,16 @@ struct StoreSums {
 struct NormBackwardSizes {
   std::int64_t rows = 0;
   std::int64_t cols = 1;
-  NormBackwardPlan held;
+  RowStreamPlan held;
   ColumnSumPlan columns;  // where rows are not held
 
-  NormBackwardSizes(const TensorView& input, std::int64_t axes, int sums) {
+  NormBackwardSizes(const TensorView& input, std::int64_t axes, int operands, int sums) {
     for (std::int64_t i = 1; i <= axes; ++i) cols *= input.size(static_cast<int>(-i));
     rows = cols == 0 ? 0 : input.numel() / cols;
     if (rows == 0) return;
-    held = plan_norm_backward(rows, cols, sums, input.dtype == DType::float64 ? 8 : 4);
+    dispatch_float(input.dtype, [&]<typename T>() {
+      held = plan_row_stream(rows, cols, {sizeof(T), operands, 2 + sums});
+    });
     columns = plan_column_sums(rows, cols);
   }
 };
@@ -330,12 +338,15 @@ std::size_t workspace_of(const NormBackwardSizes& sizes, DType dtype) {
 }
 
 template <class T, bool kTail>
-auto held_rows_kernel(const NormBackwardPlan& plan) {
-  if constexpr (max_norm_chunks<T> == 4) {
-    if (plan.chunks == 4) return norm_backward_held_rows_kernel<T, 4, kTail>;
-    if (plan.chunks == 3) return norm_backward_held_rows_kernel<T, 3, kTail>;
+auto held_rows_kernel(int chunks) {
+  if constexpr (row_chunks<T> == 4) {
+    if (chunks == 4) return norm_backward_held_rows_kernel<T, 4, kTail>;
+    if (chunks == 3) return norm_backward_held_rows_kernel<T, 3, kTail>;
+    return norm_backward_held_rows_kernel<T, 2, kTail>;
+  } else {
+    return chunks == 2 ? norm_backward_held_rows_kernel<T, 2, kTail>
+                       : norm_backward_held_rows_kernel<T, 1, kTail>;
   }
-  return norm_backward_held_rows_kernel<T, norm_chunks<T>, kTail>;
 }
 
 bool rows_are_aligned(const NormBackwardParams& p, const TailParams& tail) {
@@ -353,12 +364,10 @@ template <class T, bool kTail>
 std::int64_t run_rows(Stream stream, const char* name, const NormBackwardSizes& sizes,
                       NormBackwardParams p, const TailParams& tail) {
   if (sizes.held.fits && rows_are_aligned(p, tail)) {
-    p.lanes = sizes.held.lanes;
-    p.row_blocks = sizes.held.row_blocks;
-    p.blocks = sizes.held.blocks;
-    launch(stream, name, held_rows_kernel<T, kTail>(sizes.held), p.blocks, sizes.held.threads, 0, p,
-           tail);
-    return p.blocks;
+    const RowStreamPlan& held = sizes.held;
+    launch(stream, name, held_rows_kernel<T, kTail>(held.chunks), held.blocks, held.threads,
+           held.shared_bytes, p, tail, RowStream(p.rows, held));
+    return held.blocks;
   }
   p.splits = sizes.columns.splits;
   p.rows_of_split = sizes.columns.rows_of_split;
@@ -400,7 +409,9 @@ const void* data_of(const KernelArgs& args, std::size_t i) {
 void* data_of(const TensorView* view) { return view != nullptr ? view->data : nullptr; }
 
 NormBackwardSizes norm_sizes(const KernelArgs& args) {
-  return {args.inputs[1], args.attributes<NormBackwardAttrs>().axes, column_sums<false>};
+  const bool adds = args.inputs.size() > 3 && args.inputs[3].present;
+  return {args.inputs[1], args.attributes<NormBackwardAttrs>().axes, adds ? 3 : 2,
+          column_sums<false>};
 }
 
 std::size_t norm_workspace(const KernelArgs& args) {
@@ -426,7 +437,7 @@ void run_norm_backward(const KernelArgs& args) {
 }
 
 NormBackwardSizes residual_norm_sizes(const KernelArgs& args) {
-  return {args.inputs[1], 1, column_sums<true>};
+  return {args.inputs[1], 1, 3, column_sums<true>};
 }
 
 std::size_t residual_norm_workspace(const KernelArgs& args) {

@@ -33,30 +33,38 @@ RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks) {
   return plan;
 }
 
-NormBackwardPlan plan_norm_backward(std::int64_t rows, std::int64_t cols, int sums,
-                                    int value_bytes) {
-  constexpr std::int64_t kMultiprocessors = 132;  // of a full Hopper GPU
-  const int fewest = value_bytes == 8 ? norm_chunks<double> : norm_chunks<float>;
-  const int most = value_bytes == 8 ? max_norm_chunks<double> : max_norm_chunks<float>;
-  NormBackwardPlan plan;
+RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStreamNeeds& needs) {
+  constexpr std::int64_t kMultiprocessors = 132;        // of a full Hopper GPU
+  constexpr std::int64_t kSharedBytes = 227 << 10;      // of its multiprocessors
+  constexpr std::int64_t kOtherSharedBytes = 10 << 10;  // of a block, for reductions
+  const int most = needs.element_bytes == 8 ? row_chunks<double> : row_chunks<float>;
+  const int fewest = most / 2;  // more threads a row hide more latency
+  RowStreamPlan plan;
+  plan.operands = needs.operands;
   const std::int64_t groups = ceil_div(cols, kRowGroup);
-  if (groups <= kWarpLanes * most) {
-    plan.lanes = static_cast<int>(std::bit_ceil(
-        static_cast<std::uint64_t>(std::min<std::int64_t>(ceil_div(groups, fewest), kWarpLanes))));
-    plan.threads = kNormWarpThreads;
-    plan.chunks = static_cast<int>(std::max<std::int64_t>(fewest, ceil_div(groups, plan.lanes)));
-    plan.fits = true;
-  } else {
-    const std::int64_t wanted = std::bit_ceil(static_cast<std::uint64_t>(ceil_div(groups, fewest)));
-    plan.threads = static_cast<int>(std::min<std::int64_t>(wanted, kMaxRowThreads));
-    plan.lanes = plan.threads;
-    plan.chunks = fewest;
-    plan.fits = groups <= std::int64_t{plan.lanes} * plan.chunks;
-  }
+  const bool in_warps = groups <= std::int64_t{kWarpLanes} * most;
+  const auto wanted = static_cast<std::int64_t>(
+      std::bit_ceil(static_cast<std::uint64_t>(ceil_div(groups, fewest))));
+  plan.lanes =
+      static_cast<int>(std::min<std::int64_t>(wanted, in_warps ? kWarpLanes : kMaxRowThreads));
+  plan.threads = in_warps ? kStreamThreads : plan.lanes;
+  plan.chunks = static_cast<int>(
+      std::clamp<std::int64_t>(ceil_div(groups, std::int64_t{plan.lanes}), fewest, most));
+  const int largest = largest_stream_block(needs, plan.chunks);
+  const int by_registers = resident_stream_blocks(needs, plan.chunks) * largest / plan.threads;
+  const std::int64_t stage_bytes =
+      std::int64_t{kRowGroup} * plan.threads * plan.chunks * needs.element_bytes * needs.operands;
+  const auto by_memory = [&](int stages) {
+    return static_cast<int>(kSharedBytes / (stages * stage_bytes + kOtherSharedBytes));
+  };
+  plan.stages = 4;
+  while (plan.stages > 2 && by_memory(plan.stages) < by_registers) --plan.stages;
+  plan.shared_bytes = static_cast<std::size_t>(plan.stages * stage_bytes);
+  plan.fits = groups <= std::int64_t{plan.lanes} * plan.chunks && plan.threads <= largest &&
+              by_memory(plan.stages) > 0;
   plan.row_blocks = ceil_div(rows, plan.threads / plan.lanes);
-  plan.blocks = std::min(
-      plan.row_blocks,
-      kMultiprocessors * resident_norm_blocks(plan.chunks, sums, value_bytes, plan.threads));
+  const int resident = std::clamp(by_memory(plan.stages), 1, std::max(1, by_registers));
+  plan.blocks = std::min(plan.row_blocks, kMultiprocessors * resident);
   return plan;
 }
 

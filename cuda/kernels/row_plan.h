@@ -12,7 +12,7 @@ namespace tenon::cuda {
 inline constexpr int kRowGroup = 8;  // columns: what one Philox call serves
 inline constexpr int kMaxRowThreads = 512;
 
-/// Groups of columns that a thread holds: 32 values in the compute type, 16 of float64.
+/// Groups of columns that a thread holds at most: 32 values in the compute type, 16 of float64.
 template <class T>
 inline constexpr int row_chunks = sizeof(T) == 8 ? 2 : 4;
 
@@ -26,34 +26,44 @@ struct RowPlan {
 /// `chunks` is row_chunks of the dtype; rows, cols >= 1.
 RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks);
 
-/// Gradients of normalizations: blocks stay, go through rows that are `blocks` apart, and keep their part of
-/// the sums over rows in registers; each writes it once, and a second launch adds the parts.
-struct NormBackwardPlan {
-  int lanes = 1;                // threads of a row: 1, 2, …, 32, or the whole block
-  int threads = 0;              // of a block
-  int chunks = 0;               // groups of columns that a thread holds
-  std::int64_t row_blocks = 0;  // rows over the rows that a block holds at a time
-  std::int64_t blocks = 0;      // fixed by sizes, so that sums do not depend on the GPU
-  bool fits = false;            // lanes · chunks · kRowGroup >= cols
+/// Rows that stream through blocks that stay (device/row_stream.cuh): a block goes through rows that are
+/// `blocks` apart, and copies into shared memory run `stages` - 1 of them ahead.
+struct RowStreamPlan {
+  int lanes = 1;                 // threads of a row: 1, 2, …, 32, or the whole block
+  int threads = 0;               // of a block
+  int chunks = 0;                // groups of columns that a thread holds
+  int operands = 1;              // RowStreamNeeds
+  int stages = 0;                // 2, 3 or 4
+  std::int64_t row_blocks = 0;   // rows over the rows that a block holds at a time
+  std::int64_t blocks = 0;       // fixed by sizes, so that sums do not depend on the GPU
+  std::size_t shared_bytes = 0;  // of a block's ring
+  bool fits = false;             // else rows are too long for registers or shared memory
 };
 
-inline constexpr int kNormWarpThreads = 128;  // of a block whose warps have rows of their own
-/// Groups of columns of a thread: in blocks of any size, and at most where a row is a warp's.
-template <class T>
-inline constexpr int norm_chunks = sizeof(T) == 8 ? 1 : 2;
-template <class T>
-inline constexpr int max_norm_chunks = sizeof(T) == 8 ? 1 : 4;
+struct RowStreamNeeds {
+  int element_bytes = 4;
+  int operands = 1;  // rows that are copied
+  int values = 1;    // in the compute type, that a thread holds of each of its columns
+};
 
-/// Blocks for the 65536 registers of a multiprocessor: a thread holds a row, its gradient and `sums` sums
-/// in values of `value_bytes` bytes, and some 40 other words.
-constexpr int resident_norm_blocks(int chunks, int sums, int value_bytes, int threads) {
-  const int words = chunks * kRowGroup * (2 + sums) * value_bytes / 4 + 40;
-  return std::max(1, 65536 / (words * threads));
+inline constexpr int kStreamThreads = 128;  // of a block whose warps have rows of their own
+
+/// Threads for the 65536 registers of a multiprocessor: each holds its values and some 40 other words, and
+/// with few values the copies that are under way, not the threads, hide latency.
+constexpr int threads_for_registers(const RowStreamNeeds& needs, int chunks) {
+  const int held = chunks * kRowGroup * needs.values * (needs.element_bytes == 8 ? 2 : 1);
+  return 65536 / std::max(held + 40, 72);
+}
+/// The largest block of a kernel, and how many of those a multiprocessor should hold.
+constexpr int largest_stream_block(const RowStreamNeeds& needs, int chunks) {
+  return threads_for_registers(needs, chunks) >= kMaxRowThreads ? kMaxRowThreads : kStreamThreads;
+}
+constexpr int resident_stream_blocks(const RowStreamNeeds& needs, int chunks) {
+  return std::max(1, threads_for_registers(needs, chunks) / largest_stream_block(needs, chunks));
 }
 
-/// `sums` columns sums are kept, `value_bytes` is 8 for float64, else 4; rows, cols >= 1.
-NormBackwardPlan plan_norm_backward(std::int64_t rows, std::int64_t cols, int sums,
-                                    int value_bytes);
+/// rows, cols >= 1.
+RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStreamNeeds& needs);
 
 /// Sums over the rows of a matrix, for every column: blocks of kColumnsOfBlock columns times `splits`
 /// runs of rows, whose partial sums a second launch adds in order.

@@ -2,7 +2,7 @@
 // float64). Three kernels: rows (inner == 1) that are aligned and fit the registers of a warp or block
 // are read once; other rows are read twice, with a running maximum and sum; columns (inner > 1)
 // likewise, with neighbouring threads on neighbouring columns.
-#include "cuda/device/rows.cuh"
+#include "cuda/device/row_stream.cuh"
 #include "cuda/device/running_sum.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
@@ -36,27 +36,38 @@ struct Finish {
   }
 };
 
-template <class T, bool kLog>
-__global__ void __launch_bounds__(kMaxRowThreads) softmax_held_rows_kernel(const SoftmaxParams p) {
+/// A thread holds the row, which is all that is copied.
+template <class T>
+inline constexpr RowStreamNeeds needs{sizeof(T), 1, 1};
+
+template <class T, int kChunks, bool kLog>
+__global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
+                                  resident_stream_blocks(needs<T>, kChunks))
+    softmax_held_rows_kernel(const SoftmaxParams p, const RowStream stream) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
-  const RowGroup group(p.rows, p.lanes);
   const int cols = static_cast<int>(p.cols);
-  Row<T> row;
-  row.load(group, cols, static_cast<const T*>(p.source) + group.row * p.cols);
-  C maximum = -std::numeric_limits<C>::infinity();
-  row.for_each(group, cols, [&](C& x) { maximum = NumberMax{}(maximum, x); });
-  maximum = group_reduce(maximum, p.lanes, scratch, NumberMax{});
-  C sum = C(0);
-  row.for_each(group, cols, [&](C& x) {
-    const C term = exp_of(x - maximum);
-    if constexpr (!kLog) x = term;
-    sum += term;
+  const auto start = [&](const RowGroup& group, int slot) {
+    RowRing<T, kChunks>::copy(group, cols, static_cast<const T*>(p.source) + group.row * p.cols,
+                              slot);
+  };
+  stream_rows(stream, start, [&](const RowGroup& group, int slot) {
+    Row<T, kChunks> row;
+    RowRing<T, kChunks>::read(group, cols, slot, row);
+    C maximum = -std::numeric_limits<C>::infinity();
+    row.for_each(group, cols, [&](C& x) { maximum = NumberMax{}(maximum, x); });
+    maximum = group_reduce(maximum, group.lanes, scratch, NumberMax{});
+    C sum = C(0);
+    row.for_each(group, cols, [&](C& x) {
+      const C term = exp_of(x - maximum);
+      if constexpr (!kLog) x = term;
+      sum += term;
+    });
+    sum = group_reduce(sum, group.lanes, scratch, Sum{});
+    const Finish<kLog, C> finish(maximum, sum);
+    row.for_each(group, cols, [&](C& x) { x = kLog ? finish(x) : x * finish.scale; });
+    if (group.active) row.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
   });
-  sum = group_reduce(sum, p.lanes, scratch, Sum{});
-  const Finish<kLog, C> finish(maximum, sum);
-  row.for_each(group, cols, [&](C& x) { x = kLog ? finish(x) : x * finish.scale; });
-  if (group.active) row.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
 }
 
 template <class T, bool kLog>
@@ -109,17 +120,32 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
 }
 
 template <class T, bool kLog>
+auto held_rows_kernel(int chunks) {
+  if constexpr (row_chunks<T> == 4) {
+    if (chunks == 4) return softmax_held_rows_kernel<T, 4, kLog>;
+    if (chunks == 3) return softmax_held_rows_kernel<T, 3, kLog>;
+    return softmax_held_rows_kernel<T, 2, kLog>;
+  } else {
+    return chunks == 2 ? softmax_held_rows_kernel<T, 2, kLog>
+                       : softmax_held_rows_kernel<T, 1, kLog>;
+  }
+}
+
+template <class T, bool kLog>
 void run_typed(Stream stream, const char* name, SoftmaxParams p) {
   if (p.inner > 1) {
     return launch(stream, name, softmax_columns_kernel<T, kLog>, ceil_div(p.rows, kColumnThreads),
                   kColumnThreads * kColumnLanes, 0, p);
   }
+  const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T>);
+  if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
+      is_aligned(p.target, kVectorBytes)) {
+    return launch(stream, name, held_rows_kernel<T, kLog>(held.chunks), held.blocks, held.threads,
+                  held.shared_bytes, p, RowStream(p.rows, held));
+  }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  const bool held = plan.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
-                    is_aligned(p.target, kVectorBytes);
-  launch(stream, name, held ? softmax_held_rows_kernel<T, kLog> : softmax_rows_kernel<T, kLog>,
-         plan.blocks, plan.threads, 0, p);
+  launch(stream, name, softmax_rows_kernel<T, kLog>, plan.blocks, plan.threads, 0, p);
 }
 
 template <bool kLog>

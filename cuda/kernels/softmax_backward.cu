@@ -1,7 +1,7 @@
 // Gradients of softmax, (g - Σ g·y)·y, and of log_softmax, g - exp(y)·Σ g, along one axis of contiguous
 // tensors (outer, axis, inner). Rows (inner == 1) that are aligned and fit the registers of a warp or
 // block are read once, other rows and columns (inner > 1) twice.
-#include "cuda/device/rows.cuh"
+#include "cuda/device/row_stream.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
 #include "tensor/ops/attributes.h"
@@ -44,33 +44,47 @@ struct LogSoftmaxRule {
   }
 };
 
-template <class T, class Rule>
-__global__ void __launch_bounds__(kMaxRowThreads) held_rows_kernel(const BackwardParams p) {
+/// A thread holds the rows of both operands.
+enum Operand { kGrad, kOutput };
+template <class T>
+inline constexpr RowStreamNeeds needs{sizeof(T), 2, 2};
+
+template <class T, int kChunks, class Rule>
+__global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
+                                  resident_stream_blocks(needs<T>, kChunks))
+    held_rows_kernel(const BackwardParams p, const RowStream stream) {
   using C = compute_type<T>;
+  using Ring = RowRing<T, kChunks>;
   __shared__ C scratch[kWarp];
-  const RowGroup group(p.rows, p.lanes);
   const int cols = static_cast<int>(p.cols);
-  Row<T> grad;
-  Row<T> output;
-  grad.load(group, cols, static_cast<const T*>(p.grad) + group.row * p.cols);
-  output.load(group, cols, static_cast<const T*>(p.output) + group.row * p.cols);
-  C sum = C(0);
-  Row<T>::for_each_chunk(group, cols, [&](int chunk, int) {
+  const auto start = [&](const RowGroup& group, int slot) {
+    const std::int64_t at = group.row * p.cols;
+    Ring::copy(group, cols, static_cast<const T*>(p.grad) + at, slot + kGrad);
+    Ring::copy(group, cols, static_cast<const T*>(p.output) + at, slot + kOutput);
+  };
+  stream_rows(stream, start, [&](const RowGroup& group, int slot) {
+    Row<T, kChunks> grad;
+    Row<T, kChunks> output;
+    Ring::read(group, cols, slot + kGrad, grad);
+    Ring::read(group, cols, slot + kOutput, output);
+    C sum = C(0);
+    Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
 #pragma unroll
-    for (int i = 0; i < kRowGroup; ++i) {
-      sum += Rule::term(grad.values[chunk][i], output.values[chunk][i]);
-    }
-  });
-  sum = group_reduce(sum, p.lanes, scratch, Sum{});
-  if (!group.active) return;
-  Row<T>::for_each_chunk(group, cols, [&](int chunk, int) {
+      for (int i = 0; i < kRowGroup; ++i) {
+        sum += Rule::term(grad.values[chunk][i], output.values[chunk][i]);
+      }
+    });
+    sum = group_reduce(sum, group.lanes, scratch, Sum{});
+    if (!group.active) return;
+    Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
 #pragma unroll
-    for (int i = 0; i < kRowGroup; ++i) {
-      C& g = grad.values[chunk][i];
-      g = Rule::result(g, output.values[chunk][i], sum);
-    }
+      for (int i = 0; i < kRowGroup; ++i) {
+        C& g = grad.values[chunk][i];
+        g = Rule::result(g, output.values[chunk][i], sum);
+      }
+    });
+    grad.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
   });
-  grad.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
 }
 
 template <class T, class Rule>
@@ -126,17 +140,31 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
 }
 
 template <class T, class Rule>
+auto held_kernel(int chunks) {
+  if constexpr (row_chunks<T> == 4) {
+    if (chunks == 4) return held_rows_kernel<T, 4, Rule>;
+    if (chunks == 3) return held_rows_kernel<T, 3, Rule>;
+    return held_rows_kernel<T, 2, Rule>;
+  } else {
+    return chunks == 2 ? held_rows_kernel<T, 2, Rule> : held_rows_kernel<T, 1, Rule>;
+  }
+}
+
+template <class T, class Rule>
 void run_typed(Stream stream, const char* name, BackwardParams p) {
   if (p.inner > 1) {
     return launch(stream, name, columns_kernel<T, Rule>, ceil_div(p.rows, kColumnThreads),
                   kColumnThreads * kColumnLanes, 0, p);
   }
+  const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T>);
+  if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.grad, kVectorBytes) &&
+      is_aligned(p.output, kVectorBytes) && is_aligned(p.target, kVectorBytes)) {
+    return launch(stream, name, held_kernel<T, Rule>(held.chunks), held.blocks, held.threads,
+                  held.shared_bytes, p, RowStream(p.rows, held));
+  }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  const bool held = plan.fits && p.cols % kRowGroup == 0 && is_aligned(p.grad, kVectorBytes) &&
-                    is_aligned(p.output, kVectorBytes) && is_aligned(p.target, kVectorBytes);
-  launch(stream, name, held ? held_rows_kernel<T, Rule> : rows_kernel<T, Rule>, plan.blocks,
-         plan.threads, 0, p);
+  launch(stream, name, rows_kernel<T, Rule>, plan.blocks, plan.threads, 0, p);
 }
 
 template <class Rule>

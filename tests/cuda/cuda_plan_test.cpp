@@ -9,6 +9,7 @@
 #include "cuda/kernels/linear_cross_entropy.h"
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/row_plan.h"
+#include "cuda/launch.h"
 #include "cuda/strides.h"
 
 namespace tenon::cuda {
@@ -178,29 +179,46 @@ TEST(GemmPlan, SplitsLongSumsOfSmallResultsOnly) {
   }
 }
 
-TEST(CudaPlans, NormGradientsCoverEachRowOnce) {
-  for (const int bytes : {4, 8}) {
+TEST(CudaPlans, RowStreamsCoverEachRowOnce) {
+  constexpr RowStreamNeeds kNeeds[] = {{2, 1, 1}, {4, 2, 1}, {8, 2, 1}, {2, 2, 2},
+                                       {2, 3, 4}, {4, 3, 4}, {4, 3, 5}, {8, 3, 5}};
+  for (const RowStreamNeeds& needs : kNeeds) {
     for (std::int64_t cols = 1; cols < 40000; cols = cols * 5 / 4 + 1) {
       for (const std::int64_t rows : {1, 7, 1000, 32768}) {
-        for (const int sums : {2, 3}) {
-          const NormBackwardPlan plan = plan_norm_backward(rows, cols, sums, bytes);
-          const std::int64_t rows_of_block = plan.threads / plan.lanes;
-          EXPECT_EQ(plan.threads % plan.lanes, 0);
-          EXPECT_GE(plan.row_blocks * rows_of_block, rows);
-          EXPECT_LT((plan.row_blocks - 1) * rows_of_block, rows);
-          EXPECT_GE(plan.blocks, 1);
-          EXPECT_LE(plan.blocks, plan.row_blocks);
-          EXPECT_EQ(plan.fits, cols <= std::int64_t{plan.lanes} * plan.chunks * kRowGroup);
-          // What the kernels are compiled for: up to 4 chunks for small blocks, else 1 or 2.
-          const int most = bytes == 8 ? max_norm_chunks<double> : max_norm_chunks<float>;
-          const int usual = bytes == 8 ? norm_chunks<double> : norm_chunks<float>;
-          EXPECT_LE(plan.chunks, plan.threads == kNormWarpThreads ? most : usual);
-          EXPECT_GE(plan.chunks, usual);
-          if (plan.lanes <= 32) EXPECT_EQ(plan.threads, kNormWarpThreads);
+        const RowStreamPlan plan = plan_row_stream(rows, cols, needs);
+        const std::string what = std::to_string(rows) + " x " + std::to_string(cols);
+        const std::int64_t rows_of_block = plan.threads / plan.lanes;
+        EXPECT_EQ(plan.threads % plan.lanes, 0) << what;
+        EXPECT_GE(plan.row_blocks * rows_of_block, rows) << what;
+        EXPECT_LT((plan.row_blocks - 1) * rows_of_block, rows) << what;
+        EXPECT_GE(plan.blocks, 1) << what;
+        EXPECT_LE(plan.blocks, plan.row_blocks) << what;
+        if (plan.lanes <= 32) EXPECT_EQ(plan.threads, kStreamThreads) << what;
+        const int most = needs.element_bytes == 8 ? row_chunks<double> : row_chunks<float>;
+        EXPECT_LE(plan.chunks, most) << what;
+        EXPECT_GE(plan.chunks, most / 2) << what;
+        if (!plan.fits) {
+          EXPECT_GT(cols, 4096) << what;
+          continue;
         }
+        // Only the last chunk may reach beyond the row.
+        const std::int64_t cols_of_chunk = plan.lanes * kRowGroup;
+        EXPECT_LE(cols, plan.chunks * cols_of_chunk) << what;
+        EXPECT_GE(ceil_div(cols, kRowGroup), (plan.chunks - 1) * plan.lanes) << what;
+        EXPECT_LE(plan.threads, largest_stream_block(needs, plan.chunks)) << what;
+        EXPECT_GE(plan.stages, 2) << what;
+        EXPECT_EQ(plan.shared_bytes, plan.stages * needs.operands * plan.threads * plan.chunks *
+                                         std::size_t{kRowGroup} * needs.element_bytes)
+            << what;
+        EXPECT_LE(plan.shared_bytes, std::size_t{217} << 10) << what;
       }
     }
   }
+  const RowStreamPlan gpt2 = plan_row_stream(32768, 768, {2, 3, 4});
+  EXPECT_EQ(gpt2.lanes, 32);
+  EXPECT_EQ(gpt2.chunks, 3);
+  EXPECT_EQ(gpt2.stages, 3);
+  EXPECT_EQ(gpt2.blocks, 132 * 3);
 }
 
 TEST(CudaLinearCrossEntropy, LogitsOfAChunkAreBounded) {
