@@ -12,7 +12,8 @@
 namespace tenon::cuda {
 namespace {
 
-constexpr std::size_t kDefaultSharedBytes = 48 << 10;
+/// Any kernel gets 48 KiB of shared memory; what it declares itself counts too.
+constexpr std::size_t kDefaultSharedBytes = 32 << 10;
 
 bool synchronous_launches() {
   static const bool on = [] {
@@ -22,7 +23,7 @@ bool synchronous_launches() {
   return on;
 }
 
-/// Blocks get more than 48 KiB of dynamic shared memory only after the kernel's limit was raised.
+/// Blocks get more dynamic shared memory only after the kernel's limit was raised.
 void raise_shared_limit(Stream stream, const void* kernel, std::size_t bytes) {
   static std::mutex mutex;
   static auto* limits = new std::map<std::pair<const void*, int>, std::size_t>;
