@@ -100,7 +100,7 @@ struct UnaryFunction {
         case UnaryOp::tanh: return each([](C v) { return tanh_of(v); });
         case UnaryOp::sigmoid: return each([](C v) { return sigmoid_of(v); });
         case UnaryOp::erf: return each([](C v) { return erf_of(v); });
-        case UnaryOp::silu: return each([](C v) { return v / (C(1) + exp_of(-v)); });
+        case UnaryOp::silu: return each([](C v) { return v * sigmoid_of(v); });
         case UnaryOp::gelu: return each([](C v) { return gelu(v); });
         case UnaryOp::gelu_tanh: return each([](C v) { return gelu_tanh(v); });
         case UnaryOp::pow: return each([e = parameter](C v) { return power(v, e); });
