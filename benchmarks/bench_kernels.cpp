@@ -270,6 +270,9 @@ void Bench::add_pointwise(std::vector<Operation>& list) const {
   list.push_back(
       {"cast_to_float32", {wide}, {}, [](Tensors x, Tensors) { return x[0].to(DType::float32); }});
   list.push_back({"column_sum", {wide}, {}, [](Tensors x, Tensors) { return sum(x[0], {0}); }});
+  list.push_back({"column_sum_768", {Shape{rows_, 768}}, {}, [](Tensors x, Tensors) {
+                    return sum(x[0], {0});
+                  }});
   for (const bool backward : {false, true}) {
     const std::string way = backward ? "_backward" : "_forward";
     list.push_back({"gelu" + way,
