@@ -34,9 +34,10 @@ RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks) {
 }
 
 RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStreamNeeds& needs) {
-  constexpr std::int64_t kMultiprocessors = 132;        // of a full Hopper GPU
-  constexpr std::int64_t kSharedBytes = 227 << 10;      // of its multiprocessors
-  constexpr std::int64_t kOtherSharedBytes = 10 << 10;  // of a block, for reductions
+  constexpr std::int64_t kMultiprocessors = 132;    // of a full Hopper GPU
+  constexpr std::int64_t kSharedBytes = 227 << 10;  // of its multiprocessors
+  // What a block's reductions take, and the system.
+  const std::int64_t other_bytes = needs.element_bytes == 8 ? 10 << 10 : 6 << 10;
   const int most = needs.element_bytes == 8 ? row_chunks<double> : row_chunks<float>;
   const int fewest = most / 2;  // more threads a row hide more latency
   RowStreamPlan plan;
@@ -55,7 +56,7 @@ RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStr
   const std::int64_t stage_bytes =
       std::int64_t{kRowGroup} * plan.threads * plan.chunks * needs.element_bytes * needs.operands;
   const auto by_memory = [&](int stages) {
-    return static_cast<int>(kSharedBytes / (stages * stage_bytes + kOtherSharedBytes));
+    return static_cast<int>(kSharedBytes / (stages * stage_bytes + other_bytes));
   };
   plan.stages = 4;
   while (plan.stages > 2 && by_memory(plan.stages) < by_registers) --plan.stages;
