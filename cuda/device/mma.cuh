@@ -122,10 +122,12 @@ __device__ __forceinline__ float exp2_approximate(float x) {
   return result;
 }
 
-/// Bits 15 and 31 of x, each spread over its half-word: 0xffff where set.
-__device__ __forceinline__ std::uint32_t spread_half_signs(std::uint32_t x) {
+/// The top bits of byte `byte` of x and of y, spread over the lower and the upper half-word: 0xffff
+/// where set. `byte` is a constant.
+__device__ __forceinline__ std::uint32_t spread_byte_signs(std::uint32_t x, std::uint32_t y,
+                                                           int byte) {
   std::uint32_t mask;
-  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(x));
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(mask) : "r"(x), "r"(y), "r"(0xcc88 + 0x1111 * byte));
   return mask;
 }
 

@@ -23,6 +23,9 @@ std::int64_t stride_from_end(const TensorView* view, int axis) {
   return view->sizes[index] == 1 ? 0 : view->strides[index];
 }
 
+/// Bytes of one query's dropout decisions, as scaled_dot_product_attention_lse returns them.
+std::int64_t keep_bits_row(std::int64_t keys) { return ceil_div(keys, 128) * 16; }
+
 /// What a call comes down to. The output of `zero` is all zeros: no keys to sum over, or p == 1.
 struct Call {
   AttentionParams params;
@@ -85,7 +88,8 @@ void run_simt(const KernelArgs& args) {
 void run_mma(const KernelArgs& args) {
   // Kernels are selected before addresses are known.
   if (!std::ranges::all_of(args.inputs.first(3), has_aligned_rows)) return run_simt(args);
-  run_call(args, [&](const AttentionParams& params, Stream stream) {
+  run_call(args, [&](AttentionParams params, Stream stream) {
+    draw_keep_bits(params, args.workspace, stream);
     const AttentionTiling tiling = choose_flash_mma_tiling(
         params, device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
     launch_flash_mma(params, args.outputs[0].dtype, tiling, stream);
@@ -162,6 +166,29 @@ void set_keep_bits(AttentionParams& params, const TensorView& keep_bits) {
   params.keep_bits_stride = keep_bits.size(-1);
 }
 
+std::size_t keep_bits_workspace(const KernelArgs& args) {
+  if (args.outputs.size() > 1) return 0;
+  const auto& attributes = args.attributes<AttentionAttrs>();
+  const TensorView& query = args.inputs[0];
+  std::int64_t rows = 1;
+  for (int axis = 0; axis < query.rank() - 1; ++axis) rows *= query.sizes[axis];
+  const std::int64_t keys = args.inputs[1].size(-2);
+  const bool drops =
+      cpu::plan_dropout(args.op->name, {attributes.dropout_p, attributes.mode, attributes.site},
+                        args, rows, keys)
+          .active;
+  return drops ? static_cast<std::size_t>(rows * keep_bits_row(keys)) : 0;
+}
+
+void draw_keep_bits(AttentionParams& params, void* workspace, Stream stream) {
+  if (!params.has_dropout || params.keys == 0) return;
+  if (params.keep_bits == nullptr) {
+    params.keep_bits = static_cast<std::uint8_t*>(workspace);
+    params.keep_bits_stride = keep_bits_row(params.keys);
+  }
+  launch_draw_keep_bits(params, stream);
+}
+
 void fill_bytes(const TensorView& output, int byte, Stream stream) {
   if (output.numel() == 0) return;
   use_device(stream.device);
@@ -218,9 +245,11 @@ AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multi
     if (!params.has_dropout) tiling.variant = AttentionVariant::plain;
     if (params.has_dropout && large) tiling.variant = AttentionVariant::dropout;
   }
-  // 16-bit elements: the query tile, and two stages of a key and a value tile.
+  // 16-bit elements: the query tile, and two stages of a key tile, a value tile and, where the variant
+  // may drop, a bit for each score.
+  const int bits = tiling.variant == AttentionVariant::plain ? 0 : tiling.rows * tiling.keys / 4;
   tiling.shared_bytes =
-      std::int64_t{2} * tiling.head * (tiling.rows + 4 * tiling.keys) + kAttentionBlockBytes;
+      std::int64_t{2} * tiling.head * (tiling.rows + 4 * tiling.keys) + bits + kAttentionBlockBytes;
   return tiling;
 }
 
@@ -243,7 +272,12 @@ AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v) {
 void register_attention_kernels() {
   for (const char* op : {kOp, kLseOp}) {
     register_kernel(op, DeviceType::cuda,
-                    {"cuda.flash_mma", run_mma, supports_mma, accepts_mma, true});
+                    {.name = "cuda.flash_mma",
+                     .run = run_mma,
+                     .supports = supports_mma,
+                     .accepts = accepts_mma,
+                     .strided_output = true,
+                     .workspace_bytes = keep_bits_workspace});
     register_kernel(op, DeviceType::cuda,
                     {"cuda.flash_simt", run_simt, supports_simt, accepts_simt, true});
   }

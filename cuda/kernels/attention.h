@@ -59,7 +59,7 @@ struct AttentionParams {
   std::uint32_t dropout_threshold;
   double keep_scale;  // 1/(1-p); 0 when everything is dropped
 
-  // What the gradient reads, row-major; written in the forward pass, and null where not wanted.
+  // What the gradient reads, row-major; null where not wanted.
   void* lse;                      // (batches, length) of the compute type, natural logarithm
   std::uint8_t* keep_bits;        // (batches, length, keep_bits_stride): a bit for each key
   std::int64_t keep_bits_stride;  // bytes, a multiple of 16
@@ -98,6 +98,11 @@ bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
                     const TensorView& mask, const KernelArgs& args);
 /// Where the kernels keep, or find, the decisions of an active dropout; without one they are unused.
 void set_keep_bits(AttentionParams& params, const TensorView& keep_bits);
+/// Scratch memory for the decisions of a call that does not return them: a Kernel::workspace_bytes.
+std::size_t keep_bits_workspace(const KernelArgs& args);
+/// Draws the decisions of an active dropout where the call returns them, or else in `workspace`, and
+/// points params.keep_bits there: kernels for tensor cores only read them.
+void draw_keep_bits(AttentionParams& params, void* workspace, Stream stream);
 /// Sets every byte of a dense tensor.
 void fill_bytes(const TensorView& output, int byte, Stream stream);
 /// The elements of the last axis are neighbours.
@@ -117,8 +122,10 @@ AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multi
 /// Tiles of flash_simt; `head` is the slice of the value's head that one block computes.
 AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v);
 
-/// Tensor cores: 16-bit floats that flash_mma_takes, rows aligned to 16 bytes. All sizes are > 0, and
-/// `tiling` comes from choose_flash_mma_tiling.
+/// Draws params.keep_bits, which is not null; those that causality hides are left as they are.
+void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
+/// Tensor cores: 16-bit floats that flash_mma_takes, rows aligned to 16 bytes. All sizes but `keys` are
+/// > 0, keep_bits are drawn, and `tiling` comes from choose_flash_mma_tiling.
 void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                       Stream stream);
 /// Multiply-adds: any floating dtype. Sizes are > 0, the query's head may be 0.

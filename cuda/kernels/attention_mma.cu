@@ -6,6 +6,7 @@
 // keys. Keys and values go through two buffers in shared memory: the copy of the next tile runs while
 // this one is computed. Scores stay in registers: as C fragments of Q·Kᵀ they are, rounded, the A
 // fragments of P·V. Two 16-row fragments a warp halve the shared memory traffic of keys and values.
+#include "cuda/device/memory.cuh"
 #include "cuda/kernels/attention_mma.cuh"
 #include "cuda/launch.h"
 
@@ -31,13 +32,14 @@ struct MmaTile {
   static constexpr int kWarpRows = kRows / kMmaWarps;
   static constexpr int kRowTiles = kWarpRows / 16;  // fragments of a warp along the rows
   static constexpr int kColumnTiles = kKeys / 8;    // C fragments of the scores along the keys
-  static constexpr int kCalls = kColumnTiles / 2;   // Philox calls of a lane for 16 rows
   static constexpr bool kQueryInRegisters = kHead <= 64;
   static constexpr int kQueryBytes = kRows * kHead * 2;
   static constexpr int kKeyBytes = kKeys * kHead * 2;
   static constexpr int kStageBytes = 2 * kKeyBytes;  // keys, then values
   static constexpr int kTileBytes = kQueryBytes + 2 * kStageBytes;
-  static constexpr int kSharedBytes = kTileBytes + static_cast<int>(kAttentionBlockBytes);
+  static constexpr int kBitBytes = kMayDrop ? kRows * kKeys / 8 : 0;  // of one tile of keys
+  static constexpr int kBlock = kTileBytes + 2 * kBitBytes;           // offset in shared memory
+  static constexpr int kSharedBytes = kBlock + static_cast<int>(kAttentionBlockBytes);
   static constexpr int kMinBlocks = kRowTiles == 2 || kHead > 128 ? 2 : 3;
 };
 
@@ -49,17 +51,34 @@ struct MmaState {
   float sum[Tile::kRowTiles][2];  // of the columns that this lane holds
 };
 
-/// Starts copying the keys and values of the tile that begins at `key`.
+/// Whether the call drops anything.
+template <class Tile>
+__device__ __forceinline__ bool drops(const AttentionParams& params) {
+  return Tile::kMayDrop && (Tile::kPlainScores || params.has_dropout);
+}
+
+/// Starts copying tile number `tile` of the keys, their values, and the dropout's decisions on them, to
+/// the tile's stage; `shared` is the block's shared memory.
 template <class Tile>
 __device__ __forceinline__ void copy_keys(const AttentionParams& params,
                                           const AttentionBlock<typename Tile::T>& block,
-                                          std::uint32_t stage, std::int64_t key) {
+                                          std::uint32_t shared, int tile) {
+  const std::int64_t key = std::int64_t{tile} * Tile::kKeys;
   const std::int64_t rows = params.keys - key;
+  const std::uint32_t stage = shared + Tile::kQueryBytes + tile % 2 * Tile::kStageBytes;
   copy_tile<Tile, Tile::kKeys>(stage, block.key + key * params.key_strides.row,
                                params.key_strides.row, rows, static_cast<int>(params.head / 8));
   copy_tile<Tile, Tile::kKeys>(stage + Tile::kKeyBytes,
                                block.value + key * params.value_strides.row,
                                params.value_strides.row, rows, static_cast<int>(params.head_v / 8));
+  const int row = static_cast<int>(threadIdx.x);
+  if (!drops<Tile>(params) || row >= Tile::kRows) return;
+  constexpr int kBytes = Tile::kKeys / 8;  // of one query
+  const std::int64_t query = block.row_block * Tile::kRows + row;
+  const std::int64_t index = block.batch * params.length + query;
+  copy_async<kBytes>(shared + Tile::kTileBytes + tile % 2 * Tile::kBitBytes + row * kBytes,
+                     params.keep_bits + index * params.keep_bits_stride + key / 8,
+                     query < params.length && rows > 0);
 }
 
 /// Applies scale and mask (general variant), and hides keys past the end or after the query.
@@ -153,86 +172,26 @@ __device__ __forceinline__ void update_softmax(const AttentionParams& params, Mm
   }
 }
 
-/// Keep decisions of 16 rows x kKeys columns, one Philox call per 8 columns and none twice: lane t
-/// of a quad draws row 8·(t&1) + g of the kCalls key tiles from kCalls·(t>>1) on. Of call c, word w
-/// (columns 2w, 2w+1 of that key tile) the decisions are bits 4c+w and 16 + 4c+w.
+/// Zeroes the dropped probabilities; `bits` are those of the warp's first row and this tile's keys.
 template <class Tile>
-__device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& params,
-                                                      const DropoutKey& key, std::int64_t row,
-                                                      std::int64_t key0, int lane) {
-  constexpr std::uint32_t kTops = 0x80008000U;
-  const std::uint32_t threshold = params.dropout_threshold * 0x10001U;
-  const std::uint32_t low_bits = threshold & ~kTops;
-  const std::int64_t group = (key0 >> 3) + ((lane & 3) >> 1) * Tile::kCalls;
-  std::uint32_t bits = 0;
-#pragma unroll 2
-  for (int call = 0; call < Tile::kCalls; ++call) {
-    const PhiloxBlock random = dropout_random8(key, row, group + call);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      // Both half-words at once: the top bit of each is set where half-word >= threshold.
-      const std::uint32_t x = random.word[w];
-      const std::uint32_t difference = (x | kTops) - low_bits;
-      const std::uint32_t keep = (x & ~threshold) | (~(x ^ threshold) & difference);
-      bits |= (keep & kTops) >> (15 - (4 * call + w));
-    }
-  }
-  return bits;
-}
-
-/// Bits n and 16 + n of x to bits 2n and 2n + 1: draw_dropout's decisions in the order of the columns.
-__device__ __forceinline__ std::uint32_t interleave_halves(std::uint32_t x) {
-  std::uint32_t swapped = (x ^ (x >> 8)) & 0x0000ff00U;
-  x ^= swapped ^ (swapped << 8);
-  swapped = (x ^ (x >> 4)) & 0x00f000f0U;
-  x ^= swapped ^ (swapped << 4);
-  swapped = (x ^ (x >> 2)) & 0x0c0c0c0cU;
-  x ^= swapped ^ (swapped << 2);
-  swapped = (x ^ (x >> 1)) & 0x22222222U;
-  return x ^ swapped ^ (swapped << 1);
-}
-
-/// Keeps this lane's decisions for the gradient; `row` counts over all batches.
-template <class Tile>
-__device__ __forceinline__ void store_keep_bits(const AttentionParams& params, std::int64_t row,
-                                                std::int64_t key0, std::uint32_t bits, int lane) {
-  using Word = std::conditional_t<Tile::kCalls == 4, std::uint32_t, std::uint16_t>;
-  static_assert(sizeof(Word) == Tile::kCalls);
-  std::uint8_t* target = params.keep_bits + row * params.keep_bits_stride + (key0 >> 3);
-  reinterpret_cast<Word*>(target)[(lane & 3) >> 1] = static_cast<Word>(interleave_halves(bits));
-}
-
-/// Zeroes the dropped probabilities of one row tile; `bits` is this lane's draw_dropout.
-template <class Tile>
-__device__ __forceinline__ void drop(std::uint32_t (&p)[Tile::kColumnTiles][2], std::uint32_t bits,
-                                     int lane) {
-#pragma unroll
-  for (int source = 0; source < 4; ++source) {
-    const std::uint32_t drawn = __shfl_sync(kFullWarp, bits, source, 4) << (3 - (lane & 3));
-#pragma unroll
-    for (int call = 0; call < Tile::kCalls; ++call) {
-      p[Tile::kCalls * (source >> 1) + call][source & 1] &=
-          spread_half_signs(drawn << (12 - 4 * call));
-    }
-  }
-}
-
-/// Draws and applies the dropout of the warp's rows, the first of which is `row0`.
-template <class Tile>
-__device__ __forceinline__ void apply_dropout(const AttentionParams& params,
-                                              const AttentionBlock<typename Tile::T>& block,
-                                              Weights<Tile>& p, std::int64_t row0,
-                                              std::int64_t key0, int lane) {
-  const DropoutKey key = with_forward(params.dropout_key, block.forward);
+__device__ __forceinline__ void drop(Weights<Tile>& p, const unsigned char* bits, int lane) {
+  constexpr int kWords = Tile::kKeys / 32;
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
-    const std::int64_t query = row0 + 16 * i + 8 * (lane & 1) + (lane >> 2);
-    const std::int64_t row = block.batch * params.length + query;
-    const std::uint32_t bits = draw_dropout<Tile>(params, key, row, key0, lane);
-    if (params.keep_bits != nullptr && query < params.length) {
-      store_keep_bits<Tile>(params, row, key0, bits, lane);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = 16 * i + 8 * h + (lane >> 2);
+      const auto words = *reinterpret_cast<const Pack<std::uint32_t, kWords>*>(
+          bits + row * kWords * static_cast<int>(sizeof(std::uint32_t)));
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        // The top bit of byte n is the decision on column 8·n + 2·t, or on the one after it.
+        const std::uint32_t even = words.item[w] << (7 - 2 * (lane & 3));
+        const std::uint32_t odd = words.item[w] << (6 - 2 * (lane & 3));
+#pragma unroll
+        for (int n = 0; n < 4; ++n) p[i][4 * w + n][h] &= spread_byte_signs(even, odd, n);
+      }
     }
-    drop<Tile>(p[i], bits, lane);
   }
 }
 
@@ -265,17 +224,20 @@ __device__ __forceinline__ void write_output(const AttentionParams& params,
                    state.output, factor, shared_query, warp_row, lane);
 }
 
-/// One tile of keys for one warp.
+/// Tile number `tile` of the keys, for one warp; `shared` is the block's shared memory.
 template <class Tile>
 __device__ __forceinline__ void attend(
     const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
     MmaState<Tile>& state,
     const std::uint32_t (
         &query)[Tile::kQueryInRegisters ? kHeadSteps<Tile> : 1][Tile::kRowTiles][4],
-    std::uint32_t shared_query, std::uint32_t stage, int warp_row, std::int64_t key0, int lane) {
+    const unsigned char* shared, int warp_row, int tile, int lane) {
   const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
+  const std::int64_t key0 = std::int64_t{tile} * Tile::kKeys;
   // Rows past the end, and keys after all of the warp's rows, contribute nothing.
   if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
+  const std::uint32_t shared_query = shared_address(shared);
+  const std::uint32_t stage = shared_query + Tile::kQueryBytes + tile % 2 * Tile::kStageBytes;
   Scores<Tile> score = {};
 #pragma unroll
   for (int step = 0; step < kHeadSteps<Tile>; ++step) {
@@ -290,8 +252,9 @@ __device__ __forceinline__ void attend(
   hide_scores<Tile>(params, block.mask, score, row0, key0, lane);
   Weights<Tile> p;
   update_softmax<Tile>(params, state, score, p);
-  if (Tile::kMayDrop && (Tile::kPlainScores || params.has_dropout)) {
-    apply_dropout<Tile>(params, block, p, row0, key0, lane);
+  if (drops<Tile>(params)) {
+    constexpr int kBytes = Tile::kKeys / 8;  // of one query
+    drop<Tile>(p, shared + Tile::kTileBytes + tile % 2 * Tile::kBitBytes + warp_row * kBytes, lane);
   }
   add_weighted_rows<Tile>(state.output, p, stage + Tile::kKeyBytes, lane);
 }
@@ -302,19 +265,18 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(1024) unsigned char shared[];
   if (block_index() >= params.batches * params.row_blocks) return;
-  auto& block = *reinterpret_cast<AttentionBlock<typename Tile::T>*>(shared + Tile::kTileBytes);
+  auto& block = *reinterpret_cast<AttentionBlock<typename Tile::T>*>(shared + Tile::kBlock);
   if (threadIdx.x == 0) block = locate_block<typename Tile::T>(params, block_index());
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;
   const std::int64_t block_row = block.row_block * Tile::kRows;
   const std::uint32_t shared_query = shared_address(shared);
-  const std::uint32_t stages = shared_query + Tile::kQueryBytes;
 
   copy_tile<Tile, Tile::kRows>(shared_query, block.query + block_row * params.query_strides.row,
                                params.query_strides.row, params.length - block_row,
                                static_cast<int>(params.head / 8));
-  copy_keys<Tile>(params, block, stages, 0);
+  copy_keys<Tile>(params, block, shared_query, 0);
   copy_async_commit();
 
   MmaState<Tile> state{};
@@ -324,14 +286,11 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
 
   const std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);
   const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
-  std::uint32_t stage = stages;
   for (int tile = 0; tile < tiles; ++tile) {
-    const std::int64_t key0 = std::int64_t{tile} * Tile::kKeys;
     copy_async_wait<0>();
     __syncthreads();  // this tile has come, and no warp reads the other stage any more
-    const std::uint32_t next = 2 * stages + Tile::kStageBytes - stage;
     if (tile + 1 < tiles) {
-      copy_keys<Tile>(params, block, next, key0 + Tile::kKeys);
+      copy_keys<Tile>(params, block, shared_query, tile + 1);
       copy_async_commit();
     }
     if constexpr (Tile::kQueryInRegisters) {
@@ -342,8 +301,7 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
         }
       }
     }
-    attend<Tile>(params, block, state, query, shared_query, stage, warp_row, key0, lane);
-    stage = next;
+    attend<Tile>(params, block, state, query, shared, warp_row, tile, lane);
   }
   write_output<Tile>(params, block, state, shared, warp_row, lane);
 #endif

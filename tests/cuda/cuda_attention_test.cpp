@@ -6,8 +6,10 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "cuda/device/dropout_rounds.h"
 #include "cuda/kernels/attention.h"
 #include "tensor/device_backend.h"
 #include "tensor/error.h"
@@ -180,15 +182,19 @@ void run_kernel(const std::string& name, const Operands& x, const AttentionAttrs
     inputs.push_back(t ? t.view_of_data() : TensorView{});
   }
   const TensorView outputs[] = {output.view_of_data()};
-  const KernelArgs args{&get_op(kOp),
-                        inputs,
-                        outputs,
-                        &attrs,
-                        true,
-                        default_generator().state(),
-                        device_backend(DeviceType::cuda).stream(0)};
+  KernelArgs args{&get_op(kOp),
+                  inputs,
+                  outputs,
+                  &attrs,
+                  true,
+                  default_generator().state(),
+                  device_backend(DeviceType::cuda).stream(0)};
   for (const Kernel& kernel : get_op(kOp).kernels(DeviceType::cuda)) {
-    if (kernel.name == name) return kernel.run(args);
+    if (kernel.name != name) continue;
+    const std::size_t bytes = kernel.workspace_bytes ? kernel.workspace_bytes(args) : 0;
+    const Tensor workspace = empty(Shape{static_cast<std::int64_t>(bytes)}, {DType::uint8, kCuda});
+    args.workspace = workspace.view_of_data().data;
+    return kernel.run(args);
   }
   FAIL() << "no kernel " << name;
 }
@@ -315,14 +321,14 @@ TEST_P(CudaAttentionLayout, WritesPermutedOutputs) {
 
 TEST_P(CudaAttentionLayout, KeepsLogSumExpAndDropoutMask) {
   // Tails of every tile; enough rows for the 128-row tiles, whose dropout has a variant of its own.
-  const Sizes samples[] = {{{2, 3}, 70, 50, 64, 40},
-                           {{1}, 3, 5, 8, 8},
-                           {{2}, 33, 300, 136, 16},
-                           {{4, 20}, 200, 150, 64, 64},
-                           {{4, 20}, 160, 130, 128, 96}};
-  for (const Sizes& sizes : samples) {
+  // Thresholds of 1 and 0, and beyond the middle of 16 bits.
+  const std::pair<Sizes, double> samples[] = {
+      {{{2, 3}, 70, 50, 64, 40}, 0.3},    {{{1}, 3, 5, 8, 8}, 1e-5},
+      {{{3}, 100, 90, 16, 16}, 1e-6},     {{{2}, 33, 300, 136, 16}, 0.75},
+      {{{4, 20}, 200, 150, 64, 64}, 0.3}, {{{4, 20}, 160, 130, 128, 96}, 0.1}};
+  for (const auto& [sizes, dropout_p] : samples) {
     for (const bool is_causal : {false, true}) {
-      const Options options{.name = "", .is_causal = is_causal, .dropout_p = 0.3};
+      const Options options{.name = "", .is_causal = is_causal, .dropout_p = dropout_p};
       const AttentionAttrs attrs = make_attrs(options, sizes.head);
       const Operands x = make_operands(sizes, GetParam(), options);
       const auto run = [&](const Operands& operands, const AttentionAttrs& a) {
@@ -446,7 +452,32 @@ TEST_P(CudaAttentionLayout, StridesBeyond32Bits) {
   }
 }
 
-// --- the choice of tiles, which needs no GPU ----------------------------------------------------
+// --- what needs no GPU ---------------------------------------------------------------------------
+
+TEST(CudaDropoutRounds, SharedRoundsGiveTheSameNumbers) {
+  const std::uint64_t seeds[] = {0, 2024, 0xfedcba9876543210U};
+  const std::int64_t rows[] = {0, 1, 511, 0xffffffff, 0x123456789a, kMaxDropoutRows - 1};
+  const std::int64_t groups[] = {0, 1, 255, kMaxDropoutCols / 8 - 1};
+  for (const std::uint64_t seed : seeds) {
+    const cuda::PhiloxKeys keys(seed);
+    for (const std::uint32_t site : {0U, 5U, 0xffffffU}) {
+      const DropoutKey key{seed, 17 * site + 3, site};
+      for (const std::int64_t row : rows) {
+        for (const std::int64_t group : groups) {
+          const auto high = static_cast<std::uint32_t>(row >> 32);
+          const cuda::DropoutRow of_row(keys, key, static_cast<std::uint32_t>(row), high);
+          const cuda::DropoutColumns of_columns(keys, key, static_cast<std::uint32_t>(group), high);
+          const PhiloxBlock got = cuda::dropout_random8(keys, of_row, of_columns);
+          const PhiloxBlock want = dropout_random8(key, row, group);
+          for (int i = 0; i < 4; ++i) {
+            EXPECT_EQ(got.word[i], want.word[i])
+                << "seed " << seed << " site " << site << " row " << row << " group " << group;
+          }
+        }
+      }
+    }
+  }
+}
 
 cuda::AttentionParams problem(std::int64_t batches, std::int64_t length, std::int64_t head) {
   cuda::AttentionParams params{};
@@ -477,7 +508,9 @@ TEST(CudaAttentionTiling, VariantsFollowTheCall) {
   using enum cuda::AttentionVariant;
   cuda::AttentionParams params = problem(128, 2048, 128);
   params.has_dropout = true;
-  EXPECT_EQ(cuda::choose_flash_mma_tiling(params, 132).variant, dropout);
+  auto tiling = cuda::choose_flash_mma_tiling(params, 132);
+  EXPECT_EQ(tiling.variant, dropout);
+  EXPECT_EQ(tiling.shared_bytes, (98 << 10) + cuda::kAttentionBlockBytes);
   params.batches = 1;
   EXPECT_EQ(cuda::choose_flash_mma_tiling(params, 132).variant, general);
   params = problem(128, 2048, 128);
