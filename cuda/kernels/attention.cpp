@@ -157,7 +157,7 @@ bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
   // p rounds to 1, which the 16 bits that kernels compare with cannot express.
   if (plan.threshold > 0xffff) params.keep_scale = 0;
   params.dropout_threshold = std::min(plan.threshold, 0xffffU);
-  return plan.active && plan.scale == 0;
+  return plan.active && params.keep_scale == 0;
 }
 
 void set_keep_bits(AttentionParams& params, const TensorView& keep_bits) {

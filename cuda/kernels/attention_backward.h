@@ -24,8 +24,9 @@ struct AttentionBackwardParams : AttentionParams {
   AttentionOperand d_mask_strides;  // 0 along axes that the mask is repeated on
 
   double scale;
-  /// Two values of the compute type for each of batches x length queries: log2 of the sum of its
-  /// probabilities' powers of two, then, `batches · length` further on, Σ grad∘output.
+  /// Two values of the compute type for each of batches x length queries, `batches · length` apart: what
+  /// a score's power of two is divided by, as a logarithm, and Σ grad∘output; both with a factor of 1-p
+  /// in the kernels for tensor cores.
   void* statistics;
   bool zero;  // nothing reaches the operands: their gradients are 0
 };

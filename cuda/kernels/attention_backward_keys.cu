@@ -43,20 +43,43 @@ __device__ __forceinline__ void copy_query_stage(const AttentionBackwardParams& 
   }
 }
 
-/// Bit 8·(2·i + h) of keep[j][c]: whether dropout keeps the warp's key 16·i + 8·h + g for the query
-/// 8·j + 2·t + c.
-template <class Tile>
-__device__ __forceinline__ std::uint32_t load_keep(const unsigned char* bits, int j, int c,
-                                                   int lane) {
-  using Word = std::conditional_t<Tile::kRowTiles == 2, std::uint32_t, std::uint16_t>;
-  const int query = 8 * j + 2 * (lane & 3) + c;
-  return static_cast<std::uint32_t>(
-             *reinterpret_cast<const Word*>(bits + query * (Tile::kRows / 8))) >>
-         (lane >> 2);
+/// The larger of x and 0; NaN stays.
+__device__ __forceinline__ float clamp_at_zero(float x) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+  return result;
 }
 
-/// Scores of the warp's keys (rows) and kStepRows queries to probabilities, and these, dropped and
-/// rounded, to weights.
+/// What dropout keeps of a probability whose sign is its decision.
+template <class Tile>
+__device__ __forceinline__ float kept(float probability) {
+  return Tile::kDrops ? clamp_at_zero(probability) : probability;
+}
+
+/// Gives the probabilities of what dropout drops a minus sign: a register holds both, P and K.
+template <class Tile>
+__device__ __forceinline__ void mark_dropped(Scores<Tile>& probability, const unsigned char* bits,
+                                             int lane) {
+  using Word = std::conditional_t<Tile::kRowTiles == 2, std::uint32_t, std::uint16_t>;
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int query = 8 * j + 2 * (lane & 3) + c;
+      const std::uint32_t word = *reinterpret_cast<const Word*>(bits + query * (Tile::kRows / 8));
+#pragma unroll
+      for (int e = 0; e < 2 * Tile::kRowTiles; ++e) {
+        // The decision on the warp's key 8·e + g, moved to the top.
+        const std::uint32_t decision = word << (31 - 8 * e - (lane >> 2));
+        float& p = probability[e / 2][j][2 * (e % 2) + c];
+        p = __uint_as_float(__float_as_uint(p) | (~decision & 0x80000000U));
+      }
+    }
+  }
+}
+
+/// Scores of the warp's keys (rows) and kStepRows queries to probabilities over 1-p, and what dropout
+/// keeps of them, rounded, to weights.
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
                                                      Scores<Tile>& score, const float* lse,
@@ -64,31 +87,42 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
                                                      std::int64_t query0, int lane,
                                                      Weights<Tile>& weights) {
   const auto scale = static_cast<float>(params.scale_log2);
-  const bool edge = params.is_causal && query0 < row0 + Tile::kWarpRows - 1;
-  // Query 8·j + 2·t + c is seen by keys up to `reach` rows after the warp's first.
-  const int reach = edge ? static_cast<int>(query0 - row0) : 0;
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const float2 offset = *reinterpret_cast<const float2*>(lse + 8 * j + 2 * (lane & 3));
-    std::uint32_t keep[2] = {};
-    if constexpr (Tile::kDrops) {
-      keep[0] = load_keep<Tile>(bits, j, 0, lane);
-      keep[1] = load_keep<Tile>(bits, j, 1, lane);
-    }
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float kept[2];
+      for (int e = 0; e < 4; ++e) {
+        score[i][j][e] =
+            exp2_approximate(fmaf(score[i][j][e], scale, e % 2 == 0 ? -offset.x : -offset.y));
+      }
+    }
+  }
+  if (params.is_causal && query0 < row0 + Tile::kWarpRows - 1) {
+    // Query 8·j + 2·t + c is seen by keys up to `reach` rows after the warp's first.
+    const int reach = static_cast<int>(query0 - row0) + 2 * (lane & 3);
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& p = score[i][j][2 * h + c];
-          p = exp2_approximate(fmaf(p, scale, c == 0 ? -offset.x : -offset.y));
-          const int row = 16 * i + 8 * h + (lane >> 2);
-          if (edge && row > reach + 8 * j + 2 * (lane & 3) + c) p = 0;
-          kept[c] = !Tile::kDrops || ((keep[c] >> (8 * (2 * i + h))) & 1U) != 0 ? p : 0.0F;
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int row = 16 * i + 8 * (e / 2) + (lane >> 2);
+          if (row > reach + 8 * j + e % 2) score[i][j][e] = 0;
         }
-        weights[i][j][h] = pack_floats<typename Tile::T>(kept[0], kept[1]);
+      }
+    }
+  }
+  if constexpr (Tile::kDrops) mark_dropped<Tile>(score, bits, lane);
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        weights[i][j][h] = pack_floats<typename Tile::T>(kept<Tile>(score[i][j][2 * h]),
+                                                         kept<Tile>(score[i][j][2 * h + 1]));
       }
     }
   }
@@ -96,20 +130,12 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
 
 /// dS, rounded, of the same tile.
 template <class Tile>
-__device__ __forceinline__ void finish_key_weights(const AttentionBackwardParams& params,
-                                                   const Scores<Tile>& probability,
+__device__ __forceinline__ void finish_key_weights(const Scores<Tile>& probability,
                                                    const Scores<Tile>& d_weight, const float* delta,
-                                                   const unsigned char* bits, int lane,
-                                                   Weights<Tile>& weights) {
-  const auto keep_scale = static_cast<float>(params.keep_scale);
+                                                   int lane, Weights<Tile>& weights) {
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const float2 offset = *reinterpret_cast<const float2*>(delta + 8 * j + 2 * (lane & 3));
-    std::uint32_t keep[2] = {};
-    if constexpr (Tile::kDrops) {
-      keep[0] = load_keep<Tile>(bits, j, 0, lane);
-      keep[1] = load_keep<Tile>(bits, j, 1, lane);
-    }
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
@@ -117,11 +143,9 @@ __device__ __forceinline__ void finish_key_weights(const AttentionBackwardParams
         float d_score[2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          float d = d_weight[i][j][2 * h + c];
-          if constexpr (Tile::kDrops) {
-            d = ((keep[c] >> (8 * (2 * i + h))) & 1U) != 0 ? d * keep_scale : 0.0F;
-          }
-          d_score[c] = probability[i][j][2 * h + c] * (d - (c == 0 ? offset.x : offset.y));
+          const float p = probability[i][j][2 * h + c];
+          d_score[c] = fmaf(kept<Tile>(p), d_weight[i][j][2 * h + c],
+                            -fabsf(p) * (c == 0 ? offset.x : offset.y));
         }
         weights[i][j][h] = pack_floats<typename Tile::T>(d_score[0], d_score[1]);
       }
@@ -182,7 +206,7 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
     multiply_own<Tile>(d_weight, state.value, values, warp_row, grads, lane);
   }
   wait_for<Tile, 1>(d_weight);
-  finish_key_weights<Tile>(params, score, d_weight, lse + kStageRows, bits, lane, d_score);
+  finish_key_weights<Tile>(score, d_weight, lse + kStageRows, lane, d_score);
   multiply_weights<Tile>(state.d_key, d_score, queries, lane);
   wait_for<Tile, 0>(state.d_value, state.d_key);
 }
@@ -197,7 +221,7 @@ __device__ __forceinline__ void write_keys(const AttentionBackwardParams& params
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
     key_factor[i][0] = key_factor[i][1] = static_cast<float>(params.scale);
-    value_factor[i][0] = value_factor[i][1] = static_cast<float>(params.keep_scale);
+    value_factor[i][0] = value_factor[i][1] = 1;
   }
   const std::int64_t row0 = block.row0 + warp_row;
   const AttentionOperand& keys = params.d_key_strides;

@@ -2,8 +2,8 @@
 // multiples of 8 up to 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync, or for heads up
 // to 64 on compute capability 9.0 by wgmma, whose fragments are the same.
 //
-//   P  = 2^(Q·Kᵀ·scale·log2(e) - lse)              D = what dropout keeps, times 1/(1-p)
-//   dV = (P∘D)ᵀ·dO      dS = P∘(D∘(dO·Vᵀ) - Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale
+//   P  = 2^(Q·Kᵀ·scale·log2(e) - lse) / (1-p)      K = what dropout keeps of P, else 0
+//   dV = Kᵀ·dO      dS = K∘(dO·Vᵀ) - P∘((1-p)·Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale
 //
 // Two kernels; a warp of either alone sums what reaches its rows, in order: no atomics.
 //   queries  a warp holds 16 or 32 queries and walks over the keys: S, dO·Vᵀ, dQ. It runs first and
@@ -88,19 +88,26 @@ __device__ BackwardBlock<T> locate_backward_block(const AttentionBackwardParams&
   const std::int64_t batch = p.is_causal ? rest : quotient;
   std::int64_t tile = p.is_causal ? quotient : rest;
   if (p.is_causal && longest_is_last) tile = tiles - 1 - tile;
-  const auto at = [&](const void* data, const AttentionOperand& strides) {
-    return static_cast<T*>(const_cast<void*>(data)) + batch_offset(p, strides, batch);
-  };
-  return {batch,
-          tile * tile_rows,
-          at(p.query, p.query_strides),
-          at(p.key, p.key_strides),
-          at(p.value, p.value_strides),
-          at(p.grad, p.grad_strides),
-          at(p.output, p.output_strides),
-          at(p.d_query, p.d_query_strides),
-          at(p.d_key, p.d_key_strides),
-          at(p.d_value, p.d_value_strides)};
+  const auto start = [](const void* data) { return static_cast<T*>(const_cast<void*>(data)); };
+  BackwardBlock<T> block = {batch,          tile * tile_rows, start(p.query),  start(p.key),
+                            start(p.value), start(p.grad),    start(p.output), start(p.d_query),
+                            start(p.d_key), start(p.d_value)};
+  // One walk over the axes for all operands: divisions are slow, and the block waits for them.
+  std::int64_t outer = batch;
+  for (int axis = p.batch_axes - 1; axis >= 0; --axis) {
+    const std::int64_t next = axis > 0 ? divide(outer, p.batch_sizes[axis]) : 0;
+    const std::int64_t index = outer - next * p.batch_sizes[axis];
+    outer = next;
+    block.query += index * p.query_strides.batch[axis];
+    block.key += index * p.key_strides.batch[axis];
+    block.value += index * p.value_strides.batch[axis];
+    block.grad += index * p.grad_strides.batch[axis];
+    block.output += index * p.output_strides.batch[axis];
+    block.d_query += index * p.d_query_strides.batch[axis];
+    block.d_key += index * p.d_key_strides.batch[axis];
+    block.d_value += index * p.d_value_strides.batch[axis];
+  }
+  return block;
 }
 
 /// The number of this warp, in a form that the compiler knows to be the same in all its lanes: wgmma

@@ -11,8 +11,8 @@ struct QueryState {
   AllRows<Tile> query;
   AllRows<Tile> grad;
   Sums<Tile> d_query;
-  float lse[Tile::kRowTiles][2];  // in units of log2
-  float delta[Tile::kRowTiles][2];
+  float lse[Tile::kRowTiles][2];    // in units of log2, plus log2(1-p)
+  float delta[Tile::kRowTiles][2];  // (1-p)·Σ dO∘O
 };
 
 /// Starts copying the keys, values and decisions from `key` on.
@@ -50,6 +50,7 @@ __device__ __forceinline__ void load_queries(const AttentionBackwardParams& para
   load_all_rows<Tile>(state.query, shared, warp_row, lane);
   load_all_rows<Tile>(state.grad, shared + Tile::kOwnBytes, warp_row, lane);
   auto* statistics = static_cast<float*>(params.statistics);
+  const auto keep_scale = static_cast<float>(params.keep_scale);
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
@@ -71,32 +72,64 @@ __device__ __forceinline__ void load_queries(const AttentionBackwardParams& para
       const std::int64_t index = block.batch * params.length + query;
       const float lse =
           exists ? static_cast<const float*>(params.lse)[index] * static_cast<float>(1 / kLn2) : 0;
-      state.delta[i][h] = delta;
-      state.lse[i][h] = lse;
+      state.lse[i][h] = lse - log2f(keep_scale);
+      state.delta[i][h] = delta / keep_scale;
       if (!exists || (lane & 3) != 0) continue;
-      statistics[index] = lse;
-      statistics[params.batches * params.length + index] = delta;
+      statistics[index] = state.lse[i][h];
+      statistics[params.batches * params.length + index] = state.delta[i][h];
     }
   }
 }
 
-/// dS of the warp's queries and the kStepRows keys from `key0` on, rounded.
+/// The warp's scores with the kStepRows keys from `key0` on to probabilities over 1-p.
 template <class Tile>
-__device__ __forceinline__ void finish_query_weights(
-    const AttentionBackwardParams& params, const QueryState<Tile>& state, const Scores<Tile>& score,
-    const Scores<Tile>& d_weight, const unsigned char* bits, std::int64_t row0, std::int64_t key0,
-    int lane, Weights<Tile>& weights) {
+__device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
+                                                     const QueryState<Tile>& state,
+                                                     Scores<Tile>& score, std::int64_t row0,
+                                                     std::int64_t key0, int lane) {
   const auto scale = static_cast<float>(params.scale_log2);
-  const auto keep_scale = static_cast<float>(params.keep_scale);
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, -state.lse[i][e / 2]));
+      }
+    }
+  }
   const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kStepRows}));
-  const bool edge =
-      present < Tile::kStepRows || (params.is_causal && key0 + Tile::kStepRows - 1 > row0);
+  if (present == Tile::kStepRows && !(params.is_causal && key0 + Tile::kStepRows - 1 > row0)) {
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int seen = seen_keys(params, row0 + 16 * i + 8 * h + (lane >> 2), key0, present);
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (8 * j + 2 * (lane & 3) + c >= seen) score[i][j][2 * h + c] = 0;
+        }
+      }
+    }
+  }
+}
+
+/// dS, rounded, of the same tile.
+template <class Tile>
+__device__ __forceinline__ void finish_query_weights(const QueryState<Tile>& state,
+                                                     const Scores<Tile>& probability,
+                                                     const Scores<Tile>& d_weight,
+                                                     const unsigned char* bits, int lane,
+                                                     Weights<Tile>& weights) {
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = 16 * i + 8 * h + (lane >> 2);
-      const int seen = edge ? seen_keys(params, row0 + row, key0, present) : Tile::kStepRows;
       std::uint32_t keep[Tile::kStepRows / 32] = {};
       if constexpr (Tile::kDrops) {
 #pragma unroll
@@ -111,13 +144,9 @@ __device__ __forceinline__ void finish_query_weights(
         float d_score[2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          float p = exp2_approximate(fmaf(score[i][j][2 * h + c], scale, -state.lse[i][h]));
-          if (edge && 8 * j + 2 * (lane & 3) + c >= seen) p = 0;
-          float d = d_weight[i][j][2 * h + c];
-          if constexpr (Tile::kDrops) {
-            d = ((keep[j / 4] >> (8 * (j % 4) + c)) & 1U) != 0 ? d * keep_scale : 0.0F;
-          }
-          d_score[c] = p * (d - state.delta[i][h]);
+          const float p = probability[i][j][2 * h + c];
+          const bool kept = !Tile::kDrops || ((keep[j / 4] >> (8 * (j % 4) + c)) & 1U) != 0;
+          d_score[c] = fmaf(kept ? p : 0.0F, d_weight[i][j][2 * h + c], -p * state.delta[i][h]);
         }
         weights[i][j][h] = pack_floats<typename Tile::T>(d_score[0], d_score[1]);
       }
@@ -140,12 +169,13 @@ __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
   Scores<Tile> score, d_weight;
   multiply_rows<Tile>(score, state.query, keys, lane);
   multiply_rows<Tile>(d_weight, state.grad, keys + Tile::kOtherBytes, lane);
-  wait_for<Tile, 0>(score, d_weight);
+  wait_for<Tile, 1>(score);
+  finish_probabilities<Tile>(params, state, score, block.row0 + warp_row, key0, lane);
+  wait_for<Tile, 0>(d_weight);
   Weights<Tile> weights;
   const unsigned char* bits =
       shared + stage + Tile::kBits + warp_row * (kStageRows / 8) + step * (Tile::kStepRows / 8);
-  finish_query_weights<Tile>(params, state, score, d_weight, bits, block.row0 + warp_row, key0,
-                             lane, weights);
+  finish_query_weights<Tile>(state, score, d_weight, bits, lane, weights);
   multiply_weights<Tile>(state.d_query, weights, keys, lane);
   wait_for<Tile, 0>(state.d_query);
 }
