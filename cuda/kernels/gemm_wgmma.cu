@@ -1,4 +1,4 @@
-// A persistent, warp-specialized matrix product: D = epilogue(A·B + bias), float32 accumulators.
+// A persistent, warp-specialized matrix product: D = epilogue(A·B + C + bias), float32 accumulators.
 //
 //   warpgroup 0    a thread copies tiles of A and B to a ring of stages, 64 of k each
 //   warpgroup 1    products of the 1st, 3rd, 5th … tile of D that this block computes, each followed
@@ -34,7 +34,9 @@ constexpr int kStepBytes = 32;  // 16 of k in a swizzled row
 
 struct GemmParams {
   CUtensorMap a, b, d, aux, activation;
+  const void* c;  // null: no addend
   const void* bias;
+  std::int64_t c_leading;
   int m, n;
   int stages_of_tile;  // ⌈k / kDepth⌉
   int tiles_m, tiles_n;
@@ -168,23 +170,36 @@ __device__ __forceinline__ float2 unpack<Half>(std::uint32_t word) {
   return pair;
 }
 
-/// Sums begin with the bias of their column.
+/// Two neighbouring elements, zeros where there are none.
+template <class T>
+__device__ __forceinline__ float2 load_pair(const void* data, std::int64_t offset, bool exists) {
+  if (!exists) return make_float2(0, 0);
+  return unpack<T>(__ldg(reinterpret_cast<const unsigned*>(static_cast<const T*>(data) + offset)));
+}
+
+/// Sums begin with what is added to the products.
 template <class Tile>
-__device__ __forceinline__ void start_sums(const GemmParams& p, Accumulators<Tile>& c, int column,
-                                           int lane) {
+__device__ __forceinline__ void start_sums(const GemmParams& p, Accumulators<Tile>& c,
+                                           Corner corner, int warp, int lane) {
   using T = typename Tile::T;
 #pragma unroll
   for (int j = 0; j < Tile::kColumns / 8; ++j) {
-    const int at = column + 8 * j + 2 * (lane & 3);
-    float2 bias = make_float2(0, 0);
-    if (p.bias != nullptr && at < p.n) {
-      const T* source = static_cast<const T*>(p.bias) + at;
-      bias = unpack<T>(__ldg(reinterpret_cast<const unsigned*>(source)));
-    }
+    const int column = corner.column + 8 * j + 2 * (lane & 3);
+    const float2 bias = load_pair<T>(p.bias, column, p.bias != nullptr && column < p.n);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      c[half][j][0] = c[half][j][2] = bias.x;
-      c[half][j][1] = c[half][j][3] = bias.y;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = corner.row + 64 * half + 16 * warp + 8 * h + (lane >> 2);
+        float2 sum = bias;
+        if (p.c != nullptr) {
+          const float2 addend =
+              load_pair<T>(p.c, row * p.c_leading + column, row < p.m && column < p.n);
+          sum = make_float2(sum.x + addend.x, sum.y + addend.y);
+        }
+        c[half][j][2 * h] = sum.x;
+        c[half][j][2 * h + 1] = sum.y;
+      }
     }
   }
 }
@@ -373,7 +388,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Layout
     const Corner corner = corner_of<Tile>(p, tile);
     if constexpr (kGradient) copy_aux<Tile>(p, layout, corner, turn, warp, lane);
     Accumulators<Tile> c;
-    start_sums<Tile>(p, c, corner.column, lane);
+    start_sums<Tile>(p, c, corner, warp, lane);
     multiply_tile<Tile>(c, p.stages_of_tile, turn, tile + stride < tiles, layout, position, lane);
     if constexpr (kGradient) barrier_wait(layout.aux(turn), parity);
     parity ^= 1U;
@@ -433,6 +448,8 @@ void launch_tile(Stream stream, const char* name, const GemmProblem& problem, vo
   p.d = map(problem.d, m, n, problem.d_leading, kSlotRows);
   p.aux = map(problem.aux, m, n, problem.aux_leading, kSlotRows);
   p.activation = map(activation, m, n, n, kSlotRows);
+  p.c = problem.c.data;
+  p.c_leading = problem.c.leading;
   p.bias = problem.bias;
   p.m = static_cast<int>(m);
   p.n = static_cast<int>(n);
@@ -471,12 +488,20 @@ void launch_layout(Stream stream, const char* name, const GemmProblem& p, void* 
 bool gemm_wgmma_takes(const GemmProblem& p, int device) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   return has_wgmma(device) && (p.dtype == DType::float16 || p.dtype == DType::bfloat16) &&
-         p.stored_dtype() == p.dtype && p.batch == 1 && p.c.data == nullptr && !p.a.transposed &&
-         p.n % 8 == 0 && p.m < kMost && p.n < kMost && p.k < kMost &&
+         p.stored_dtype() == p.dtype && p.batch == 1 && !p.a.transposed && p.n % 8 == 0 &&
+         p.m < kMost && p.n < kMost && p.k < kMost &&
          ceil_div(p.m, kRows) * ceil_div(p.n, 128) < kMost &&
          is_aligned_row(p.a.data, p.a.leading) && is_aligned_row(p.b.data, p.b.leading) &&
+         is_aligned_row(p.c.data, p.c.data == nullptr ? 0 : p.c.leading) &&
          is_aligned_row(p.d, p.d_leading) && is_aligned_row(p.aux, p.aux_leading) &&
          is_aligned_row(p.bias, 0);
+}
+
+bool gemm_wgmma_prefers(const GemmProblem& p) {
+  constexpr std::int64_t kTileElements = kRows * 192;
+  constexpr std::int64_t kFewestTiles = 2 * 132;
+  constexpr std::int64_t kShortestSum = 512;
+  return p.k >= kShortestSum && p.m * p.n >= kFewestTiles * kTileElements;
 }
 
 void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {

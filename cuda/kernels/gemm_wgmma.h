@@ -1,14 +1,18 @@
 // Matrix products of 16-bit floats by Tenon's own kernel for compute capability 9.0, whose epilogues run
-// beside the next tile's products: for those that cost cuBLASLt's as much as the product itself.
+// beside the next tile's products.
 #pragma once
 
 #include "cuda/gemm.h"
 
 namespace tenon::cuda {
 
-/// Whether gemm_wgmma can take the problem on this device: 16-bit floats in and out, a batch of 1, no
-/// addend, A not transposed, rows of all matrices aligned to 16 bytes.
+/// Whether gemm_wgmma can take the problem on this device: 16-bit floats in and out, a batch of 1, A not
+/// transposed, rows of all matrices aligned to 16 bytes.
 bool gemm_wgmma_takes(const GemmProblem& problem, int device);
+
+/// Whether it is faster than cuBLASLt: where every multiprocessor has tiles for both warpgroups.
+/// Measured on an H200 (benchmarks/RESULTS.md).
+bool gemm_wgmma_prefers(const GemmProblem& problem);
 
 /// Queues a product that gemm_wgmma_takes. With gelu_gradient, `activation`, if given, is (m, n) and
 /// gets gelu(aux), which costs little here as aux is read anyway.

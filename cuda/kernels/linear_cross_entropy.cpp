@@ -13,6 +13,7 @@
 #include "cuda/check.h"
 #include "cuda/gemm.h"
 #include "cuda/kernels/cross_entropy.h"
+#include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/register.h"
 #include "tensor/op.h"
 #include "tensor/ops/attributes.h"
@@ -89,7 +90,8 @@ class ChunkedLoss {
     p.b = {.data = weight(), .transposed = true, .leading = sizes_.depth};
     p.d = logits();
     p.d_leading = plan_.pitch;
-    gemm(stream_, p);
+    const bool own = gemm_wgmma_prefers(p) && gemm_wgmma_takes(p, stream_.device);
+    own ? gemm_wgmma(stream_, kName, p) : gemm(stream_, p);
   }
 
   void compute_losses(std::int64_t first, std::int64_t rows, const std::int64_t* targets) const {

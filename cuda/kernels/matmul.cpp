@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <optional>
 
 #include "cuda/check.h"
@@ -283,29 +284,6 @@ void run_linear_gelu(const KernelArgs& args) {
   run_elementwise("gelu", args, std::span(&activation_input, 1), args.outputs[0]);
 }
 
-/// Whether a tile's epilogue has another's products to run beside, on every multiprocessor.
-bool fills_gpu(const GemmProblem& p) {
-  constexpr std::int64_t kTileElements = 128 * 192;
-  constexpr std::int64_t kTiles = 2 * 132;
-  return p.m * p.n >= kTiles * kTileElements;
-}
-
-bool supports_linear_gelu_wgmma(const KernelArgs& args) {
-  return args.attributes<GeluAttrs>().approximate == Approximate::tanh && !is_empty(args) &&
-         gemm_wgmma_takes(aligned_problem(linear_gelu_problem(args)), args.outputs[0].device.index);
-}
-
-bool prefers_linear_gelu_wgmma(const KernelArgs& args) {
-  return !is_empty(args) && fills_gpu(linear_gelu_problem(args));
-}
-
-void run_linear_gelu_wgmma(const KernelArgs& args) {
-  const GemmProblem p = linear_gelu_problem(args);
-  const Stream stream = stream_of(args);
-  if (!gemm_wgmma_takes(p, stream.device)) return run_linear_gelu(args);
-  gemm_wgmma(stream, "linear_gelu", p);
-}
-
 GemmProblem linear_residual_problem(const KernelArgs& args) {
   const TensorView& residual = args.inputs[3];
   GemmProblem p = linear_problem(args, args.outputs[0]);
@@ -369,10 +347,14 @@ bool supports_gelu_gradient(const KernelArgs& args) {
          has_aligned_algorithm(args, gelu_gradient_problem(args));
 }
 
+/// With a second result that is gelu(input).
 void run_gelu_gradient(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
   const Stream stream = stream_of(args);
   if (output.numel() == 0) return;
+  if (args.outputs.size() > 1) {
+    run_elementwise("gelu", args, args.inputs.subspan(2, 1), args.outputs[1]);
+  }
   if (args.inputs[1].size(0) == 0) return clear(stream, output);
   const GemmProblem p = gelu_gradient_problem(args);
   if (has_algorithm(stream, p)) return gemm(stream, p);
@@ -381,28 +363,68 @@ void run_gelu_gradient(const KernelArgs& args) {
   run_elementwise("gelu_backward", args, factors, output);
 }
 
-/// The matrix on the right must serve all rows. With a second result it is gelu(input).
-bool supports_gelu_gradient_wgmma(const KernelArgs& args) {
-  const TensorView& output = args.outputs[0];
-  return args.attributes<GeluAttrs>().approximate == Approximate::tanh && output.numel() > 0 &&
-         args.inputs[1].rank() == 2 && args.inputs[1].size(0) > 0 &&
-         args.inputs[2].sizes == output.sizes &&
-         gemm_wgmma_takes(aligned_problem(gelu_gradient_problem(args)), output.device.index);
+/// An op as one product for gemm_wgmma.
+struct WgmmaCall {
+  bool (*fits)(const KernelArgs&);
+  GemmProblem (*problem)(const KernelArgs&);
+  void (*otherwise)(const KernelArgs&);  // where operands lie unaligned
+};
+
+bool has_tanh(const KernelArgs& args) {
+  return args.attributes<GeluAttrs>().approximate == Approximate::tanh;
 }
 
-bool prefers_gelu_gradient_wgmma(const KernelArgs& args) {
-  return supports_gelu_gradient_wgmma(args) && fills_gpu(gelu_gradient_problem(args));
+/// One matrix on the right for all rows.
+bool is_row_product(const KernelArgs& args) {
+  return args.inputs[1].rank() == 2 && args.outputs[0].numel() > 0 && args.inputs[1].size(0) > 0;
 }
 
-void run_gelu_gradient_wgmma(const KernelArgs& args) {
-  const GemmProblem p = gelu_gradient_problem(args);
+constexpr WgmmaCall kMatmulCall = {is_row_product, row_product, run_matmul};
+constexpr WgmmaCall kLinearCall = {
+    [](const KernelArgs& args) { return !is_empty(args); },
+    [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); }, run_linear};
+constexpr WgmmaCall kLinearResidualCall = {kLinearCall.fits, linear_residual_problem,
+                                           run_linear_residual};
+constexpr WgmmaCall kLinearGeluCall = {
+    [](const KernelArgs& args) { return !is_empty(args) && has_tanh(args); }, linear_gelu_problem,
+    run_linear_gelu};
+constexpr WgmmaCall kGeluGradientCall = {[](const KernelArgs& args) {
+                                           return is_row_product(args) && has_tanh(args) &&
+                                                  args.inputs[2].sizes == args.outputs[0].sizes;
+                                         },
+                                         gelu_gradient_problem, run_gelu_gradient};
+
+template <const WgmmaCall& kCall>
+bool supports_wgmma(const KernelArgs& args) {
+  return kCall.fits(args) &&
+         gemm_wgmma_takes(aligned_problem(kCall.problem(args)), args.outputs[0].device.index);
+}
+
+template <const WgmmaCall& kCall>
+bool prefers_wgmma(const KernelArgs& args) {
+  return kCall.fits(args) && gemm_wgmma_prefers(kCall.problem(args));
+}
+
+template <const WgmmaCall& kCall>
+void run_wgmma(const KernelArgs& args) {
+  const GemmProblem p = kCall.problem(args);
   const Stream stream = stream_of(args);
-  const bool again = args.outputs.size() > 1;
-  if (gemm_wgmma_takes(p, stream.device)) {
-    return gemm_wgmma(stream, "matmul_gelu_backward", p, again ? args.outputs[1].data : nullptr);
+  if (!gemm_wgmma_takes(p, stream.device)) return kCall.otherwise(args);
+  const bool again = p.epilogue == GemmEpilogue::gelu_gradient && args.outputs.size() > 1;
+  gemm_wgmma(stream, args.op->name.c_str(), p, again ? args.outputs[1].data : nullptr);
+}
+
+template <const WgmmaCall& kCall>
+void register_wgmma(std::initializer_list<const char*> ops,
+                    bool (*accepts)(int, const TensorView&)) {
+  for (const char* op : ops) {
+    register_kernel(op, DeviceType::cuda,
+                    {.name = "cuda.wgmma",
+                     .run = run_wgmma<kCall>,
+                     .supports = supports_wgmma<kCall>,
+                     .accepts = accepts,
+                     .preferred = prefers_wgmma<kCall>});
   }
-  run_gelu_gradient(args);
-  if (again) run_elementwise("gelu", args, args.inputs.subspan(2, 1), args.outputs[1]);
 }
 
 }  // namespace
@@ -420,12 +442,6 @@ void register_matmul_kernels() {
                      .run = run_linear_gelu,
                      .supports = supports_linear_gelu,
                      .accepts = accepts_linear});
-    register_kernel(op, DeviceType::cuda,
-                    {.name = "cuda.wgmma",
-                     .run = run_linear_gelu_wgmma,
-                     .supports = supports_linear_gelu_wgmma,
-                     .accepts = accepts_linear,
-                     .preferred = prefers_linear_gelu_wgmma});
   }
   register_kernel("linear_residual", DeviceType::cuda,
                   {.name = "cuda.cublaslt",
@@ -437,14 +453,12 @@ void register_matmul_kernels() {
                    .run = run_gelu_gradient,
                    .supports = supports_gelu_gradient,
                    .accepts = accepts_gelu_gradient});
-  for (const char* op : {"matmul_gelu_backward", "matmul_gelu_backward_again"}) {
-    register_kernel(op, DeviceType::cuda,
-                    {.name = "cuda.wgmma",
-                     .run = run_gelu_gradient_wgmma,
-                     .supports = supports_gelu_gradient_wgmma,
-                     .accepts = accepts_gelu_gradient,
-                     .preferred = prefers_gelu_gradient_wgmma});
-  }
+  register_wgmma<kMatmulCall>({"matmul"}, accepts_gelu_gradient);
+  register_wgmma<kLinearCall>({"linear"}, accepts_linear);
+  register_wgmma<kLinearResidualCall>({"linear_residual"}, accepts_linear);
+  register_wgmma<kLinearGeluCall>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
+  register_wgmma<kGeluGradientCall>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
+                                    accepts_gelu_gradient);
 }
 
 }  // namespace tenon::cuda
