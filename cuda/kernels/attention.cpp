@@ -78,6 +78,12 @@ int device_attribute(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+/// Whether scores are compared before they are scaled: nothing is added, and their order is kept.
+bool has_plain_scores(const AttentionParams& params) {
+  const auto scale = static_cast<float>(params.scale_log2);
+  return params.mask_kind == AttentionMask::none && scale > 0 && std::isfinite(scale);
+}
+
 void run_simt(const KernelArgs& args) {
   run_call(args, [&](const AttentionParams& params, Stream stream) {
     const DType dtype = args.outputs[0].dtype;
@@ -96,10 +102,26 @@ void run_mma(const KernelArgs& args) {
   });
 }
 
+void run_tf32x3(const KernelArgs& args) {
+  if (!std::ranges::all_of(args.inputs.first(3), has_aligned_rows)) return run_simt(args);
+  run_call(args, [&](AttentionParams params, Stream stream) {
+    draw_keep_bits(params, args.workspace, stream);
+    const AttentionTiling tiling = choose_flash_tf32x3_tiling(
+        params, device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
+    launch_flash_tf32x3(params, tiling, stream);
+  });
+}
+
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
   return flash_mma_takes(query.dtype, query.size(-1), args.inputs[2].size(-1)) &&
          has_tensor_cores(query.device.index);
+}
+
+bool supports_tf32x3(const KernelArgs& args) {
+  const TensorView& query = args.inputs[0];
+  return flash_tf32x3_takes(query.dtype, query.size(-1), args.inputs[2].size(-1)) &&
+         has_tf32x3(query.device.index);
 }
 
 bool supports_simt(const KernelArgs& args) { return is_floating(args.inputs[0].dtype); }
@@ -204,14 +226,20 @@ bool has_dense_rows(const TensorView& view) {
 
 bool has_aligned_rows(const TensorView& view) {
   if (!has_dense_rows(view) || reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0) return false;
+  const auto elements = static_cast<std::int64_t>(16 / size_of(view.dtype));
   for (int axis = 0; axis < view.rank() - 1; ++axis) {
-    if (view.sizes[axis] > 1 && view.strides[axis] % 8 != 0) return false;
+    if (view.sizes[axis] > 1 && view.strides[axis] % elements != 0) return false;
   }
   return true;
 }
 
 bool has_tensor_cores(int device) {
   return device_attribute(cudaDevAttrComputeCapabilityMajor, device) >= 8;
+}
+
+bool has_tf32x3(int device) {
+  return has_tensor_cores(device) &&
+         device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) >= kTf32SharedBytes;
 }
 
 bool has_wgmma(int device) {
@@ -235,10 +263,7 @@ AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multi
   tiling.threads = 128;
   tiling.rows = 64;
   tiling.keys = tiling.head <= 128 ? 64 : 32;
-  // The plain scores are compared before they are scaled, so the scale must keep their order.
-  const float scale = static_cast<float>(params.scale_log2);
-  const bool plain = params.mask_kind == AttentionMask::none && scale > 0 && std::isfinite(scale);
-  if (plain && tiling.head <= 128) {
+  if (has_plain_scores(params) && tiling.head <= 128) {
     const bool large =
         params.length > 64 && params.batches * ceil_div(params.length, 128) >= multiprocessors;
     if (large) tiling.rows = 128;
@@ -250,6 +275,31 @@ AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multi
   const int bits = tiling.variant == AttentionVariant::plain ? 0 : tiling.rows * tiling.keys / 4;
   tiling.shared_bytes =
       std::int64_t{2} * tiling.head * (tiling.rows + 4 * tiling.keys) + bits + kAttentionBlockBytes;
+  return tiling;
+}
+
+bool flash_tf32x3_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
+  const auto fits = [](std::int64_t size) { return size > 0 && size <= 128 && size % 4 == 0; };
+  return dtype == DType::float32 && fits(head) && fits(head_v);
+}
+
+AttentionTiling choose_flash_tf32x3_tiling(const AttentionParams& params, int multiprocessors) {
+  AttentionTiling tiling;
+  tiling.head = std::max(params.head, params.head_v) <= 64 ? 64 : 128;
+  tiling.threads = 128;
+  tiling.rows = 64;
+  tiling.keys = kTf32Keys;
+  const bool large = tiling.head == 64 && params.length > 64 &&
+                     params.batches * ceil_div(params.length, 128) >= multiprocessors;
+  if (has_plain_scores(params)) {
+    if (large) tiling.rows = 128;
+    if (!params.has_dropout) tiling.variant = AttentionVariant::plain;
+    if (params.has_dropout && large) tiling.variant = AttentionVariant::dropout;
+  }
+  // Rows padded by 16 bytes: the query tile, and two stages of a key and a value tile and decisions.
+  const bool may_drop = tiling.variant != AttentionVariant::plain;
+  tiling.shared_bytes = (tiling.rows + 4 * tiling.keys) * (tiling.head + 4) * std::int64_t{4} +
+                        (may_drop ? 2 * tiling.rows * tiling.keys / 8 : 0) + kAttentionBlockBytes;
   return tiling;
 }
 
@@ -275,6 +325,13 @@ void register_attention_kernels() {
                     {.name = "cuda.flash_mma",
                      .run = run_mma,
                      .supports = supports_mma,
+                     .accepts = accepts_mma,
+                     .strided_output = true,
+                     .workspace_bytes = keep_bits_workspace});
+    register_kernel(op, DeviceType::cuda,
+                    {.name = "cuda.flash_tf32x3",
+                     .run = run_tf32x3,
+                     .supports = supports_tf32x3,
                      .accepts = accepts_mma,
                      .strided_output = true,
                      .workspace_bytes = keep_bits_workspace});

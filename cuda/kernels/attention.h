@@ -107,11 +107,19 @@ void draw_keep_bits(AttentionParams& params, void* workspace, Stream stream);
 void fill_bytes(const TensorView& output, int byte, Stream stream);
 /// The elements of the last axis are neighbours.
 bool has_dense_rows(const TensorView& view);
-/// has_dense_rows, and every row of 16-bit elements starts at a multiple of 16 bytes.
+/// has_dense_rows, and every row starts at a multiple of 16 bytes.
 bool has_aligned_rows(const TensorView& view);
+
+/// Keys of one step of flash_tf32x3.
+inline constexpr int kTf32Keys = 32;
+/// Shared memory that a block of any tf32x3 kernel has enough of.
+inline constexpr int kTf32SharedBytes = 140 << 10;
 
 /// Whether a device has the tensor cores that the mma kernels use: compute capability 8.0.
 bool has_tensor_cores(int device);
+/// Whether it has them, and the shared memory that the largest tf32x3 tiles take: compute capability
+/// 8.0, 9.0 or 10.0.
+bool has_tf32x3(int device);
 /// Whether it has the warpgroup products of compute capability 9.0, and this build their code.
 bool has_wgmma(int device);
 /// Whether flash_mma can take these sizes: 16-bit floats, head sizes multiples of 8 up to 256.
@@ -119,6 +127,11 @@ bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 /// Tiles of flash_mma: 128 rows, or 64 where 128 would leave multiprocessors idle, for masks, and
 /// for heads above 128.
 AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multiprocessors);
+/// Whether flash_tf32x3 can take these sizes: float32, head sizes multiples of 4 up to 128.
+bool flash_tf32x3_takes(DType dtype, std::int64_t head, std::int64_t head_v);
+/// Tiles of flash_tf32x3: 128 rows, or 64 where 128 would leave multiprocessors idle, for masks, and
+/// for heads above 64.
+AttentionTiling choose_flash_tf32x3_tiling(const AttentionParams& params, int multiprocessors);
 /// Tiles of flash_simt; `head` is the slice of the value's head that one block computes.
 AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v);
 
@@ -128,6 +141,10 @@ void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
 /// > 0, keep_bits are drawn, and `tiling` comes from choose_flash_mma_tiling.
 void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                       Stream stream);
+/// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, otherwise as
+/// launch_flash_mma; `tiling` comes from choose_flash_tf32x3_tiling.
+void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& tiling,
+                         Stream stream);
 /// Multiply-adds: any floating dtype. Sizes are > 0, the query's head may be 0.
 void launch_flash_simt(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                        Stream stream);

@@ -74,12 +74,31 @@ void run_mma(const KernelArgs& args) {
   launch_backward_keys(params, dtype, kWarpgroup, stream);
 }
 
+void run_tf32x3(const KernelArgs& args) {
+  const AttentionBackwardParams params = make_params(args);
+  const Stream stream = stream_of(args);
+  const bool aligned = std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows);
+  if (aligned || params.zero) return launch_backward_tf32x3(params, stream);
+  launch_backward_simt(params, DType::float32, stream);
+}
+
+/// The forward's statistics are there, and its decisions if it made any, and no mask.
+bool has_statistics_alone(const KernelArgs& args) {
+  const bool drops = args.attributes<AttentionBackwardAttrs>().dropout_p != 0;
+  return !args.inputs[kMask].present && args.inputs[kLse].present &&
+         (!drops || args.inputs[kKeepBits].present);
+}
+
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
-  const bool drops = args.attributes<AttentionBackwardAttrs>().dropout_p != 0;
   return backward_mma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
-         !args.inputs[kMask].present && args.inputs[kLse].present &&
-         (!drops || args.inputs[kKeepBits].present) && has_tensor_cores(query.device.index);
+         has_statistics_alone(args) && has_tensor_cores(query.device.index);
+}
+
+bool supports_tf32x3(const KernelArgs& args) {
+  const TensorView& query = args.inputs[kQuery];
+  return flash_tf32x3_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
+         has_statistics_alone(args) && has_tf32x3(query.device.index);
 }
 
 bool supports_wgmma(const KernelArgs& args) {
@@ -134,6 +153,11 @@ void register_attention_backward_kernels() {
   wgmma.preferred = prefers_wgmma;
   add(mma);
   add(wgmma);
+  Kernel tf32x3 = mma;
+  tf32x3.name = "cuda.flash_backward_tf32x3";
+  tf32x3.run = run_tf32x3;
+  tf32x3.supports = supports_tf32x3;
+  add(tf32x3);
   add({.name = "cuda.flash_backward_simt",
        .run = run_simt,
        .supports = supports_simt,

@@ -43,6 +43,11 @@ void launch_backward_queries(const AttentionBackwardParams& params, DType dtype,
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
                           Stream stream);
 
+/// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, no mask, lse given, and keep_bits
+/// where something is dropped; rows of grad, query, key, value and output aligned to 16 bytes unless
+/// `zero`.
+void launch_backward_tf32x3(const AttentionBackwardParams& params, Stream stream);
+
 /// Multiply-adds: any floating dtype, rows of grad, query, key, value and output dense. All sizes
 /// but those of the heads are > 0.
 void launch_backward_simt(const AttentionBackwardParams& params, DType dtype, Stream stream);

@@ -404,7 +404,7 @@ TEST(CudnnAttentionProgram, RunsLongRowsUnlessBoundElsewhere) {
   EXPECT_EQ(chosen.kernel, "cudnn");
   EXPECT_EQ(run_model(x, "cuda.flash_mma").kernel, "cuda.flash_mma");
   EXPECT_EQ(run_model(input(64, DType::bfloat16)).kernel, "cuda.flash_mma");
-  EXPECT_EQ(run_model(input(512, DType::float32)).kernel, "cuda.flash_simt");
+  EXPECT_EQ(run_model(input(512, DType::float32)).kernel, "cuda.flash_tf32x3");
   const Operands same{x.to(kCpu), x.to(kCpu), x.to(kCpu)};
   expect_accurate(chosen.output, same, attributes(64, false));
 }

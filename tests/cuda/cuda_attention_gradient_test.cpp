@@ -118,7 +118,7 @@ const AttentionSizes kAttentionSizes[] = {
     {{1, 2}, 256, 256, 64, 64}, {{2, 1}, 130, 200, 80, 80}, {{2}, 65, 64, 128, 128},
     {{2}, 33, 70, 7, 5},        {{}, 20, 50, 300, 270},     {{2, 1, 2, 1}, 10, 1, 64, 64},
     {{1, 1}, 1, 300, 64, 64},   {{4}, 129, 64, 16, 24},     {{2}, 300, 301, 64, 64},
-    {{2}, 5, 7, 64, 64},        {{2}, 193, 97, 128, 96},
+    {{2}, 5, 7, 64, 64},        {{2}, 193, 97, 128, 96},    {{3}, 45, 90, 36, 60},
 };
 
 Sizes with_last(Sizes batch, std::int64_t rows, std::int64_t columns) {
@@ -274,11 +274,11 @@ struct BackwardCall {
   }
 };
 
-constexpr const char* kTensorCoreKernels[] = {"cuda.flash_backward_mma",
-                                              "cuda.flash_backward_wgmma"};
+constexpr const char* kTensorCoreKernels[] = {
+    "cuda.flash_backward_mma", "cuda.flash_backward_wgmma", "cuda.flash_backward_tf32x3"};
 
 TEST_P(CudaGradient, OfAttentionIsTheSameInEveryKernel) {
-  if (size_of(GetParam()) != 2) GTEST_SKIP() << "one kernel takes " << name(GetParam());
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
   for (const auto& [length, keys, head] :
        {std::tuple{200, 130, 64}, {64, 256, 64}, {130, 200, 32}, {90, 150, 128}}) {
     for (const bool is_causal : {false, true}) {
@@ -298,7 +298,9 @@ TEST_P(CudaGradient, OfAttentionIsTheSameInEveryKernel) {
           if (!call.run(kernel, results)) continue;
           for (std::size_t i = 0; i < 3; ++i) {
             const auto got = results[i].to_doubles(), want = expected[i].to_doubles();
-            const double allowed = 8 * unit_roundoff(GetParam()) * largest(want);
+            // Results of 16 bits are rounded once more than they are summed.
+            const int roundings = GetParam() == DType::float32 ? 64 : 8;
+            const double allowed = roundings * unit_roundoff(GetParam()) * largest(want);
             for (std::size_t k = 0; k < want.size(); ++k) {
               ASSERT_NEAR(got[k], want[k], allowed)
                   << kernel << ": " << length << " x " << keys << " x " << head << ", causal "
@@ -311,8 +313,47 @@ TEST_P(CudaGradient, OfAttentionIsTheSameInEveryKernel) {
   }
 }
 
+TEST(CudaAttentionGradientFloat32, IsAsAccurateOnTensorCoresAsByMultiplyAdds) {
+  SKIP_WITHOUT_GPU();
+  for (const auto& [length, keys, head] :
+       {std::tuple{256, 256, 64}, {2000, 96, 64}, {96, 2000, 64}, {200, 200, 128}}) {
+    const AttentionAttrs attrs{0, false, Scalar(1 / std::sqrt(static_cast<double>(head))),
+                               DropoutMode::train, 7};
+    const BackwardCall call({2, 2, length, head}, keys, DType::float32, attrs);
+    std::vector<Tensor> wide;
+    for (const Tensor& t : call.inputs) wide.push_back(t ? widened(t.to(kCpu)) : Tensor());
+    wide[4] =
+        apply(get_op("scaled_dot_product_attention"), {wide[1], wide[2], wide[3], Tensor()}, attrs)
+            .at(0);
+    wide[6] = wide[7] = Tensor();
+    const auto exact = apply(get_op("scaled_dot_product_attention_backward"), wide, call.attrs);
+    const auto errors = [&](const char* kernel) {
+      const TensorOptions options{DType::float32, kCuda};
+      const std::vector<Tensor> results{empty(Shape{2, 2, length, head}, options),
+                                        empty(Shape{2, 2, keys, head}, options),
+                                        empty(Shape{2, 2, keys, head}, options)};
+      EXPECT_TRUE(call.run(kernel, results));
+      std::vector<double> largest_errors;
+      for (std::size_t i = 0; i < 3; ++i) {
+        auto difference = results[i].to_doubles();
+        const auto want = exact[i].to_doubles();
+        for (std::size_t k = 0; k < want.size(); ++k) difference[k] -= want[k];
+        largest_errors.push_back(largest(difference));
+      }
+      return largest_errors;
+    };
+    const auto simt = errors("cuda.flash_backward_simt");
+    const auto tf32x3 = errors("cuda.flash_backward_tf32x3");
+    for (std::size_t i = 0; i < 3; ++i) {
+      const double floor = 4 * unit_roundoff(DType::float32) * largest(exact[i].to_doubles());
+      EXPECT_LE(tf32x3[i], 2 * simt[i] + floor)
+          << length << " x " << keys << " x " << head << ", result " << i;
+    }
+  }
+}
+
 TEST_P(CudaGradient, OfAttentionGoesStraightIntoPackedQkv) {
-  if (size_of(GetParam()) != 2) GTEST_SKIP() << "one kernel takes " << name(GetParam());
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
   constexpr std::int64_t kBatch = 2, kLength = 90, kHeads = 3, kHead = 64;
   for (const double p : {0.0, 0.3, 1.0}) {
     const AttentionAttrs attrs{p, true, Scalar(0.125), DropoutMode::train, 7};

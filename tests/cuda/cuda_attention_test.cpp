@@ -214,6 +214,7 @@ const Sizes kSizes[] = {
     {{1, 2}, 512, 512, 64, 64},  {{2, 1}, 130, 200, 80, 80},    {{2}, 65, 64, 128, 128},
     {{1, 2}, 64, 257, 256, 256}, {{2, 2}, 100, 33, 16, 24},     {{2}, 33, 70, 7, 5},
     {{}, 20, 50, 300, 270},      {{2, 1, 2, 1}, 10, 1, 64, 64}, {{1, 1}, 1, 512, 64, 64},
+    {{3}, 45, 90, 36, 60},
 };
 
 const Options kOptions[] = {
@@ -266,11 +267,11 @@ const Options kLargeOptions[] = {{.name = "plain"},
                                  {.name = "causal_dropout", .is_causal = true, .dropout_p = 0.1},
                                  {.name = "large_scores", .magnitude = 20}};
 
-INSTANTIATE_TEST_SUITE_P(LargeTiles, CudaAttention,
-                         testing::Combine(testing::Values(DType::float16, DType::bfloat16),
-                                          testing::ValuesIn(kManyRows),
-                                          testing::ValuesIn(kLargeOptions)),
-                         kParamName);
+INSTANTIATE_TEST_SUITE_P(
+    LargeTiles, CudaAttention,
+    testing::Combine(testing::Values(DType::float16, DType::bfloat16, DType::float32),
+                     testing::ValuesIn(kManyRows), testing::ValuesIn(kLargeOptions)),
+    kParamName);
 
 class CudaAttentionLayout : public testing::TestWithParam<DType> {
  protected:
@@ -304,9 +305,11 @@ TEST_P(CudaAttentionLayout, WritesPermutedOutputs) {
   const Operands x = on_cuda(make_operands(sizes, GetParam(), options));
   const TensorOptions device{GetParam(), kCuda};
   for (const Kernel& kernel : get_op(kOp).kernels(DeviceType::cuda)) {
-    const bool takes = kernel.name != "cuda.flash_mma" ||
-                       cuda::flash_mma_takes(GetParam(), sizes.head, sizes.head_v);
-    if (!takes) continue;
+    const bool refuses = (kernel.name == "cuda.flash_mma" &&
+                          !cuda::flash_mma_takes(GetParam(), sizes.head, sizes.head_v)) ||
+                         (kernel.name == "cuda.flash_tf32x3" &&
+                          !cuda::flash_tf32x3_takes(GetParam(), sizes.head, sizes.head_v));
+    if (refuses) continue;
     const Tensor plain = empty(Shape{2, 3, 70, 40}, device);
     const Tensor by_row = empty(Shape{2, 70, 3, 40}, device).permute({0, 2, 1, 3});
     const Tensor by_column = empty(Shape{2, 3, 40, 70}, device).transpose(2, 3);
@@ -452,6 +455,88 @@ TEST_P(CudaAttentionLayout, StridesBeyond32Bits) {
   }
 }
 
+// --- float32 on tensor cores ---------------------------------------------------------------------
+
+/// Standard deviations of the operands, and how many keys are summed over.
+struct Magnitudes {
+  const char* name;
+  double query, key, value;
+  std::int64_t keys;
+};
+
+const Magnitudes kMagnitudes[] = {
+    {"plain", 1, 1, 1, 200},
+    {"many_keys", 1, 1, 1, 3000},
+    {"large_scores", 6, 6, 1, 300},
+    {"tiny_values", 1, 1, 1e-20, 300},
+    {"large_values", 1, 1, 1e18, 300},
+    {"tiny_queries_large_keys", 1e-18, 1e18, 1, 300},
+    {"large_queries_tiny_keys", 1e18, 1e-18, 1, 300},
+    {"tiny_products", 1e-18, 1e-18, 1, 300},
+};
+
+class CudaAttentionTf32x3 : public testing::TestWithParam<Magnitudes> {
+ protected:
+  void SetUp() override { SKIP_WITHOUT_GPU(); }
+};
+INSTANTIATE_TEST_SUITE_P(Table, CudaAttentionTf32x3, testing::ValuesIn(kMagnitudes),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(CudaAttentionTf32x3, IsAsAccurateAsMultiplyAdds) {
+  const Magnitudes& m = GetParam();
+  for (const auto& [length, head] : {std::pair{150, 64}, {40, 64}, {70, 128}}) {
+    const Sizes sizes{{length == 150 ? 66 : 2}, length, m.keys, head, head};
+    Operands x = make_operands(sizes, DType::float64, {.name = ""});
+    x.query = (x.query * Scalar(m.query)).to(DType::float32);
+    x.key = (x.key * Scalar(m.key)).to(DType::float32);
+    x.value = (x.value * Scalar(m.value)).to(DType::float32);
+    const AttentionAttrs attrs = make_attrs({.name = ""}, head);
+    const std::vector<double> want = attend(in_float64(x), attrs).to_doubles();
+    const auto error_of = [&](const char* kernel) {
+      const Tensor output = empty(Shape{sizes.batch[0], length, head}, {DType::float32, kCuda});
+      run_kernel(kernel, on_cuda(x), attrs, output);
+      const std::vector<double> got = output.to_doubles();
+      for (const double value : got) EXPECT_TRUE(std::isfinite(value)) << kernel;
+      return largest_error(got, want);
+    };
+    const double simt = error_of("cuda.flash_simt"), tf32x3 = error_of("cuda.flash_tf32x3");
+    RecordProperty("head_" + std::to_string(head) + "_length_" + std::to_string(length),
+                   std::to_string(tf32x3 / simt));
+    const double floor =
+        4 * unit_roundoff(DType::float32) * largest_error(want, std::vector<double>(want.size()));
+    EXPECT_LE(tf32x3, 2 * simt + floor) << length << " x " << m.keys << " x " << head;
+  }
+}
+
+TEST(CudaAttentionFloat32, InfinityOfAKeyReachesThoseWhoSeeIt) {
+  SKIP_WITHOUT_GPU();
+  constexpr std::int64_t kLength = 90, kHead = 64;
+  constexpr std::size_t kKey = 40, kColumn = 3;
+  Operands x = make_operands({{}, kLength, kLength, kHead, kHead}, DType::float32, {.name = ""});
+  const AttentionAttrs attrs = make_attrs({.name = "", .is_causal = true}, kHead);
+  const auto run = [&] {
+    const Tensor output = empty(Shape{kLength, kHead}, {DType::float32, kCuda});
+    run_kernel("cuda.flash_tf32x3", on_cuda(x), attrs, output);
+    return output.to_doubles();
+  };
+  const std::vector<double> before = run();
+  const std::vector<double> query = x.query.to_doubles();
+  std::vector<double> key = x.key.to_doubles();
+  key[kKey * kHead + kColumn] = std::numeric_limits<double>::infinity();
+  x.key = tensor(key, x.key.shape(), {DType::float32, kCpu});
+  const std::vector<double> got = run(), want = attend(in_float64(x), attrs).to_doubles();
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const std::size_t row = i / kHead;
+    if (row < kKey) {
+      ASSERT_EQ(got[i], before[i]) << "row " << row;
+    } else if (query[row * kHead + kColumn] > 0) {
+      ASSERT_TRUE(std::isnan(got[i])) << "row " << row << ": the score is Inf";
+    } else {
+      ASSERT_NEAR(got[i], want[i], 1e-5) << "row " << row << ": the score is -Inf";
+    }
+  }
+}
+
 // --- what needs no GPU ---------------------------------------------------------------------------
 
 TEST(CudaDropoutRounds, SharedRoundsGiveTheSameNumbers) {
@@ -542,6 +627,32 @@ TEST(CudaAttentionTiling, TensorCoresTakeMultiplesOf8) {
   EXPECT_FALSE(cuda::flash_mma_takes(DType::float16, 64, 264));
   EXPECT_FALSE(cuda::flash_mma_takes(DType::float16, 64, 0));
   EXPECT_FALSE(cuda::flash_mma_takes(DType::float32, 64, 64));
+}
+
+TEST(CudaAttentionTiling, Float32OnTensorCores) {
+  using enum cuda::AttentionVariant;
+  auto tiling = cuda::choose_flash_tf32x3_tiling(problem(128, 512, 64), 132);
+  EXPECT_EQ(tiling.variant, plain);
+  EXPECT_EQ(tiling.rows, 128);
+  EXPECT_EQ(tiling.shared_bytes, 256 * 68 * 4 + cuda::kAttentionBlockBytes);
+  tiling = cuda::choose_flash_tf32x3_tiling(problem(16, 128, 64), 132);
+  EXPECT_EQ(tiling.variant, plain);
+  EXPECT_EQ(tiling.rows, 64);
+  cuda::AttentionParams params = problem(128, 512, 64);
+  params.has_dropout = true;
+  EXPECT_EQ(cuda::choose_flash_tf32x3_tiling(params, 132).variant, dropout);
+  params.mask_kind = cuda::AttentionMask::additive;
+  EXPECT_EQ(cuda::choose_flash_tf32x3_tiling(params, 132).variant, general);
+  for (std::int64_t head = 4; head <= 128; head += 4) {
+    tiling = cuda::choose_flash_tf32x3_tiling(problem(64, 4096, head), 132);
+    EXPECT_GE(tiling.head, head);
+    EXPECT_LE(tiling.shared_bytes, cuda::kTf32SharedBytes) << head;
+  }
+  EXPECT_TRUE(cuda::flash_tf32x3_takes(DType::float32, 60, 128));
+  EXPECT_FALSE(cuda::flash_tf32x3_takes(DType::float32, 62, 64));
+  EXPECT_FALSE(cuda::flash_tf32x3_takes(DType::float32, 64, 132));
+  EXPECT_FALSE(cuda::flash_tf32x3_takes(DType::float32, 0, 64));
+  EXPECT_FALSE(cuda::flash_tf32x3_takes(DType::bfloat16, 64, 64));
 }
 
 }  // namespace

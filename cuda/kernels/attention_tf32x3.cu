@@ -1,0 +1,210 @@
+// FlashAttention-2 in float32 on tensor cores: softmax(Q·Kᵀ·scale + mask)·V, each product of floats by
+// three of TF32 numbers (cuda/device/tf32x3.cuh). Compute capability 8.0; heads that are multiples of 4
+// up to 128, zero-padded to the tile; rows of query, key and value aligned to 16 bytes. Dropout reads
+// the decisions that were drawn before.
+//
+// A block of 4 warps owns kRows query rows, each warp kRows/4 of them, and walks over tiles of kKeys
+// keys. Keys, values and decisions go through two buffers in shared memory: the copy of the next tile
+// runs while this one is computed. The parts of keys and values are found as they are read, which costs
+// about as many instructions as the products: two 16-row fragments a warp halve that.
+#include "cuda/kernels/attention_softmax.cuh"
+#include "cuda/kernels/attention_tf32x3.cuh"
+#include "cuda/launch.h"
+
+namespace tenon::cuda {
+namespace {
+
+/// Compile-time facts of one kernel.
+template <int kHead_, int kRowTiles_, AttentionVariant kVariant_>
+struct Tf32Tile {
+  static constexpr int kThreads = 128;
+  static constexpr int kHead = kHead_;
+  static constexpr int kRowTiles = kRowTiles_;
+  static constexpr bool kPlainScores = kVariant_ != AttentionVariant::general;
+  static constexpr bool kMayDrop = kVariant_ != AttentionVariant::plain;
+  static constexpr int kKeys = kTf32Keys;
+  static constexpr int kColumnTiles = kKeys / 8;
+  static constexpr int kWarpRows = 16 * kRowTiles;
+  static constexpr int kRows = kThreads / 32 * kWarpRows;
+};
+
+/// Offsets in shared memory, in bytes: the query tile, then two stages of keys, values and a word of
+/// decisions for each query, then the block.
+template <class Tile>
+struct SharedLayout {
+  static constexpr int kStages = tile_bytes<Tile>(Tile::kRows);
+  static constexpr int kValues = tile_bytes<Tile>(Tile::kKeys);
+  static constexpr int kBits = 2 * kValues;
+  static constexpr int kStageBytes = kBits + (Tile::kMayDrop ? Tile::kRows * 4 : 0);
+  static constexpr int kBlock = kStages + 2 * kStageBytes;
+  static constexpr int kBytes = kBlock + static_cast<int>(kAttentionBlockBytes);
+  static __device__ int stage(int tile) { return kStages + tile % 2 * kStageBytes; }
+};
+static_assert(kTf32Keys == 32, "a word of decisions");
+
+/// Starts copying tile number `tile` of the keys, values and decisions; `shared` is the block's memory.
+template <class Tile>
+__device__ __forceinline__ void copy_keys(const AttentionParams& params,
+                                          const AttentionBlock<float>& block, std::uint32_t shared,
+                                          int tile) {
+  using Layout = SharedLayout<Tile>;
+  const std::uint32_t stage = shared + Layout::stage(tile);
+  const std::int64_t key = std::int64_t{tile} * Tile::kKeys;
+  const std::int64_t rows = params.keys - key;
+  copy_tile<Tile, Tile::kKeys>(stage, block.key + key * params.key_strides.row,
+                               params.key_strides.row, rows, params.head);
+  copy_tile<Tile, Tile::kKeys>(stage + Layout::kValues,
+                               block.value + key * params.value_strides.row,
+                               params.value_strides.row, rows, params.head_v);
+  const int row = static_cast<int>(threadIdx.x);
+  if (!Tile::kMayDrop || !params.has_dropout || row >= Tile::kRows) return;
+  const std::int64_t query = block.row_block * Tile::kRows + row;
+  copy_async<4>(
+      stage + Layout::kBits + row * 4,
+      params.keep_bits + (block.batch * params.length + query) * params.keep_bits_stride + key / 8,
+      query < params.length && rows > 0);
+}
+
+/// Zeroes the dropped probabilities; `bits` are the decisions of the warp's rows.
+template <class Tile>
+__device__ __forceinline__ void drop(Scores<Tile>& p, const std::uint32_t* bits, int lane) {
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const std::uint32_t keep = bits[16 * i + 8 * h + (lane >> 2)] >> (2 * (lane & 3));
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if ((keep & (1U << (8 * j + c))) == 0) p[i][j][2 * h + c] = 0;
+        }
+      }
+    }
+  }
+}
+
+/// Tile number `tile` of the keys, for one warp.
+template <class Tile>
+__device__ __forceinline__ void attend(const AttentionParams& params,
+                                       const AttentionBlock<float>& block,
+                                       OnlineSoftmax<Tile::kRowTiles>& softmax, Sums<Tile>& output,
+                                       const unsigned char* shared, int warp_row, int tile,
+                                       int lane) {
+  using Layout = SharedLayout<Tile>;
+  const int stage = Layout::stage(tile);
+  const std::int64_t key0 = std::int64_t{tile} * Tile::kKeys;
+  const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
+  // Rows past the end, and keys after all of the warp's rows, contribute nothing.
+  if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
+  const std::uint32_t address = shared_address(shared);
+  Scores<Tile> score;
+  multiply_rows<Tile>(score, address + tile_bytes<Tile>(warp_row), address + stage, lane);
+  hide_scores<float, Tile::kPlainScores>(params, block.mask, score, row0, key0, lane);
+  const float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
+  raise_maxima(softmax, score, scale, output);
+  exponentiate(softmax, score, scale);
+  if (Tile::kMayDrop && params.has_dropout) {
+    drop<Tile>(score,
+               reinterpret_cast<const std::uint32_t*>(shared + stage + Layout::kBits) + warp_row,
+               lane);
+  }
+  add_weighted_rows<Tile>(output, score,
+                          reinterpret_cast<const float*>(shared + stage + Layout::kValues), lane);
+}
+
+/// Normalizes and writes the warp's rows and their log-sum-exp.
+template <class Tile>
+__device__ __forceinline__ void write_output(const AttentionParams& params,
+                                             const AttentionBlock<float>& block,
+                                             const OnlineSoftmax<Tile::kRowTiles>& softmax,
+                                             const Sums<Tile>& output, int warp_row, int lane) {
+  const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
+  float factor[Tile::kRowTiles][2];
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float sum = softmax.sum[i][h];
+      sum += __shfl_xor_sync(kFullWarp, sum, 1);
+      sum += __shfl_xor_sync(kFullWarp, sum, 2);
+      factor[i][h] = static_cast<float>(params.keep_scale) / sum;
+      const std::int64_t query = row0 + 16 * i + 8 * h + (lane >> 2);
+      if (params.lse != nullptr && (lane & 3) == 0 && query < params.length) {
+        static_cast<float*>(params.lse)[block.batch * params.length + query] =
+            (softmax.top[i][h] + log2f(sum)) * static_cast<float>(kLn2);
+      }
+    }
+  }
+  const AttentionOperand& strides = params.output_strides;
+  write_rows<Tile>({block.output + row0 * strides.row, strides.row, strides.column,
+                    params.length - row0, params.head_v},
+                   output, factor, lane);
+}
+
+template <class Tile>
+__global__ __launch_bounds__(Tile::kThreads, 2) void flash_tf32x3_kernel(
+    const __grid_constant__ AttentionParams params) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  using Layout = SharedLayout<Tile>;
+  extern __shared__ __align__(16) unsigned char shared[];
+  if (block_index() >= params.batches * params.row_blocks) return;
+  auto& block = *reinterpret_cast<AttentionBlock<float>*>(shared + Layout::kBlock);
+  if (threadIdx.x == 0) block = locate_block<float>(params, block_index());
+  __syncthreads();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;
+  const std::int64_t block_row = block.row_block * Tile::kRows;
+  const std::uint32_t address = shared_address(shared);
+
+  copy_tile<Tile, Tile::kRows>(address, block.query + block_row * params.query_strides.row,
+                               params.query_strides.row, params.length - block_row, params.head);
+  copy_keys<Tile>(params, block, address, 0);
+  copy_async_commit();
+
+  OnlineSoftmax<Tile::kRowTiles> softmax{};
+  Sums<Tile> output{};
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) softmax.top[i][0] = softmax.top[i][1] = -INFINITY;
+
+  const std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);
+  const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
+  for (int tile = 0; tile < tiles; ++tile) {
+    copy_async_wait<0>();
+    __syncthreads();  // this tile has come, and no warp reads the other stage any more
+    if (tile + 1 < tiles) {
+      copy_keys<Tile>(params, block, address, tile + 1);
+      copy_async_commit();
+    }
+    attend<Tile>(params, block, softmax, output, shared, warp_row, tile, lane);
+  }
+  write_output<Tile>(params, block, softmax, output, warp_row, lane);
+#endif
+}
+
+template <class Tile>
+void launch_tile(const AttentionParams& params, Stream stream) {
+  AttentionParams launched = params;
+  launched.row_blocks = ceil_div(params.length, Tile::kRows);
+  launch(stream, "flash_tf32x3", flash_tf32x3_kernel<Tile>, params.batches * launched.row_blocks,
+         Tile::kThreads, SharedLayout<Tile>::kBytes, launched);
+}
+
+}  // namespace
+
+void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& tiling,
+                         Stream stream) {
+  using enum AttentionVariant;
+  if (tiling.head == 128) {
+    if (tiling.variant == plain) return launch_tile<Tf32Tile<128, 1, plain>>(params, stream);
+    return launch_tile<Tf32Tile<128, 1, general>>(params, stream);
+  }
+  if (tiling.rows == 64) {
+    if (tiling.variant == plain) return launch_tile<Tf32Tile<64, 1, plain>>(params, stream);
+    return launch_tile<Tf32Tile<64, 1, general>>(params, stream);
+  }
+  if (tiling.variant == plain) return launch_tile<Tf32Tile<64, 2, plain>>(params, stream);
+  launch_tile<Tf32Tile<64, 2, dropout>>(params, stream);
+}
+
+}  // namespace tenon::cuda
