@@ -7,6 +7,14 @@
 
 namespace tenon::cuda {
 
+/// e^x for x <= 0, of 2 units in the last place beside the rounding of x/ln 2; 0 below 2^-126.
+__device__ __forceinline__ float exp_of_difference(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504088896340736F));
+  return result;
+}
+__device__ __forceinline__ double exp_of_difference(double x) { return ::exp(x); }
+
 /// Maximum and Σ exp(x - maximum) of the values seen so far.
 template <class C>
 struct RunningSum {
@@ -14,11 +22,21 @@ struct RunningSum {
   C sum = C(0);
 
   __device__ __forceinline__ void add(C value) {
-    if (value == -std::numeric_limits<C>::infinity()) return;  // a term of 0
-    if (value != value)
-      sum = value;
-    else
-      merge({value, C(1)});
+    const C values[1] = {value};
+    add(values);
+  }
+  /// The sum is rescaled once for all of them.
+  template <int N>
+  __device__ __forceinline__ void add(const C (&values)[N]) {
+    C larger = maximum;
+#pragma unroll
+    for (const C value : values) larger = NumberMax{}(larger, value);
+    // While there is nothing but -inf, all differences would be NaN: any finite number gives the 0 they add.
+    const C reference = larger == -std::numeric_limits<C>::infinity() ? C(0) : larger;
+    sum *= exp_of_difference(maximum - reference);
+#pragma unroll
+    for (const C value : values) sum += exp_of_difference(value - reference);
+    maximum = larger;
   }
   __device__ __forceinline__ void merge(const RunningSum& other) {
     const C larger = NumberMax{}(maximum, other.maximum);

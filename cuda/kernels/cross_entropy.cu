@@ -1,15 +1,19 @@
 // cross_entropy of contiguous logits (rows, classes), and its gradient. A group of threads owns a row
-// (kernels/row_plan.h): it reads it once, by 16-byte accesses where rows are aligned, and keeps it in
-// shared memory for the sum of exponentials and the gradient; rows that do not fit are read again. The
-// sum over rows is taken by one block, in a fixed order. A target that is no class gives NaN: a kernel
-// cannot throw.
+// (kernels/row_plan.h) and reads it once: asynchronous copies bring it to shared memory, a running sum
+// takes each part as it arrives (device/running_sum.cuh), and gradients are made from what is held.
+// Blocks stay: each part of the next row is on its way as soon as the gradients of this row's are written.
+// Rows that do not fit are read from global memory, twice. The sum over rows is taken by one block, in a
+// fixed order. A target that is no class gives NaN: a kernel cannot throw.
 #include "cuda/kernels/cross_entropy.h"
 
+#include <algorithm>
 #include <limits>
 #include <type_traits>
 
 #include "cuda/check.h"
+#include "cuda/device/mma.cuh"
 #include "cuda/device/rows.cuh"
+#include "cuda/device/running_sum.cuh"
 #include "cuda/kernels/register.h"
 #include "tensor/ops/norm_attributes.h"
 
@@ -17,87 +21,145 @@ namespace tenon::cuda {
 namespace {
 
 constexpr int kTotalThreads = 1024;
+constexpr int kParts = 4;  // of a row: what is waited for, and replaced, at once
+/// Threads of a multiprocessor: 64 registers each, 128 for float64.
+template <class T>
+constexpr int kResidentThreads = sizeof(T) == 8 ? 512 : 1024;
 
 struct RowParams : LossRows {
   int lanes = 1;
-  bool vectors = false;         // rows begin at 16-byte boundaries
+  std::int64_t row_blocks = 0;  // rows over the rows that a block has at a time
+  std::int64_t packs = 0;       // of 16 bytes; 0 unless all rows begin at 16-byte boundaries
+  std::int64_t part = 0;        // packs of a part, a multiple of `lanes`
   std::int64_t held_pitch = 0;  // elements between rows in shared memory
 };
 
-/// e^x for x <= 0, of 2 units in the last place beside the rounding of x/ln 2.
-__device__ __forceinline__ float exp_of_difference(float x) {
-  return exp2f(x * 1.44269504088896340736F);
-}
-__device__ __forceinline__ double exp_of_difference(double x) { return ::exp(x); }
+/// A row as one of its threads sees it. Columns are of type `Index`: int where shared memory holds the row.
+template <class T, class Index>
+struct RowColumns {
+  static constexpr int kLength = vector_length<T>;
+  RowGroup group;
+  Index classes, packs, part;
 
-/// f(n, column) for the columns of this thread: n neighbouring ones, as a constant, from `column` on.
-template <class T, class F>
-__device__ __forceinline__ void for_each_pack(const RowParams& p, const RowGroup& group, F f) {
-  constexpr int kLength = vector_length<T>;
-  const std::int64_t packs = p.vectors ? p.classes / kLength : 0;
-#pragma unroll 4
-  for (std::int64_t i = group.lane; i < packs; i += p.lanes) {
-    f(std::integral_constant<int, kLength>{}, i * kLength);
-  }
-#pragma unroll 4
-  for (std::int64_t i = packs * kLength + group.lane; i < p.classes; i += p.lanes) {
-    f(std::integral_constant<int, 1>{}, i);
-  }
-}
+  __device__ __forceinline__ RowColumns(const RowParams& p, std::int64_t block)
+      // From the last rows on: where a product just wrote the logits, those are still in L2.
+      : group(p.rows, p.lanes, p.row_blocks - 1 - block),
+        classes(static_cast<Index>(p.classes)),
+        packs(static_cast<Index>(p.packs)),
+        part(static_cast<Index>(p.part)) {}
 
-/// What all threads of a row know of it.
-template <class C>
-struct RowStatistics {
-  C maximum;
-  C sum;   // Σ exp(x - maximum)
-  C mean;  // of x - maximum, where losses are smoothed
+  /// f(n, column) for this thread's columns of a part: n neighbouring ones, as a constant, from `column` on.
+  /// The last part has the columns that are in no pack too.
+  template <class F>
+  __device__ __forceinline__ void for_each(int number, F f) const {
+    const Index first = number * part;
+    const Index end = first + part < packs ? first + part : packs;
+#pragma unroll 2
+    for (Index i = first + group.lane; i < end; i += group.lanes) {
+      f(std::integral_constant<int, kLength>{}, i * kLength);
+    }
+    if (number + 1 < kParts) return;
+#pragma unroll 4
+    for (Index i = packs * kLength + group.lane; i < classes; i += group.lanes) {
+      f(std::integral_constant<int, 1>{}, i);
+    }
+  }
+
+  /// Whether this thread has the column.
+  __device__ __forceinline__ bool has(Index column) const {
+    const Index packed = packs * kLength;
+    const Index place = column < packed ? column / kLength : column - packed;
+    return place % group.lanes == group.lane;
+  }
 };
 
-/// Reads the row; with kHeld, into `held`. Every thread of the block must call it.
-template <class T, bool kHeld>
-__device__ __forceinline__ RowStatistics<compute_type<T>> read_row(const RowParams& p,
-                                                                   const RowGroup& group,
-                                                                   const T* source, T* held,
-                                                                   compute_type<T>* scratch) {
-  using C = compute_type<T>;
-  RowStatistics<C> row{-std::numeric_limits<C>::infinity(), C(0), C(0)};
-  for_each_pack<T>(p, group, [&](auto n, std::int64_t column) {
-    constexpr int kN = decltype(n)::value;
-    const Pack<T, kN> pack = load_pack<T, kN>(source + column);
-    if constexpr (kHeld) store_pack<T, kN>(held + column, pack);
+/// N elements of shared or global memory in the compute type.
+template <int N, class T>
+__device__ __forceinline__ void read(const T* source, compute_type<T> (&values)[N]) {
+  if constexpr (std::is_same_v<T, BFloat16> && N % 2 == 0) {
+    // A bfloat16 is the upper half of a float: one instruction for each half of a word.
+    const auto words = load_pack<unsigned, N / 2>(reinterpret_cast<const unsigned*>(source));
 #pragma unroll
-    for (int i = 0; i < kN; ++i) row.maximum = NumberMax{}(row.maximum, widen(pack.item[i]));
-  });
-  row.maximum = group_reduce(row.maximum, p.lanes, scratch, NumberMax{});
-  const T* x = kHeld ? held : source;  // each thread reads back what it wrote
-  const bool smooths = p.smoothing > 0 && p.losses != nullptr;
-  for_each_pack<T>(p, group, [&](auto n, std::int64_t column) {
-    constexpr int kN = decltype(n)::value;
-    const Pack<T, kN> pack = load_pack<T, kN>(x + column);
-#pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      const C difference = widen(pack.item[i]) - row.maximum;
-      row.sum += exp_of_difference(difference);
-      if (smooths) row.mean += difference;
+    for (int i = 0; i < N / 2; ++i) {
+      values[2 * i] = __uint_as_float(words.item[i] << 16);
+      values[2 * i + 1] = __uint_as_float(words.item[i] & 0xffff0000U);
     }
-  });
-  row.sum = group_reduce(row.sum, p.lanes, scratch, Sum{});
-  if (smooths) {
-    row.mean = group_reduce(row.mean, p.lanes, scratch, Sum{}) / static_cast<C>(p.classes);
+  } else {
+    load_widened(source, values);
   }
-  return row;
 }
 
-/// -(1-s)·log p[target] - s·mean(log p), 0 where ignored; `wanted` is the target's logit.
+/// Starts copying a part of a row to shared memory; each thread will read what it copied itself.
+template <class T, class Index>
+__device__ __forceinline__ void copy_part(const RowColumns<T, Index>& columns, int part,
+                                          const T* source, T* held) {
+  columns.for_each(part, [&](auto n, Index column) {
+    if constexpr (decltype(n)::value > 1) {
+      copy_async16(shared_address(held + column), source + column, true);
+    } else {
+      held[column] = source[column];
+    }
+  });
+  copy_async_commit();
+}
+
+/// Waits for the copies up to this part's, where those of one whole row were started last.
+__device__ __forceinline__ void wait_for_part(int part) {
+  static_assert(kParts == 4);
+  switch (part) {
+    case 0: return copy_async_wait<3>();
+    case 1: return copy_async_wait<2>();
+    case 2: return copy_async_wait<1>();
+    default: return copy_async_wait<0>();
+  }
+}
+
+/// The maximum of a row and Σ exp(x - maximum). Every thread of the block must call it.
+template <bool kHeld, class T, class Index>
+__device__ __forceinline__ RunningSum<compute_type<T>> sum_row(const RowColumns<T, Index>& columns,
+                                                               const T* x,
+                                                               compute_type<T>* scratch) {
+  RunningSum<compute_type<T>> own;
+  for (int part = 0; part < kParts; ++part) {
+    if constexpr (kHeld) wait_for_part(part);
+    columns.for_each(part, [&](auto n, Index column) {
+      compute_type<T> values[decltype(n)::value];
+      read(x + column, values);
+      own.add(values);
+    });
+  }
+  return own.combined(columns.group.lanes, scratch);
+}
+
+/// The mean of x - maximum over a row. Every thread of the block must call it.
+template <class T, class Index>
+__device__ __forceinline__ compute_type<T> mean_of_row(const RowColumns<T, Index>& columns,
+                                                       const T* x, compute_type<T> maximum,
+                                                       compute_type<T>* scratch) {
+  using C = compute_type<T>;
+  C sum = C(0);
+  for (int part = 0; part < kParts; ++part) {
+    columns.for_each(part, [&](auto n, Index column) {
+      C values[decltype(n)::value];
+      read(x + column, values);
+#pragma unroll
+      for (const C value : values) sum += value - maximum;
+    });
+  }
+  return group_reduce(sum, columns.group.lanes, scratch, Sum{}) / static_cast<C>(columns.classes);
+}
+
+/// -(1-s)·log p[target] - s·mean(log p), 0 where ignored; `wanted` is the target's logit, `mean` that of
+/// x - maximum.
 template <class C>
-__device__ __forceinline__ C loss_of(const RowParams& p, const RowStatistics<C>& row,
+__device__ __forceinline__ C loss_of(const RowParams& p, const RunningSum<C>& row, C mean,
                                      std::int64_t target, C wanted) {
   if (target == p.ignore_index) return C(0);
   if (target < 0 || target >= p.classes) return std::numeric_limits<C>::quiet_NaN();
   const C log_sum = log_of(row.sum);
   const C smoothing = static_cast<C>(p.smoothing);
   const C loss = log_sum - (wanted - row.maximum);
-  return p.smoothing > 0 ? (C(1) - smoothing) * loss + smoothing * (log_sum - row.mean) : loss;
+  return p.smoothing > 0 ? (C(1) - smoothing) * loss + smoothing * (log_sum - mean) : loss;
 }
 
 /// What the loss of a row counts for in the whole.
@@ -110,67 +172,100 @@ __device__ __forceinline__ compute_type<T> factor_of(const RowParams& p, std::in
 }
 
 /// factor·(softmax(x) - (1-s)·onehot(target) - s/classes), 0 where ignored.
-template <class T>
-__device__ __forceinline__ void write_gradients(const RowParams& p, const RowGroup& group,
-                                                const RowStatistics<compute_type<T>>& row,
-                                                std::int64_t target, const T* x, T* gradients) {
-  using C = compute_type<T>;
-  if (target == p.ignore_index) {
-    for_each_pack<T>(p, group, [&](auto n, std::int64_t column) {
-      store_pack<T, decltype(n)::value>(gradients + column, {});
-    });
-    return;
+template <class C>
+struct Gradient {
+  C maximum;
+  C scale;  // factor/sum
+  C share;  // factor·s/classes
+  C peak;   // factor·(1-s)
+  bool ignored;
+
+  __device__ __forceinline__ Gradient(const RowParams& p, const RunningSum<C>& row,
+                                      std::int64_t target, C factor)
+      : maximum(row.maximum), ignored(target == p.ignore_index) {
+    if (target < 0 || target >= p.classes) factor = std::numeric_limits<C>::quiet_NaN();
+    scale = factor / row.sum;
+    share = factor * static_cast<C>(p.smoothing / static_cast<double>(p.classes));
+    peak = factor * static_cast<C>(1 - p.smoothing);
   }
-  const bool is_class = target >= 0 && target < p.classes;
-  const C factor = is_class ? factor_of<T>(p, group.row) : std::numeric_limits<C>::quiet_NaN();
-  const C scale = factor / row.sum;
-  const C share = factor * static_cast<C>(p.smoothing / static_cast<double>(p.classes));
-  const C peak = factor * static_cast<C>(1 - p.smoothing);
-  for_each_pack<T>(p, group, [&](auto n, std::int64_t column) {
-    constexpr int kN = decltype(n)::value;
-    Pack<T, kN> pack = load_pack<T, kN>(x + column);
-    const auto gradient = [&](int i) {
-      return exp_of_difference(widen(pack.item[i]) - row.maximum) * scale - share;
-    };
-    if (target >= column && target < column + kN) {
-      const int hit = static_cast<int>(target - column);
+  /// Without the target's `peak`.
+  __device__ __forceinline__ C operator()(C x) const {
+    return exp_of_difference(x - maximum) * scale - share;
+  }
+};
+
+/// The gradients of a part of the row, without the target's `peak`.
+template <class T, class Index>
+__device__ __forceinline__ void write_part(const RowColumns<T, Index>& columns, int part,
+                                           const Gradient<compute_type<T>>& gradient, const T* x,
+                                           T* gradients) {
+  using C = compute_type<T>;
+  if (gradient.ignored) {
+    return columns.for_each(part, [&](auto n, Index column) {
+      const C zeros[decltype(n)::value] = {};
+      store_narrowed(gradients + column, zeros);
+    });
+  }
+  columns.for_each(part, [&](auto n, Index column) {
+    C values[decltype(n)::value];
+    read(x + column, values);
 #pragma unroll
-      for (int i = 0; i < kN; ++i) {
-        pack.item[i] = convert<T>(i == hit ? gradient(i) - peak : gradient(i));
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kN; ++i) pack.item[i] = convert<T>(gradient(i));
-    }
-    store_pack<T, kN>(gradients + column, pack);
+    for (C& value : values) value = gradient(value);
+    store_narrowed(gradients + column, values);
   });
 }
 
 template <class T, bool kHeld>
-__global__ void __launch_bounds__(kMaxRowThreads, 2) loss_rows_kernel(const RowParams p) {
+__global__ void __launch_bounds__(kMaxRowThreads, kResidentThreads<T> / kMaxRowThreads)
+    loss_rows_kernel(const RowParams p) {
   using C = compute_type<T>;
+  using Columns = RowColumns<T, std::conditional_t<kHeld, int, std::int64_t>>;
   extern __shared__ __align__(kVectorBytes) unsigned char shared[];
   __shared__ C scratch[kWarp];
-  const RowGroup group(p.rows, p.lanes);
-  const T* source = static_cast<const T*>(p.logits) + group.row * p.pitch;
   T* held = reinterpret_cast<T*>(shared) + static_cast<int>(threadIdx.x) / p.lanes * p.held_pitch;
-  const std::int64_t target = p.targets[group.row];
-  const bool is_class = target >= 0 && target < p.classes;
-  const C wanted = is_class && p.losses != nullptr ? widen(source[target]) : C(0);
-  const auto row = read_row<T, kHeld>(p, group, source, held, scratch);
-  __syncthreads();  // gradients may replace the logits: the target's was read
-  if (!group.active) return;
-  if (p.losses != nullptr && group.lane == 0) {
-    const C loss = loss_of(p, row, target, wanted);
-    if (p.rounds_losses) {
-      static_cast<T*>(p.losses)[group.row] = convert<T>(loss);
-    } else {
-      static_cast<C*>(p.losses)[group.row] = loss;
+  const auto logits_of = [&](const Columns& columns) {
+    return static_cast<const T*>(p.logits) + columns.group.row * p.pitch;
+  };
+  if constexpr (kHeld) {
+    const Columns first(p, block_index());
+    for (int part = 0; part < kParts; ++part) copy_part(first, part, logits_of(first), held);
+  }
+  for (std::int64_t block = block_index(); block < p.row_blocks; block += gridDim.x) {
+    const Columns columns(p, block);
+    const std::int64_t row = columns.group.row;
+    const T* x = kHeld ? held : logits_of(columns);
+    const std::int64_t target = p.targets[row];
+    const C factor = factor_of<T>(p, row);
+    const RunningSum<C> sum = sum_row<kHeld>(columns, x, scratch);
+    const bool smooths = p.smoothing > 0 && p.losses != nullptr;
+    const C mean = smooths ? mean_of_row(columns, x, sum.maximum, scratch) : C(0);
+
+    // The thread that has the target's column keeps its logit: gradients and the next row replace it.
+    const bool is_class = target >= 0 && target < p.classes;
+    const bool has_target = columns.group.active && columns.has(is_class ? target : 0);
+    const C wanted = has_target && is_class ? widen(x[target]) : C(0);
+    if (has_target && p.losses != nullptr) {
+      const C loss = loss_of(p, sum, mean, target, wanted);
+      if (p.rounds_losses) {
+        static_cast<T*>(p.losses)[row] = convert<T>(loss);
+      } else {
+        static_cast<C*>(p.losses)[row] = loss;
+      }
+    }
+
+    const Gradient<C> gradient(p, sum, target, factor);
+    const bool wants_gradients = columns.group.active && p.gradients != nullptr;
+    T* gradients = static_cast<T*>(p.gradients) + row * p.pitch;
+    const bool has_next = kHeld && block + gridDim.x < p.row_blocks;
+    const Columns next(p, has_next ? block + gridDim.x : block);
+    for (int part = 0; part < kParts; ++part) {
+      if (wants_gradients) write_part(columns, part, gradient, x, gradients);
+      if (has_next) copy_part(next, part, logits_of(next), held);
+    }
+    if (wants_gradients && has_target && is_class && !gradient.ignored) {
+      gradients[target] = convert<T>(gradient(wanted) - gradient.peak);
     }
   }
-  if (p.gradients == nullptr) return;
-  T* gradients = static_cast<T*>(p.gradients) + group.row * p.pitch;
-  write_gradients<T>(p, group, row, target, kHeld ? held : source, gradients);
 }
 
 __global__ void __launch_bounds__(kTotalThreads)
@@ -200,12 +295,10 @@ __global__ void __launch_bounds__(kTotalThreads)
   *total = convert<T>(static_cast<C>(counted != nullptr ? sum / *counted : sum));
 }
 
-/// What a block may have beside the kernel's own scratch memory.
-std::size_t shared_limit(int device) {
-  int bytes = 0;
-  TENON_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  constexpr int kReserved = 1024;
-  return static_cast<std::size_t>(bytes - kReserved);
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  TENON_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
 }
 
 LossRows rows_of(const KernelArgs& args, const TensorView& logits, const TensorView& targets) {
@@ -275,19 +368,31 @@ void run_cross_entropy_backward(const KernelArgs& args) {
 
 void launch_loss_rows(Stream stream, const char* name, DType dtype, const LossRows& rows) {
   if (rows.rows == 0) return;
+  constexpr int kReserved = 1024;  // bytes of shared memory of a block, beside what it asks for
   dispatch_float(dtype, [&]<typename T>() {
     RowParams p{rows};
     // Rows of no classes still need a thread.
     const RowPlan plan = plan_rows(p.rows, p.classes > 0 ? p.classes : 1, row_chunks<T>);
     p.lanes = plan.lanes;
-    p.vectors = p.pitch % vector_length<T> == 0 && is_aligned(p.logits, kVectorBytes) &&
-                is_aligned(p.gradients, kVectorBytes);
+    p.row_blocks = plan.blocks;
+    const bool vectors = p.pitch % vector_length<T> == 0 && is_aligned(p.logits, kVectorBytes) &&
+                         is_aligned(p.gradients, kVectorBytes);
+    p.packs = vectors ? p.classes / vector_length<T> : 0;
+    p.part = ceil_div(ceil_div(p.packs, p.lanes), kParts) * p.lanes;
     p.held_pitch = ceil_div(p.classes, vector_length<T>) * vector_length<T>;
-    const std::size_t bytes =
-        static_cast<std::size_t>(plan.threads / plan.lanes * p.held_pitch) * sizeof(T);
-    const bool held = bytes <= shared_limit(stream.device);
-    launch(stream, name, held ? loss_rows_kernel<T, true> : loss_rows_kernel<T, false>, plan.blocks,
-           plan.threads, held ? bytes : 0, p);
+    const std::int64_t bytes = plan.threads / plan.lanes * p.held_pitch * sizeof(T);
+    const bool held =
+        bytes + kReserved <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device);
+    std::int64_t resident = std::max(1, kResidentThreads<T> / plan.threads);
+    if (held) {
+      const std::int64_t block_bytes = bytes + 2 * kReserved;
+      const int limit = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, stream.device);
+      resident = std::clamp<std::int64_t>(limit / block_bytes, 1, resident);
+    }
+    const std::int64_t blocks =
+        std::min(plan.blocks, resident * attribute(cudaDevAttrMultiProcessorCount, stream.device));
+    launch(stream, name, held ? loss_rows_kernel<T, true> : loss_rows_kernel<T, false>, blocks,
+           plan.threads, held ? static_cast<std::size_t>(bytes) : 0, p);
   });
 }
 

@@ -55,32 +55,47 @@ double largest(const Tensor& tensor) {
   return result;
 }
 
+/// Loss and gradients near those in float64, and the same bits in a second run and without gradients.
+void check_against_double(const Sample& sample, const Sizes& sizes,
+                          const CrossEntropyAttrs& attrs) {
+  SCOPED_TRACE(std::string(name(sample.dtype)) + " " + std::to_string(sizes[0]) + " rows, " +
+               std::to_string(sizes[2]) + " classes");
+  const Problem problem = make_problem(sizes[0], sizes[1], sizes[2], sample.dtype);
+  const auto exact = with_gradients(problem, kCpu, DType::float64, attrs);
+  const auto got = with_gradients(problem, kCuda, sample.dtype, attrs);
+  const auto again = with_gradients(problem, kCuda, sample.dtype, attrs);
+  const double rows = attrs.reduction == Reduction::sum ? static_cast<double>(sizes[0]) : 1;
+  EXPECT_NEAR(got[0].item(), exact[0].item(), rows * sample.loss);
+  for (std::size_t i = 1; i < 3; ++i) {
+    EXPECT_LE(max_difference(got[i], exact[i]), sample.gradients * largest(exact[i]));
+    expect_bit_equal(got[i], again[i], "second run");
+  }
+  const Tensor plain = linear_cross_entropy(problem.input.to(kCuda), problem.weight.to(kCuda),
+                                            problem.target.to(kCuda),
+                                            {-100, attrs.reduction, attrs.label_smoothing});
+  expect_bit_equal(plain, got[0], "without gradients");
+}
+
 TEST(CudaLinearCrossEntropy, MatchesTheCpuInDouble) {
   SKIP_WITHOUT_GPU();
   for (const Sample& sample : kSamples) {
     for (const Sizes& sizes : std::vector<Sizes>{
              {1, 1, 1}, {7, 16, 3}, {130, 24, 33}, {65, 64, 1000}, {20, 9, 50257}, {3, 8, 70001}}) {
-      const Problem problem = make_problem(sizes[0], sizes[1], sizes[2], sample.dtype);
       for (const Reduction reduction : {Reduction::mean, Reduction::sum}) {
         for (const double smoothing : {0.0, 0.1}) {
-          SCOPED_TRACE(std::string(name(sample.dtype)) + " " + std::to_string(sizes[0]) +
-                       " rows, " + std::to_string(sizes[2]) + " classes");
-          const CrossEntropyAttrs attrs{-100, reduction, smoothing};
-          const auto exact = with_gradients(problem, kCpu, DType::float64, attrs);
-          const auto got = with_gradients(problem, kCuda, sample.dtype, attrs);
-          const auto again = with_gradients(problem, kCuda, sample.dtype, attrs);
-          const double rows = reduction == Reduction::sum ? static_cast<double>(sizes[0]) : 1;
-          EXPECT_NEAR(got[0].item(), exact[0].item(), rows * sample.loss);
-          for (std::size_t i = 1; i < 3; ++i) {
-            EXPECT_LE(max_difference(got[i], exact[i]), sample.gradients * largest(exact[i]));
-            expect_bit_equal(got[i], again[i], "second run");
-          }
-          const Tensor plain =
-              linear_cross_entropy(problem.input.to(kCuda), problem.weight.to(kCuda),
-                                   problem.target.to(kCuda), {-100, reduction, smoothing});
-          expect_bit_equal(plain, got[0], "without gradients");
+          check_against_double(sample, sizes, {-100, reduction, smoothing});
         }
       }
+    }
+  }
+}
+
+/// Rows of lanes, of warps and of blocks, and more of the latter than blocks that stay.
+TEST(CudaLinearCrossEntropy, SmallRowsOfEveryKind) {
+  SKIP_WITHOUT_GPU();
+  for (const Sample& sample : kSamples) {
+    for (const Sizes& sizes : std::vector<Sizes>{{7, 8, 3}, {9, 8, 260}, {600, 8, 2051}}) {
+      check_against_double(sample, sizes, {-100, Reduction::mean, 0.1});
     }
   }
 }

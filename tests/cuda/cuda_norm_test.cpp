@@ -209,8 +209,16 @@ TEST(CudaNorm, CrossEntropy) {
   SKIP_WITHOUT_GPU();
   Generator generator(36);
   for (const DType dtype : kFloats) {
-    for (const Sizes& sizes :
-         std::vector<Sizes>{{1, 1}, {4, 3}, {700, 65}, {9, 1024}, {3, 50257}, {0, 5}}) {
+    // Rows of parts of a warp and of blocks: once, and more of them than blocks that stay; rows too long.
+    for (const Sizes& sizes : std::vector<Sizes>{{1, 1},
+                                                 {4, 3},
+                                                 {700, 65},
+                                                 {9, 1024},
+                                                 {5001, 264},
+                                                 {600, 2056},
+                                                 {3, 50257},
+                                                 {2, 120008},
+                                                 {0, 5}}) {
       std::vector<std::int64_t> classes;
       for (std::int64_t row = 0; row < sizes[0]; ++row) {
         classes.push_back(row % 5 == 3 ? -100 : row * 31 % sizes[1]);
@@ -275,6 +283,44 @@ TEST(CudaNorm, BatchNorm) {
       }
       check_outputs("batch_norm", {x, {}, {}, {}, {}}, BatchNormAttrs{DropoutMode::train, 0.1, 0.1},
                     {128, 8}, "batch_norm without vectors");
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+/// Every op of this file over rows of lanes, of warps, of blocks, and too long for one: for the race detector.
+TEST(CudaNorm, SmallRowsOfEveryOp) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(42);
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    for (const Sizes& sizes :
+         std::vector<Sizes>{{5, 7}, {4, 24}, {9, 264}, {3, 1032}, {3, 1100}, {2, 20011}}) {
+      const Sizes vector = {sizes.back()};
+      const auto make = [&](const Sizes& of, double low, double high) {
+        return make_operand(of, dtype, Placement::contiguous, generator, low, high);
+      };
+      const Operand2 x = make(sizes, -2, 2), grad = make(sizes, -1, 1), w = make(vector, -2, 2);
+      const Operand2 probabilities = make(sizes, 0, 1), logs = make(sizes, -5, 0);
+      const Operand2 target =
+          from_cpu(from_vector(std::vector<std::int64_t>(sizes[0], sizes[1] - 1), {sizes[0]}));
+      const std::string what = describe("small rows", dtype, sizes, Placement::contiguous);
+      const Tolerance sums{64, 4 * static_cast<double>(sizes.back())};
+      check_op("log_softmax", {x}, AxisAttrs{-1}, {16, 16}, what);
+      check_op("softmax_backward", {grad, probabilities}, AxisAttrs{-1}, sums, what);
+      check_op("log_softmax_backward", {grad, logs}, AxisAttrs{-1}, sums, what);
+      check_op("rms_norm", {x, w}, LayerNormAttrs{1, 1e-6}, {64, 0}, what);
+      check_outputs("layer_norm_backward", {grad, x, w},
+                    NormBackwardAttrs{1, 0.1, true, true, true}, {64, 64}, what);
+      check_outputs("rms_norm_backward", {grad, x, w}, NormBackwardAttrs{1, 0.1, true, true, false},
+                    {64, 64}, what);
+      const BiasDropoutResidualLayerNormAttrs call{0.3, 0.1, DropoutMode::train, 4};
+      check_outputs("bias_dropout_residual_layer_norm_backward", {grad, x, w, grad, w},
+                    ResidualNormBackwardAttrs{call, true, true, true, true, true}, {64, 80}, what);
+      const CrossEntropyAttrs loss{-100, Reduction::sum, 0.1};
+      check_op("cross_entropy", {x, target}, loss, {64, 16}, what);
+      check_op("cross_entropy_backward", {make({}, -2, 2), x, target}, loss, {64, 1}, what);
+      check_outputs("batch_norm", {x, {}, {}, {}, {}}, BatchNormAttrs{DropoutMode::train, 0.1, 0.1},
+                    {128, 8}, what);
       if (HasFatalFailure()) return;
     }
   }
