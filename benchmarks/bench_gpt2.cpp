@@ -43,6 +43,7 @@ struct Options : bench::CommonOptions {
   std::int64_t seq = 1024;
   std::int64_t steps = 50;
   std::string schedule = "full";
+  std::string recompute = "activations";
   std::string data;
   std::string dump_weights;
   bool verify = false;
@@ -61,6 +62,12 @@ void add_options(CLI::App& app, Options& o) {
   positive("--steps", o.steps, "training steps, each waited for");
   app.add_option("--schedule", o.schedule, "none or full (schedules::gpt)")
       ->check(CLI::IsMember({"none", "full"}))
+      ->capture_default_str();
+  app.add_option(
+         "--recompute", o.recompute,
+         "what backward computes again, with the full schedule: none, or the results of norms "
+         "and activations (activations)")
+      ->check(CLI::IsMember({"none", "activations"}))
       ->capture_default_str();
   app.add_option("--data", o.data,
                  "tokens: .bin holds 16-bit numbers, of any other file each byte is one; random "
@@ -130,6 +137,7 @@ class Training {
             {"layers", o_.model.layers},
             {"hidden", o_.model.hidden},
             {"schedule", o_.schedule},
+            {"recompute", o_.recompute},
             {"ms_median", step_ms},
             {"ms_back_to_back", back_to_back},
             {"tokens_per_s", tokens_per_s},
@@ -170,11 +178,20 @@ class Training {
       for (const std::string& reason : schedules::gpt(*schedule_).refused) {
         std::cerr << "not rewritten: " << reason << "\n";
       }
+      if (o_.recompute == "activations") discard_activations();
     }
     step_.emplace(build_training(*schedule_, {.optimizer = optimizer_, .verify = false}));
     step_->program(example);
     build_ms_ =
         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  /// Backward makes them again from what it reads anyway, at a few reads and writes.
+  void discard_activations() {
+    const auto is_cheap = [](const Node& node) {
+      return node.op->name == "layer_norm" || node.op->name == "linear_gelu";
+    };
+    schedule_->checkpoint(schedule_->find(is_cheap), {.keep_results = false});
   }
 
   std::vector<Tensor> batch(std::int64_t step) const {

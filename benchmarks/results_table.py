@@ -78,6 +78,26 @@ def attention(rows):
     return lines and table(header, lines)
 
 
+def largest_difference(ours, theirs):
+    return max(abs(a / b - 1) for a, b in zip(ours, theirs))
+
+
+def losses(row):
+    """Judged against the precision that computes as Tenon does, the last; how far PyTorch's own are
+    apart says what a difference means."""
+    ours, theirs = row["losses"]["tenon"], row["losses"]["pytorch"]
+    alike = list(theirs)[-1]
+    apart = largest_difference(ours, theirs[alike])
+    text = (f"\nLoss over {row['steps']} steps at {row['shape']}, same weights and tokens: "
+            f"{ours[0]:.4f} to {ours[-1]:.4f}, PyTorch ({alike}) {theirs[alike][0]:.4f} to "
+            f"{theirs[alike][-1]:.4f}; largest relative difference "
+            f"{judged(apart, LOSS_TARGET, f'{apart:.2e}')}")
+    for other in list(theirs)[:-1]:
+        text += (f"; from PyTorch ({other}) {largest_difference(ours, theirs[other]):.2e}, between "
+                 f"PyTorch's two {largest_difference(theirs[alike], theirs[other]):.2e}")
+    return text + ".\n"
+
+
 def gpt2(rows):
     lines = []
     for row in latest(rows, "gpt2"):
@@ -98,12 +118,7 @@ def gpt2(rows):
               "floor ms", "tokens/s", "MFU", "peak GB", "PyTorch peak GB"]
     text = lines and table(header, lines)
     for row in latest(rows, "losses"):
-        apart = row["largest_relative_difference"]
-        text = (text or "") + (
-            f"\nLoss over {row['steps']} steps at {row['shape']}, same weights and tokens: "
-            f"{row['losses']['tenon'][0]:.4f} to {row['losses']['tenon'][-1]:.4f}, PyTorch "
-            f"{row['losses']['pytorch'][0]:.4f} to {row['losses']['pytorch'][-1]:.4f}; largest relative "
-            f"difference {judged(apart, LOSS_TARGET, f'{apart:.2e}')}.\n")
+        text = (text or "") + losses(row)
     for row in latest(rows, "first_step"):
         ours = row.get("tenon", {}).get("first_step_s")
         theirs = best(row, "first_step_s")

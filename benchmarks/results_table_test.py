@@ -52,12 +52,15 @@ class RenderTest(unittest.TestCase):
 
     def test_losses_and_the_first_step_are_sentences(self):
         losses = {"work": "losses", "dtype": "bfloat16", "shape": "4x1024", "context": CONTEXT,
-                  "steps": 2, "largest_relative_difference": 0.002,
-                  "losses": {"tenon": [10.8, 9.0], "pytorch": [10.8, 9.018]}}
+                  "steps": 2, "losses": {"tenon": [10.8, 9.0],
+                                         "pytorch": {"autocast": [10.8, 9.27],
+                                                     "master": [10.8, 9.018]}}}
         first = {"work": "first_step", "dtype": "bfloat16", "shape": "4x1024", "context": CONTEXT,
                  "tenon": {"first_step_s": 2.5}, "pytorch": {"process": {"first_step_s": 17.0}}}
         text = render([losses, first])
-        self.assertIn("largest relative difference 2.00e-03 (met: 0.01).", text)
+        self.assertIn("PyTorch (master) 10.8000 to 9.0180; largest relative difference 2.00e-03 "
+                      "(met: 0.01); from PyTorch (autocast) 2.91e-02, between PyTorch's two 2.72e-02.",
+                      text)
         self.assertIn("2.50 s (met: 3), PyTorch compiled 17.0 s.", text)
 
     def test_sections_name_hardware_versions_and_commands(self):

@@ -37,6 +37,21 @@ void raise_shared_limit(Stream stream, const void* kernel, std::size_t bytes) {
 
 }  // namespace
 
+int device_attribute(cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  TENON_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+bool has_wgmma(int device) {
+#if defined(TENON_HAS_SM90A)
+  return device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9;
+#else
+  static_cast<void>(device);
+  return false;
+#endif
+}
+
 GridShape fold_blocks(std::int64_t blocks) {
   if (blocks <= kMaxGridX) return {static_cast<unsigned>(blocks), 1};
   constexpr std::int64_t kFoldedX = std::int64_t{1} << 30;

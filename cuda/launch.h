@@ -31,6 +31,12 @@ Stream stream_of(const Args& args) {
   return {static_cast<cudaStream_t>(args.stream), args.outputs[0].device.index};
 }
 
+/// What the driver says of a device.
+int device_attribute(cudaDeviceAttr attribute, int device);
+/// Whether wgmma and the copy engine can be used: on compute capability 9.0, where this build has code
+/// for them.
+bool has_wgmma(int device);
+
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 inline constexpr std::int64_t kMaxGridX = 2147483647;

@@ -72,12 +72,6 @@ void run_call(const KernelArgs& args, const Launch& launch) {
   if (params.keep_bits != nullptr) fill_bytes(args.outputs[2], 0, stream);
 }
 
-int device_attribute(cudaDeviceAttr attribute, int device) {
-  int value = 0;
-  TENON_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
 /// Whether scores are compared before they are scaled: nothing is added, and their order is kept.
 bool has_plain_scores(const AttentionParams& params) {
   const auto scale = static_cast<float>(params.scale_log2);
@@ -240,15 +234,6 @@ bool has_tensor_cores(int device) {
 bool has_tf32x3(int device) {
   return has_tensor_cores(device) &&
          device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) >= kTf32SharedBytes;
-}
-
-bool has_wgmma(int device) {
-#if defined(TENON_HAS_SM90A)
-  return device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9;
-#else
-  static_cast<void>(device);
-  return false;
-#endif
 }
 
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {

@@ -120,8 +120,6 @@ bool has_tensor_cores(int device);
 /// Whether it has them, and the shared memory that the largest tf32x3 tiles take: compute capability
 /// 8.0, 9.0 or 10.0.
 bool has_tf32x3(int device);
-/// Whether it has the warpgroup products of compute capability 9.0, and this build their code.
-bool has_wgmma(int device);
 /// Whether flash_mma can take these sizes: 16-bit floats, head sizes multiples of 8 up to 256.
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 /// Tiles of flash_mma: 128 rows, or 64 where 128 would leave multiprocessors idle, for masks, and

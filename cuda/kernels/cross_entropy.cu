@@ -295,12 +295,6 @@ __global__ void __launch_bounds__(kTotalThreads)
   *total = convert<T>(static_cast<C>(counted != nullptr ? sum / *counted : sum));
 }
 
-int attribute(cudaDeviceAttr name, int device) {
-  int value = 0;
-  TENON_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
-  return value;
-}
-
 LossRows rows_of(const KernelArgs& args, const TensorView& logits, const TensorView& targets) {
   const auto& attrs = args.attributes<CrossEntropyAttrs>();
   LossRows rows;
@@ -381,16 +375,17 @@ void launch_loss_rows(Stream stream, const char* name, DType dtype, const LossRo
     p.part = ceil_div(ceil_div(p.packs, p.lanes), kParts) * p.lanes;
     p.held_pitch = ceil_div(p.classes, vector_length<T>) * vector_length<T>;
     const std::int64_t bytes = plan.threads / plan.lanes * p.held_pitch * sizeof(T);
-    const bool held =
-        bytes + kReserved <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device);
+    const bool held = bytes + kReserved <=
+                      device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device);
     std::int64_t resident = std::max(1, kResidentThreads<T> / plan.threads);
     if (held) {
       const std::int64_t block_bytes = bytes + 2 * kReserved;
-      const int limit = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, stream.device);
+      const int limit =
+          device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, stream.device);
       resident = std::clamp<std::int64_t>(limit / block_bytes, 1, resident);
     }
-    const std::int64_t blocks =
-        std::min(plan.blocks, resident * attribute(cudaDevAttrMultiProcessorCount, stream.device));
+    const std::int64_t blocks = std::min(
+        plan.blocks, resident * device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
     launch(stream, name, held ? loss_rows_kernel<T, true> : loss_rows_kernel<T, false>, blocks,
            plan.threads, held ? static_cast<std::size_t>(bytes) : 0, p);
   });

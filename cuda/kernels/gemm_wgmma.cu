@@ -13,12 +13,10 @@
 
 #include <algorithm>
 
-#include "cuda/check.h"
 #include "cuda/device/gelu.cuh"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/tma.cuh"
 #include "cuda/device/wgmma.cuh"
-#include "cuda/kernels/attention.h"
 #include "cuda/tensor_map.h"
 
 namespace tenon::cuda {
@@ -457,9 +455,7 @@ void launch_tile(Stream stream, const char* name, const GemmProblem& problem, vo
   p.tiles_m = static_cast<int>(ceil_div(m, kRows));
   p.tiles_n = static_cast<int>(ceil_div(n, Tile::kColumns));
   p.stores_second = kGradient ? activation != nullptr : problem.aux != nullptr;
-  int multiprocessors = 0;
-  TENON_CUDA_CHECK(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, stream.device));
+  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, stream.device);
   launch(stream, name, gemm_wgmma_kernel<Tile>,
          std::min<std::int64_t>(multiprocessors, std::int64_t{p.tiles_m} * p.tiles_n), kThreads,
          Tile::kSharedBytes, p);
