@@ -13,7 +13,7 @@
 
 namespace tenon::cuda {
 
-inline constexpr std::uint32_t kBarrierBytes = 8;
+inline constexpr int kBarrierBytes = 8;
 
 /// A barrier whose phases end after `arrivals` arrivals and all bytes that were announced.
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {

@@ -1,4 +1,4 @@
-// A persistent, warp-specialized matrix product: D = epilogue(A·B + C + bias), float32 accumulators.
+// A persistent, warp-specialized matrix product: D = epilogue(A·B + bias), float32 accumulators.
 //
 //   warpgroup 0    a thread copies tiles of A and B to a ring of stages, 64 of k each
 //   warpgroup 1    products of the 1st, 3rd, 5th … tile of D that this block computes, each followed
@@ -28,23 +28,23 @@ constexpr int kRowBytes = 128;  // of it
 constexpr int kRows = 128;      // of a tile of D
 constexpr int kGroupTiles = 8;  // tiles that follow one another along m before n advances
 constexpr int kSlotRows = 16;   // of D, that a warp stores at once
+constexpr int kSlotBytes = kSlotRows * kRowBytes;
+constexpr int kConsumerWarps = 8;
 constexpr int kStepBytes = 32;  // 16 of k in a swizzled row
 
 struct GemmParams {
   CUtensorMap a, b, d, aux, activation;
-  const void* c;  // null: no addend
   const void* bias;
-  std::int64_t c_leading;
   int m, n;
   int stages_of_tile;  // ⌈k / kDepth⌉
   int tiles_m, tiles_n;
   bool stores_second;  // aux of gelu, activation of gelu_gradient
 };
 
-template <class T_, int kColumns_, bool kTransposed_, GemmEpilogue kEpilogue_>
+template <class T_, bool kTransposed_, GemmEpilogue kEpilogue_>
 struct Tile {
   using T = T_;
-  static constexpr int kColumns = kColumns_;
+  static constexpr int kColumns = 192;
   static constexpr bool kTransposed = kTransposed_;  // rows of B's tile are k, not n
   static constexpr GemmEpilogue kEpilogue = kEpilogue_;
   static constexpr int kStages = 4;
@@ -54,15 +54,12 @@ struct Tile {
   static constexpr int kPartBytes = kDepth * kRowBytes;  // 64 columns of a transposed tile of B
   static constexpr int kStageBytes = kBytesA + kBytesB;
   static constexpr int kAlignment = 1024;
-  /// Of a warpgroup: results, two slots for each warp, and beside them gelu's input in the same way, or
-  /// all of gelu_gradient's, in place of which gelu of it comes.
-  static constexpr int kBufferBytes = kRows * kRowBytes;
-  static constexpr int kBuffers = kEpilogue == GemmEpilogue::none   ? 1
-                                  : kEpilogue == GemmEpilogue::gelu ? 2
-                                                                    : 1 + kChunks;
+  static constexpr int kParts = 2 * kChunks;  // of 16 rows, for each warp
+  /// Slots of a warp: two for D, and where there is more to read or store, one for each.
+  static constexpr int kSlots = kEpilogue == GemmEpilogue::none ? 2 : 4;
   static constexpr int kSharedBytes = kAlignment + kStages * kStageBytes +
-                                      2 * kBuffers * kBufferBytes +
-                                      (2 * kStages + 2) * static_cast<int>(kBarrierBytes);
+                                      kConsumerWarps * kSlots * kSlotBytes +
+                                      (2 * kStages + kConsumerWarps) * kBarrierBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -76,17 +73,18 @@ struct Layout {
     return stages + stage * Tile::kStageBytes;
   }
   __device__ __forceinline__ std::uint32_t b(int stage) const { return a(stage) + Tile::kBytesA; }
-  __device__ __forceinline__ std::uint32_t buffer(int turn, int index) const {
-    return a(Tile::kStages) + (turn * Tile::kBuffers + index) * Tile::kBufferBytes;
+  /// D in slots 0 and 1, what is stored beside it in 2, gelu_gradient's input in 3.
+  __device__ __forceinline__ std::uint32_t slot(int warp, int index) const {
+    return a(Tile::kStages) + (warp * Tile::kSlots + index) * kSlotBytes;
   }
   __device__ __forceinline__ std::uint32_t full(int stage) const {
-    return buffer(2, 0) + stage * kBarrierBytes;
+    return slot(kConsumerWarps, 0) + stage * kBarrierBytes;
   }
   __device__ __forceinline__ std::uint32_t empty(int stage) const {
     return full(Tile::kStages + stage);
   }
-  __device__ __forceinline__ std::uint32_t aux(int turn) const {
-    return full(2 * Tile::kStages + turn);
+  __device__ __forceinline__ std::uint32_t aux(int warp) const {
+    return full(2 * Tile::kStages + warp);
   }
 };
 
@@ -168,36 +166,23 @@ __device__ __forceinline__ float2 unpack<Half>(std::uint32_t word) {
   return pair;
 }
 
-/// Two neighbouring elements, zeros where there are none.
-template <class T>
-__device__ __forceinline__ float2 load_pair(const void* data, std::int64_t offset, bool exists) {
-  if (!exists) return make_float2(0, 0);
-  return unpack<T>(__ldg(reinterpret_cast<const unsigned*>(static_cast<const T*>(data) + offset)));
-}
-
-/// Sums begin with what is added to the products.
+/// Sums begin with the bias of their column.
 template <class Tile>
-__device__ __forceinline__ void start_sums(const GemmParams& p, Accumulators<Tile>& c,
-                                           Corner corner, int warp, int lane) {
+__device__ __forceinline__ void start_sums(const GemmParams& p, Accumulators<Tile>& c, int column,
+                                           int lane) {
   using T = typename Tile::T;
 #pragma unroll
   for (int j = 0; j < Tile::kColumns / 8; ++j) {
-    const int column = corner.column + 8 * j + 2 * (lane & 3);
-    const float2 bias = load_pair<T>(p.bias, column, p.bias != nullptr && column < p.n);
+    const int at = column + 8 * j + 2 * (lane & 3);
+    float2 bias = make_float2(0, 0);
+    if (p.bias != nullptr && at < p.n) {
+      const T* source = static_cast<const T*>(p.bias) + at;
+      bias = unpack<T>(__ldg(reinterpret_cast<const unsigned*>(source)));
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = corner.row + 64 * half + 16 * warp + 8 * h + (lane >> 2);
-        float2 sum = bias;
-        if (p.c != nullptr) {
-          const float2 addend =
-              load_pair<T>(p.c, row * p.c_leading + column, row < p.m && column < p.n);
-          sum = make_float2(sum.x + addend.x, sum.y + addend.y);
-        }
-        c[half][j][2 * h] = sum.x;
-        c[half][j][2 * h + 1] = sum.y;
-      }
+      c[half][j][0] = c[half][j][2] = bias.x;
+      c[half][j][1] = c[half][j][3] = bias.y;
     }
   }
 }
@@ -269,11 +254,6 @@ __device__ __forceinline__ float2 fast_gelu_slope(float x) {
   return make_float2(fmaf(value * slope, 1.0F - s, s), value);
 }
 
-/// A barrier of one consumer warpgroup.
-__device__ __forceinline__ void wait_for_group(int turn) {
-  asm volatile("bar.sync %0, 128;" ::"r"(3 + turn) : "memory");
-}
-
 /// This lane's address in ldmatrix and stmatrix of the 8-column tiles `tile` and `tile` + 1 of a slot,
 /// matrices in the order of a pair of fragments.
 __device__ __forceinline__ std::uint32_t fragment_offset(int tile, int lane) {
@@ -297,100 +277,115 @@ __device__ __forceinline__ Finished finish(float x, float aux) {
   return {x, 0.0F};
 }
 
-/// Rounds 64 columns of 16 rows into the slots of D and of what is stored beside it, where
-/// gelu_gradient finds its input.
+/// One warp's part of a tile: 16 rows of 64 columns.
 template <class Tile>
-__device__ __forceinline__ void fill_slots(const float (&c)[Tile::kColumns / 8][4], int chunk,
-                                           bool stores_second, std::uint32_t d,
-                                           std::uint32_t second, int lane) {
+struct Part {
+  int half, chunk, row, column;
+  __device__ __forceinline__ Part(int index, Corner corner, int warp)
+      : half(index / Tile::kChunks),
+        chunk(index % Tile::kChunks),
+        row(corner.row + 64 * half + kSlotRows * (warp % 4)),
+        column(corner.column + 64 * chunk) {}
+};
+
+/// Rounds a part into the slot at `d`. `beside` holds the part of gelu_gradient's input and gets what is
+/// stored beside D, as pairs of fragments.
+template <class Tile>
+__device__ __forceinline__ void fill_slot(const float (&c)[Tile::kColumns / 8][4], int chunk,
+                                          std::uint32_t d, std::uint32_t (&beside)[4][4],
+                                          int lane) {
   using T = typename Tile::T;
-  constexpr GemmEpilogue kEpilogue = Tile::kEpilogue;
 #pragma unroll
-  for (int j = 0; j < 8; j += 2) {
-    const std::uint32_t offset = fragment_offset(j, lane);
-    std::uint32_t aux[4] = {}, result[4], beside[4];
-    if constexpr (kEpilogue == GemmEpilogue::gelu_gradient) load_matrices(aux, second + offset);
+  for (int pair = 0; pair < 4; ++pair) {
+    std::uint32_t result[4];
 #pragma unroll
     for (int word = 0; word < 4; ++word) {  // rows 0 to 7, 8 to 15, of one tile and the next
-      const float(&x)[4] = c[8 * chunk + j + word / 2];
-      const float2 a = unpack<T>(aux[word]);
-      const Finished low = finish<kEpilogue>(x[2 * (word % 2)], a.x);
-      const Finished high = finish<kEpilogue>(x[2 * (word % 2) + 1], a.y);
+      const float(&x)[4] = c[8 * chunk + 2 * pair + word / 2];
+      const float2 aux = unpack<T>(beside[pair][word]);
+      const Finished low = finish<Tile::kEpilogue>(x[2 * (word % 2)], aux.x);
+      const Finished high = finish<Tile::kEpilogue>(x[2 * (word % 2) + 1], aux.y);
       result[word] = pack_floats<T>(low.d, high.d);
-      beside[word] = pack_floats<T>(low.second, high.second);
+      beside[pair][word] = pack_floats<T>(low.second, high.second);
     }
-    store_matrices(d + offset, result);
-    if (kEpilogue != GemmEpilogue::none && stores_second) store_matrices(second + offset, beside);
+    store_matrices(d + fragment_offset(2 * pair, lane), result);
   }
 }
 
-/// Starts copying the tile of aux that gelu_gradient reads, once the stores of the tile before have
-/// read what lies there.
+/// Starts copying a part of gelu_gradient's input; one thread.
 template <class Tile>
 __device__ __forceinline__ void copy_aux(const GemmParams& p, const Layout<Tile>& layout,
-                                         Corner corner, int turn, int warp, int lane) {
-  if (lane == 0) wait_for_stores<0>();
-  wait_for_group(turn);
-  if (warp != 0 || lane != 0) return;
-  barrier_expect(layout.aux(turn), Tile::kChunks * Tile::kBufferBytes);
-#pragma unroll
-  for (int part = 0; part < Tile::kChunks * kRows / kSlotRows; ++part) {
-    const int chunk = part / (kRows / kSlotRows);
-    const int row = part % (kRows / kSlotRows) * kSlotRows;
-    copy_tensor_async(layout.buffer(turn, 1 + chunk) + row * kRowBytes, p.aux,
-                      corner.column + 64 * chunk, corner.row + row, layout.aux(turn));
-  }
+                                         const Part<Tile>& part, int warp) {
+  barrier_expect(layout.aux(warp), kSlotBytes);
+  copy_tensor_async(layout.slot(warp, 3), p.aux, part.column, part.row, layout.aux(warp));
 }
 
-/// Rounds and stores a warp's rows of a tile; a slot is filled while the other is being stored.
+/// Rounds and stores a warp's rows of a tile, while the part before is being stored and gelu_gradient's
+/// input of the next part is on its way.
 template <class Tile>
 __device__ __forceinline__ void finish_tile(const GemmParams& p, const Accumulators<Tile>& c,
-                                            const Layout<Tile>& layout, Corner corner, int turn,
-                                            int warp, int lane) {
+                                            const Layout<Tile>& layout, Corner corner, int warp,
+                                            int lane) {
   constexpr bool kGradient = Tile::kEpilogue == GemmEpilogue::gelu_gradient;
 #pragma unroll
-  for (int part = 0; part < 2 * Tile::kChunks; ++part) {
-    const int half = part / Tile::kChunks;
-    const int chunk = part % Tile::kChunks;
-    const int row = 64 * half + kSlotRows * warp;
-    const int slot = (2 * warp + part % 2) * kSlotRows * kRowBytes;
-    const std::uint32_t d = layout.buffer(turn, 0) + slot;
-    const std::uint32_t second = kGradient ? layout.buffer(turn, 1 + chunk) + row * kRowBytes
-                                           : layout.buffer(turn, 1) + slot;
+  for (int index = 0; index < Tile::kParts; ++index) {
+    const Part<Tile> part(index, corner, warp);
+    const std::uint32_t d = layout.slot(warp, index % 2);
+    std::uint32_t beside[4][4] = {};
+    if constexpr (kGradient) {
+      barrier_wait(layout.aux(warp), index % 2);
+      __syncwarp();
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        load_matrices(beside[pair], layout.slot(warp, 3) + fragment_offset(2 * pair, lane));
+      }
+      fence_async_proxy();  // they are read before the next part comes
+      __syncwarp();
+      if (lane == 0 && index + 1 < Tile::kParts) {
+        copy_aux<Tile>(p, layout, Part<Tile>(index + 1, corner, warp), warp);
+      }
+    }
     if (lane == 0) wait_for_stores<1>();
     __syncwarp();
-    fill_slots<Tile>(c[half], chunk, p.stores_second, d, second, lane);
+    fill_slot<Tile>(c[part.half], part.chunk, d, beside, lane);
+    if (p.stores_second) {
+      if (lane == 0) wait_for_stores<0>();
+      __syncwarp();
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        store_matrices(layout.slot(warp, 2) + fragment_offset(2 * pair, lane), beside[pair]);
+      }
+    }
     fence_async_proxy();
     __syncwarp();
     if (lane != 0) continue;
-    store_tensor_async(p.d, d, corner.column + 64 * chunk, corner.row + row);
+    store_tensor_async(p.d, d, part.column, part.row);
     if (p.stores_second) {
-      store_tensor_async(kGradient ? p.activation : p.aux, second, corner.column + 64 * chunk,
-                         corner.row + row);
+      store_tensor_async(kGradient ? p.activation : p.aux, layout.slot(warp, 2), part.column,
+                         part.row);
     }
     commit_stores();
   }
 }
 
+/// One of the consumer warps, which are numbered from 0 to 7.
 template <class Tile>
 __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Layout<Tile>& layout,
-                                               int turn, int warp, int lane) {
+                                               int warp, int lane) {
+  const int turn = warp / 4;
   const int tiles = p.tiles_m * p.tiles_n;
   const int stride = static_cast<int>(gridDim.x);
-  constexpr bool kGradient = Tile::kEpilogue == GemmEpilogue::gelu_gradient;
   Position<Tile> position;
   position.skip(turn * p.stages_of_tile);
   if (turn == 1) give_turn(0);
-  std::uint32_t parity = 0;
   for (int tile = static_cast<int>(blockIdx.x) + turn * stride; tile < tiles; tile += 2 * stride) {
     const Corner corner = corner_of<Tile>(p, tile);
-    if constexpr (kGradient) copy_aux<Tile>(p, layout, corner, turn, warp, lane);
+    if (Tile::kEpilogue == GemmEpilogue::gelu_gradient && lane == 0) {
+      copy_aux<Tile>(p, layout, Part<Tile>(0, corner, warp), warp);
+    }
     Accumulators<Tile> c;
-    start_sums<Tile>(p, c, corner, warp, lane);
+    start_sums<Tile>(p, c, corner.column, lane);
     multiply_tile<Tile>(c, p.stages_of_tile, turn, tile + stride < tiles, layout, position, lane);
-    if constexpr (kGradient) barrier_wait(layout.aux(turn), parity);
-    parity ^= 1U;
-    finish_tile<Tile>(p, c, layout, corner, turn, warp, lane);
+    finish_tile<Tile>(p, c, layout, corner, warp, lane);
     position.skip(p.stages_of_tile);
   }
   if (lane == 0) wait_for_stores<0>();
@@ -403,13 +398,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ unsigned char shared[];
   const Layout<Tile> layout(shared);
   const int thread = static_cast<int>(threadIdx.x);
-  constexpr int kWarpsOfGroup = 4;
+  constexpr int kWarpsOfGroup = kConsumerWarps / 2;
   if (thread == 0) {
     for (int stage = 0; stage < Tile::kStages; ++stage) {
       barrier_init(layout.full(stage), 1);
       barrier_init(layout.empty(stage), kWarpsOfGroup);
     }
-    for (int turn = 0; turn < 2; ++turn) barrier_init(layout.aux(turn), 1);
+    for (int warp = 0; warp < kConsumerWarps; ++warp) barrier_init(layout.aux(warp), 1);
     fence_barrier_init();
   }
   __syncthreads();
@@ -418,7 +413,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (thread == 0) copy_stages<Tile>(p, layout);
   } else {
     take_registers<240>();
-    multiply_tiles<Tile>(p, layout, thread / 128 - 1, thread % 128 / 32, thread % 32);
+    multiply_tiles<Tile>(p, layout, thread / 32 - 4, thread % 32);
   }
 #endif
 }
@@ -446,8 +441,6 @@ void launch_tile(Stream stream, const char* name, const GemmProblem& problem, vo
   p.d = map(problem.d, m, n, problem.d_leading, kSlotRows);
   p.aux = map(problem.aux, m, n, problem.aux_leading, kSlotRows);
   p.activation = map(activation, m, n, n, kSlotRows);
-  p.c = problem.c.data;
-  p.c_leading = problem.c.leading;
   p.bias = problem.bias;
   p.m = static_cast<int>(m);
   p.n = static_cast<int>(n);
@@ -465,10 +458,10 @@ template <class T, bool kTransposed>
 void launch_epilogue(Stream stream, const char* name, const GemmProblem& p, void* activation) {
   using enum GemmEpilogue;
   switch (p.epilogue) {
-    case none: return launch_tile<Tile<T, 192, kTransposed, none>>(stream, name, p, nullptr);
-    case gelu: return launch_tile<Tile<T, 192, kTransposed, gelu>>(stream, name, p, nullptr);
+    case none: return launch_tile<Tile<T, kTransposed, none>>(stream, name, p, nullptr);
+    case gelu: return launch_tile<Tile<T, kTransposed, gelu>>(stream, name, p, nullptr);
     case gelu_gradient:
-      return launch_tile<Tile<T, 128, kTransposed, gelu_gradient>>(stream, name, p, activation);
+      return launch_tile<Tile<T, kTransposed, gelu_gradient>>(stream, name, p, activation);
   }
 }
 
@@ -484,11 +477,10 @@ void launch_layout(Stream stream, const char* name, const GemmProblem& p, void* 
 bool gemm_wgmma_takes(const GemmProblem& p, int device) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   return has_wgmma(device) && (p.dtype == DType::float16 || p.dtype == DType::bfloat16) &&
-         p.stored_dtype() == p.dtype && p.batch == 1 && !p.a.transposed && p.n % 8 == 0 &&
-         p.m < kMost && p.n < kMost && p.k < kMost &&
+         p.stored_dtype() == p.dtype && p.batch == 1 && !p.a.transposed && p.c.data == nullptr &&
+         p.n % 8 == 0 && p.m < kMost && p.n < kMost && p.k < kMost &&
          ceil_div(p.m, kRows) * ceil_div(p.n, 128) < kMost &&
          is_aligned_row(p.a.data, p.a.leading) && is_aligned_row(p.b.data, p.b.leading) &&
-         is_aligned_row(p.c.data, p.c.data == nullptr ? 0 : p.c.leading) &&
          is_aligned_row(p.d, p.d_leading) && is_aligned_row(p.aux, p.aux_leading) &&
          is_aligned_row(p.bias, 0);
 }

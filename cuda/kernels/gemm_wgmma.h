@@ -6,8 +6,8 @@
 
 namespace tenon::cuda {
 
-/// Whether gemm_wgmma can take the problem on this device: 16-bit floats in and out, a batch of 1, A not
-/// transposed, rows of all matrices aligned to 16 bytes.
+/// Whether gemm_wgmma can take the problem on this device: 16-bit floats in and out, a batch of 1, no
+/// addend, A not transposed, rows of all matrices aligned to 16 bytes.
 bool gemm_wgmma_takes(const GemmProblem& problem, int device);
 
 /// Whether it is faster than cuBLASLt: where every multiprocessor has tiles for both warpgroups.

@@ -383,8 +383,6 @@ constexpr WgmmaCall kMatmulCall = {is_row_product, row_product, run_matmul};
 constexpr WgmmaCall kLinearCall = {
     [](const KernelArgs& args) { return !is_empty(args); },
     [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); }, run_linear};
-constexpr WgmmaCall kLinearResidualCall = {kLinearCall.fits, linear_residual_problem,
-                                           run_linear_residual};
 constexpr WgmmaCall kLinearGeluCall = {
     [](const KernelArgs& args) { return !is_empty(args) && has_tanh(args); }, linear_gelu_problem,
     run_linear_gelu};
@@ -455,7 +453,6 @@ void register_matmul_kernels() {
                    .accepts = accepts_gelu_gradient});
   register_wgmma<kMatmulCall>({"matmul"}, accepts_gelu_gradient);
   register_wgmma<kLinearCall>({"linear"}, accepts_linear);
-  register_wgmma<kLinearResidualCall>({"linear_residual"}, accepts_linear);
   register_wgmma<kLinearGeluCall>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
   register_wgmma<kGeluGradientCall>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
                                     accepts_gelu_gradient);

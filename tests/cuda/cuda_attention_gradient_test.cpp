@@ -322,9 +322,8 @@ TEST(CudaAttentionGradientFloat32, IsAsAccurateOnTensorCoresAsByMultiplyAdds) {
     const BackwardCall call({2, 2, length, head}, keys, DType::float32, attrs);
     std::vector<Tensor> wide;
     for (const Tensor& t : call.inputs) wide.push_back(t ? widened(t.to(kCpu)) : Tensor());
-    wide[4] =
-        apply(get_op("scaled_dot_product_attention"), {wide[1], wide[2], wide[3], Tensor()}, attrs)
-            .at(0);
+    const std::vector<Tensor> operands = {wide[1], wide[2], wide[3], Tensor()};
+    wide[4] = apply(get_op("scaled_dot_product_attention"), operands, attrs).at(0);
     wide[6] = wide[7] = Tensor();
     const auto exact = apply(get_op("scaled_dot_product_attention_backward"), wide, call.attrs);
     const auto errors = [&](const char* kernel) {
