@@ -27,19 +27,26 @@ __device__ BackwardBlock<T> locate_backward_block(const AttentionBackwardParams&
   const std::int64_t batch = p.is_causal ? rest : quotient;
   std::int64_t tile = p.is_causal ? quotient : rest;
   if (p.is_causal && longest_is_last) tile = tiles - 1 - tile;
-  const auto at = [&](const void* data, const AttentionOperand& strides) {
-    return static_cast<T*>(const_cast<void*>(data)) + batch_offset(p, strides, batch);
-  };
-  return {batch,
-          tile * tile_rows,
-          at(p.query, p.query_strides),
-          at(p.key, p.key_strides),
-          at(p.value, p.value_strides),
-          at(p.grad, p.grad_strides),
-          at(p.output, p.output_strides),
-          at(p.d_query, p.d_query_strides),
-          at(p.d_key, p.d_key_strides),
-          at(p.d_value, p.d_value_strides)};
+  const auto start = [](const void* data) { return static_cast<T*>(const_cast<void*>(data)); };
+  BackwardBlock<T> block = {batch,          tile * tile_rows, start(p.query),  start(p.key),
+                            start(p.value), start(p.grad),    start(p.output), start(p.d_query),
+                            start(p.d_key), start(p.d_value)};
+  // One walk over the axes for all operands: divisions are slow, and the block waits for them.
+  std::int64_t outer = batch;
+  for (int axis = p.batch_axes - 1; axis >= 0; --axis) {
+    const std::int64_t next = axis > 0 ? divide(outer, p.batch_sizes[axis]) : 0;
+    const std::int64_t index = outer - next * p.batch_sizes[axis];
+    outer = next;
+    block.query += index * p.query_strides.batch[axis];
+    block.key += index * p.key_strides.batch[axis];
+    block.value += index * p.value_strides.batch[axis];
+    block.grad += index * p.grad_strides.batch[axis];
+    block.output += index * p.output_strides.batch[axis];
+    block.d_query += index * p.d_query_strides.batch[axis];
+    block.d_key += index * p.d_key_strides.batch[axis];
+    block.d_value += index * p.d_value_strides.batch[axis];
+  }
+  return block;
 }
 
 }  // namespace tenon::cuda

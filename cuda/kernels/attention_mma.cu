@@ -8,6 +8,7 @@
 // fragments of P·V. Two 16-row fragments a warp halve the shared memory traffic of keys and values.
 #include "cuda/device/memory.cuh"
 #include "cuda/kernels/attention_mma.cuh"
+#include "cuda/kernels/attention_softmax.cuh"
 #include "cuda/launch.h"
 
 namespace tenon::cuda {
@@ -15,9 +16,6 @@ namespace {
 
 constexpr int kMmaThreads = 128;
 constexpr int kMmaWarps = kMmaThreads / 32;
-// A row's maximum may lag by this many powers of two: results are exact all the same, and the
-// accumulators are rescaled a few times a row instead of once a tile. 2^8 fits float16.
-constexpr float kMaxLag = 8.0F;
 
 /// Compile-time facts of one kernel.
 template <class T_, int kHead_, int kRows_, int kKeys_, AttentionVariant kVariant_>
@@ -43,12 +41,11 @@ struct MmaTile {
   static constexpr int kMinBlocks = kRowTiles == 2 || kHead > 128 ? 2 : 3;
 };
 
-/// The registers of one warp. Index [i][h]: row 16·i + 8·h + g of the warp's rows.
+/// The registers of one warp.
 template <class Tile>
 struct MmaState {
   Sums<Tile> output;
-  float top[Tile::kRowTiles][2];  // running maximum, in units of log2
-  float sum[Tile::kRowTiles][2];  // of the columns that this lane holds
+  OnlineSoftmax<Tile::kRowTiles> softmax;
 };
 
 /// Whether the call drops anything.
@@ -81,92 +78,16 @@ __device__ __forceinline__ void copy_keys(const AttentionParams& params,
                      query < params.length && rows > 0);
 }
 
-/// Applies scale and mask (general variant), and hides keys past the end or after the query.
+/// Probabilities rounded to A fragments.
 template <class Tile>
-__device__ __forceinline__ void hide_scores(const AttentionParams& params, const char* mask,
-                                            Scores<Tile>& score, std::int64_t row0,
-                                            std::int64_t key0, int lane) {
-  const bool edge =
-      key0 + Tile::kKeys > params.keys || (params.is_causal && key0 + Tile::kKeys - 1 > row0);
-  const bool masked = !Tile::kPlainScores && params.mask_kind != AttentionMask::none;
-  const auto scale = static_cast<float>(params.scale_log2);
-  if (!edge && Tile::kPlainScores) return;
-  // Keys of this tile that exist; a row sees those before `seen`.
-  const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kKeys}));
+__device__ __forceinline__ void round_weights(const Scores<Tile>& score, Weights<Tile>& p) {
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const std::int64_t row = row0 + 16 * i + 8 * h + (lane >> 2);
-      const int seen = seen_keys(params, row, key0, present);
-#pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int column = 8 * j + 2 * (lane & 3) + c;
-          float& s = score[i][j][2 * h + c];
-          if constexpr (!Tile::kPlainScores) s *= scale;
-          if (masked && column < seen && row < params.length) {
-            s = apply_mask<typename Tile::T>(params, mask, row, key0 + column, s);
-          }
-          if (column >= seen) s = -INFINITY;
-        }
-      }
-    }
-  }
-}
-
-/// Online softmax: turns scores into probabilities relative to state.top, rounded to A fragments.
-template <class Tile>
-__device__ __forceinline__ void update_softmax(const AttentionParams& params, MmaState<Tile>& state,
-                                               const Scores<Tile>& score, Weights<Tile>& p) {
-  const float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
-  float top[Tile::kRowTiles][2];
-  bool grew = false;
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float highest = score[i][0][2 * h];
-#pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) {
-        highest = fmaxf(highest, fmaxf(score[i][j][2 * h], score[i][j][2 * h + 1]));
-      }
-      highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 1));
-      highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, 2));
-      top[i][h] = fmaxf(state.top[i][h], highest * scale);
-      grew |= top[i][h] > state.top[i][h] + kMaxLag;
-    }
-  }
-  if (__any_sync(kFullWarp, grew)) {
-#pragma unroll
-    for (int i = 0; i < Tile::kRowTiles; ++i) {
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float factor =
-            exp2_approximate(state.top[i][h] - (top[i][h] == -INFINITY ? 0.0F : top[i][h]));
-        state.top[i][h] = top[i][h];
-        state.sum[i][h] *= factor;
-#pragma unroll
-        for (int d = 0; d < kHeadTiles<Tile>; ++d) {
-          state.output[i][d][2 * h] *= factor;
-          state.output[i][d][2 * h + 1] *= factor;
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float offset = state.top[i][h] == -INFINITY ? 0.0F : state.top[i][h];
-#pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) {
-        const float p0 = exp2_approximate(fmaf(score[i][j][2 * h], scale, -offset));
-        const float p1 = exp2_approximate(fmaf(score[i][j][2 * h + 1], scale, -offset));
-        state.sum[i][h] += p0;
-        state.sum[i][h] += p1;
-        p[i][j][h] = pack_floats<typename Tile::T>(p0, p1);
+        p[i][j][h] = pack_floats<typename Tile::T>(score[i][j][2 * h], score[i][j][2 * h + 1]);
       }
     }
   }
@@ -203,21 +124,7 @@ __device__ __forceinline__ void write_output(const AttentionParams& params,
                                              int warp_row, int lane) {
   const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
   float factor[Tile::kRowTiles][2];
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float sum = state.sum[i][h];
-      sum += __shfl_xor_sync(kFullWarp, sum, 1);
-      sum += __shfl_xor_sync(kFullWarp, sum, 2);
-      factor[i][h] = static_cast<float>(params.keep_scale) / sum;
-      const std::int64_t query = row0 + 16 * i + 8 * h + (lane >> 2);
-      if (params.lse != nullptr && (lane & 3) == 0 && query < params.length) {
-        static_cast<float*>(params.lse)[block.batch * params.length + query] =
-            (state.top[i][h] + log2f(sum)) * static_cast<float>(kLn2);
-      }
-    }
-  }
+  finish_softmax(params, state.softmax, block.batch, row0, lane, factor);
   const AttentionOperand& strides = params.output_strides;
   write_rows<Tile>({block.output + row0 * strides.row, strides.row, strides.column,
                     params.length - row0, static_cast<int>(params.head_v)},
@@ -249,9 +156,12 @@ __device__ __forceinline__ void attend(
       add_row_products<Tile>(score, fragment, stage, lane, step);
     }
   }
-  hide_scores<Tile>(params, block.mask, score, row0, key0, lane);
+  hide_scores<typename Tile::T, Tile::kPlainScores>(params, block.mask, score, row0, key0, lane);
+  const float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
+  raise_maxima(state.softmax, score, scale, state.output);
+  exponentiate(state.softmax, score, scale);
   Weights<Tile> p;
-  update_softmax<Tile>(params, state, score, p);
+  round_weights<Tile>(score, p);
   if (drops<Tile>(params)) {
     constexpr int kBytes = Tile::kKeys / 8;  // of one query
     drop<Tile>(p, shared + Tile::kTileBytes + tile % 2 * Tile::kBitBytes + warp_row * kBytes, lane);
@@ -281,7 +191,9 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
 
   MmaState<Tile> state{};
 #pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) state.top[i][0] = state.top[i][1] = -INFINITY;
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+    state.softmax.top[i][0] = state.softmax.top[i][1] = -INFINITY;
+  }
   std::uint32_t query[Tile::kQueryInRegisters ? kHeadSteps<Tile> : 1][Tile::kRowTiles][4];
 
   const std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);

@@ -120,4 +120,28 @@ __device__ __forceinline__ void exponentiate(OnlineSoftmax<kRowTiles>& state,
   }
 }
 
+/// What the sums of each row are multiplied by in the end. Writes the rows' log-sum-exp where it is
+/// wanted; `row0` is the warp's first query of that batch.
+template <int kRowTiles>
+__device__ __forceinline__ void finish_softmax(const AttentionParams& params,
+                                               const OnlineSoftmax<kRowTiles>& state,
+                                               std::int64_t batch, std::int64_t row0, int lane,
+                                               float (&factor)[kRowTiles][2]) {
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float sum = state.sum[i][h];
+      sum += __shfl_xor_sync(0xffffffffU, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffU, sum, 2);
+      factor[i][h] = static_cast<float>(params.keep_scale) / sum;
+      const std::int64_t query = row0 + 16 * i + 8 * h + (lane >> 2);
+      if (params.lse != nullptr && (lane & 3) == 0 && query < params.length) {
+        static_cast<float*>(params.lse)[batch * params.length + query] =
+            (state.top[i][h] + log2f(sum)) * static_cast<float>(kLn2);
+      }
+    }
+  }
+}
+
 }  // namespace tenon::cuda

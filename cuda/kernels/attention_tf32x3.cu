@@ -121,21 +121,7 @@ __device__ __forceinline__ void write_output(const AttentionParams& params,
                                              const Sums<Tile>& output, int warp_row, int lane) {
   const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
   float factor[Tile::kRowTiles][2];
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float sum = softmax.sum[i][h];
-      sum += __shfl_xor_sync(kFullWarp, sum, 1);
-      sum += __shfl_xor_sync(kFullWarp, sum, 2);
-      factor[i][h] = static_cast<float>(params.keep_scale) / sum;
-      const std::int64_t query = row0 + 16 * i + 8 * h + (lane >> 2);
-      if (params.lse != nullptr && (lane & 3) == 0 && query < params.length) {
-        static_cast<float*>(params.lse)[block.batch * params.length + query] =
-            (softmax.top[i][h] + log2f(sum)) * static_cast<float>(kLn2);
-      }
-    }
-  }
+  finish_softmax(params, softmax, block.batch, row0, lane, factor);
   const AttentionOperand& strides = params.output_strides;
   write_rows<Tile>({block.output + row0 * strides.row, strides.row, strides.column,
                     params.length - row0, params.head_v},

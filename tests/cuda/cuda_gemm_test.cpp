@@ -189,6 +189,10 @@ TEST(CudaGemm, MatmulGeluBackward) {
         check_op("matmul_gelu_backward", {grad, weight, input}, GeluAttrs{Approximate::tanh},
                  {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
                  describe("matmul_gelu_backward", dtype, sizes, placement));
+        check_outputs("matmul_gelu_backward_again", {grad, weight, input},
+                      GeluAttrs{Approximate::tanh},
+                      {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
+                      describe("matmul_gelu_backward_again", dtype, sizes, placement));
         if (HasFatalFailure()) return;
       }
     }
