@@ -42,11 +42,16 @@ struct RowColumns {
   Index classes, packs, part;
 
   __device__ __forceinline__ RowColumns(const RowParams& p, std::int64_t block)
-      // From the last rows on: where a product just wrote the logits, those are still in L2.
-      : group(p.rows, p.lanes, p.row_blocks - 1 - block),
+      : group(p.rows, p.lanes),
         classes(static_cast<Index>(p.classes)),
         packs(static_cast<Index>(p.packs)),
-        part(static_cast<Index>(p.part)) {}
+        part(static_cast<Index>(p.part)) {
+    // From the last rows on: where a product just wrote the logits, those are still in L2.
+    const int rows_of_block = static_cast<int>(blockDim.x) / p.lanes;
+    group.move_to(
+        (p.row_blocks - 1 - block) * rows_of_block + static_cast<int>(threadIdx.x) / p.lanes,
+        p.rows);
+  }
 
   /// f(n, column) for this thread's columns of a part: n neighbouring ones, as a constant, from `column` on.
   /// The last part has the columns that are in no pack too.
