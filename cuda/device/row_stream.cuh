@@ -1,5 +1,5 @@
-// Rows that stream through blocks that stay. Copies into a ring in dynamic shared memory run ahead of the
-// row that is computed and hold no registers, so that few warps keep enough bytes in flight. A thread
+// Rows that stream through blocks that stay. The copy of the next row into dynamic shared memory runs ahead
+// of the row that is computed and holds no registers, so that few warps keep enough bytes in flight. A thread
 // reads back only what it copied itself: there is no barrier.
 //
 //   stream_rows(p.stream, [&](const RowGroup& group, int slot) { Ring::copy(group, cols, row, slot); },
@@ -17,8 +17,7 @@ struct RowStream {
   std::int64_t row_blocks = 0;
   std::int64_t blocks = 0;
   int lanes = 1;
-  int stages = 2;
-  int operands = 1;  // slots of a stage
+  int operands = 1;  // slots of a row
 
   RowStream() = default;
   RowStream(std::int64_t rows_of_all, const RowStreamPlan& plan)
@@ -26,7 +25,6 @@ struct RowStream {
         row_blocks(plan.row_blocks),
         blocks(plan.blocks),
         lanes(plan.lanes),
-        stages(plan.stages),
         operands(plan.operands) {}
 };
 
@@ -70,15 +68,6 @@ struct RowRing {
   }
 };
 
-/// Waits until at most `pending` <= 3 of this thread's groups of copies are under way.
-__device__ __forceinline__ void wait_for_copies(int pending) {
-  switch (pending) {
-    case 3: return copy_async_wait<3>();
-    case 2: return copy_async_wait<2>();
-    default: return copy_async_wait<1>();
-  }
-}
-
 /// Goes through this block's rows: start(group, slot) starts the copies of a row's operands into `slot` and
 /// those after it, and compute(group, slot) finds them there. All threads of the block must call it.
 template <class Start, class Compute>
@@ -95,17 +84,15 @@ __device__ __forceinline__ void stream_rows(const RowStream& stream, Start start
     copy_async_commit();  // an empty group too: groups are counted
     row_ahead += step;
   };
-  for (int stage = 0; stage + 1 < stream.stages; ++stage) start_next(stage);
   int stage = 0;
-  int freed = stream.stages - 1;
+  start_next(stage);
   for (std::int64_t block = block_index(); block < stream.row_blocks; block += stream.blocks) {
-    start_next(freed);
-    wait_for_copies(stream.stages - 1);
+    start_next(stage ^ 1);
+    copy_async_wait<1>();
     group.move_to(row, stream.rows);
     compute(group, stage * stream.operands);
     row += step;
-    freed = stage;
-    stage = stage + 1 < stream.stages ? stage + 1 : 0;
+    stage ^= 1;
   }
 }
 

@@ -11,8 +11,8 @@ namespace {
 
 /// Enough threads to fill any current GPU.
 constexpr std::int64_t kWantedThreads = std::int64_t{1} << 18;
-/// By columns fewer blocks fit a multiprocessor: several times what it holds, so that the last are few.
-constexpr std::int64_t kWantedColumnThreads = 2 * kWantedThreads;
+/// By columns: six blocks for each multiprocessor of an H200, where more and fewer were slower.
+constexpr std::int64_t kWantedColumnThreads = 132 * 6 * kReduceThreads;
 constexpr std::int64_t kMaxSplits = 1024;
 /// Fewer inputs than this a thread are not worth a second pass.
 constexpr std::int64_t kInputsPerThread = 32;
@@ -41,7 +41,8 @@ void plan_splits(ReducePlan& plan) {
       plan.by_columns ? kReduceThreads / plan.column_threads : plan.lanes;
   const std::int64_t threads =
       std::max<std::int64_t>(1, ceil_div(plan.outputs, plan.columns)) * threads_of_output;
-  const std::int64_t inputs_of_thread = plan.by_columns ? kRowsPerThread : kInputsPerThread;
+  const std::int64_t inputs_of_thread =
+      threads_of_output > 1 && plan.by_columns ? kRowsPerThread : kInputsPerThread;
   const std::int64_t most =
       std::min(kMaxSplits, plan.count / (threads_of_output * inputs_of_thread));
   std::int64_t splits =

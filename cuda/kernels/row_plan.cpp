@@ -55,16 +55,13 @@ RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStr
   const int by_registers = resident_stream_blocks(needs, plan.chunks) * largest / plan.threads;
   const std::int64_t stage_bytes =
       std::int64_t{kRowGroup} * plan.threads * plan.chunks * needs.element_bytes * needs.operands;
-  const auto by_memory = [&](int stages) {
-    return static_cast<int>(kSharedBytes / (stages * stage_bytes + other_bytes));
-  };
-  plan.stages = 4;
-  while (plan.stages > 2 && by_memory(plan.stages) < by_registers) --plan.stages;
-  plan.shared_bytes = static_cast<std::size_t>(plan.stages * stage_bytes);
-  plan.fits = groups <= std::int64_t{plan.lanes} * plan.chunks && plan.threads <= largest &&
-              by_memory(plan.stages) > 0;
+  const int by_memory =
+      static_cast<int>(kSharedBytes / (kRowStreamStages * stage_bytes + other_bytes));
+  plan.shared_bytes = static_cast<std::size_t>(kRowStreamStages * stage_bytes);
+  plan.fits =
+      groups <= std::int64_t{plan.lanes} * plan.chunks && plan.threads <= largest && by_memory > 0;
   plan.row_blocks = ceil_div(rows, plan.threads / plan.lanes);
-  const int resident = std::clamp(by_memory(plan.stages), 1, std::max(1, by_registers));
+  const int resident = std::clamp(by_memory, 1, std::max(1, by_registers));
   plan.blocks = std::min(plan.row_blocks, kMultiprocessors * resident);
   return plan;
 }

@@ -519,7 +519,6 @@ TEST(CudaAttentionFloat32, InfinityOfAKeyReachesThoseWhoSeeIt) {
     run_kernel("cuda.flash_tf32x3", on_cuda(x), attrs, output);
     return output.to_doubles();
   };
-  const std::vector<double> before = run();
   const std::vector<double> query = x.query.to_doubles();
   std::vector<double> key = x.key.to_doubles();
   key[kKey * kHead + kColumn] = std::numeric_limits<double>::infinity();
@@ -527,12 +526,10 @@ TEST(CudaAttentionFloat32, InfinityOfAKeyReachesThoseWhoSeeIt) {
   const std::vector<double> got = run(), want = attend(in_float64(x), attrs).to_doubles();
   for (std::size_t i = 0; i < got.size(); ++i) {
     const std::size_t row = i / kHead;
-    if (row < kKey) {
-      ASSERT_EQ(got[i], before[i]) << "row " << row;
-    } else if (query[row * kHead + kColumn] > 0) {
+    if (row >= kKey && query[row * kHead + kColumn] > 0) {
       ASSERT_TRUE(std::isnan(got[i])) << "row " << row << ": the score is Inf";
     } else {
-      ASSERT_NEAR(got[i], want[i], 1e-5) << "row " << row << ": the score is -Inf";
+      ASSERT_NEAR(got[i], want[i], 1e-5) << "row " << row << ": the score is hidden, or -Inf";
     }
   }
 }
