@@ -48,6 +48,24 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
   } while (done == 0);
 }
 
+/// A position in a ring of kStages stages, each with a barrier; rounds alternate parity.
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  std::uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1U;
+    }
+  }
+  __device__ __forceinline__ void skip(int count) {
+    const int rounds = (stage + count) / kStages;
+    stage = (stage + count) % kStages;
+    parity ^= static_cast<std::uint32_t>(rounds) & 1U;
+  }
+};
+
 /// Starts the copy of one box of a matrix (cuda/tensor_map.h) to shared memory; what lies outside of
 /// the matrix comes as zeros, and counts as bytes all the same.
 __device__ __forceinline__ void copy_tensor_async(std::uint32_t shared, const CUtensorMap& map,

@@ -62,6 +62,13 @@ __device__ __forceinline__ void wgmma_settle(float (&c)[kTiles][4]) {
   }
 }
 
+/// Keeps A fragments in their registers up to the wait before.
+template <int kCount>
+__device__ __forceinline__ void wgmma_settle(std::uint32_t (&a)[kCount][2]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1])::"memory");
+}
+
 #define TENON_WGMMA_M64N64K16(type)                                                               \
   asm volatile(                                                                                   \
       "{ .reg .pred accumulate; setp.ne.b32 accumulate, %38, 0;"                                  \

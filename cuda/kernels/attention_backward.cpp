@@ -62,17 +62,24 @@ void run_simt(const KernelArgs& args) {
   launch_backward_simt(params, args.inputs[kQuery].dtype, stream);
 }
 
-template <bool kWarpgroup>
-void run_mma(const KernelArgs& args) {
+void launch_mma(const AttentionBackwardParams& params, DType dtype, Stream stream) {
+  launch_backward_queries(params, dtype, stream);
+  launch_backward_keys(params, dtype, stream);
+}
+
+/// By `launch`, where the operands' rows are aligned: kernels are selected before addresses are known.
+void run_aligned(const KernelArgs& args,
+                 void (*launch)(const AttentionBackwardParams&, DType, Stream)) {
   const AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
   const DType dtype = args.inputs[kQuery].dtype;
-  // Kernels are selected before addresses are known.
+  if (params.zero) return launch_mma(params, dtype, stream);
   const bool aligned = std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows);
-  if (!aligned && !params.zero) return launch_backward_simt(params, dtype, stream);
-  launch_backward_queries(params, dtype, kWarpgroup, stream);
-  launch_backward_keys(params, dtype, kWarpgroup, stream);
+  aligned ? launch(params, dtype, stream) : launch_backward_simt(params, dtype, stream);
 }
+
+void run_mma(const KernelArgs& args) { run_aligned(args, launch_mma); }
+void run_wgmma(const KernelArgs& args) { run_aligned(args, launch_backward_wgmma); }
 
 void run_tf32x3(const KernelArgs& args) {
   const AttentionBackwardParams params = make_params(args);
@@ -102,14 +109,12 @@ bool supports_tf32x3(const KernelArgs& args) {
 }
 
 bool supports_wgmma(const KernelArgs& args) {
-  const std::int64_t head = std::max(args.inputs[kQuery].size(-1), args.inputs[kValue].size(-1));
-  return head <= 64 && has_wgmma(args.inputs[kQuery].device.index) && supports_mma(args);
-}
-
-/// Warpgroup products win where a block has many tiles to go through; measured on an H200.
-bool prefers_wgmma(const KernelArgs& args) {
-  constexpr std::int64_t kLongRows = 2048;
-  return args.inputs[kQuery].size(-2) >= kLongRows && args.inputs[kKey].size(-2) >= kLongRows;
+  constexpr std::int64_t kMostRows = std::int64_t{1} << 31;
+  const TensorView& query = args.inputs[kQuery];
+  const TensorView& key = args.inputs[kKey];
+  return supports_mma(args) && std::max(query.size(-1), args.inputs[kValue].size(-1)) <= 64 &&
+         query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1) &&
+         has_wgmma(query.device.index);
 }
 
 bool accepts_mma(int operand, const TensorView& view) {
@@ -140,7 +145,7 @@ void register_attention_backward_kernels() {
     register_kernel("scaled_dot_product_attention_backward", DeviceType::cuda, kernel);
   };
   const Kernel mma = {.name = "cuda.flash_backward_mma",
-                      .run = run_mma<false>,
+                      .run = run_mma,
                       .supports = supports_mma,
                       .accepts = accepts_mma,
                       .strided_output = true,
@@ -148,9 +153,9 @@ void register_attention_backward_kernels() {
                       .workspace_bytes = statistics_bytes};
   Kernel wgmma = mma;
   wgmma.name = "cuda.flash_backward_wgmma";
-  wgmma.run = run_mma<true>;
+  wgmma.run = run_wgmma;
   wgmma.supports = supports_wgmma;
-  wgmma.preferred = prefers_wgmma;
+  wgmma.preferred = supports_wgmma;  // before cuDNN too
   add(mma);
   add(wgmma);
   Kernel tf32x3 = mma;

@@ -36,12 +36,13 @@ bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 
 /// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something is
 /// dropped. Rows of grad, query, key, value and output are aligned to 16 bytes unless `zero`. The
-/// launch for queries, dQ, comes first: it fills `statistics`. `warpgroup`: by wgmma, where the head
-/// sizes are at most 64 and the device has compute capability 9.0.
-void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
-                             Stream stream);
-void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
-                          Stream stream);
+/// launch for queries, dQ, comes first: it fills `statistics`.
+void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, Stream stream);
+void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream);
+
+/// Both launches by wgmma, not `zero`: head sizes at most 64, compute capability 9.0, fewer than 2^31
+/// queries and keys.
+void launch_backward_wgmma(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, no mask, lse given, and keep_bits
 /// where something is dropped; rows of grad, query, key, value and output aligned to 16 bytes unless

@@ -1,6 +1,6 @@
 // The gradient of attention on tensor cores for float16 and bfloat16 without a mask, heads that are
-// multiples of 8 up to 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync, or for heads up
-// to 64 on compute capability 9.0 by wgmma, whose fragments are the same.
+// multiples of 8 up to 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync here, and for heads
+// up to 64 on compute capability 9.0 by wgmma (attention_backward_wgmma.cu), whose fragments are the same.
 //
 //   P  = 2^(Q·Kᵀ·scale·log2(e) - lse) / (1-p)      K = what dropout keeps of P, else 0
 //   dV = Kᵀ·dO      dS = K∘(dO·Vᵀ) - P∘((1-p)·Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale
@@ -9,9 +9,8 @@
 //   queries  a warp holds 16 or 32 queries and walks over the keys: S, dO·Vᵀ, dQ. It runs first and
 //            leaves lse in units of log2 and Σ dO∘O in `statistics`.
 //   keys     a warp holds 16 or 32 keys and walks over the queries: Sᵀ, V·dOᵀ, dV, dK.
-// Both own the rows of their C fragments, so P and dS go from product to product in registers. With
-// mma.sync two row tiles a warp halve the traffic of shared memory, which would bind; with wgmma four
-// warps read a tile once, and a warp has one.
+// Both own the rows of their C fragments, so P and dS go from product to product in registers. Two row
+// tiles a warp halve the traffic of shared memory, which would bind.
 //
 // These are seven products; one kernel could do with five if it added up dQ over the tiles of keys.
 // In a fixed order that takes a float32 partial sum of dQ for each tile: with 128 keys a tile, at 512
@@ -31,22 +30,20 @@ namespace tenon::cuda {
 
 inline constexpr int kStageRows = 64;  // rows of the other side that are copied at a time
 
-/// Compile-time facts of both kernels. A stage holds two tiles of the other side, a bit for each pair
-/// where kDrops and, in the kernel for keys, the statistics of its queries.
-template <class T_, int kHead_, bool kDrops_, bool kWarpgroup_>
+/// Compile-time facts of both mma.sync kernels. A stage holds two tiles of the other side, a bit for each
+/// pair where kDrops and, in the kernel for keys, the statistics of its queries.
+template <class T_, int kHead_, bool kDrops_>
 struct BackwardTile {
   using T = T_;
   static constexpr int kHead = kHead_;
   static constexpr bool kDrops = kDrops_;
-  static constexpr bool kWarpgroup = kWarpgroup_;  // wgmma, not mma.sync
-  static constexpr int kThreads = kWarpgroup ? 256 : 128;
-  static constexpr int kMinBlocks = kWarpgroup ? 1 : 2;
-  static constexpr int kStepRows = kWarpgroup ? 64 : 32;  // of a stage, multiplied at a time
-  static constexpr int kRowTiles = kHead <= 64 && !kWarpgroup ? 2 : 1;
+  static constexpr int kThreads = 128;
+  static constexpr int kMinBlocks = 2;
+  static constexpr int kStepRows = 32;  // of a stage, multiplied at a time
+  static constexpr int kRowTiles = kHead <= 64 ? 2 : 1;
   static constexpr int kColumnTiles = kStepRows / 8;
   static constexpr int kWarpRows = 16 * kRowTiles;
-  static constexpr int kGroupRows = kWarpgroup ? 64 : kWarpRows;  // that are multiplied together
-  static constexpr int kRows = kThreads / 32 * kWarpRows;         // that a block owns
+  static constexpr int kRows = kThreads / 32 * kWarpRows;  // that a block owns
   static constexpr int kOwnBytes = kRows * kHead * 2;
   static constexpr int kOtherBytes = kStageRows * kHead * 2;
   static constexpr int kBits = 2 * kOtherBytes;  // offset in a stage
@@ -55,16 +52,13 @@ struct BackwardTile {
   static constexpr int kStageBytes = (kStatistics + 2 * kStageRows * 4 + 1023) / 1024 * 1024;
   static constexpr int kStages = 2 * kOwnBytes;  // offset in shared memory
   static constexpr int kBlock = kStages + 2 * kStageBytes;
-  static_assert(!kWarpgroup || kHead == 64);
 };
 
-/// Whether this compilation of a kernel can run: an empty one is never launched.
-#if !defined(__CUDA_ARCH__)
-template <class Tile>
-inline constexpr bool runs_here = false;
+/// Whether this compilation of an mma.sync kernel can run: an empty one is never launched.
+#if defined(__CUDA_ARCH__)
+inline constexpr bool kHasMma = __CUDA_ARCH__ >= 800;
 #else
-template <class Tile>
-inline constexpr bool runs_here = Tile::kWarpgroup ? kHasWgmma : __CUDA_ARCH__ >= 800;
+inline constexpr bool kHasMma = false;
 #endif
 
 /// The number of this warp, in a form that the compiler knows to be the same in all its lanes: wgmma
@@ -103,80 +97,28 @@ __device__ __forceinline__ void load_all_rows(AllRows<Tile>& rows, std::uint32_t
   for (int k = 0; k < kHeadSteps<Tile>; ++k) load_rows<Tile>(rows[k], shared, warp_row, lane, k);
 }
 
-/// scores = rows·columnsᵀ; with wgmma it is only started. Zeros that were written to the scores first
-/// would make the compiler wait for earlier products.
+/// scores = rows·columnsᵀ.
 template <class Tile>
 __device__ __forceinline__ void multiply_rows(Scores<Tile>& scores, const AllRows<Tile>& rows,
                                               std::uint32_t columns, int lane) {
-  if constexpr (Tile::kWarpgroup) {
-    using T = typename Tile::T;
-    wgmma_fence();
-    wgmma_m64n64k16<T, false, false>(scores[0], rows[0][0], wgmma_descriptor(columns));
+  clear_scores<Tile>(scores);
 #pragma unroll
-    for (int k = 1; k < kHeadSteps<Tile>; ++k) {
-      wgmma_m64n64k16<T, false, true>(scores[0], rows[k][0], wgmma_descriptor(columns + 32 * k));
-    }
-    wgmma_commit();
-  } else {
-    clear_scores<Tile>(scores);
-#pragma unroll
-    for (int k = 0; k < kHeadSteps<Tile>; ++k) {
-      add_row_products<Tile>(scores, rows[k], columns, lane, k);
-    }
+  for (int k = 0; k < kHeadSteps<Tile>; ++k) {
+    add_row_products<Tile>(scores, rows[k], columns, lane, k);
   }
-}
-
-/// sums += weights·values; with wgmma it is only started.
-template <class Tile>
-__device__ __forceinline__ void multiply_weights(Sums<Tile>& sums, const Weights<Tile>& weights,
-                                                 std::uint32_t values, int lane) {
-  if constexpr (Tile::kWarpgroup) {
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < Tile::kColumnTiles / 2; ++k) {
-      const std::uint32_t a[4] = {weights[0][2 * k][0], weights[0][2 * k][1],
-                                  weights[0][2 * k + 1][0], weights[0][2 * k + 1][1]};
-      wgmma_m64n64k16<typename Tile::T, true, true>(
-          sums[0], a, wgmma_descriptor(values + 16 * k * kRowBytes<Tile>));
-    }
-    wgmma_commit();
-  } else {
-    add_weighted_rows<Tile>(sums, weights, values, lane);
-  }
-}
-
-/// Waits for `results`, C fragments; kPending products that were started later may go on.
-template <class Tile, int kPending, class... Results>
-__device__ __forceinline__ void wait_for(Results&... results) {
-  if constexpr (Tile::kWarpgroup) {
-    wgmma_wait<kPending>();
-    (wgmma_settle(results[0]), ...);
-  }
-}
-
-/// Waits for this block's copies into shared memory; no thread reads the stage before any more.
-template <class Tile>
-__device__ __forceinline__ void wait_for_stage() {
-  copy_async_wait<0>();
-  if constexpr (Tile::kWarpgroup) fence_async_proxy();
-  __syncthreads();
 }
 
 /// Calls f with the BackwardTile of a call.
 template <class F>
-void dispatch_backward_tile(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
-                            const F& f) {
+void dispatch_backward_tile(const AttentionBackwardParams& params, DType dtype, const F& f) {
   const bool drops = params.has_dropout && !params.zero;
-  const auto pick = [&]<class T, int kHead, bool kWarpgroup> {
-    if (drops) return f.template operator()<BackwardTile<T, kHead, true, kWarpgroup>>();
-    f.template operator()<BackwardTile<T, kHead, false, kWarpgroup>>();
+  const auto pick = [&]<class T, int kHead> {
+    if (drops) return f.template operator()<BackwardTile<T, kHead, true>>();
+    f.template operator()<BackwardTile<T, kHead, false>>();
   };
   const auto pick_head = [&]<class T> {
-    if (std::max(params.head, params.head_v) > 64) {
-      return pick.template operator()<T, 128, false>();
-    }
-    if (warpgroup) return pick.template operator()<T, 64, true>();
-    pick.template operator()<T, 64, false>();
+    if (std::max(params.head, params.head_v) > 64) return pick.template operator()<T, 128>();
+    pick.template operator()<T, 64>();
   };
   if (dtype == DType::float16) return pick_head.template operator()<Half>();
   pick_head.template operator()<BFloat16>();

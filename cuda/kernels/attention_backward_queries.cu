@@ -1,6 +1,7 @@
 // dQ of attention on tensor cores; see attention_backward_mma.cuh. A warp holds its queries and their
 // gradients as A fragments and walks over tiles of keys. It also leaves every query's statistics.
 #include "cuda/kernels/attention_backward_mma.cuh"
+#include "cuda/kernels/attention_backward_scores.cuh"
 
 namespace tenon::cuda {
 namespace {
@@ -11,8 +12,8 @@ struct QueryState {
   AllRows<Tile> query;
   AllRows<Tile> grad;
   Sums<Tile> d_query;
-  float lse[Tile::kRowTiles][2];    // in units of log2, plus log2(1-p)
-  float delta[Tile::kRowTiles][2];  // (1-p)·Σ dO∘O
+  RowValues<Tile> lse;    // in units of log2, plus log2(1-p)
+  RowValues<Tile> delta;  // (1-p)·Σ dO∘O
 };
 
 /// Starts copying the keys, values and decisions from `key` on.
@@ -81,79 +82,6 @@ __device__ __forceinline__ void load_queries(const AttentionBackwardParams& para
   }
 }
 
-/// The warp's scores with the kStepRows keys from `key0` on to probabilities over 1-p.
-template <class Tile>
-__device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
-                                                     const QueryState<Tile>& state,
-                                                     Scores<Tile>& score, std::int64_t row0,
-                                                     std::int64_t key0, int lane) {
-  const auto scale = static_cast<float>(params.scale_log2);
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, -state.lse[i][e / 2]));
-      }
-    }
-  }
-  const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kStepRows}));
-  if (present == Tile::kStepRows && !(params.is_causal && key0 + Tile::kStepRows - 1 > row0)) {
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int seen = seen_keys(params, row0 + 16 * i + 8 * h + (lane >> 2), key0, present);
-#pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          if (8 * j + 2 * (lane & 3) + c >= seen) score[i][j][2 * h + c] = 0;
-        }
-      }
-    }
-  }
-}
-
-/// dS, rounded, of the same tile.
-template <class Tile>
-__device__ __forceinline__ void finish_query_weights(const QueryState<Tile>& state,
-                                                     const Scores<Tile>& probability,
-                                                     const Scores<Tile>& d_weight,
-                                                     const unsigned char* bits, int lane,
-                                                     Weights<Tile>& weights) {
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = 16 * i + 8 * h + (lane >> 2);
-      std::uint32_t keep[Tile::kStepRows / 32] = {};
-      if constexpr (Tile::kDrops) {
-#pragma unroll
-        for (int word = 0; word < Tile::kStepRows / 32; ++word) {
-          keep[word] =
-              reinterpret_cast<const std::uint32_t*>(bits + row * (kStageRows / 8))[word] >>
-              (2 * (lane & 3));
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) {
-        float d_score[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float p = probability[i][j][2 * h + c];
-          const bool kept = !Tile::kDrops || ((keep[j / 4] >> (8 * (j % 4) + c)) & 1U) != 0;
-          d_score[c] = fmaf(kept ? p : 0.0F, d_weight[i][j][2 * h + c], -p * state.delta[i][h]);
-        }
-        weights[i][j][h] = pack_floats<typename Tile::T>(d_score[0], d_score[1]);
-      }
-    }
-  }
-}
-
 /// Adds what the kStepRows keys from row `step`·kStepRows of the stage on give to dQ.
 template <class Tile>
 __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
@@ -161,23 +89,21 @@ __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
                                          QueryState<Tile>& state, const unsigned char* shared,
                                          int stage, int step, int warp_row, std::int64_t key0,
                                          int lane) {
-  const std::int64_t group0 = block.row0 + warp_row / Tile::kGroupRows * Tile::kGroupRows;
-  if (group0 >= params.length || key0 >= params.keys) return;
-  if (params.is_causal && key0 >= group0 + Tile::kGroupRows) return;
+  const std::int64_t row0 = block.row0 + warp_row;
+  if (row0 >= params.length || key0 >= params.keys) return;
+  if (params.is_causal && key0 >= row0 + Tile::kWarpRows) return;
   const std::uint32_t keys =
       shared_address(shared) + stage + step * Tile::kStepRows * kRowBytes<Tile>;
   Scores<Tile> score, d_weight;
   multiply_rows<Tile>(score, state.query, keys, lane);
   multiply_rows<Tile>(d_weight, state.grad, keys + Tile::kOtherBytes, lane);
-  wait_for<Tile, 1>(score);
-  finish_probabilities<Tile>(params, state, score, block.row0 + warp_row, key0, lane);
-  wait_for<Tile, 0>(d_weight);
+  finish_query_probabilities<Tile>(params, static_cast<float>(params.scale_log2), state.lse, score,
+                                   block.row0 + warp_row, key0, lane, true);
   Weights<Tile> weights;
   const unsigned char* bits =
       shared + stage + Tile::kBits + warp_row * (kStageRows / 8) + step * (Tile::kStepRows / 8);
-  finish_query_weights<Tile>(state, score, d_weight, bits, lane, weights);
-  multiply_weights<Tile>(state.d_query, weights, keys, lane);
-  wait_for<Tile, 0>(state.d_query);
+  finish_query_weights<Tile>(state.delta, score, d_weight, bits, lane, weights);
+  add_weighted_rows<Tile>(state.d_query, weights, keys, lane);
 }
 
 template <class Tile>
@@ -187,10 +113,12 @@ __device__ __forceinline__ void compute_queries(const AttentionBackwardParams& p
   extern __shared__ __align__(1024) unsigned char shared[];
   if (block_index() >= params.batches * tiles) return;
   auto& block = *reinterpret_cast<BackwardBlock<T>*>(shared + Tile::kBlock);
-  if (threadIdx.x == 0) block = locate_backward_block<T>(params, tiles, Tile::kRows, true);
+  if (threadIdx.x == 0) {
+    block = locate_backward_block<T>(params, tiles, Tile::kRows, true, block_index());
+  }
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp_row = uniform_warp() * Tile::kWarpRows;
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;
   const std::uint32_t address = shared_address(shared);
   const std::int64_t rows = params.length - block.row0;
 
@@ -207,7 +135,8 @@ __device__ __forceinline__ void compute_queries(const AttentionBackwardParams& p
   }
   int stage = Tile::kStages;
   for (std::int64_t key0 = 0; key0 < end; key0 += kStageRows) {
-    wait_for_stage<Tile>();
+    copy_async_wait<0>();
+    __syncthreads();  // this stage has come, and no warp reads the other any more
     const int next = 2 * Tile::kStages + Tile::kStageBytes - stage;
     if (key0 + kStageRows < end) {
       copy_key_stage<Tile>(params, block, address + next, key0 + kStageRows);
@@ -235,14 +164,13 @@ __device__ __forceinline__ void compute_queries(const AttentionBackwardParams& p
 template <class Tile>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_queries_kernel(
     const __grid_constant__ AttentionBackwardParams params, std::int64_t tiles) {
-  if constexpr (runs_here<Tile>) compute_queries<Tile>(params, tiles);
+  if constexpr (kHasMma) compute_queries<Tile>(params, tiles);
 }
 
 }  // namespace
 
-void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, bool warpgroup,
-                             Stream stream) {
-  dispatch_backward_tile(params, dtype, warpgroup, [&]<class Tile> {
+void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, Stream stream) {
+  dispatch_backward_tile(params, dtype, [&]<class Tile> {
     const std::int64_t tiles = ceil_div(params.length, Tile::kRows);
     launch(stream, "attention_backward_queries", backward_queries_kernel<Tile>,
            params.batches * tiles, Tile::kThreads,

@@ -29,6 +29,8 @@ __device__ __forceinline__ std::int64_t divide(std::int64_t a, std::int64_t b) {
   return a / b;
 }
 
+__device__ __forceinline__ std::uint32_t divide(std::uint32_t a, std::uint32_t b) { return a / b; }
+
 /// Where the elements of `batch` start in an operand.
 __device__ __forceinline__ std::int64_t batch_offset(const AttentionParams& params,
                                                      const AttentionOperand& operand,

@@ -1,0 +1,197 @@
+// Scores of the gradient's tensor core kernels become probabilities, and these dS; see
+// attention_backward_mma.cuh. A Tile gives, beside what attention_mma.cuh wants, kDrops, kWarpRows
+// and kRows, the rows that a block owns.
+#pragma once
+
+#include "cuda/kernels/attention_backward_mma.cuh"
+
+namespace tenon::cuda {
+
+/// A value of each row that a lane has a part of: [i][h] is the warp's row 16·i + 8·h + g.
+template <class Tile>
+using RowValues = float[Tile::kRowTiles][2];
+
+/// The warp's scores with the 8·kColumnTiles keys from `key0` on to probabilities over 1-p. `edge`:
+/// not all of the keys may exist and be seen.
+template <class Tile>
+__device__ __forceinline__ void finish_query_probabilities(const AttentionBackwardParams& params,
+                                                           float scale, const RowValues<Tile>& lse,
+                                                           Scores<Tile>& score, std::int64_t row0,
+                                                           std::int64_t key0, int lane, bool edge) {
+  constexpr int kKeys = 8 * Tile::kColumnTiles;
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, -lse[i][e / 2]));
+      }
+    }
+  }
+  if (!edge) return;
+  const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{kKeys}));
+  if (present == kKeys && !(params.is_causal && key0 + kKeys - 1 > row0)) {
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int seen = seen_keys(params, row0 + 16 * i + 8 * h + (lane >> 2), key0, present);
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          if (8 * j + 2 * (lane & 3) + c >= seen) score[i][j][2 * h + c] = 0;
+        }
+      }
+    }
+  }
+}
+
+/// dS, rounded, of the same tile.
+template <class Tile>
+__device__ __forceinline__ void finish_query_weights(const RowValues<Tile>& delta,
+                                                     const Scores<Tile>& probability,
+                                                     const Scores<Tile>& d_weight,
+                                                     const unsigned char* bits, int lane,
+                                                     Weights<Tile>& weights) {
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = 16 * i + 8 * h + (lane >> 2);
+      std::uint32_t keep[Tile::kColumnTiles / 4] = {};
+      if constexpr (Tile::kDrops) {
+#pragma unroll
+        for (int word = 0; word < Tile::kColumnTiles / 4; ++word) {
+          keep[word] =
+              reinterpret_cast<const std::uint32_t*>(bits + row * (kStageRows / 8))[word] >>
+              (2 * (lane & 3));
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+        float d_score[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float p = probability[i][j][2 * h + c];
+          const bool kept = !Tile::kDrops || ((keep[j / 4] >> (8 * (j % 4) + c)) & 1U) != 0;
+          d_score[c] = fmaf(kept ? p : 0.0F, d_weight[i][j][2 * h + c], -p * delta[i][h]);
+        }
+        weights[i][j][h] = pack_floats<typename Tile::T>(d_score[0], d_score[1]);
+      }
+    }
+  }
+}
+
+/// The larger of x and 0; NaN stays.
+__device__ __forceinline__ float clamp_at_zero(float x) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// What dropout keeps of a probability whose sign is its decision.
+template <class Tile>
+__device__ __forceinline__ float kept(float probability) {
+  return Tile::kDrops ? clamp_at_zero(probability) : probability;
+}
+
+/// Gives the probabilities of what dropout drops a minus sign: a register holds both, P and K.
+template <class Tile>
+__device__ __forceinline__ void mark_dropped(Scores<Tile>& probability, const unsigned char* bits,
+                                             int lane) {
+  using Word = std::conditional_t<Tile::kRowTiles == 2, std::uint32_t, std::uint16_t>;
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int query = 8 * j + 2 * (lane & 3) + c;
+      const std::uint32_t word = *reinterpret_cast<const Word*>(bits + query * (Tile::kRows / 8));
+#pragma unroll
+      for (int e = 0; e < 2 * Tile::kRowTiles; ++e) {
+        // The decision on the warp's key 8·e + g, moved to the top.
+        const std::uint32_t decision = word << (31 - 8 * e - (lane >> 2));
+        float& p = probability[e / 2][j][2 * (e % 2) + c];
+        p = __uint_as_float(__float_as_uint(p) | (~decision & 0x80000000U));
+      }
+    }
+  }
+}
+
+/// Scores of the warp's keys (rows) and 8·kColumnTiles queries to probabilities over 1-p, and what dropout
+/// keeps of them, rounded, to weights. `edge`: a query may come before a key.
+template <class Tile>
+__device__ __forceinline__ void finish_key_probabilities(
+    const AttentionBackwardParams& params, float scale, Scores<Tile>& score, const float* lse,
+    const unsigned char* bits, std::int64_t row0, std::int64_t query0, int lane,
+    Weights<Tile>& weights, bool edge) {
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const float2 offset = *reinterpret_cast<const float2*>(lse + 8 * j + 2 * (lane & 3));
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        score[i][j][e] =
+            exp2_approximate(fmaf(score[i][j][e], scale, e % 2 == 0 ? -offset.x : -offset.y));
+      }
+    }
+  }
+  if (edge && query0 < row0 + Tile::kWarpRows - 1) {
+    // Query 8·j + 2·t + c is seen by keys up to `reach` rows after the warp's first.
+    const int reach = static_cast<int>(query0 - row0) + 2 * (lane & 3);
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int row = 16 * i + 8 * (e / 2) + (lane >> 2);
+          if (row > reach + 8 * j + e % 2) score[i][j][e] = 0;
+        }
+      }
+    }
+  }
+  if constexpr (Tile::kDrops) mark_dropped<Tile>(score, bits, lane);
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        weights[i][j][h] = pack_floats<typename Tile::T>(kept<Tile>(score[i][j][2 * h]),
+                                                         kept<Tile>(score[i][j][2 * h + 1]));
+      }
+    }
+  }
+}
+
+/// dS, rounded, of the same tile.
+template <class Tile>
+__device__ __forceinline__ void finish_key_weights(const Scores<Tile>& probability,
+                                                   const Scores<Tile>& d_weight, const float* delta,
+                                                   int lane, Weights<Tile>& weights) {
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const float2 offset = *reinterpret_cast<const float2*>(delta + 8 * j + 2 * (lane & 3));
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float d_score[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float p = probability[i][j][2 * h + c];
+          d_score[c] = fmaf(kept<Tile>(p), d_weight[i][j][2 * h + c],
+                            -fabsf(p) * (c == 0 ? offset.x : offset.y));
+        }
+        weights[i][j][h] = pack_floats<typename Tile::T>(d_score[0], d_score[1]);
+      }
+    }
+  }
+}
+
+}  // namespace tenon::cuda
