@@ -106,12 +106,13 @@ __device__ __forceinline__ Walk walk_of(const AttentionBackwardParams& params, s
 }
 
 /// How many tiles, the same in all lanes and known to be.
-__device__ __forceinline__ int count_tiles(std::int64_t first, std::int64_t end) {
+[[maybe_unused]] __device__ __forceinline__ int count_tiles(std::int64_t first, std::int64_t end) {
   const auto tiles = static_cast<int>((end - first + kStageRows - 1) / kStageRows);
   return __shfl_sync(kFullWarp, tiles, 0);
 }
 
-/// Copies that a warp has started for a barrier. It arrives there when later copies are under way.
+/// Copies that a thread has started for a barrier. It arrives there when later copies are under way.
+template <class Tile>
 struct CopyQueue {
   std::uint32_t pending = 0;
 
@@ -120,8 +121,7 @@ struct CopyQueue {
     if (pending == 0) return;
     copy_async_wait<kPending>();
     fence_async_proxy();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(pending);
+    barrier_arrive(pending);
   }
   /// The copies since the last commit are what `barrier` is for.
   __device__ __forceinline__ void commit(std::uint32_t barrier) {
@@ -137,7 +137,7 @@ struct CopyQueue {
 
 /// The thread, read anew, and below a stride: what is computed of them is not worth a register between
 /// copies.
-__device__ __forceinline__ int read_thread() {
+[[maybe_unused]] __device__ __forceinline__ int read_thread() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
   return thread;
@@ -233,7 +233,7 @@ __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params
                                            std::uint32_t tiles, const Layout<Tile>& layout) {
   const auto items = static_cast<std::uint32_t>(params.batches) * tiles;
   RingPosition<Tile::kStages> ring;
-  CopyQueue queue;
+  CopyQueue<Tile> queue;
   int turn = 0;
   for (std::uint32_t index = blockIdx.x; index < items; index += gridDim.x) {
     // Whoever waits for what is pending may be waited for here.
@@ -523,10 +523,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const int thread = static_cast<int>(threadIdx.x);
     if (thread == 0) {
       for (int stage = 0; stage < Tile::kStages; ++stage) {
-        barrier_init(layout.full(stage), kProducerWarps);
+        barrier_init(layout.full(stage), kGroupThreads);
         barrier_init(layout.empty(stage), kConsumerWarps);
       }
-      barrier_init(layout.own_full(), kProducerWarps);
+      barrier_init(layout.own_full(), kGroupThreads);
       barrier_init(layout.own_empty(), kConsumerWarps);
       fence_barrier_init();
     }

@@ -26,11 +26,12 @@ constexpr int kThreads = 384;
 constexpr int kDepth = 64;      // of k, in a stage: a swizzled row
 constexpr int kRowBytes = 128;  // of it
 constexpr int kRows = 128;      // of a tile of D
-constexpr int kGroupTiles = 8;  // tiles that follow one another along m before n advances
-constexpr int kSlotRows = 16;   // of D, that a warp stores at once
+[[maybe_unused]] constexpr int kGroupTiles =
+    8;                         // tiles that follow one another along m before n advances
+constexpr int kSlotRows = 16;  // of D, that a warp stores at once
 constexpr int kSlotBytes = kSlotRows * kRowBytes;
 constexpr int kConsumerWarps = 8;
-constexpr int kStepBytes = 32;  // 16 of k in a swizzled row
+[[maybe_unused]] constexpr int kStepBytes = 32;  // 16 of k in a swizzled row
 
 struct GemmParams {
   CUtensorMap a, b, d, aux, activation;
@@ -48,13 +49,14 @@ struct Tile {
   static constexpr bool kTransposed = kTransposed_;  // rows of B's tile are k, not n
   static constexpr GemmEpilogue kEpilogue = kEpilogue_;
   static constexpr int kStages = 4;
-  static constexpr int kChunks = kColumns / 64;  // of the epilogue
+  [[maybe_unused]] static constexpr int kChunks = kColumns / 64;  // of the epilogue
   static constexpr int kBytesA = kRows * kRowBytes;
   static constexpr int kBytesB = kColumns * kRowBytes;
-  static constexpr int kPartBytes = kDepth * kRowBytes;  // 64 columns of a transposed tile of B
+  [[maybe_unused]] static constexpr int kPartBytes =
+      kDepth * kRowBytes;  // 64 columns of a transposed tile of B
   static constexpr int kStageBytes = kBytesA + kBytesB;
   static constexpr int kAlignment = 1024;
-  static constexpr int kParts = 2 * kChunks;  // of 16 rows, for each warp
+  [[maybe_unused]] static constexpr int kParts = 2 * kChunks;  // of 16 rows, for each warp
   /// Slots of a warp: two for D, and where there is more to read or store, one for each.
   static constexpr int kSlots = kEpilogue == GemmEpilogue::none ? 2 : 4;
   static constexpr int kSharedBytes = kAlignment + kStages * kStageBytes +
@@ -88,23 +90,8 @@ struct Layout {
   }
 };
 
-/// A position in the ring; rounds alternate parity.
 template <class Tile>
-struct Position {
-  int stage = 0;
-  std::uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == Tile::kStages) {
-      stage = 0;
-      parity ^= 1U;
-    }
-  }
-  __device__ __forceinline__ void skip(int count) {
-    const int rounds = (stage + count) / Tile::kStages;
-    stage = (stage + count) % Tile::kStages;
-    parity ^= static_cast<std::uint32_t>(rounds) & 1U;
-  }
-};
+using Position = RingPosition<Tile::kStages>;
 
 struct Corner {
   int row, column;
@@ -394,28 +381,27 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Layout
 template <class Tile>
 __global__ void __launch_bounds__(kThreads, 1)
     gemm_wgmma_kernel(const __grid_constant__ GemmParams p) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ unsigned char shared[];
-  const Layout<Tile> layout(shared);
-  const int thread = static_cast<int>(threadIdx.x);
-  constexpr int kWarpsOfGroup = kConsumerWarps / 2;
-  if (thread == 0) {
-    for (int stage = 0; stage < Tile::kStages; ++stage) {
-      barrier_init(layout.full(stage), 1);
-      barrier_init(layout.empty(stage), kWarpsOfGroup);
+  if constexpr (kHasWgmma) {
+    extern __shared__ unsigned char shared[];
+    const Layout<Tile> layout(shared);
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread == 0) {
+      for (int stage = 0; stage < Tile::kStages; ++stage) {
+        barrier_init(layout.full(stage), 1);
+        barrier_init(layout.empty(stage), kConsumerWarps / 2);
+      }
+      for (int warp = 0; warp < kConsumerWarps; ++warp) barrier_init(layout.aux(warp), 1);
+      fence_barrier_init();
     }
-    for (int warp = 0; warp < kConsumerWarps; ++warp) barrier_init(layout.aux(warp), 1);
-    fence_barrier_init();
+    __syncthreads();
+    if (thread < 128) {
+      release_registers<24>();
+      if (thread == 0) copy_stages<Tile>(p, layout);
+    } else {
+      take_registers<240>();
+      multiply_tiles<Tile>(p, layout, thread / 32 - 4, thread % 32);
+    }
   }
-  __syncthreads();
-  if (thread < 128) {
-    release_registers<24>();
-    if (thread == 0) copy_stages<Tile>(p, layout);
-  } else {
-    take_registers<240>();
-    multiply_tiles<Tile>(p, layout, thread / 32 - 4, thread % 32);
-  }
-#endif
 }
 
 bool is_aligned_row(const void* data, std::int64_t leading) {
