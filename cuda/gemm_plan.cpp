@@ -13,8 +13,9 @@ constexpr std::uint32_t kMaxAlignment = 256;
 /// What GELU's second matrix must be aligned to, in bytes, and its leading dimension, in elements.
 constexpr std::uint32_t kAuxAlignment = 16;
 constexpr std::int64_t kAuxLeadingMultiple = 8;
-/// A shorter sum costs less than the second pass over its parts.
-constexpr std::int64_t kShortestSplitK = 4096;
+/// A shorter sum costs less than the second pass over its parts. Without tensor cores a tile takes some
+/// ten times as long.
+std::int64_t shortest_split_k(DType dtype) { return size_of(dtype) == 2 ? 4096 : 512; }
 constexpr std::int64_t kTile = 128;
 
 #define TENON_CUBLAS_CHECK(call) ::tenon::cuda::check((call), #call)
@@ -124,7 +125,7 @@ std::size_t bytes_of_attribute(std::size_t attribute) {
 
 bool may_split_k(const GemmProblem& p, int multiprocessors) {
   const std::int64_t tiles = ceil_div(p.m, kTile) * ceil_div(p.n, kTile) * p.batch;
-  return p.k >= kShortestSplitK && tiles < 2 * std::int64_t{multiprocessors};
+  return p.k >= shortest_split_k(p.dtype) && tiles < 2 * std::int64_t{multiprocessors};
 }
 
 GemmKey key_of(const GemmProblem& p) {

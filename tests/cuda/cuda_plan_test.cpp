@@ -176,9 +176,17 @@ TEST(GemmPlan, SplitsLongSumsOfSmallResultsOnly) {
       {128, 128, 65536, 264, false}, {1, 1, 1 << 20, 1, true},
   };
   for (const Sample& s : samples) {
-    const GemmProblem problem{.m = s.m, .n = s.n, .k = s.k, .batch = s.batch};
+    const GemmProblem problem{
+        .dtype = DType::bfloat16, .m = s.m, .n = s.n, .k = s.k, .batch = s.batch};
     EXPECT_EQ(may_split_k(problem, 132), s.split) << s.m << " x " << s.n << " x " << s.k;
   }
+  // Without tensor cores a short sum of a few tiles is long.
+  const GemmProblem few{.dtype = DType::float32, .m = 128, .n = 3072, .k = 1024};
+  const GemmProblem shorter{.dtype = DType::float32, .m = 128, .n = 3072, .k = 256};
+  const GemmProblem many{.dtype = DType::float32, .m = 4096, .n = 3072, .k = 1024};
+  EXPECT_TRUE(may_split_k(few, 132));
+  EXPECT_FALSE(may_split_k(shorter, 132));
+  EXPECT_FALSE(may_split_k(many, 132));
 }
 
 TEST(CudaPlans, RowStreamsCoverEachRowOnce) {
