@@ -217,10 +217,11 @@ class Comparison:
                 "peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0}
 
     def gpt2_losses(self):
-        """All from Tenon's initial weights on the same tokens, at the smallest batch. The last of
-        PyTorch's precisions computes as Tenon does: in 16 bits, with float32 copies of parameters."""
+        """All from Tenon's initial weights on the same tokens, at the largest batch: the fewer tokens a
+        step, the further apart are PyTorch's own precisions. The last of them computes as Tenon does:
+        in 16 bits, with float32 copies of parameters."""
         o = self.options
-        batch = min(o.batches)
+        batch = max(o.batches)
         with tempfile.TemporaryDirectory() as folder:
             ours = self.tenon("bench_gpt2", *self.gpt2_arguments(batch), "--steps", o.steps,
                               "--data", o.data, "--dump-weights", folder)
