@@ -27,7 +27,7 @@ struct RowPlan {
 RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks);
 
 /// Rows that a block's ring holds for each of its groups. Blocks beside one another hide more latency than
-/// more rows would: on an H200 3 and 4 were 3 to 10% slower in every kernel.
+/// more rows would: on an H200 3 and 4 were 1 to 10% slower, each at its best.
 inline constexpr int kRowStreamStages = 2;
 
 /// Rows that stream through blocks that stay (device/row_stream.cuh): a block goes through rows that are
