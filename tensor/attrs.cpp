@@ -1,12 +1,7 @@
 #include "tensor/attrs.h"
 
-#include <cxxabi.h>
-
 #include <bit>
 #include <cmath>
-#include <cstdlib>
-#include <functional>
-#include <map>
 
 #include "tensor/detail/check.h"
 
@@ -86,47 +81,30 @@ bool equal(const AttrValue& a, const AttrValue& b) {
                     a);
 }
 
-namespace detail {
-namespace {
-
-/// Filled while the program starts and libraries are loaded, read afterwards.
-std::map<std::string, const AttrsType*, std::less<>>& attrs_types() {
-  static std::map<std::string, const AttrsType*, std::less<>> types;
-  return types;
-}
-
-}  // namespace
-
-std::string attrs_type_name(const std::type_info& id) {
-  const std::unique_ptr<char, void (*)(void*)> text(
-      abi::__cxa_demangle(id.name(), nullptr, nullptr, nullptr), std::free);
-  const std::string whole = text ? text.get() : id.name();
-  const std::size_t scope = whole.rfind("::");
-  return scope == std::string::npos ? whole : whole.substr(scope + 2);
-}
-
-void register_attrs_type(const AttrsType& type) { attrs_types().emplace(type.name, &type); }
-
-void throw_wrong_attribute_type(std::string_view field_name) {
-  fail<ValueError>("attribute '{}' cannot hold a value of that type", field_name);
-}
-}  // namespace detail
-
 Attrs Attrs::of_type(std::string_view type_name) {
   Attrs attrs;
   if (type_name.empty()) return attrs;
-  const auto found = detail::attrs_types().find(type_name);
-  TENON_CHECK(found != detail::attrs_types().end(), ValueError, "no op has attributes called '{}'",
-              std::string(type_name.substr(0, 80)));
-  attrs.type_ = found->second;
-  attrs.data_ = found->second->make();
-  return attrs;
+  for (const detail::AttrsType* type : detail::all_attrs_types()) {
+    if (type->name != type_name) continue;
+    attrs.type_ = type;
+    attrs.data_ = type->make();
+    return attrs;
+  }
+  detail::fail<ValueError>("no op has attributes called '{}'", type_name.substr(0, 80));
+}
+
+AttrValue Attrs::value(std::size_t i) const {
+  const detail::FieldInfo& field = type_->fields[i];
+  return field.read(static_cast<const char*>(data_.get()) + field.offset);
 }
 
 Attrs Attrs::with(std::size_t i, const AttrValue& value) const {
+  const detail::FieldInfo& field = type_->fields[i];
+  const std::shared_ptr<void> data = type_->copy(data_.get());
+  field.write(static_cast<char*>(data.get()) + field.offset, value, field.name);
   Attrs copy;
   copy.type_ = type_;
-  copy.data_ = type_->with(data_.get(), i, value);
+  copy.data_ = data;
   return copy;
 }
 

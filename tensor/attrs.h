@@ -1,5 +1,6 @@
 // Attributes of an op call: a plain struct with a field list. Printing, equality, hash and pattern
-// matching all follow from the list, so no op writes them by hand:
+// matching all follow from the list, so no op writes them by hand; tensor/ops/attributes.cpp names the
+// struct once more.
 //
 //   struct SoftmaxAttrs {
 //     std::int64_t dim = -1;
@@ -9,12 +10,12 @@
 //   };
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <tuple>
-#include <type_traits>
 #include <typeinfo>
 #include <variant>
 #include <vector>
@@ -82,6 +83,9 @@ namespace detail {
 struct FieldInfo {
   std::string name;
   FieldKind kind;
+  std::size_t offset;  // in the struct
+  AttrValue (*read)(const void* member);
+  void (*write)(void* member, const AttrValue& value, std::string_view name);
 };
 
 /// The type-erased description of one attributes struct.
@@ -89,82 +93,17 @@ struct AttrsType {
   const std::type_info* id;
   std::string name;  // "SoftmaxAttrs"
   std::vector<FieldInfo> fields;
-  std::shared_ptr<const void> (*make)();
-  AttrValue (*get)(const void* attrs, std::size_t index);
-  std::shared_ptr<const void> (*with)(const void* attrs, std::size_t index, const AttrValue& value);
+  std::shared_ptr<void> (*make)();
+  std::shared_ptr<void> (*copy)(const void* attrs);
 };
 
-[[noreturn]] void throw_wrong_attribute_type(std::string_view field_name);
-/// The struct's name without namespaces.
-std::string attrs_type_name(const std::type_info& id);
-void register_attrs_type(const AttrsType& type);
-
-template <class M>
-AttrValue to_attr_value(const M& member) {
-  if constexpr (std::is_enum_v<M> && !std::is_same_v<M, DType>) {
-    return std::string(enum_name(member));
-  } else {
-    return AttrValue(member);
-  }
-}
-
-template <class M>
-M from_attr_value(const AttrValue& value, std::string_view field_name) {
-  if constexpr (std::is_enum_v<M> && !std::is_same_v<M, DType>) {
-    if (const auto* text = std::get_if<std::string>(&value)) return parse_enum(M{}, *text);
-  } else {
-    if (const auto* typed = std::get_if<M>(&value)) return *typed;
-  }
-  throw_wrong_attribute_type(field_name);
-}
-
+/// Of each struct that tensor/ops/attributes.cpp lists: what follows from a field list is compiled there
+/// and nowhere else.
 template <class A>
-const AttrsType& attrs_type() {
-  static const AttrsType type = [] {
-    AttrsType result{&typeid(A), attrs_type_name(typeid(A)), {}, nullptr, nullptr, nullptr};
-    result.make = []() -> std::shared_ptr<const void> { return std::make_shared<const A>(); };
-    std::apply(
-        [&](const auto&... f) {
-          (result.fields.push_back({std::string(f.name), f.kind}), ...);
-        },
-        A::fields());
-    result.get = [](const void* attrs, std::size_t index) {
-      AttrValue value;
-      std::size_t i = 0;
-      std::apply(
-          [&](const auto&... f) {
-            ((i++ == index ? void(value = to_attr_value(static_cast<const A*>(attrs)->*(f.member)))
-                           : void()),
-             ...);
-          },
-          A::fields());
-      return value;
-    };
-    result.with = [](const void* attrs, std::size_t index,
-                     const AttrValue& value) -> std::shared_ptr<const void> {
-      auto copy = std::make_shared<A>(*static_cast<const A*>(attrs));
-      std::size_t i = 0;
-      std::apply(
-          [&](const auto&... f) {
-            ((i++ == index ? void((*copy).*(f.member) =
-                                      from_attr_value<std::decay_t<decltype((*copy).*(f.member))>>(
-                                          value, f.name))
-                           : void()),
-             ...);
-          },
-          A::fields());
-      return copy;
-    };
-    return result;
-  }();
-  return type;
-}
+const AttrsType& attrs_type();
 
-/// Makes every struct that is used as attributes anywhere known by its name when the program starts.
-template <class A>
-struct AttrsRegistration {
-  static inline const bool done = (register_attrs_type(attrs_type<A>()), true);
-};
+/// All of them.
+const std::vector<const AttrsType*>& all_attrs_types();
 
 }  // namespace detail
 
@@ -175,9 +114,7 @@ class Attrs {
   template <class A>
   requires requires { A::fields(); }
   Attrs(A attrs)
-      : data_(std::make_shared<const A>(std::move(attrs))), type_(&detail::attrs_type<A>()) {
-    (void)&detail::AttrsRegistration<A>::done;
-  }
+      : data_(std::make_shared<const A>(std::move(attrs))), type_(&detail::attrs_type<A>()) {}
   /// Default values of the struct of that name, as type_name() gives it; ValueError when no op has it.
   static Attrs of_type(std::string_view type_name);
   /// "SoftmaxAttrs"; "" for an op without attributes.
@@ -192,7 +129,7 @@ class Attrs {
   std::size_t size() const { return type_ ? type_->fields.size() : 0; }
   const std::string& name(std::size_t i) const { return type_->fields[i].name; }
   FieldKind kind(std::size_t i) const { return type_->fields[i].kind; }
-  AttrValue value(std::size_t i) const { return type_->get(data_.get(), i); }
+  AttrValue value(std::size_t i) const;
   /// A copy with field i replaced; the value must hold the field's type.
   Attrs with(std::size_t i, const AttrValue& value) const;
   /// The index of a field, or size() when there is none of that name.

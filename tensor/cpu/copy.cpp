@@ -102,23 +102,14 @@ void copy_words(const TensorView& source, const TensorView& target) {
   }
 }
 
-template <class To, class From>
-void cast_row(char* const* data, const std::int64_t* strides, std::int64_t n, const void*) {
-  RowReader<From> reader(data[1], strides[1], n);
-  RowWriter<To> writer(data[0], strides[0]);
-  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
-    const std::int64_t count = std::min(kBlock, n - begin);
-    const compute_type<From>* source = reader.block(begin, count);
-    if constexpr (is_16_bit_float<To> && !std::is_same_v<compute_type<From>, float>) {
-      // One rounding from the wider type; through float there would be two.
-      for (std::int64_t i = 0; i < count; ++i) {
-        *reinterpret_cast<To*>(data[0] + (begin + i) * strides[0]) = convert<To>(source[i]);
-      }
-    } else {
-      compute_type<To>* result = writer.block(begin);
-      for (std::int64_t i = 0; i < count; ++i) result[i] = convert<compute_type<To>>(source[i]);
-      writer.finish(begin, count);
-    }
+/// A float that rounds to 16 bits as `value` itself does: through the nearest float there would be two
+/// roundings.
+template <class C>
+float before_narrowing(C value) {
+  if constexpr (std::is_same_v<C, float>) {
+    return value;
+  } else {
+    return round_to_odd(static_cast<double>(value));
   }
 }
 
@@ -135,10 +126,15 @@ void copy_strided(const TensorView& source, const TensorView& target) {
 
 void cast_strided(const TensorView& source, const TensorView& target) {
   if (source.dtype == target.dtype) return copy_strided(source, target);
-  const RowPlan plan = plan_rows(target, std::span(&source, 1));
-  dispatch_all(target.dtype, [&]<class To>() {
-    dispatch_all(source.dtype, [&]<class From>() {
-      if constexpr (!std::is_same_v<To, From>) for_each_row(plan, cast_row<To, From>, nullptr);
+  const std::span inputs(&source, 1);
+  const bool narrows = is_floating(target.dtype) && !element_access(target.dtype).is_value;
+  AllDTypes::dispatch(source.dtype, [&]<class From>() {
+    if (narrows) {
+      return run_elementwise<float, From>(target, inputs,
+                                          [](From x) { return before_narrowing(x); });
+    }
+    AllDTypes::dispatch(target.dtype, [&]<class To>() {
+      run_elementwise<To, From>(target, inputs, [](From x) { return convert<To>(x); });
     });
   });
 }

@@ -33,7 +33,38 @@ bool can_merge(const RowPlan& plan, int outer, int inner) {
   return true;
 }
 
+template <class T>
+void load_elements(const char* source, std::int64_t stride, std::int64_t n, void* values) {
+  auto* typed = static_cast<compute_type<T>*>(values);
+  if (stride == static_cast<std::int64_t>(sizeof(T))) {
+    widen(reinterpret_cast<const T*>(source), n, typed);
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    typed[i] = static_cast<compute_type<T>>(*reinterpret_cast<const T*>(source + i * stride));
+  }
+}
+
+template <class T>
+void store_elements(const void* values, std::int64_t n, char* target, std::int64_t stride) {
+  const auto* typed = static_cast<const compute_type<T>*>(values);
+  if (stride == static_cast<std::int64_t>(sizeof(T))) {
+    narrow(typed, n, reinterpret_cast<T*>(target));
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) *reinterpret_cast<T*>(target + i * stride) = T(typed[i]);
+}
+
+template <class T>
+constexpr ElementAccess kAccess{sizeof(T), sizeof(compute_type<T>),
+                                std::is_same_v<T, compute_type<T>>, load_elements<T>,
+                                store_elements<T>};
+
 }  // namespace
+
+const ElementAccess& element_access(DType dtype) {
+  return dispatch_all(dtype, []<class T>() -> const ElementAccess& { return kAccess<T>; });
+}
 
 RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs) {
   RowPlan full;
@@ -110,6 +141,45 @@ void for_each_row(const RowPlan& plan, RowFunction function, const void* functor
       }
     }
   });
+}
+
+namespace {
+
+/// What the rows of one call have in common.
+struct BlockCall {
+  BlockFunction function;
+  const void* functor;
+  std::array<DType, RowPlan::kMaxOperands> dtypes;  // the output's first
+};
+
+template <std::size_t... I>
+void compute_row(const BlockCall& call, char* const* data, const std::int64_t* strides,
+                 std::int64_t n, std::index_sequence<I...>) {
+  RowWriter writer(call.dtypes[0], data[0], strides[0]);
+  RowReader readers[] = {RowReader(call.dtypes[I + 1], data[I + 1], strides[I + 1], n)...};
+  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
+    const std::int64_t count = std::min(kBlock, n - begin);
+    const void* values[] = {readers[I].untyped_block(begin, count)...};
+    call.function(writer.untyped_block(begin), values, count, call.functor);
+    writer.finish(begin, count);
+  }
+}
+
+template <std::size_t kInputs>
+void compute_row_of(char* const* data, const std::int64_t* strides, std::int64_t n,
+                    const void* call) {
+  compute_row(*static_cast<const BlockCall*>(call), data, strides, n,
+              std::make_index_sequence<kInputs>{});
+}
+
+}  // namespace
+
+void for_each_block(const TensorView& output, std::span<const TensorView> inputs,
+                    BlockFunction function, const void* functor) {
+  BlockCall call{function, functor, {output.dtype}};
+  for (std::size_t i = 0; i < inputs.size(); ++i) call.dtypes[i + 1] = inputs[i].dtype;
+  constexpr RowFunction kRows[] = {compute_row_of<1>, compute_row_of<2>, compute_row_of<3>};
+  for_each_row(plan_rows(output, inputs), kRows[inputs.size() - 1], &call);
 }
 
 }  // namespace tenon::cpu

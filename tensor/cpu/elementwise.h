@@ -3,13 +3,14 @@
 //
 //   .cpu(cpu::unary_kernel<cpu::Floats>("cpu.exp", [](auto x) { return cpu::exp(x); }))
 //
-// A call is cut into rows, along which every operand has one stride (plan_rows), and rows are
-// computed in blocks that are contiguous and of the compute type, so the loop over a block
-// vectorizes.
+// A call is cut into rows, along which every operand has one stride (plan_rows), and rows into blocks
+// that are contiguous and of the compute type, so the loop over a block vectorizes. That loop is all that
+// is compiled for a function: once for each compute type, not for each dtype.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -45,100 +46,118 @@ void for_each_row(const RowPlan& plan, RowFunction function, const void* functor
 /// Elements of a block: a few operands of it fit the first-level cache.
 inline constexpr std::int64_t kBlock = 512;
 
-/// Reads blocks of a row as compute-type values: in place where that is what memory holds.
-template <class T>
+/// How elements of a dtype become values of its compute type and back. Strides are in bytes.
+struct ElementAccess {
+  std::int64_t size = 0;        // of an element, in bytes
+  std::int64_t value_size = 0;  // of a value
+  bool is_value = false;        // the dtype is its own compute type
+  void (*load)(const char* source, std::int64_t stride, std::int64_t n, void* values) = nullptr;
+  void (*store)(const void* values, std::int64_t n, char* target, std::int64_t stride) = nullptr;
+};
+const ElementAccess& element_access(DType dtype);
+
+/// Room for the values of a block.
+struct alignas(64) BlockBuffer {
+  std::byte bytes[kBlock * sizeof(double)];
+};
+
+/// Reads blocks of a row as values of the compute type: in place where that is what memory holds.
 class RowReader {
  public:
-  RowReader(const char* data, std::int64_t stride, std::int64_t n) : data_(data), stride_(stride) {
-    if (stride_ != 0 || n == 0) return;
-    const auto value = static_cast<compute_type<T>>(*reinterpret_cast<const T*>(data));
-    for (std::int64_t i = 0; i < std::min(n, kBlock); ++i) buffer_[i] = value;
+  RowReader(DType dtype, const void* data, std::int64_t stride, std::int64_t n)
+      : access_(&element_access(dtype)), data_(static_cast<const char*>(data)), stride_(stride) {
+    if (stride_ == 0) access_->load(data_, 0, std::min(n, kBlock), buffer_.bytes);
   }
-  const compute_type<T>* block(std::int64_t begin, std::int64_t n) {
-    if (stride_ == 0) return buffer_;
+  /// `n` <= kBlock values from `begin` on; C is the compute type.
+  template <class C>
+  const C* block(std::int64_t begin, std::int64_t n) {
+    return static_cast<const C*>(untyped_block(begin, n));
+  }
+  const void* untyped_block(std::int64_t begin, std::int64_t n) {
+    if (stride_ == 0) return buffer_.bytes;
     const char* first = data_ + begin * stride_;
-    if (stride_ == static_cast<std::int64_t>(sizeof(T))) {
-      const auto* source = reinterpret_cast<const T*>(first);
-      if constexpr (std::is_same_v<T, compute_type<T>>) return source;
-      widen(source, n, buffer_);
-    } else {
-      for (std::int64_t i = 0; i < n; ++i) {
-        buffer_[i] = static_cast<compute_type<T>>(*reinterpret_cast<const T*>(first + i * stride_));
-      }
-    }
-    return buffer_;
+    if (access_->is_value && stride_ == access_->size) return first;
+    access_->load(first, stride_, n, buffer_.bytes);
+    return buffer_.bytes;
   }
 
  private:
+  const ElementAccess* access_;
   const char* data_;
   std::int64_t stride_;
-  compute_type<T> buffer_[kBlock];
+  BlockBuffer buffer_;
 };
 
 /// Where blocks of results go: in place where possible, else through a buffer.
-template <class T>
 class RowWriter {
  public:
-  RowWriter(char* data, std::int64_t stride) : data_(data), stride_(stride) {}
-  compute_type<T>* block(std::int64_t begin) {
-    if constexpr (std::is_same_v<T, compute_type<T>>) {
-      if (is_dense()) return reinterpret_cast<T*>(data_) + begin;
-    }
-    return buffer_;
+  RowWriter(DType dtype, void* data, std::int64_t stride)
+      : access_(&element_access(dtype)), data_(static_cast<char*>(data)), stride_(stride) {}
+  template <class C>
+  C* block(std::int64_t begin) {
+    return static_cast<C*>(untyped_block(begin));
+  }
+  void* untyped_block(std::int64_t begin) {
+    return in_place() ? static_cast<void*>(data_ + begin * stride_) : buffer_.bytes;
   }
   void finish(std::int64_t begin, std::int64_t n) {
-    char* first = data_ + begin * stride_;
-    if (is_dense()) {
-      if constexpr (!std::is_same_v<T, compute_type<T>>) {
-        narrow(buffer_, n, reinterpret_cast<T*>(first));
-      }
-      return;
-    }
-    for (std::int64_t i = 0; i < n; ++i) *reinterpret_cast<T*>(first + i * stride_) = T(buffer_[i]);
+    if (!in_place()) access_->store(buffer_.bytes, n, data_ + begin * stride_, stride_);
   }
 
  private:
-  bool is_dense() const { return stride_ == static_cast<std::int64_t>(sizeof(T)); }
+  bool in_place() const { return access_->is_value && stride_ == access_->size; }
+  const ElementAccess* access_;
   char* data_;
   std::int64_t stride_;
-  compute_type<T> buffer_[kBlock];
+  BlockBuffer buffer_;
 };
 
+/// Computes `n` results from values that are contiguous and of the compute types.
+using BlockFunction = void (*)(void* results, const void* const* values, std::int64_t n,
+                               const void* functor);
+/// Calls `function` on all blocks of the broadcast inputs, in parallel.
+void for_each_block(const TensorView& output, std::span<const TensorView> inputs,
+                    BlockFunction function, const void* functor);
+
 template <class F, class Out, class... In, std::size_t... I>
-void compute_blocks(char* const* data, const std::int64_t* strides, std::int64_t n, const F& f,
-                    std::index_sequence<I...>) {
-  RowWriter<Out> writer(data[0], strides[0]);
-  std::tuple<RowReader<In>...> readers{RowReader<In>(data[I + 1], strides[I + 1], n)...};
-  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
-    const std::int64_t count = std::min(kBlock, n - begin);
-    const std::tuple inputs{std::get<I>(readers).block(begin, count)...};
-    compute_type<Out>* output = writer.block(begin);
-    // An output that shares memory with an input does so element by element.
+void compute_block(Out* results, const void* const* values, std::int64_t n, const F& f,
+                   std::index_sequence<I...>) {
+  const std::tuple inputs{static_cast<const In*>(values[I])...};
+  // An output that shares memory with an input does so element by element.
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < count; ++i) output[i] = f(std::get<I>(inputs)[i]...);
-    writer.finish(begin, count);
-  }
+  for (std::int64_t i = 0; i < n; ++i) results[i] = f(std::get<I>(inputs)[i]...);
 }
 
-/// A RowFunction for F: (compute types of In...) -> compute type of Out.
-template <class F, class Out, class... In>
-void compute_row(char* const* data, const std::int64_t* strides, std::int64_t n,
-                 const void* functor) {
-  compute_blocks<F, Out, In...>(data, strides, n, *static_cast<const F*>(functor),
-                                std::index_sequence_for<In...>{});
-}
-
-/// Runs f over the broadcast inputs; Out and In are the element types of the operands.
+/// Runs f over the broadcast inputs; Out and In are the compute types of the operands' dtypes.
 template <class Out, class... In, class F>
 void run_elementwise(const TensorView& output, std::span<const TensorView> inputs, const F& f) {
-  for_each_row(plan_rows(output, inputs), compute_row<F, Out, In...>, &f);
+  for_each_block(
+      output, inputs,
+      [](void* results, const void* const* values, std::int64_t n, const void* functor) {
+        compute_block<F, Out, In...>(static_cast<Out*>(results), values, n,
+                                     *static_cast<const F*>(functor),
+                                     std::index_sequence_for<In...>{});
+      },
+      &f);
 }
 
-/// Which dtypes a kernel takes.
+/// A number as an operand that is repeated, of a compute type: C may be float for a float16 output.
+template <class C>
+TensorView repeated(const C& value) {
+  return {const_cast<C*>(&value), dtype_of<C>, kCpu, {}, {}, true};
+}
+
+/// Which dtypes a kernel takes: f.template operator()<C>() is called with the compute type.
 struct Floats {
   template <class F>
   static void dispatch(DType dtype, F&& f) {
-    dispatch_float(dtype, std::forward<F>(f));
+    switch (dtype) {
+      case DType::float32:
+      case DType::float16:
+      case DType::bfloat16: return f.template operator()<float>();
+      case DType::float64: return f.template operator()<double>();
+      default: throw_unsupported_dtype(dtype, "a floating-point dtype");
+    }
   }
 };
 struct Numbers {
@@ -148,14 +167,15 @@ struct Numbers {
       case DType::int64: return f.template operator()<std::int64_t>();
       case DType::int32: return f.template operator()<std::int32_t>();
       case DType::uint8: return f.template operator()<std::uint8_t>();
-      default: return dispatch_float(dtype, std::forward<F>(f));
+      default: return Floats::dispatch(dtype, std::forward<F>(f));
     }
   }
 };
 struct AllDTypes {
   template <class F>
   static void dispatch(DType dtype, F&& f) {
-    dispatch_all(dtype, std::forward<F>(f));
+    if (dtype == DType::boolean) return f.template operator()<bool>();
+    Numbers::dispatch(dtype, std::forward<F>(f));
   }
 };
 
@@ -167,8 +187,8 @@ inline Kernel elementwise_kernel(std::string_view name, void (*run)(const Kernel
 template <class DTypes, class F>
 Kernel unary_kernel(std::string_view name, F) {
   return elementwise_kernel(name, [](const KernelArgs& args) {
-    DTypes::dispatch(args.outputs[0].dtype, [&]<class T>() {
-      run_elementwise<T, T>(args.outputs[0], args.inputs.first(1), F{});
+    DTypes::dispatch(args.outputs[0].dtype, [&]<class C>() {
+      run_elementwise<C, C>(args.outputs[0], args.inputs.first(1), F{});
     });
   });
 }
@@ -177,13 +197,13 @@ Kernel unary_kernel(std::string_view name, F) {
 template <class DTypes, class F>
 Kernel binary_kernel(std::string_view name, F) {
   return elementwise_kernel(name, [](const KernelArgs& args) {
-    DTypes::dispatch(args.outputs[0].dtype, [&]<class T>() {
+    DTypes::dispatch(args.outputs[0].dtype, [&]<class C>() {
       if (args.inputs.size() > 1 && args.inputs[1].present) {
-        run_elementwise<T, T, T>(args.outputs[0], args.inputs.first(2), F{});
+        run_elementwise<C, C, C>(args.outputs[0], args.inputs.first(2), F{});
       } else {
-        const auto other = convert<compute_type<T>>(args.attributes<BinaryAttrs>().other.value());
-        run_elementwise<T, T>(args.outputs[0], args.inputs.first(1),
-                              [other](compute_type<T> x) { return F{}(x, other); });
+        const auto other = convert<C>(args.attributes<BinaryAttrs>().other.value());
+        const TensorView inputs[] = {args.inputs[0], repeated(other)};
+        run_elementwise<C, C, C>(args.outputs[0], inputs, F{});
       }
     });
   });

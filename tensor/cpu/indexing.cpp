@@ -73,14 +73,15 @@ void sum_rows(T* target, const T* source, std::int64_t n, std::span<const std::i
     std::fill_n(target, n, T(compute_type<T>(0)));
     return;
   }
-  RowWriter<T> writer(reinterpret_cast<char*>(target), sizeof(T));
+  using C = compute_type<T>;
+  RowWriter writer(dtype_of<T>, target, sizeof(T));
   for (std::int64_t begin = 0; begin < n; begin += kBlock) {
     const std::int64_t count = std::min(kBlock, n - begin);
-    compute_type<T>* sum = writer.block(begin);
-    std::fill_n(sum, count, compute_type<T>(0));
+    C* sum = writer.block<C>(begin);
+    std::fill_n(sum, count, C(0));
     for (std::int64_t position : positions) {
-      RowReader<T> reader(reinterpret_cast<const char*>(source + position * n), sizeof(T), n);
-      const compute_type<T>* values = reader.block(begin, count);
+      RowReader reader(dtype_of<T>, source + position * n, sizeof(T), n);
+      const C* values = reader.block<C>(begin, count);
 #pragma GCC ivdep
       for (std::int64_t i = 0; i < count; ++i) sum[i] += values[i];
     }

@@ -29,28 +29,27 @@ double read_scalar(const TensorView& view, double absent) {
   return value;
 }
 
-template <class T>
-RowReader<T> reader(const TensorView& view) {
-  return {view.as<const char>(), static_cast<std::int64_t>(sizeof(T)), view.numel()};
+/// Of a contiguous operand.
+RowReader reader(const TensorView& view) {
+  return {view.dtype, view.data, element_access(view.dtype).size, view.numel()};
 }
-template <class T>
-RowWriter<T> writer(const TensorView& view) {
-  return {view.as<char>(), static_cast<std::int64_t>(sizeof(T))};
+RowWriter writer(const TensorView& view) {
+  return {view.dtype, view.data, element_access(view.dtype).size};
 }
 
 /// Sums of squares are added up in tiles of this size.
 constexpr std::int64_t kNormGrain = 16384;
 
 /// update.apply on n elements; `before` and `after` are the state's blocks.
-template <int kStates, class C, class G, class Update>
-void update_block(const Update& update, std::int64_t n, const C* param, const G* grad,
+template <int kStates, class C, class Update>
+void update_block(const Update& update, std::int64_t n, const C* param, const C* grad,
                   const std::array<const C*, kStates>& before, C* new_param,
                   const std::array<C*, kStates>& after) {
   if constexpr (kStates == 0) {
 #pragma GCC ivdep
     for (std::int64_t i = 0; i < n; ++i) {
       C value = param[i];
-      update.apply(value, static_cast<C>(grad[i]));
+      update.apply(value, grad[i]);
       new_param[i] = value;
     }
   } else if constexpr (kStates == 1) {
@@ -59,7 +58,7 @@ void update_block(const Update& update, std::int64_t n, const C* param, const G*
 #pragma GCC ivdep
     for (std::int64_t i = 0; i < n; ++i) {
       C value = param[i], buffer = state[i];
-      update.apply(value, static_cast<C>(grad[i]), buffer);
+      update.apply(value, grad[i], buffer);
       new_param[i] = value;
       new_state[i] = buffer;
     }
@@ -69,7 +68,7 @@ void update_block(const Update& update, std::int64_t n, const C* param, const G*
 #pragma GCC ivdep
     for (std::int64_t i = 0; i < n; ++i) {
       C value = param[i], m = mean[i], v = square[i];
-      update.apply(value, static_cast<C>(grad[i]), m, v);
+      update.apply(value, grad[i], m, v);
       new_param[i] = value;
       new_mean[i] = m;
       new_square[i] = v;
@@ -77,11 +76,10 @@ void update_block(const Update& update, std::int64_t n, const C* param, const G*
   }
 }
 
-/// One parameter of the call.
-template <class P, class G, int kStates, class Update>
+/// One parameter of the call, whose compute type, and its gradient's, is C.
+template <class C, int kStates, class Update>
 void update_parameter(const KernelArgs& args, const UpdateLayout& layout, int number,
                       const Update& update) {
-  using C = compute_type<P>;
   const auto input = [&](int i) -> const TensorView& {
     return args.inputs[static_cast<std::size_t>(i)];
   };
@@ -90,25 +88,25 @@ void update_parameter(const KernelArgs& args, const UpdateLayout& layout, int nu
   };
   const TensorView& param = input(layout.param(number));
   parallel_ranges(param.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-    auto values = reader<P>(param);
-    auto grads = reader<G>(input(layout.grad(number)));
-    auto new_values = writer<P>(output(layout.new_param(number)));
-    std::vector<RowReader<P>> states;
-    std::vector<RowWriter<P>> new_states;
+    RowReader values = reader(param);
+    RowReader grads = reader(input(layout.grad(number)));
+    RowWriter new_values = writer(output(layout.new_param(number)));
+    std::vector<RowReader> states;
+    std::vector<RowWriter> new_states;
     for (int k = 0; k < kStates; ++k) {
-      states.push_back(reader<P>(input(layout.state(number, k))));
-      new_states.push_back(writer<P>(output(layout.new_state(number, k))));
+      states.push_back(reader(input(layout.state(number, k))));
+      new_states.push_back(writer(output(layout.new_state(number, k))));
     }
     for (std::int64_t first = begin; first < end; first += kBlock) {
       const std::int64_t n = std::min(kBlock, end - first);
       std::array<const C*, kStates> before{};
       std::array<C*, kStates> after{};
       for (std::size_t k = 0; k < kStates; ++k) {
-        before[k] = states[k].block(first, n);
-        after[k] = new_states[k].block(first);
+        before[k] = states[k].block<C>(first, n);
+        after[k] = new_states[k].block<C>(first);
       }
-      update_block<kStates>(update, n, values.block(first, n), grads.block(first, n), before,
-                            new_values.block(first), after);
+      update_block<kStates>(update, n, values.block<C>(first, n), grads.block<C>(first, n), before,
+                            new_values.block<C>(first), after);
       new_values.finish(first, n);
       for (auto& state : new_states) state.finish(first, n);
     }
@@ -131,9 +129,8 @@ void run_updates(const KernelArgs& args) {
     };
     const double step = read_scalar(args.inputs[static_cast<std::size_t>(layout.step(i))], 1);
     const auto settings = settings_of(attrs, decay_of(attrs, i));
-    dispatch_update(dtype(layout.param(i)), dtype(layout.grad(i)), [&]<typename P, typename G>() {
-      update_parameter<P, G, kStates>(args, layout, i,
-                                      Update<compute_type<P>>::make(settings, step, lr, scale));
+    Floats::dispatch(dtype(layout.param(i)), [&]<class C>() {
+      update_parameter<C, kStates>(args, layout, i, Update<C>::make(settings, step, lr, scale));
     });
   }
 }
@@ -141,13 +138,13 @@ void run_updates(const KernelArgs& args) {
 /// Σ x² in double: tiles of fixed size, added in their order.
 double sum_of_squares(const TensorView& view) {
   std::vector<double> tiles(static_cast<std::size_t>((view.numel() + kNormGrain - 1) / kNormGrain));
-  dispatch_float(view.dtype, [&]<typename T>() {
+  Floats::dispatch(view.dtype, [&]<class C>() {
     parallel_ranges(view.numel(), kNormGrain, [&](std::int64_t begin, std::int64_t end) {
-      auto values = reader<T>(view);
+      RowReader values = reader(view);
       double total = 0;
       for (std::int64_t first = begin; first < end; first += kBlock) {
         const std::int64_t n = std::min(kBlock, end - first);
-        const compute_type<T>* x = values.block(first, n);
+        const C* x = values.block<C>(first, n);
         for (std::int64_t i = 0; i < n; ++i) {
           total += static_cast<double>(x[i]) * static_cast<double>(x[i]);
         }

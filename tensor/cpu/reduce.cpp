@@ -1,8 +1,11 @@
 // How reductions are walked; see the header.
 #include "tensor/cpu/reduce.h"
 
+#include <cstring>
+
 #include "tensor/detail/check.h"
 #include "tensor/detail/reduction.h"
+#include "tensor/parallel.h"
 
 namespace tenon::cpu {
 namespace {
@@ -94,6 +97,207 @@ void require_elements(const KernelArgs& args) {
   const TensorView& input = args.inputs[0];
   TENON_CHECK(args.outputs[0].numel() == 0 || input.numel() > 0, ShapeError,
               "[{}] an empty axis is reduced; needed at least one element", args.op->name);
+}
+
+namespace {
+
+constexpr std::int64_t kReduceChunk = 1 << 16;  // elements of one piece of a long reduction
+
+/// Combines rows of up to kColumns values. Level 0 takes 32 rows, level 1 32 results of level 0, …
+class Cascade {
+ public:
+  Cascade(const Combination& combination, std::int64_t width)
+      : combination_(combination), width_(width) {
+    clear(0);
+  }
+
+  /// `rows` rows of `width` values of `size` bytes, one after another.
+  void add(const char* values, std::int64_t rows, std::int64_t width, std::int64_t size) {
+    while (rows > 0) {
+      const std::int64_t count = std::min(rows, kFan - rows_ % kFan);
+      combination_.add(levels_[0], values, count, width);
+      values += count * width * size;
+      rows -= count;
+      rows_ += count;
+      if (rows_ % kFan == 0) carry();
+    }
+  }
+  /// A row of accumulators.
+  void merge(const void* row) {
+    combination_.merge(levels_[0], row, width_);
+    if (++rows_ % kFan == 0) carry();
+  }
+  /// The combined columns.
+  const void* finish() {
+    for (int l = 1; l <= top_; ++l) combination_.merge(levels_[0], levels_[l], width_);
+    return levels_[0];
+  }
+  /// All columns combined into one, pairwise.
+  const void* finish_one() {
+    finish();
+    const std::size_t size = combination_.accumulator_size;
+    combination_.clear(levels_[0] + static_cast<std::size_t>(width_) * size, kColumns - width_);
+    for (std::int64_t half = kColumns / 2; half > 0; half /= 2) {
+      combination_.merge(levels_[0], levels_[0] + static_cast<std::size_t>(half) * size, half);
+    }
+    return levels_[0];
+  }
+
+ private:
+  static constexpr std::int64_t kFan = 32;
+  static constexpr int kLevels = 5;
+  void clear(int l) { combination_.clear(levels_[l], width_); }
+  void carry() {
+    std::int64_t full = kFan;
+    for (int l = 0; l + 1 < kLevels && rows_ % full == 0; ++l, full *= kFan) {
+      if (l + 1 > top_) clear(top_ = l + 1);
+      combination_.merge(levels_[l + 1], levels_[l], width_);
+      clear(l);
+    }
+  }
+
+  const Combination& combination_;
+  std::int64_t width_;
+  std::int64_t rows_ = 0;
+  int top_ = 0;
+  alignas(64) std::byte levels_[kLevels][kColumns * kAccumulatorBytes];
+};
+
+/// The walk over one call's values: tiles of up to kColumns neighbouring outputs.
+class Reduction {
+ public:
+  Reduction(const ReducePlan& plan, const Combination& combination, const TensorView& input)
+      : plan_(plan),
+        combination_(combination),
+        dtype_(input.dtype),
+        size_(element_access(input.dtype).size),
+        value_size_(element_access(input.dtype).value_size),
+        input_(input.as<const char>()),
+        tiles_of_row_((plan.columns + kColumns - 1) / kColumns) {}
+
+  std::int64_t tiles() const { return plan_.outer() * tiles_of_row_; }
+  /// Outputs of a tile.
+  std::int64_t width(std::int64_t tile) const {
+    return std::min(kColumns, plan_.columns - tile % tiles_of_row_ * kColumns);
+  }
+  /// The tile's first output, in elements.
+  std::int64_t output_offset(std::int64_t tile) const {
+    return offset_of(tile / tiles_of_row_, plan_.kept_sizes, plan_.output_strides) +
+           tile % tiles_of_row_ * kColumns * plan_.column_output_stride;
+  }
+
+  /// Reduces positions [begin, end) of the reduced axes for one tile; copies its accumulators to
+  /// `result`.
+  void run(std::int64_t tile, std::int64_t begin, std::int64_t end, void* result) const {
+    const char* base =
+        input_ + size_ * offset_of(tile / tiles_of_row_, plan_.kept_sizes, plan_.kept_strides);
+    if (plan_.by_columns) {
+      const std::int64_t first = tile % tiles_of_row_ * kColumns;
+      along_columns(base + size_ * first * plan_.column_stride, width(tile), begin, end, result);
+    } else {
+      along_reduced(base, begin, end, result);
+    }
+  }
+
+ private:
+  void along_reduced(const char* base, std::int64_t begin, std::int64_t end, void* result) const {
+    const int last = plan_.reduced_sizes.size() - 1;
+    const std::int64_t run = plan_.reduced_sizes[last];
+    const std::int64_t stride = plan_.reduced_strides[last] * size_;
+    Cascade cascade(combination_, std::min(kColumns, run));
+    for (std::int64_t at = begin; at < end;) {
+      const std::int64_t n = std::min(run - at % run, end - at);
+      RowReader reader(dtype_,
+                       base + size_ * offset_of(at, plan_.reduced_sizes, plan_.reduced_strides),
+                       stride, n);
+      for (std::int64_t i = 0; i < n; i += kBlock) {
+        const std::int64_t block = std::min(kBlock, n - i);
+        const auto* values = static_cast<const char*>(reader.untyped_block(i, block));
+        const std::int64_t full = block / kColumns;
+        cascade.add(values, full, kColumns, value_size_);
+        const std::int64_t rest = block % kColumns;
+        if (rest > 0) cascade.add(values + full * kColumns * value_size_, 1, rest, value_size_);
+      }
+      at += n;
+    }
+    std::memcpy(result, cascade.finish_one(), combination_.accumulator_size);
+  }
+
+  void along_columns(const char* base, std::int64_t width, std::int64_t begin, std::int64_t end,
+                     void* result) const {
+    Cascade cascade(combination_, width);
+    const int last = plan_.reduced_sizes.size() - 1;
+    const std::int64_t run = plan_.reduced_sizes[last];
+    for (std::int64_t at = begin; at < end;) {
+      const std::int64_t n = std::min(run - at % run, end - at);
+      const char* row = base + size_ * offset_of(at, plan_.reduced_sizes, plan_.reduced_strides);
+      for (std::int64_t i = 0; i < n; ++i, row += size_ * plan_.reduced_strides[last]) {
+        RowReader reader(dtype_, row, plan_.column_stride * size_, width);
+        cascade.add(static_cast<const char*>(reader.untyped_block(0, width)), 1, width,
+                    value_size_);
+      }
+      at += n;
+    }
+    std::memcpy(result, cascade.finish(),
+                static_cast<std::size_t>(width) * combination_.accumulator_size);
+  }
+
+  const ReducePlan& plan_;
+  const Combination& combination_;
+  DType dtype_;
+  std::int64_t size_;        // bytes of an element
+  std::int64_t value_size_;  // and of a value
+  const char* input_;
+  std::int64_t tiles_of_row_;
+};
+
+}  // namespace
+
+void run_reduction(const KernelArgs& args, const ReducePlan& plan, const Combination& combination,
+                   const void* functor) {
+  const TensorView& output = args.outputs[0];
+  if (output.numel() == 0) return;
+  const Reduction reduction(plan, combination, args.inputs[0]);
+  const std::int64_t tiles = reduction.tiles();
+  const std::int64_t reduced = plan.reduced();
+  const std::int64_t width = std::min(kColumns, plan.columns);
+  const ElementAccess& access = element_access(output.dtype);
+  const auto store = [&](std::int64_t tile, const void* accumulators) {
+    alignas(64) std::byte results[kColumns * sizeof(double)];
+    const std::int64_t count = reduction.width(tile);
+    combination.finish(accumulators, count, results, functor);
+    access.store(results, count, output.as<char>() + reduction.output_offset(tile) * access.size,
+                 plan.column_output_stride * access.size);
+  };
+
+  const std::int64_t chunk = std::max<std::int64_t>(kReduceChunk / width, 1);
+  const std::int64_t chunks = tiles < 64 && reduced > 2 * chunk ? (reduced + chunk - 1) / chunk : 1;
+  if (chunks == 1) {
+    const std::int64_t grain =
+        std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(1, reduced * width));
+    parallel_ranges(tiles, grain, [&](std::int64_t begin, std::int64_t end) {
+      alignas(64) std::byte accumulators[kColumns * kAccumulatorBytes];
+      for (std::int64_t tile = begin; tile < end; ++tile) {
+        reduction.run(tile, 0, reduced, accumulators);
+        store(tile, accumulators);
+      }
+    });
+    return;
+  }
+  const std::size_t row_bytes = static_cast<std::size_t>(width) * combination.accumulator_size;
+  std::vector<std::byte> partial(static_cast<std::size_t>(tiles * chunks) * row_bytes);
+  parallel_for(tiles * chunks, [&](std::int64_t task) {
+    const std::int64_t begin = task % chunks * chunk;
+    reduction.run(task / chunks, begin, std::min(reduced, begin + chunk),
+                  &partial[static_cast<std::size_t>(task) * row_bytes]);
+  });
+  for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    Cascade cascade(combination, width);
+    for (std::int64_t i = 0; i < chunks; ++i) {
+      cascade.merge(&partial[static_cast<std::size_t>(tile * chunks + i) * row_bytes]);
+    }
+    store(tile, cascade.finish());
+  }
 }
 
 }  // namespace tenon::cpu

@@ -11,20 +11,22 @@ namespace tenon::ops {
 /// infer_binary's rules; the output is bool.
 std::vector<TensorSpec> infer_comparison(const InferContext& context);
 
+/// `value` rounded to `dtype`, in its compute type.
+void load_number(double value, DType dtype, void* target);
+
 /// f: (x, y) -> bool on the compute type. A number is rounded to the operand's dtype first, so that
 /// 0.1 equals the float16 nearest to 0.1.
 template <class F>
 Kernel comparison_kernel(std::string_view name, F) {
   return cpu::elementwise_kernel(name, [](const KernelArgs& args) {
-    dispatch_all(args.inputs[0].dtype, [&]<class T>() {
-      using C = compute_type<T>;
+    cpu::AllDTypes::dispatch(args.inputs[0].dtype, [&]<class C>() {
       if (args.inputs[1].present) {
-        cpu::run_elementwise<bool, T, T>(args.outputs[0], args.inputs.first(2), F{});
-      } else {
-        const C other = C(cpu::convert<T>(args.attributes<BinaryAttrs>().other.value()));
-        cpu::run_elementwise<bool, T>(args.outputs[0], args.inputs.first(1),
-                                      [other](C x) { return F{}(x, other); });
+        return cpu::run_elementwise<bool, C, C>(args.outputs[0], args.inputs.first(2), F{});
       }
+      C other{};
+      load_number(args.attributes<BinaryAttrs>().other.value(), args.inputs[0].dtype, &other);
+      const TensorView inputs[] = {args.inputs[0], cpu::repeated(other)};
+      cpu::run_elementwise<bool, C, C>(args.outputs[0], inputs, F{});
     });
   });
 }

@@ -50,6 +50,13 @@ std::vector<TensorSpec> infer_numeric_like_input(const InferContext& context) {
   return {context[0]};
 }
 
+void load_number(double value, DType dtype, void* target) {
+  dispatch_all(dtype, [&]<class T>() {
+    using C = compute_type<T>;
+    *static_cast<C*>(target) = static_cast<C>(cpu::convert<T>(value));
+  });
+}
+
 std::vector<TensorSpec> infer_comparison(const InferContext& context) {
   std::vector<TensorSpec> outputs = infer_binary(context);
   outputs[0].dtype = DType::boolean;

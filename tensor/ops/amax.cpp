@@ -14,8 +14,8 @@ namespace {
 
 void run_amax(const KernelArgs& args) {
   cpu::require_elements(args);
-  dispatch_all(args.inputs[0].dtype, [&]<class T>() {
-    cpu::run_reduction<T, T, cpu::Largest<T>>(args, [](auto value) { return value; });
+  cpu::AllDTypes::dispatch(args.inputs[0].dtype, [&]<class C>() {
+    cpu::run_reduction<C, C, cpu::Largest<C>>(args, [](auto value) { return value; });
   });
 }
 

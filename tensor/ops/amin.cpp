@@ -14,8 +14,8 @@ namespace {
 
 void run_amin(const KernelArgs& args) {
   cpu::require_elements(args);
-  dispatch_all(args.inputs[0].dtype, [&]<class T>() {
-    cpu::run_reduction<T, T, cpu::Smallest<T>>(args, [](auto value) { return value; });
+  cpu::AllDTypes::dispatch(args.inputs[0].dtype, [&]<class C>() {
+    cpu::run_reduction<C, C, cpu::Smallest<C>>(args, [](auto value) { return value; });
   });
 }
 

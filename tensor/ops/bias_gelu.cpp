@@ -40,25 +40,21 @@ std::vector<TensorSpec> infer_bias_gelu_backward(const InferContext& context) {
 }
 
 /// The bias as values of the type that it is computed in: every row reads it, one conversion will do.
-template <class T>
-TensorView widened(const TensorView& bias, std::vector<compute_type<T>>& values) {
-  if constexpr (!std::is_same_v<T, compute_type<T>>) {
-    values.reserve(static_cast<std::size_t>(bias.numel()));
-    for (std::int64_t i = 0; i < bias.numel(); ++i) {
-      values.push_back(static_cast<compute_type<T>>(bias.as<T>()[i * bias.strides[0]]));
-    }
-    return {values.data(), dtype_of<compute_type<T>>, kCpu, bias.sizes, {1}, true};
-  } else {
-    return bias;
-  }
+template <class C>
+TensorView widened(const TensorView& bias, std::vector<C>& values) {
+  const cpu::ElementAccess& access = cpu::element_access(bias.dtype);
+  if (access.is_value) return bias;
+  values.resize(static_cast<std::size_t>(bias.numel()));
+  access.load(bias.as<const char>(), bias.strides[0] * access.size, bias.numel(), values.data());
+  return {values.data(), dtype_of<C>, kCpu, bias.sizes, {1}, true};
 }
 
 void run_bias_gelu(const KernelArgs& args) {
-  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
-    std::vector<compute_type<T>> wide;
-    const TensorView inputs[] = {args.inputs[0], widened<T>(args.inputs[1], wide)};
+  cpu::Floats::dispatch(args.outputs[0].dtype, [&]<class C>() {
+    std::vector<C> wide;
+    const TensorView inputs[] = {args.inputs[0], widened(args.inputs[1], wide)};
     const auto run = [&](const auto& f) {
-      cpu::run_elementwise<T, T, compute_type<T>>(args.outputs[0], inputs, f);
+      cpu::run_elementwise<C, C, C>(args.outputs[0], inputs, f);
     };
     if (form_of(*args.attrs) == Approximate::tanh) {
       run([](auto x, auto b) { return cpu::gelu_tanh(x + b); });
@@ -69,11 +65,11 @@ void run_bias_gelu(const KernelArgs& args) {
 }
 
 void run_bias_gelu_backward(const KernelArgs& args) {
-  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
-    std::vector<compute_type<T>> wide;
-    const TensorView inputs[] = {args.inputs[0], args.inputs[1], widened<T>(args.inputs[2], wide)};
+  cpu::Floats::dispatch(args.outputs[0].dtype, [&]<class C>() {
+    std::vector<C> wide;
+    const TensorView inputs[] = {args.inputs[0], args.inputs[1], widened(args.inputs[2], wide)};
     const auto run = [&](const auto& f) {
-      cpu::run_elementwise<T, T, T, compute_type<T>>(args.outputs[0], inputs, f);
+      cpu::run_elementwise<C, C, C, C>(args.outputs[0], inputs, f);
     };
     if (form_of(*args.attrs) == Approximate::tanh) {
       run([](auto g, auto x, auto b) { return g * cpu::gelu_tanh_slope(x + b); });

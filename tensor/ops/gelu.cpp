@@ -33,9 +33,9 @@ namespace {
 
 void run_gelu(const KernelArgs& args) {
   const Approximate approximate = args.attributes<GeluAttrs>().approximate;
-  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
+  cpu::Floats::dispatch(args.outputs[0].dtype, [&]<class C>() {
     const auto run = [&](const auto& f) {
-      cpu::run_elementwise<T, T>(args.outputs[0], args.inputs.first(1), f);
+      cpu::run_elementwise<C, C>(args.outputs[0], args.inputs.first(1), f);
     };
     if (approximate == Approximate::tanh) {
       run([](auto x) { return cpu::gelu_tanh(x); });
@@ -47,9 +47,9 @@ void run_gelu(const KernelArgs& args) {
 
 void run_gelu_backward(const KernelArgs& args) {
   const Approximate approximate = args.attributes<GeluAttrs>().approximate;
-  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
+  cpu::Floats::dispatch(args.outputs[0].dtype, [&]<class C>() {
     const auto run = [&](const auto& f) {
-      cpu::run_elementwise<T, T, T>(args.outputs[0], args.inputs.first(2), f);
+      cpu::run_elementwise<C, C, C>(args.outputs[0], args.inputs.first(2), f);
     };
     if (approximate == Approximate::tanh) {
       run([](auto g, auto x) { return g * cpu::gelu_tanh_slope(x); });

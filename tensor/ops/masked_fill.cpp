@@ -25,11 +25,11 @@ std::vector<TensorSpec> infer_masked_fill(const InferContext& context) {
 }
 
 void run_masked_fill(const KernelArgs& args) {
-  dispatch_all(args.outputs[0].dtype, [&]<class T>() {
-    const auto value = cpu::convert<compute_type<T>>(args.attributes<FillAttrs>().value);
-    cpu::run_elementwise<T, T, bool>(
+  cpu::AllDTypes::dispatch(args.outputs[0].dtype, [&]<class C>() {
+    const auto value = cpu::convert<C>(args.attributes<FillAttrs>().value);
+    cpu::run_elementwise<C, C, bool>(
         args.outputs[0], args.inputs.first(2),
-        [value](compute_type<T> x, bool masked) { return cpu::select(masked, value, x); });
+        [value](C x, bool masked) { return cpu::select(masked, value, x); });
   });
 }
 

@@ -21,9 +21,9 @@ void run_mean(const KernelArgs& args) {
   const std::int64_t outputs = args.outputs[0].numel();
   if (outputs == 0) return;
   const std::int64_t count = args.inputs[0].numel() / outputs;
-  dispatch_float(args.inputs[0].dtype, [&]<class T>() {
-    const auto divisor = static_cast<compute_type<T>>(count);
-    cpu::run_reduction<T, T, cpu::Sum<T>>(args, [divisor](auto total) { return total / divisor; });
+  cpu::Floats::dispatch(args.inputs[0].dtype, [&]<class C>() {
+    const auto divisor = static_cast<C>(count);
+    cpu::run_reduction<C, C, cpu::Sum<C>>(args, [divisor](auto total) { return total / divisor; });
   });
 }
 

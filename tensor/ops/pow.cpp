@@ -28,15 +28,14 @@ std::vector<TensorSpec> infer_pow(const InferContext& context) {
 
 void run_pow(const KernelArgs& args) {
   const double exponent = args.attributes<PowAttrs>().exponent;
-  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
-    using C = compute_type<T>;
+  cpu::Floats::dispatch(args.outputs[0].dtype, [&]<class C>() {
     if (args.inputs.size() > 1 && args.inputs[1].present) {
-      cpu::run_elementwise<T, T, T>(args.outputs[0], args.inputs.first(2),
+      cpu::run_elementwise<C, C, C>(args.outputs[0], args.inputs.first(2),
                                     [](C x, C e) { return std::pow(x, e); });
       return;
     }
     const auto run = [&](const auto& f) {
-      cpu::run_elementwise<T, T>(args.outputs[0], args.inputs.first(1), f);
+      cpu::run_elementwise<C, C>(args.outputs[0], args.inputs.first(1), f);
     };
     const auto e = static_cast<C>(exponent);
     if (exponent == 2) {

@@ -29,25 +29,23 @@ std::vector<TensorSpec> infer_softplus(const InferContext& context) {
 
 void run_softplus(const KernelArgs& args) {
   const auto& attrs = args.attributes<SoftplusAttrs>();
-  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
-    using C = compute_type<T>;
+  cpu::Floats::dispatch(args.outputs[0].dtype, [&]<class C>() {
     const auto f = [beta = C(attrs.beta), threshold = C(attrs.threshold)](C x) {
       const C z = beta * x;
       return cpu::select(z > threshold, x, cpu::log1p_exp(z) / beta);
     };
-    cpu::run_elementwise<T, T>(args.outputs[0], args.inputs.first(1), f);
+    cpu::run_elementwise<C, C>(args.outputs[0], args.inputs.first(1), f);
   });
 }
 
 void run_softplus_backward(const KernelArgs& args) {
   const auto& attrs = args.attributes<SoftplusAttrs>();
-  dispatch_float(args.outputs[0].dtype, [&]<class T>() {
-    using C = compute_type<T>;
+  cpu::Floats::dispatch(args.outputs[0].dtype, [&]<class C>() {
     const auto f = [beta = C(attrs.beta), threshold = C(attrs.threshold)](C g, C x) {
       const C z = beta * x;
       return cpu::select(z > threshold, g, g * cpu::sigmoid(z));
     };
-    cpu::run_elementwise<T, T, T>(args.outputs[0], args.inputs.first(2), f);
+    cpu::run_elementwise<C, C, C>(args.outputs[0], args.inputs.first(2), f);
   });
 }
 

@@ -24,8 +24,8 @@ void run_square(const KernelArgs& args) {
     cpu::cast_strided(args.inputs[0], args.outputs[0]);
     return;
   }
-  cpu::Numbers::dispatch(args.outputs[0].dtype, [&]<class T>() {
-    cpu::run_elementwise<T, T>(args.outputs[0], args.inputs.first(1),
+  cpu::Numbers::dispatch(args.outputs[0].dtype, [&]<class C>() {
+    cpu::run_elementwise<C, C>(args.outputs[0], args.inputs.first(1),
                                [](auto x) { return cpu::wrap_mul(x, x); });
   });
 }

@@ -19,9 +19,9 @@ std::vector<TensorSpec> infer_sum(const InferContext& context) {
 }
 
 void run_sum(const KernelArgs& args) {
-  dispatch_all(args.inputs[0].dtype, [&]<class T>() {
-    using Out = std::conditional_t<std::is_integral_v<T>, std::int64_t, T>;
-    cpu::run_reduction<T, Out, cpu::Sum<T>>(args, [](auto total) { return total; });
+  cpu::AllDTypes::dispatch(args.inputs[0].dtype, [&]<class C>() {
+    using Sum = cpu::Sum<C>;
+    cpu::run_reduction<C, typename Sum::Accumulator, Sum>(args, [](auto total) { return total; });
   });
 }
 

@@ -76,9 +76,13 @@ void run_var(const KernelArgs& args) {
   // As in PyTorch, a correction beyond the count divides by 0.
   const double divisor = std::max(0.0, static_cast<double>(count) - attrs.correction);
   const cpu::ReducePlan plan = cpu::plan_reduction(args, attrs.dim, attrs.keepdim);
-  dispatch_float(args.inputs[0].dtype, [&]<class T>() {
-    cpu::run_reduction<T, T, Variance>(args, plan,
-                                       [divisor](const Moments& m) { return m.squares / divisor; });
+  // 16-bit floats are rounded once, from double.
+  const bool to_odd = !cpu::element_access(args.outputs[0].dtype).is_value;
+  cpu::Floats::dispatch(args.inputs[0].dtype, [&]<class C>() {
+    cpu::run_reduction<C, C, Variance>(args, plan, [divisor, to_odd](const Moments& m) {
+      const double variance = m.squares / divisor;
+      return to_odd ? static_cast<C>(cpu::round_to_odd(variance)) : static_cast<C>(variance);
+    });
   });
 }
 

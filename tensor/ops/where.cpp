@@ -28,9 +28,8 @@ std::vector<TensorSpec> infer_where(const InferContext& context) {
 }
 
 void run_where(const KernelArgs& args) {
-  dispatch_all(args.outputs[0].dtype, [&]<class T>() {
-    using C = compute_type<T>;
-    cpu::run_elementwise<T, bool, T, T>(
+  cpu::AllDTypes::dispatch(args.outputs[0].dtype, [&]<class C>() {
+    cpu::run_elementwise<C, bool, C, C>(
         args.outputs[0], args.inputs.first(3),
         [](bool condition, C x, C y) { return cpu::select(condition, x, y); });
   });
