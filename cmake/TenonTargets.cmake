@@ -1,14 +1,16 @@
 # The functions by which folders declare what they hold: tenon_folder, tenon_program.
 
 # tenon_precompile(<target> [<header>...]): the headers that nearly every source includes, and the given
-# ones, are parsed once for the target.
+# ones of the project, are parsed once for the target.
 function(tenon_precompile target)
   if(NOT TENON_PRECOMPILE_HEADERS)
     return()
   endif()
-  set(headers <algorithm> <cmath> <functional> <map> <memory> <optional> <span> <string>
-              <unordered_map> <vector> <fmt/format.h> <fmt/ranges.h>
-              "${PROJECT_SOURCE_DIR}/tensor/tensor.h" ${ARGN})
+  set(headers <algorithm> <cmath> <functional> <map> <memory> <optional> <set> <span> <string>
+              <unordered_map> <unordered_set> <vector> <fmt/format.h> <fmt/ranges.h>)
+  foreach(header IN ITEMS tensor/interpreter.h tensor/tensor.h LISTS ARGN)
+    list(APPEND headers "${PROJECT_SOURCE_DIR}/${header}")
+  endforeach()
   list(TRANSFORM headers REPLACE "(.+)" "$<$<COMPILE_LANGUAGE:CXX>:\\1>")
   target_precompile_headers(${target} PRIVATE ${headers})
 endfunction()
