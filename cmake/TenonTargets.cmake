@@ -1,7 +1,7 @@
 # The functions by which folders declare what they hold: tenon_folder, tenon_program.
 
 # tenon_precompile(<target> [<header>...]): the headers that nearly every source includes, and the given
-# ones of the project, are parsed once for the target.
+# ones, of the project or in angle brackets, are parsed once for the target.
 function(tenon_precompile target)
   if(NOT TENON_PRECOMPILE_HEADERS)
     return()
@@ -9,17 +9,21 @@ function(tenon_precompile target)
   set(headers <algorithm> <cmath> <functional> <map> <memory> <optional> <set> <span> <string>
               <unordered_map> <unordered_set> <vector> <fmt/format.h> <fmt/ranges.h>)
   foreach(header IN ITEMS tensor/interpreter.h tensor/tensor.h LISTS ARGN)
-    list(APPEND headers "${PROJECT_SOURCE_DIR}/${header}")
+    if(NOT header MATCHES "^<")
+      set(header "${PROJECT_SOURCE_DIR}/${header}")
+    endif()
+    list(APPEND headers "${header}")
   endforeach()
   list(TRANSFORM headers REPLACE "(.+)" "$<$<COMPILE_LANGUAGE:CXX>:\\1>")
   target_precompile_headers(${target} PRIVATE ${headers})
 endfunction()
 
-# tenon_folder(<name> [HEADERS <public header>...] [SOURCES <file>...] [LIBRARIES <target>...])
+# tenon_folder(<name> [HEADERS <public header>...] [SOURCES <file>...] [LIBRARIES <target>...]
+#              [PRECOMPILE <header>...])
 # Declares the calling folder's object library tenon_<name>, puts it into libtenon, and installs its
-# public headers. Internal headers are not listed.
+# public headers. Internal headers are not listed. PRECOMPILE names what most of its sources include.
 function(tenon_folder name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;SOURCES;LIBRARIES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;SOURCES;LIBRARIES;PRECOMPILE")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "tenon_folder(${name}): unexpected ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -29,7 +33,7 @@ function(tenon_folder name)
                                                      "${PROJECT_BINARY_DIR}/generated")
     target_link_libraries(tenon_${name} PRIVATE tenon_flags ${arg_LIBRARIES})
     if(NOT name STREQUAL cuda)  # few sources of its own language
-      tenon_precompile(tenon_${name})
+      tenon_precompile(tenon_${name} ${arg_PRECOMPILE})
     endif()
     target_link_libraries(tenon PRIVATE tenon_${name})
   endif()

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -204,92 +205,37 @@ class Op {
 /// Chained declaration of an Op; see any file in tensor/ops.
 class OpBuilder {
  public:
-  explicit OpBuilder(std::string name) { op_.name = std::move(name); }
-  OpBuilder& doc(std::string text) {
-    op_.doc = std::move(text);
-    return *this;
-  }
-  OpBuilder& operand(std::string name) {
-    op_.operands.push_back({std::move(name)});
-    return *this;
-  }
-  OpBuilder& optional(std::string name) {
-    op_.operands.push_back({std::move(name), true});
-    return *this;
-  }
-  OpBuilder& variadic(std::string name) {
-    op_.operands.push_back({std::move(name), false, true});
-    return *this;
-  }
-  OpBuilder& trait(Trait trait) {
-    op_.traits |= static_cast<std::uint32_t>(trait);
-    return *this;
-  }
-  OpBuilder& infer(Op::Infer f) {
-    op_.infer = f;
-    return *this;
-  }
-  OpBuilder& view(Op::View f) {
-    op_.view = f;
-    return trait(Trait::view);
-  }
-  OpBuilder& decompose(Op::Decompose f) {
-    op_.decompose = f;
-    return *this;
-  }
-  OpBuilder& pattern_attrs(std::vector<Attrs> (*f)()) {
-    op_.pattern_attrs = f;
-    return *this;
-  }
-  OpBuilder& identity(Op::Identity f) {
-    op_.identity = f;
-    return *this;
-  }
-  OpBuilder& flops(Op::Flops f) {
-    op_.flops = f;
-    return *this;
-  }
+  explicit OpBuilder(std::string_view name);
+  ~OpBuilder();
+  OpBuilder(OpBuilder&&) noexcept;
+  OpBuilder& doc(std::string_view text);
+  OpBuilder& operand(std::string_view name);
+  OpBuilder& optional(std::string_view name);
+  OpBuilder& variadic(std::string_view name);
+  OpBuilder& trait(Trait trait);
+  OpBuilder& infer(Op::Infer f);
+  OpBuilder& view(Op::View f);
+  OpBuilder& decompose(Op::Decompose f);
+  OpBuilder& pattern_attrs(std::vector<Attrs> (*f)());
+  OpBuilder& identity(Op::Identity f);
+  OpBuilder& flops(Op::Flops f);
   /// See Op::Vjp. An op that has none is differentiated through its decomposition.
-  OpBuilder& vjp(Op::Vjp f) {
-    op_.vjp = f;
-    return *this;
-  }
+  OpBuilder& vjp(Op::Vjp f);
   /// The operands that the vjp reads; nothing else is kept until backward.
-  OpBuilder& saves_inputs(std::initializer_list<int> operands) {
-    for (int i : operands) op_.saved_inputs |= 1U << i;
-    return *this;
-  }
-  OpBuilder& saves_outputs(std::initializer_list<int> outputs) {
-    for (int i : outputs) op_.saved_outputs |= 1U << i;
-    return *this;
-  }
+  OpBuilder& saves_inputs(std::initializer_list<int> operands);
+  OpBuilder& saves_outputs(std::initializer_list<int> outputs);
   /// See Op::recorded_as.
-  OpBuilder& recorded_as(std::string op) {
-    op_.recorded_as = std::move(op);
-    return *this;
-  }
+  OpBuilder& recorded_as(std::string_view op);
   /// See Op::accumulates_as.
-  OpBuilder& accumulates_as(std::string op) {
-    op_.accumulates_as = std::move(op);
-    return *this;
-  }
+  OpBuilder& accumulates_as(std::string_view op);
   /// See Op::rederived_by.
-  OpBuilder& rederived_by(std::string op) {
-    op_.rederived_by = std::move(op);
-    return *this;
-  }
-  OpBuilder& not_differentiable() {
-    op_.not_differentiable = true;
-    return *this;
-  }
-  OpBuilder& cpu(Kernel kernel) {
-    op_.add_kernel(DeviceType::cpu, kernel);
-    return *this;
-  }
-  Op done() { return std::move(op_); }
+  OpBuilder& rederived_by(std::string_view op);
+  OpBuilder& not_differentiable();
+  OpBuilder& cpu(const Kernel& kernel);
+  Op done();
 
  private:
-  Op op_;
+  std::unique_ptr<Op> op_;
 };
 
 /// All ops, in the order of tensor/ops/registry.cpp; the list is fixed at first use.

@@ -63,4 +63,27 @@ std::vector<TensorSpec> infer_comparison(const InferContext& context) {
   return outputs;
 }
 
+OpBuilder unary_op(std::string_view name, std::string_view doc, Op::Infer infer,
+                   const Kernel& cpu) {
+  OpBuilder builder(name);
+  builder.doc(doc).operand("input").trait(Trait::elementwise).infer(infer).cpu(cpu);
+  return builder;
+}
+
+OpBuilder unary_gradient_op(std::string_view name, std::string_view doc, std::string_view saved,
+                            const Kernel& cpu, Op::Decompose decompose) {
+  OpBuilder builder(name);
+  builder.doc(doc).operand("grad").operand(saved).trait(Trait::elementwise);
+  builder.infer(infer_float_binary).cpu(cpu).decompose(decompose);
+  return builder;
+}
+
+OpBuilder binary_op(std::string_view name, std::string_view doc, Op::Infer infer,
+                    const Kernel& cpu) {
+  OpBuilder builder(name);
+  builder.doc(doc).operand("input").optional("other").trait(Trait::elementwise);
+  builder.infer(infer).cpu(cpu);
+  return builder;
+}
+
 }  // namespace tenon::ops

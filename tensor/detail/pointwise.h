@@ -1,7 +1,7 @@
 // What the pointwise ops of tensor/ops share: their shape rules and the shape of their definitions.
 #pragma once
 
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "tensor/op.h"
@@ -23,28 +23,15 @@ std::vector<TensorSpec> infer_numeric_binary(const InferContext& context);
 std::vector<TensorSpec> infer_numeric_like_input(const InferContext& context);
 
 /// An op of one operand `input`.
-inline OpBuilder unary_op(std::string name, std::string doc, Op::Infer infer, Kernel cpu) {
-  OpBuilder builder(std::move(name));
-  builder.doc(std::move(doc)).operand("input").trait(Trait::elementwise).infer(infer).cpu(cpu);
-  return builder;
-}
+OpBuilder unary_op(std::string_view name, std::string_view doc, Op::Infer infer, const Kernel& cpu);
 
 /// The gradient of a unary op from the cotangent `grad` and `saved`, its input or its output. The
 /// decomposition is what it is differentiated through.
-inline OpBuilder unary_gradient_op(std::string name, std::string doc, std::string saved, Kernel cpu,
-                                   Op::Decompose decompose) {
-  OpBuilder builder(std::move(name));
-  builder.doc(std::move(doc)).operand("grad").operand(std::move(saved)).trait(Trait::elementwise);
-  builder.infer(infer_float_binary).cpu(cpu).decompose(decompose);
-  return builder;
-}
+OpBuilder unary_gradient_op(std::string_view name, std::string_view doc, std::string_view saved,
+                            const Kernel& cpu, Op::Decompose decompose);
 
 /// An op of `input` and `other`, which is a tensor or, where absent, the number in BinaryAttrs.
-inline OpBuilder binary_op(std::string name, std::string doc, Op::Infer infer, Kernel cpu) {
-  OpBuilder builder(std::move(name));
-  builder.doc(std::move(doc)).operand("input").optional("other").trait(Trait::elementwise);
-  builder.infer(infer).cpu(cpu);
-  return builder;
-}
+OpBuilder binary_op(std::string_view name, std::string_view doc, Op::Infer infer,
+                    const Kernel& cpu);
 
 }  // namespace tenon::ops

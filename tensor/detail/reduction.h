@@ -34,9 +34,10 @@ Tensor with_reduced_axes(std::string_view op, const Tensor& reduced, const Shape
                          const std::vector<std::int64_t>& dim);
 
 /// An op of one operand and ReduceAttrs.
-inline OpBuilder reduction_op(std::string name, std::string doc, Op::Infer infer, Kernel cpu) {
-  OpBuilder builder(std::move(name));
-  builder.doc(std::move(doc)).operand("input").infer(infer).cpu(cpu);
+inline OpBuilder reduction_op(std::string_view name, std::string_view doc, Op::Infer infer,
+                              const Kernel& cpu) {
+  OpBuilder builder(name);
+  builder.doc(doc).operand("input").infer(infer).cpu(cpu);
   return builder;
 }
 

@@ -11,9 +11,11 @@ namespace {
 struct Registry {
   Registry() {
     ops.reserve(64);
-#define TENON_ADD_OP(name) ops.push_back(std::make_unique<Op>(ops::define_##name()));
-    TENON_FOR_EACH_OP(TENON_ADD_OP)
-#undef TENON_ADD_OP
+#define TENON_DEFINITION(name) ops::define_##name,
+    for (Op (*define)() : {TENON_FOR_EACH_OP(TENON_DEFINITION)}) {
+      ops.push_back(std::make_unique<Op>(define()));
+    }
+#undef TENON_DEFINITION
     for (const auto& op : ops) {
       by_name.emplace(op->name, op.get());
       listed.push_back(op.get());
@@ -62,10 +64,6 @@ const Kernel* select_kernel(const Op& op, DeviceType device, const KernelArgs& a
     if (supports(kernel)) return &kernel;
   }
   return nullptr;
-}
-
-std::string TensorSpec::to_string() const {
-  return std::string(name(dtype)) + shape.to_string() + (device.is_cpu() ? "" : " on cuda");
 }
 
 std::vector<TensorSpec> infer(const Op& op, std::span<const TensorSpec* const> inputs,
