@@ -9,8 +9,8 @@ import subprocess
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TOOLS = ("awk", "bash", "cat", "chmod", "dirname", "env", "find", "grep", "mkdir", "nproc", "python3",
-         "rm", "sed", "sh", "sleep", "sort", "tail", "tee")
+TOOLS = ("awk", "bash", "cat", "chmod", "dirname", "env", "find", "grep", "mkdir", "nproc",
+         "python3", "rm", "sed", "sh", "sleep", "sort", "tail", "tee")
 
 # Notes its arguments; configuring already makes the demo, building prints one step.
 CMAKE = """
