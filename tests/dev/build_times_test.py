@@ -10,8 +10,8 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
-import build_times
-import ninja_log
+import build_times  # noqa: E402
+import ninja_log  # noqa: E402
 
 HEADER = "# ninja log v5\n"
 PCH = "nn/CMakeFiles/tenon_nn.dir/cmake_pch.hxx.gch"

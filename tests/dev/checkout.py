@@ -6,11 +6,12 @@ Nothing but the tools that ./dev itself runs is on PATH, so that what the machin
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOOLS = ("awk", "bash", "cat", "chmod", "dirname", "env", "find", "grep", "mkdir", "nproc",
-         "python3", "rm", "sed", "sh", "sleep", "sort", "tail", "tee")
+         "rm", "sed", "sh", "sleep", "sort", "tail", "tee")
 
 # Notes its arguments; configuring already makes the demo, building prints one step.
 CMAKE = """
@@ -23,11 +24,12 @@ case $1 in
     chmod +x "$demo" ;;
   --build)
     case "$*" in
-      *' -n') echo '[1/1] Building CXX object a/CMakeFiles/a.dir/a.cpp.o' ;;
-      *) printf '%s%s\\n' "$(printf %s "${NINJA_STATUS:-}" | sed 's/%[a-z]/1/g')" \
-           'Building CXX object a/CMakeFiles/a.dir/a.cpp.o'
-         exit "${BUILD_STATUS:-0}" ;;
-    esac ;;
+      *' -n') status=0 ;;
+      *) status=${BUILD_STATUS:-0} ;;
+    esac
+    prefix=$(echo "$NINJA_STATUS" | sed 's/%[a-z]/1/g')
+    echo "${prefix}Building CXX object a/CMakeFiles/a.dir/a.cpp.o"
+    exit "$status" ;;
 esac
 """
 
@@ -64,6 +66,7 @@ class Checkout:
         self.bin.mkdir()
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
+        self.program("python3", f'exec "{sys.executable}" "$@"')
         self.program("cmake", CMAKE)
         self.program("ctest", CTEST)
         self.program("dpkg-query", "printf 'install ok installed'")

@@ -100,6 +100,13 @@ class CommandTest(DevCase):
                 self.assertEqual(self.checkout.called("cmake --preset"), ["cmake --preset release"])
                 self.assertNotIn("building for the CPU", result.stdout)
 
+    def test_the_build_shows_progress(self):
+        result = self.checkout.dev("build", "--target", "a", CMAKE_BUILD_PARALLEL_LEVEL="3")
+        build = "cmake --build --preset release -j 3 --target a"
+        self.assertEqual(self.checkout.called("cmake --build"), [f"{build} -- -n", build])
+        self.assertRegex(result.stdout, r"(?m)^1 step by 3 jobs: about \d+ s, a guess")
+        self.assertRegex(result.stdout, r"(?m)^built 1 of 1 step in 0:0\d$")
+
     def test_a_failed_build_ends_the_command_with_its_status(self):
         for command in ("demo", "test"):
             with self.subTest(command):
