@@ -185,9 +185,10 @@ class Build:
         self.estimate = Estimate(self.folder, self.jobs, outputs)
         self.total = len(outputs)
         cuda = sum(ninja_log.kind(output) == "CUDA" for output in outputs)
+        steps = count(self.total, "step") + (f", {cuda} of them CUDA," if cuda else "")
         guess = ", a guess that the first of them will correct" if self.estimate.is_guess else ""
-        self.screen.say(f"{count(self.total, 'step')}{f', {cuda} of them CUDA,' if cuda else ''} by "
-                        f"{count(self.jobs, 'job')}: {about(self.estimate.seconds_left(0))}{guess}")
+        self.screen.say(f"{steps} by {count(self.jobs, 'job')}: "
+                        f"{about(self.estimate.seconds_left(0))}{guess}")
 
     def line(self, elapsed):
         text = f"[{self.done}/{self.total}] {clock(elapsed)}"

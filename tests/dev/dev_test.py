@@ -12,7 +12,8 @@ NO_NVCC = "the CUDA toolkit (no nvcc in CUDA_HOME, PATH or /usr/local/cuda)"
 
 class DevCase(unittest.TestCase):
     def setUp(self):
-        self.checkout = Checkout(self)
+        self.checkout = Checkout()
+        self.addCleanup(self.checkout.remove)
 
     def give_gpu(self):
         self.checkout.program("nvidia-smi", "echo 'GPU 0: NVIDIA H200 (UUID: GPU-0)'")
@@ -88,6 +89,43 @@ class DemoTest(DevCase):
         self.give_nvcc()
         self.give_gpu()
         self.check_demo("cpu", TENON_PRESET="cpu")
+
+
+class TestTest(DevCase):
+    """`./dev test`, with and without --quick."""
+
+    SUMMARY = ("\n== result of ./dev test, preset release\n"
+               "cases:    1 passed, 0 failed, 1 skipped\n"
+               "programs: 2 passed, 0 failed\n")
+
+    def test_everything_runs(self):
+        result = self.checkout.dev("test", CMAKE_BUILD_PARALLEL_LEVEL="3")
+        self.assertEqual(result.returncode, 0, result.stdout)
+        self.assertEqual(self.checkout.called("ctest"),
+                         ["ctest --preset release --output-on-failure -j 3"])
+        self.assertTrue(result.stdout.endswith(self.SUMMARY), result.stdout)
+
+    def test_quick_leaves_out_slow_tests_and_says_how_many(self):
+        for arguments in (["--quick", "-R", "nn"], ["-R", "nn", "--quick"]):
+            with self.subTest(arguments):
+                self.checkout.calls.unlink(missing_ok=True)
+                result = self.checkout.dev("test", *arguments, CMAKE_BUILD_PARALLEL_LEVEL="3")
+                self.assertEqual(result.returncode, 0, result.stdout)
+                self.assertNotEqual(self.checkout.called("cmake --build"), [])
+                self.assertEqual(self.checkout.called("ctest"), [
+                    "ctest --preset release --output-on-failure -j 3 -LE ^slow$ -R nn",
+                    "ctest --preset release -N -L ^slow$ -R nn"])
+                left_out = "left out: 3 slow programs; ./dev test runs them\n"
+                self.assertTrue(result.stdout.endswith(self.SUMMARY + left_out), result.stdout)
+
+    def test_a_failed_test_is_counted_and_sets_the_status(self):
+        self.checkout.program("ctest", """
+echo '<testsuites tests="1" failures="1"><testcase name="a" />' > "${GTEST_OUTPUT#xml:}a.xml"
+echo '50% tests passed, 1 tests failed out of 2'
+exit 8""")
+        result = self.checkout.dev("test", "--quick")
+        self.assertEqual(result.returncode, 8, result.stdout)
+        self.assertIn("programs: 1 passed, 1 failed\n", result.stdout)
 
 
 class CommandTest(DevCase):
