@@ -197,7 +197,8 @@ class Build:
             if self.estimate:
                 running = running_outputs(str(self.folder), self.estimate.left)
                 self.estimate.watch(running, elapsed)
-                text += f", {about(self.estimate.seconds_left(elapsed))} left"
+                if self.estimate.left:
+                    text += f", {about(self.estimate.seconds_left(elapsed))} left"
                 latest = ", ".join(sorted(map(shown, running))) or latest
         except Exception:  # pylint: disable=broad-except
             self.estimate = None
