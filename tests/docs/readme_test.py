@@ -29,7 +29,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def output(command):
     """The lines that the command of a marker prints."""
     program, *arguments = shlex.split(command)
-    environment = {"CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
+    environment = {name: os.environ[name]
+                   for name in ("LD_LIBRARY_PATH", "ASAN_OPTIONS", "UBSAN_OPTIONS")
+                   if name in os.environ}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "LC_ALL": "C.UTF-8"}
     if program == "./dev":
         checkout = Checkout()
         try:
