@@ -2,8 +2,9 @@
 include(CMakePackageConfigHelpers)
 
 add_library(tenon::tenon ALIAS tenon)
-# An empty source lets the library link while every folder's list is still empty.
-file(WRITE "${PROJECT_BINARY_DIR}/generated/empty.cpp" "")
+# An empty source lets the library link while every folder's list is still empty. CONFIGURE leaves a
+# file that is right as old as it is: else every configuration would link everything again.
+file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/generated/empty.cpp" CONTENT "")
 target_sources(tenon PRIVATE "${PROJECT_BINARY_DIR}/generated/empty.cpp")
 configure_file("${PROJECT_SOURCE_DIR}/cmake/version.h.in"
                "${PROJECT_BINARY_DIR}/generated/tensor/version.h" @ONLY)
