@@ -46,6 +46,8 @@ if(TENON_CCACHE)
 endif()
 option(TENON_PRECOMPILE_HEADERS "Precompile the headers that most sources include" ${precompile})
 
+option(TENON_COMPILE_TOGETHER "Compile small sources in groups (tenon_compile_together)" ON)
+
 add_library(tenon_flags INTERFACE)
 # Not CMAKE_CXX_STANDARD: CUDA would inherit it, and CMake 3.25 does not know that nvcc takes C++20.
 target_compile_features(tenon_flags INTERFACE cxx_std_20)

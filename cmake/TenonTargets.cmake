@@ -36,6 +36,8 @@ function(tenon_folder name)
       tenon_precompile(tenon_${name} ${arg_PRECOMPILE})
     endif()
     target_link_libraries(tenon PRIVATE tenon_${name})
+    set_target_properties(tenon_${name} PROPERTIES UNITY_BUILD_MODE GROUP
+                          UNITY_BUILD ${TENON_COMPILE_TOGETHER})
   endif()
   foreach(header IN LISTS arg_HEADERS)
     get_filename_component(folder "${name}/${header}" DIRECTORY)
@@ -43,6 +45,15 @@ function(tenon_folder name)
   endforeach()
   # In the tree as in the package, a folder's name stands for the one library that holds it.
   add_library(tenon::${name} ALIAS tenon)
+endfunction()
+
+# tenon_compile_together(<file>...): small sources of the calling folder that the compiler reads as one, so
+# that the headers, and what follows from them, are compiled once for all. Names in their unnamed
+# namespaces must differ. Editing one compiles them all: keep a group below a second or two.
+function(tenon_compile_together)
+  list(GET ARGN 0 first)
+  string(MAKE_C_IDENTIFIER "${first}" group)
+  set_source_files_properties(${ARGN} PROPERTIES UNITY_GROUP "${group}")
 endfunction()
 
 # tenon_program(<name> <source>... [LIBRARIES <target>...])

@@ -81,13 +81,23 @@ bool equal(const AttrValue& a, const AttrValue& b) {
                     a);
 }
 
+namespace detail {
+namespace {
+
+std::shared_ptr<void> make(const AttrsType& type, const void* source) {
+  return {type.make(source), type.destroy};
+}
+
+}  // namespace
+}  // namespace detail
+
 Attrs Attrs::of_type(std::string_view type_name) {
   Attrs attrs;
   if (type_name.empty()) return attrs;
   for (const detail::AttrsType* type : detail::all_attrs_types()) {
     if (type->name != type_name) continue;
     attrs.type_ = type;
-    attrs.data_ = type->make();
+    attrs.data_ = detail::make(*type, nullptr);
     return attrs;
   }
   detail::fail<ValueError>("no op has attributes called '{}'", type_name.substr(0, 80));
@@ -100,7 +110,7 @@ AttrValue Attrs::value(std::size_t i) const {
 
 Attrs Attrs::with(std::size_t i, const AttrValue& value) const {
   const detail::FieldInfo& field = type_->fields[i];
-  const std::shared_ptr<void> data = type_->copy(data_.get());
+  const std::shared_ptr<void> data = detail::make(*type_, data_.get());
   field.write(static_cast<char*>(data.get()) + field.offset, value, field.name);
   Attrs copy;
   copy.type_ = type_;

@@ -93,8 +93,9 @@ struct AttrsType {
   const std::type_info* id;
   std::string name;  // "SoftmaxAttrs"
   std::vector<FieldInfo> fields;
-  std::shared_ptr<void> (*make)();
-  std::shared_ptr<void> (*copy)(const void* attrs);
+  /// A new struct: a copy of `source`, or of default values where that is null.
+  void* (*make)(const void* source);
+  void (*destroy)(void* attrs);
 };
 
 /// Of each struct that tensor/ops/attributes.cpp lists: what follows from a field list is compiled there

@@ -69,10 +69,10 @@ AttrsType describe() {
   AttrsType type{&typeid(A), name_of_type(typeid(A)), {}, nullptr, nullptr};
   const A attrs{};
   std::apply([&](const auto&... f) { (add_field(type, attrs, f), ...); }, A::fields());
-  type.make = []() -> std::shared_ptr<void> { return std::make_shared<A>(); };
-  type.copy = [](const void* source) -> std::shared_ptr<void> {
-    return std::make_shared<A>(*static_cast<const A*>(source));
+  type.make = [](const void* source) -> void* {
+    return source == nullptr ? new A{} : new A(*static_cast<const A*>(source));
   };
+  type.destroy = [](void* made) { delete static_cast<A*>(made); };
   return type;
 }
 

@@ -147,8 +147,10 @@ std::vector<Tensor> vjp_cross_entropy_backward(const VjpContext& call) {
 }
 
 /// The kernels walk the logits by their strides.
-bool accepts(int operand, const TensorView& view) { return operand == 0 || view.is_contiguous(); }
-bool accepts_backward(int operand, const TensorView& view) {
+bool cross_entropy_accepts(int operand, const TensorView& view) {
+  return operand == 0 || view.is_contiguous();
+}
+bool cross_entropy_backward_accepts(int operand, const TensorView& view) {
   return operand == 1 || view.is_contiguous();
 }
 
@@ -189,7 +191,9 @@ Op define_cross_entropy() {
       .infer(infer_cross_entropy)
       .vjp(vjp_cross_entropy)
       .saves_inputs({0, 1})
-      .cpu({.name = "cpu.cross_entropy", .run = cpu::cross_entropy, .accepts = accepts})
+      .cpu({.name = "cpu.cross_entropy",
+            .run = cpu::cross_entropy,
+            .accepts = cross_entropy_accepts})
       .done();
 }
 
@@ -207,7 +211,7 @@ Op define_cross_entropy_backward() {
       .saves_inputs({0, 1, 2})
       .cpu({.name = "cpu.cross_entropy_backward",
             .run = cpu::cross_entropy_backward,
-            .accepts = accepts_backward})
+            .accepts = cross_entropy_backward_accepts})
       .done();
 }
 

@@ -43,10 +43,12 @@ std::vector<Tensor> decompose_layer_norm_backward(std::span<const Tensor> inputs
 }
 
 /// The kernel walks the input by its strides; weight and bias are small, so they are packed.
-bool accepts(int operand, const TensorView& view) { return operand == 0 || view.is_contiguous(); }
+bool layer_norm_accepts(int operand, const TensorView& view) {
+  return operand == 0 || view.is_contiguous();
+}
 
 /// The gradient kernel walks grad and input by their strides.
-bool accepts_backward(int operand, const TensorView& view) {
+bool layer_norm_backward_accepts(int operand, const TensorView& view) {
   return operand <= 1 || view.is_contiguous();
 }
 
@@ -71,7 +73,7 @@ Op define_layer_norm() {
       .saves_inputs({0, 1})
       .cpu({.name = "cpu.layer_norm",
             .run = cpu::layer_norm,
-            .accepts = accepts,
+            .accepts = layer_norm_accepts,
             .strided_output = true})
       .done();
 }
@@ -91,7 +93,7 @@ Op define_layer_norm_backward() {
       .accumulates_as("layer_norm_backward_add")
       .cpu({.name = "cpu.layer_norm_backward",
             .run = cpu::layer_norm_backward,
-            .accepts = accepts_backward})
+            .accepts = layer_norm_backward_accepts})
       .done();
 }
 
@@ -106,7 +108,7 @@ Op define_layer_norm_backward_add() {
       .decompose(decompose_layer_norm_backward)
       .cpu({.name = "cpu.layer_norm_backward_add",
             .run = cpu::layer_norm_backward,
-            .accepts = accepts_backward})
+            .accepts = layer_norm_backward_accepts})
       .done();
 }
 

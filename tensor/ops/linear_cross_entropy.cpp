@@ -126,18 +126,20 @@ std::vector<Tensor> vjp_with_gradients(const VjpContext& call) {
 }
 
 /// Products of (R, K) and (C, K): one forward, two more for the gradients.
-double count_flops(const KernelArgs& args) {
+double count_loss_flops(const KernelArgs& args) {
   const double product = 2.0 * static_cast<double>(args.inputs[0].numel()) *
                          static_cast<double>(args.inputs[1].size(0));
   return args.outputs.size() > 1 ? 3 * product : product;
 }
 
-bool accepts(int operand, const TensorView& view) { return operand < 2 || view.is_contiguous(); }
+bool linear_cross_entropy_accepts(int operand, const TensorView& view) {
+  return operand < 2 || view.is_contiguous();
+}
 
 OpBuilder loss_op(const char* name, const char* doc) {
   return std::move(
       OpBuilder(name).doc(doc).operand("input").operand("weight").operand("target").flops(
-          count_flops));
+          count_loss_flops));
 }
 
 }  // namespace
@@ -153,7 +155,7 @@ Op define_linear_cross_entropy() {
       .recorded_as("linear_cross_entropy_with_gradients")
       .cpu({.name = "cpu.linear_cross_entropy",
             .run = cpu::linear_cross_entropy,
-            .accepts = accepts,
+            .accepts = linear_cross_entropy_accepts,
             .workspace_bytes = cpu::linear_cross_entropy_workspace})
       .done();
 }
@@ -171,7 +173,7 @@ Op define_linear_cross_entropy_with_gradients() {
       .saves_outputs({1, 2})
       .cpu({.name = "cpu.linear_cross_entropy",
             .run = cpu::linear_cross_entropy,
-            .accepts = accepts,
+            .accepts = linear_cross_entropy_accepts,
             .workspace_bytes = cpu::linear_cross_entropy_workspace})
       .done();
 }

@@ -27,7 +27,7 @@ std::vector<TensorSpec> infer_output_and_input(const InferContext& context) {
   return {spec, spec};
 }
 
-std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attrs) {
+std::vector<Tensor> decompose_linear_gelu(std::span<const Tensor> inputs, const Attrs& attrs) {
   return {gelu(linear(inputs[0], inputs[1], inputs[2]), form_of(attrs))};
 }
 
@@ -45,7 +45,7 @@ std::vector<Tensor> vjp_linear_gelu_aux(const VjpContext& call) {
   return linear_gradients(call, gradient);
 }
 
-std::vector<Attrs> pattern_attrs() {
+std::vector<Attrs> linear_gelu_patterns() {
   return {GeluAttrs{Approximate::none}, GeluAttrs{Approximate::tanh}};
 }
 
@@ -60,8 +60,8 @@ Op define_linear_gelu() {
       .operand("weight")
       .optional("bias")
       .infer(infer_output)
-      .decompose(decompose)
-      .pattern_attrs(pattern_attrs)
+      .decompose(decompose_linear_gelu)
+      .pattern_attrs(linear_gelu_patterns)
       .flops(linear_flops)
       .recorded_as("linear_gelu_aux")
       .done();

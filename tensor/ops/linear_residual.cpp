@@ -21,7 +21,7 @@ std::vector<TensorSpec> infer_linear_residual(const InferContext& context) {
   return {std::move(spec)};
 }
 
-std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs&) {
+std::vector<Tensor> decompose_linear_residual(std::span<const Tensor> inputs, const Attrs&) {
   return {linear(inputs[0], inputs[1], inputs[2]) + inputs[3]};
 }
 
@@ -32,7 +32,7 @@ std::vector<Tensor> vjp_linear_residual(const VjpContext& call) {
   return gradients;
 }
 
-std::vector<Attrs> pattern_attrs() { return {Attrs()}; }
+std::vector<Attrs> linear_residual_patterns() { return {Attrs()}; }
 
 }  // namespace
 
@@ -46,8 +46,8 @@ Op define_linear_residual() {
       .optional("bias")
       .operand("residual")
       .infer(infer_linear_residual)
-      .decompose(decompose)
-      .pattern_attrs(pattern_attrs)
+      .decompose(decompose_linear_residual)
+      .pattern_attrs(linear_residual_patterns)
       .flops(linear_flops)
       .vjp(vjp_linear_residual)
       .saves_inputs({0, 1})

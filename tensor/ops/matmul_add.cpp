@@ -14,11 +14,11 @@ std::vector<TensorSpec> infer_matmul_add(const InferContext& context) {
   return {std::move(product)};
 }
 
-std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs&) {
+std::vector<Tensor> decompose_matmul_add(std::span<const Tensor> inputs, const Attrs&) {
   return {matmul(inputs[0], inputs[1]) + inputs[2]};
 }
 
-double count_flops(const KernelArgs& args) {
+double count_matmul_add_flops(const KernelArgs& args) {
   return 2.0 * static_cast<double>(args.outputs[0].numel()) *
          static_cast<double>(args.inputs[0].size(-1));
 }
@@ -34,8 +34,8 @@ Op define_matmul_add() {
       .operand("other")
       .operand("addend")
       .infer(infer_matmul_add)
-      .decompose(decompose)
-      .flops(count_flops)
+      .decompose(decompose_matmul_add)
+      .flops(count_matmul_add_flops)
       .done();
 }
 

@@ -7,7 +7,8 @@
 namespace tenon::ops {
 namespace {
 
-std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attrs) {
+std::vector<Tensor> decompose_matmul_gelu_backward(std::span<const Tensor> inputs,
+                                                   const Attrs& attrs) {
   return {
       gelu_backward(matmul(inputs[0], inputs[1]), inputs[2], attrs.as<GeluAttrs>().approximate)};
 }
@@ -17,7 +18,7 @@ std::vector<Tensor> decompose_again(std::span<const Tensor> inputs, const Attrs&
           gelu(inputs[2], attrs.as<GeluAttrs>().approximate)};
 }
 
-double count_flops(const KernelArgs& args) {
+double count_matmul_gelu_backward_flops(const KernelArgs& args) {
   return 2.0 * static_cast<double>(args.outputs[0].numel()) *
          static_cast<double>(args.inputs[0].size(-1));
 }
@@ -33,8 +34,8 @@ Op define_matmul_gelu_backward() {
       .operand("grad")
       .operand("weight")
       .operand("input")
-      .decompose(decompose)
-      .flops(count_flops)
+      .decompose(decompose_matmul_gelu_backward)
+      .flops(count_matmul_gelu_backward_flops)
       .done();
 }
 
@@ -48,7 +49,7 @@ Op define_matmul_gelu_backward_again() {
       .operand("weight")
       .operand("input")
       .decompose(decompose_again)
-      .flops(count_flops)
+      .flops(count_matmul_gelu_backward_flops)
       .done();
 }
 

@@ -40,8 +40,10 @@ std::vector<Tensor> decompose_rms_norm_backward(std::span<const Tensor> inputs,
 }
 
 /// The kernels walk grad and input by their strides; the weight is small, so it is packed.
-bool accepts(int operand, const TensorView& view) { return operand == 0 || view.is_contiguous(); }
-bool accepts_backward(int operand, const TensorView& view) {
+bool rms_norm_accepts(int operand, const TensorView& view) {
+  return operand == 0 || view.is_contiguous();
+}
+bool rms_norm_backward_accepts(int operand, const TensorView& view) {
   return operand <= 1 || view.is_contiguous();
 }
 
@@ -65,7 +67,7 @@ Op define_rms_norm() {
       .saves_inputs({0, 1})
       .cpu({.name = "cpu.rms_norm",
             .run = cpu::rms_norm,
-            .accepts = accepts,
+            .accepts = rms_norm_accepts,
             .strided_output = true})
       .done();
 }
@@ -84,7 +86,7 @@ Op define_rms_norm_backward() {
       .accumulates_as("rms_norm_backward_add")
       .cpu({.name = "cpu.rms_norm_backward",
             .run = cpu::rms_norm_backward,
-            .accepts = accepts_backward})
+            .accepts = rms_norm_backward_accepts})
       .done();
 }
 
@@ -99,7 +101,7 @@ Op define_rms_norm_backward_add() {
       .decompose(decompose_rms_norm_backward)
       .cpu({.name = "cpu.rms_norm_backward_add",
             .run = cpu::rms_norm_backward,
-            .accepts = accepts_backward})
+            .accepts = rms_norm_backward_accepts})
       .done();
 }
 

@@ -94,7 +94,7 @@ Tensor causal_mask(const Dim& queries, const Dim& keys, Device device) {
   return mask.to(device);
 }
 
-std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attributes) {
+std::vector<Tensor> decompose_attention(std::span<const Tensor> inputs, const Attrs& attributes) {
   const auto& attrs = attributes.as<AttentionAttrs>();
   const Tensor mask = inputs.size() > 3 ? inputs[3] : Tensor();
   Tensor probabilities = attention_probabilities(inputs[0], inputs[1], mask, attrs);
@@ -104,7 +104,7 @@ std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attri
   return {matmul(probabilities, inputs[2])};
 }
 
-std::vector<Attrs> pattern_attrs() {
+std::vector<Attrs> attention_patterns() {
   return {AttentionAttrs{Any(0), false, Any(2), DropoutMode::follow, Any(4)}};
 }
 
@@ -158,8 +158,8 @@ Op define_scaled_dot_product_attention() {
       .optional("attn_mask")
       .trait(Trait::random)
       .infer(infer_attention)
-      .decompose(decompose)
-      .pattern_attrs(pattern_attrs)
+      .decompose(decompose_attention)
+      .pattern_attrs(attention_patterns)
       .flops(attention_flops)
       .recorded_as("scaled_dot_product_attention_lse")
       .cpu({.name = "cpu.flash",

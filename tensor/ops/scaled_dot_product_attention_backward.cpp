@@ -80,7 +80,8 @@ std::vector<TensorSpec> infer_backward(const InferContext& context) {
 
 /// The same by plain ops, with all scores in memory: what second derivatives go through. lse and
 /// keep_bits are functions of the other operands, so they are not read.
-std::vector<Tensor> decompose(std::span<const Tensor> inputs, const Attrs& attributes) {
+std::vector<Tensor> decompose_attention_backward(std::span<const Tensor> inputs,
+                                                 const Attrs& attributes) {
   const auto& attrs = attributes.as<AttentionBackwardAttrs>();
   const Tensor& grad = inputs[kGrad];
   const Tensor mask = inputs.size() > kMask ? inputs[kMask] : Tensor();
@@ -130,7 +131,7 @@ Op define_scaled_dot_product_attention_backward() {
       .optional("keep_bits")
       .trait(Trait::random)
       .infer(infer_backward)
-      .decompose(decompose)
+      .decompose(decompose_attention_backward)
       .flops(count_flops)
       .cpu({.name = "cpu.flash_backward",
             .run = cpu::attention_backward,
