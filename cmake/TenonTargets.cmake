@@ -32,6 +32,9 @@ function(tenon_folder name)
     target_include_directories(tenon_${name} PRIVATE "${PROJECT_SOURCE_DIR}"
                                                      "${PROJECT_BINARY_DIR}/generated")
     target_link_libraries(tenon_${name} PRIVATE tenon_flags ${arg_LIBRARIES})
+    if(name MATCHES "graph|nn|schedule|autograd")
+      target_compile_options(tenon_${name} PRIVATE "$<$<CONFIG:Release>:-O1>")
+    endif()
     if(NOT name STREQUAL cuda)  # few sources of its own language
       tenon_precompile(tenon_${name} ${arg_PRECOMPILE})
     endif()

@@ -4,7 +4,6 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "graph/detail/program_impl.h"
 #include "tensor/detail/check.h"
@@ -14,8 +13,18 @@ namespace {
 
 /// "blocks.11.attn.fused_3" -> "blocks.*.attn.fused_*".
 std::string without_numbers(const std::string& path) {
-  static const std::regex number("(^|[._])[0-9]+(?=\\.|$)");
-  return std::regex_replace(path, number, "$1*");
+  std::string general;
+  for (std::size_t i = 0; i < path.size(); ++i) {
+    const bool starts = i == 0 || path[i - 1] == '.' || path[i - 1] == '_';
+    const std::size_t end = std::min(path.find_first_not_of("0123456789", i), path.size());
+    if (starts && end > i && (end == path.size() || path[end] == '.')) {
+      general += '*';
+      i = end - 1;
+    } else {
+      general += path[i];
+    }
+  }
+  return general;
 }
 
 struct Sum {

@@ -1,8 +1,14 @@
 #include "schedule/detail/module_selector.h"
 
+#include <regex>
+
 #include "tensor/detail/check.h"
 
 namespace tenon::detail {
+
+struct CompiledRegex {
+  std::regex regex;
+};
 
 std::string relative_path(const std::string& path, const std::string& base) {
   if (base.empty()) return path;
@@ -14,8 +20,8 @@ ModuleSelector ModuleSelector::by_name(const std::string& caller, const std::str
   selector.text_ = regex;
   if (regex.find_first_of("\\^$.|?*+()[]{}") == std::string::npos) return selector;
   try {
-    selector.regex_ =
-        std::make_shared<const std::regex>(regex, std::regex::ECMAScript | std::regex::optimize);
+    selector.regex_ = std::make_shared<const CompiledRegex>(
+        std::regex(regex, std::regex::ECMAScript | std::regex::optimize));
   } catch (const std::regex_error& error) {
     fail<ScheduleError>("{}: '{}' is not a valid regular expression: {}", caller,
                         regex.substr(0, 80), error.what());
@@ -35,7 +41,7 @@ bool ModuleSelector::matches(const std::string& name) {
   const auto [entry, is_new] = known_.try_emplace(name, false);
   if (!is_new) return entry->second;
   try {
-    entry->second = std::regex_match(name, *regex_);
+    entry->second = std::regex_match(name, regex_->regex);
   } catch (const std::regex_error& error) {
     fail<ScheduleError>("'{}' cannot be tried on '{}': {}", text_.substr(0, 80), name,
                         error.what());

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <memory>
-#include <regex>
 #include <string>
 #include <unordered_map>
 
 #include "graph/graph.h"
 
 namespace tenon::detail {
+
+struct CompiledRegex;
 
 /// A module's path without the leading `base`; "" for the base itself.
 std::string relative_path(const std::string& path, const std::string& base);
@@ -31,7 +32,7 @@ class ModuleSelector {
 
   std::string text_;
   bool is_type_ = false;
-  std::shared_ptr<const std::regex> regex_;      // null for a type and for a name taken literally
+  std::shared_ptr<const CompiledRegex> regex_;   // null for a type and for a name taken literally
   std::unordered_map<std::string, bool> known_;  // names repeat from layer to layer
 };
 
