@@ -203,6 +203,7 @@ __global__ void __launch_bounds__(kReduceThreads, resident_row_blocks<T>)
   __shared__ Acc scratch[kWarp];
   constexpr int kLength = access_length<T>;
   constexpr int kSums = kLength < 4 ? kLength : 4;
+  constexpr int kUnrolled = std::is_same_v<Op, Sum> ? 4 : 1;
   const Op op = make_op<Op>(p);
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const std::int64_t group =
@@ -227,8 +228,19 @@ __global__ void __launch_bounds__(kReduceThreads, resident_row_blocks<T>)
       if (p.vectors) {
         const T* row = static_cast<const T*>(p.source) + base[0];
         singles = begin + (end - begin) / kLength * kLength;
-#pragma unroll 4
-        for (std::int64_t r = begin + lane * kLength; r < singles; r += p.lanes * kLength) {
+        const int step = p.lanes * kLength;
+        std::int64_t r = begin + lane * kLength;
+        if constexpr (!std::is_same_v<Op, Sum>) {
+          // A test between two loads would keep the second from running ahead.
+          for (; r + 3 * step < singles; r += 4 * step) {
+            Pack<T, kLength> packs[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) packs[k] = load_pack<T, kLength>(row + r + k * step);
+            accumulate<Op>(p, packs, 4, centers, sums);
+          }
+        }
+#pragma unroll kUnrolled
+        for (; r < singles; r += step) {
           const Pack<T, kLength> pack[1] = {load_pack<T, kLength>(row + r)};
           accumulate<Op>(p, pack, 1, centers, sums);
         }
