@@ -6,6 +6,7 @@
 //
 // Sums of floats have kernels of their own. What else is combined is told apart at run time, in front of
 // the values of a few loads, and so is the type of the results; integers of all widths share a kernel.
+#include "cuda/device/any_float.cuh"
 #include "cuda/device/column_totals.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/reduce.cuh"
@@ -157,27 +158,14 @@ __device__ __forceinline__ Acc finished(const Finish& finish, Acc value) {
 
 /// target[place] = value, as an element of `dtype`.
 template <class Acc>
-__device__ __forceinline__ void store_as(DType dtype, void* target, std::int64_t place, Acc value) {
-  if constexpr (std::is_same_v<Acc, float>) {
-    if (dtype == DType::float16) {
-      static_cast<Half*>(target)[place] = convert<Half>(value);
-      return;
-    }
-    if (dtype == DType::bfloat16) {
-      static_cast<BFloat16*>(target)[place] = convert<BFloat16>(value);
-      return;
-    }
-  } else if constexpr (std::is_integral_v<Acc>) {
-    if (dtype == DType::int32) {
-      static_cast<std::int32_t*>(target)[place] = static_cast<std::int32_t>(value);
-      return;
-    }
-    if (dtype != DType::int64) {
-      static_cast<std::uint8_t*>(target)[place] = static_cast<std::uint8_t>(value);
-      return;
-    }
+__device__ __forceinline__ void store_result(DType dtype, void* target, std::int64_t place,
+                                             Acc value) {
+  if constexpr (std::is_floating_point_v<Acc>) return store_as(dtype, target, place, value);
+  switch (dtype) {
+    case DType::int64: static_cast<std::int64_t*>(target)[place] = value; break;
+    case DType::int32: static_cast<std::int32_t*>(target)[place] = value; break;
+    default: static_cast<std::uint8_t*>(target)[place] = value; break;
   }
-  static_cast<Acc*>(target)[place] = value;
 }
 
 /// finish of launch_column_totals.
@@ -187,7 +175,7 @@ struct StoreFinished {
   Finish finish;
   template <class Acc>
   __device__ __forceinline__ void operator()(std::int64_t column, Acc total) const {
-    store_as(dtype, target, column, finished(finish, total));
+    store_result(dtype, target, column, finished(finish, total));
   }
 };
 
@@ -262,7 +250,7 @@ __global__ void __launch_bounds__(kReduceThreads, resident_row_blocks<T>)
 #pragma unroll
   for (int i = 1; i < kSums; ++i) sums[0] = op(sums[0], sums[i]);
   const Acc total = group_reduce(sums[0], p.lanes, scratch, op);
-  if (active && lane == 0) store_as(p.target_dtype, p.target, group, finished(p.finish, total));
+  if (active && lane == 0) store_result(p.target_dtype, p.target, group, finished(p.finish, total));
 }
 
 /// This thread's results for neighbouring outputs from `column` on.
@@ -276,7 +264,7 @@ __device__ __forceinline__ void write_columns(const ReduceParams& p, std::int64_
   }
 #pragma unroll
   for (int i = 0; i < kLength; ++i) {
-    store_as(p.target_dtype, p.target, split * p.outputs + column + i, sums[i]);
+    store_result(p.target_dtype, p.target, split * p.outputs + column + i, sums[i]);
   }
 }
 
@@ -416,7 +404,7 @@ ReduceKernel kernel_of(const ReducePlan& plan, Combination combination, DType dt
 template <class F>
 void dispatch_accumulator(DType dtype, F&& f) {
   if (!is_floating(dtype)) return f.template operator()<std::int64_t>();
-  dtype == DType::float64 ? f.template operator()<double>() : f.template operator()<float>();
+  dispatch_compute(dtype, f);
 }
 
 /// A reduction but for its operands.
