@@ -7,6 +7,7 @@
 // Each block writes its part of the sums once, and device/column_totals.cuh adds the parts in order: there
 // are no atomics, so results are the same from run to run. Rows that are unaligned, or too long for the
 // registers of a block, are read again in each pass, and their column sums are a pass of their own.
+#include "cuda/device/any_float.cuh"
 #include "cuda/device/column_totals.cuh"
 #include "cuda/device/norm.cuh"
 #include "cuda/device/norm_tail.cuh"
@@ -47,45 +48,52 @@ template <class T, bool kTail>
 inline constexpr RowStreamNeeds needs{sizeof(T), 3, 2 + column_sums<kTail>};
 
 /// This block's part of the sums, of which each thread holds those of its columns: its groups are added in
-/// order, across the lanes of a warp and then across warps. Every thread must call it.
+/// order, across the lanes of a warp and then across warps. Every thread must call it. Sums wait in the
+/// thread's places of the ring, which has no more rows to hold, so that one loop serves them all.
 template <class T, int kChunks, int kSums>
-__device__ __forceinline__ void store_block_sums(Row<T, kChunks> (&sums)[kSums],
+__device__ __forceinline__ void store_block_sums(const Row<T, kChunks> (&sums)[kSums],
                                                  const RowGroup& group, int cols,
                                                  compute_type<T>* part) {
   using C = compute_type<T>;
+  using Ring = RowRing<C, kChunks>;
   constexpr int kWarps = kStreamThreads / kWarp;
   alignas(kVectorBytes) __shared__ C buffer[kWarps][kWarp * kRowGroup];
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
   for (int sum = 0; sum < kSums; ++sum) {
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) Ring::write(sum, chunk, sums[sum].values[chunk]);
+  }
+#pragma unroll 1
+  for (int number = 0; number < kSums * kChunks; ++number) {
+    const int sum = number / kChunks;
+    const int chunk = number - sum * kChunks;
     C* target = part + sum * cols;
+    C values[kRowGroup];
+    Ring::read(sum, chunk, values);
+    const int first = Row<T, kChunks>::column(group, chunk);
+    if (group.lanes > kWarp) {
+      if (first < cols) store_narrowed(target + first, values);
+      continue;
+    }
+    for (int offset = group.lanes; offset < kWarp; offset *= 2) {
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      C(&values)[kRowGroup] = sums[sum].values[chunk];
-      const int first = Row<T, kChunks>::column(group, chunk);
-      if (group.lanes > kWarp) {
-        if (first < cols) store_narrowed(target + first, values);
-        continue;
+      for (int i = 0; i < kRowGroup; ++i) {
+        values[i] += __shfl_xor_sync(0xffffffffU, values[i], offset);
       }
-      for (int offset = group.lanes; offset < kWarp; offset *= 2) {
+    }
+    __syncthreads();  // the chunk before may still be read
+    if (static_cast<int>(threadIdx.x) % kWarp < group.lanes) {
+      store_narrowed(&buffer[warp][group.lane * kRowGroup], values);
+    }
+    __syncthreads();
+    const int base = chunk * group.lanes * kRowGroup;
+    for (int i = static_cast<int>(threadIdx.x); i < group.lanes * kRowGroup && base + i < cols;
+         i += kStreamThreads) {
+      C total = buffer[0][i];
 #pragma unroll
-        for (int i = 0; i < kRowGroup; ++i) {
-          values[i] += __shfl_xor_sync(0xffffffffU, values[i], offset);
-        }
-      }
-      __syncthreads();  // the chunk before may still be read
-      if (static_cast<int>(threadIdx.x) % kWarp < group.lanes) {
-        store_narrowed(&buffer[warp][group.lane * kRowGroup], values);
-      }
-      __syncthreads();
-      const int base = chunk * group.lanes * kRowGroup;
-      for (int i = static_cast<int>(threadIdx.x); i < group.lanes * kRowGroup && base + i < cols;
-           i += kStreamThreads) {
-        C total = buffer[0][i];
-#pragma unroll
-        for (int w = 1; w < kWarps; ++w) total += buffer[w][i];
-        target[base + i] = total;
-      }
+      for (int w = 1; w < kWarps; ++w) total += buffer[w][i];
+      target[base + i] = total;
     }
   }
 }
@@ -180,8 +188,25 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks)
     if (group.active) finish_row<kTail>(p, tail, group, slot, kept, statistics, x, g, sums);
   });
   if (p.parts == nullptr) return;
+  constexpr int kFewestOperands = kTail ? 3 : 2;
+  static_assert(column_sums<kTail> * sizeof(C) <= kRowStreamStages * kFewestOperands * sizeof(T));
   store_block_sums(sums, RowGroup(stream.rows, stream.lanes), cols,
                    static_cast<C*>(p.parts) + block_index() * column_sums<kTail> * p.cols);
+}
+
+/// The value that is normalized, for rows that are read again in each pass.
+template <bool kTail, class T>
+__device__ __forceinline__ compute_type<T> value_at(const T* input, const TailParams& tail,
+                                                    std::int64_t row, std::int64_t column,
+                                                    std::int64_t cols) {
+  using C = compute_type<T>;
+  C value = widen(input[row * cols + column]);
+  if constexpr (kTail) {
+    value += widen(static_cast<const T*>(tail.bias)[column]);
+    value = is_kept(tail.dropout, row, column) ? value * static_cast<C>(tail.dropout.scale) : C(0);
+    value += widen(static_cast<const T*>(tail.residual)[row * cols + column]);
+  }
+  return value;
 }
 
 /// For rows that are read again in each pass.
@@ -289,24 +314,24 @@ struct SumTargets {
 };
 
 /// Stores a total at its place among the sums' vectors.
-template <class T>
 struct StoreSums {
-  T* targets[3] = {};
-  const T* addends[3] = {};
+  void* targets[3] = {};
+  const void* addends[3] = {};
   std::int64_t cols = 0;
+  DType dtype = DType::float32;
 
-  StoreSums(const SumTargets& wanted, std::int64_t columns) : cols(columns) {
+  StoreSums(const SumTargets& wanted, std::int64_t columns, DType of) : cols(columns), dtype(of) {
     for (int i = 0; i < 3; ++i) {
-      if (wanted.of[i] != nullptr) targets[i] = wanted.of[i]->as<T>();
-      addends[i] = static_cast<const T*>(wanted.addends[i]);
+      if (wanted.of[i] != nullptr) targets[i] = wanted.of[i]->data;
+      addends[i] = wanted.addends[i];
     }
   }
   template <class C>
   __device__ __forceinline__ void operator()(std::int64_t column, C total) const {
     const std::int64_t sum = column / cols;
     const std::int64_t i = column - sum * cols;
-    if (addends[sum] != nullptr) total += widen(addends[sum][i]);
-    if (targets[sum] != nullptr) targets[sum][i] = convert<T>(total);
+    if (addends[sum] != nullptr) total += load_as<C>(dtype, addends[sum], i);
+    if (targets[sum] != nullptr) store_as(dtype, targets[sum], i, total);
   }
 };
 
@@ -399,7 +424,7 @@ void run(const KernelArgs& args, const NormBackwardSizes& sizes, NormBackwardPar
         sizes.rows > 0 ? run_rows<T, kTail>(stream, name, sizes, p, tail) : 0;
     if (!targets.any()) return;
     launch_column_totals<Sum>(stream, name, p.parts, parts, column_sums<kTail> * p.cols, C(0),
-                              StoreSums<T>(targets, p.cols));
+                              StoreSums(targets, p.cols, args.inputs[0].dtype));
   });
 }
 
