@@ -2,6 +2,7 @@
 // residual, for rows in registers and element by element.
 #pragma once
 
+#include "cuda/device/any_float.cuh"
 #include "cuda/device/row_stream.cuh"
 #include "cuda/kernels/dropout.h"
 
@@ -42,6 +43,19 @@ __device__ __forceinline__ std::uint32_t add_tail(const TailParams& tail, const 
 __device__ __forceinline__ bool is_kept(const DropoutParams& dropout, std::int64_t row,
                                         std::int64_t column) {
   return (kept_bits(dropout, row, column / kRowGroup) >> column % kRowGroup & 1U) != 0;
+}
+
+/// The value that is normalized, for rows that are read again in each pass. A tail without a bias is none.
+template <class C>
+__device__ __forceinline__ C value_at(DType dtype, const void* input, const TailParams& tail,
+                                      std::int64_t row, std::int64_t column, std::int64_t cols) {
+  C value = load_as<C>(dtype, input, row * cols + column);
+  if (tail.bias != nullptr) {
+    value += load_as<C>(dtype, tail.bias, column);
+    value = is_kept(tail.dropout, row, column) ? value * static_cast<C>(tail.dropout.scale) : C(0);
+    value += load_as<C>(dtype, tail.residual, row * cols + column);
+  }
+  return value;
 }
 
 }  // namespace tenon::cuda

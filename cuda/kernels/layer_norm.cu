@@ -3,7 +3,6 @@
 // Rows are contiguous. Aligned rows stream through shared memory into registers (device/row_stream.cuh); a
 // row's mean, and then the mean of its squared deviations, are computed in float32 (float64 for float64)
 // from there. Rows that are unaligned, or too long for a block, are read again in each pass.
-#include "cuda/device/any_float.cuh"
 #include "cuda/device/norm.cuh"
 #include "cuda/device/norm_tail.cuh"
 #include "cuda/kernels/register.h"
@@ -65,19 +64,6 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks)
       store_narrowed(output + first, x);
     });
   });
-}
-
-/// The value that is normalized, for rows that are read again in each pass. A tail without a bias is none.
-template <class C>
-__device__ __forceinline__ C value_at(DType dtype, const void* input, const TailParams& tail,
-                                      std::int64_t row, std::int64_t column, std::int64_t cols) {
-  C value = load_as<C>(dtype, input, row * cols + column);
-  if (tail.bias != nullptr) {
-    value += load_as<C>(dtype, tail.bias, column);
-    value = is_kept(tail.dropout, row, column) ? value * static_cast<C>(tail.dropout.scale) : C(0);
-    value += load_as<C>(dtype, tail.residual, row * cols + column);
-  }
-  return value;
 }
 
 /// For rows that are read again in each pass.

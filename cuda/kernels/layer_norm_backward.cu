@@ -34,6 +34,7 @@ struct NormBackwardParams {
   double eps = 0;
   int lanes = 1;  // of rows that are not held
   bool centers = true;
+  DType dtype = DType::float32;
 };
 
 /// The column sums, in the order in which parts has them.
@@ -227,6 +228,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   };
   C means[2] = {};
   if (p.centers) {
+#pragma unroll 1
     for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
       means[0] += input_at(i);
       means[1] += gradient_at(i);
@@ -236,6 +238,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     means[1] /= count;
   }
   C moments[2] = {};
+#pragma unroll 1
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     const C deviation = input_at(i) - means[0];
     moments[0] += deviation * deviation;
@@ -249,6 +252,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     static_cast<NormStatistics<C>*>(p.statistics)[group.row] = statistics;
   }
   if (p.input_grad == nullptr && p.residual_grad == nullptr) return;
+#pragma unroll 1
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     C result = statistics.gradient(gradient_at(i), (input_at(i) - means[0]) * factor);
     if constexpr (kTail) {
@@ -261,48 +265,46 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   }
 }
 
-/// The column sums of such rows over a run of rows, from their statistics.
-template <class T, bool kTail>
+/// The column sums of such rows over a run of rows, from their statistics; a tail without a bias is none.
+template <class C>
 __global__ void __launch_bounds__(kColumnsOfBlock* kRowLanes)
     norm_column_parts_kernel(const NormBackwardParams p, const TailParams tail) {
-  using C = compute_type<T>;
-  constexpr int kSums = column_sums<kTail>;
-  __shared__ C shared[kSums][kRowLanes][kColumnsOfBlock];
+  constexpr int kMostSums = column_sums<true>;
+  __shared__ C shared[kMostSums][kRowLanes][kColumnsOfBlock];
   const int x = static_cast<int>(threadIdx.x) % kColumnsOfBlock;
   const int y = static_cast<int>(threadIdx.x) / kColumnsOfBlock;
   const std::int64_t column_block = block_index() / p.splits;
   const std::int64_t split = block_index() - column_block * p.splits;
   const std::int64_t column = column_block * kColumnsOfBlock + x;
   const bool active = column < p.cols;
-  C sums[kSums] = {};
+  const bool has_tail = tail.bias != nullptr;
+  C sums[kMostSums] = {};
   if (active) {
     const std::int64_t begin = split * p.rows_of_split;
     const std::int64_t end = begin + p.rows_of_split < p.rows ? begin + p.rows_of_split : p.rows;
-    const C weight = p.weight != nullptr ? widen(static_cast<const T*>(p.weight)[column]) : C(1);
+    const C weight = p.weight != nullptr ? load_as<C>(p.dtype, p.weight, column) : C(1);
     for (std::int64_t row = begin + y; row < end; row += kRowLanes) {
       const auto& statistics = static_cast<const NormStatistics<C>*>(p.statistics)[row];
-      const C g = widen(static_cast<const T*>(p.grad)[row * p.cols + column]);
-      const C value = value_at<kTail>(static_cast<const T*>(p.input), tail, row, column, p.cols);
+      const C g = load_as<C>(p.dtype, p.grad, row * p.cols + column);
+      const C value = value_at<C>(p.dtype, p.input, tail, row, column, p.cols);
       const C normalized = (value - statistics.mean) * statistics.factor;
       sums[kWeightSum] += g * normalized;
       sums[kNormBiasSum] += g;
-      if constexpr (kTail) {
-        if (is_kept(tail.dropout, row, column)) {
-          sums[kBiasSum] +=
-              statistics.gradient(g * weight, normalized) * static_cast<C>(tail.dropout.scale);
-        }
+      if (has_tail && is_kept(tail.dropout, row, column)) {
+        sums[kBiasSum] +=
+            statistics.gradient(g * weight, normalized) * static_cast<C>(tail.dropout.scale);
       }
     }
   }
 #pragma unroll
-  for (int sum = 0; sum < kSums; ++sum) shared[sum][y][x] = sums[sum];
+  for (int sum = 0; sum < kMostSums; ++sum) shared[sum][y][x] = sums[sum];
   __syncthreads();
   if (y > 0 || !active) return;
-#pragma unroll
-  for (int sum = 0; sum < kSums; ++sum) {
+  const int count = has_tail ? column_sums<true> : column_sums<false>;
+  for (int sum = 0; sum < count; ++sum) {
     C total = shared[sum][0][x];
     for (int i = 1; i < kRowLanes; ++i) total += shared[sum][i][x];
-    static_cast<C*>(p.parts)[(split * kSums + sum) * p.cols + column] = total;
+    static_cast<C*>(p.parts)[(split * count + sum) * p.cols + column] = total;
   }
 }
 
@@ -403,7 +405,7 @@ std::int64_t run_rows(Stream stream, const char* name, const NormBackwardSizes& 
   p.lanes = plan.lanes;
   launch(stream, name, norm_backward_rows_kernel<T, kTail>, plan.blocks, plan.threads, 0, p, tail);
   if (p.parts != nullptr) {
-    launch(stream, name, norm_column_parts_kernel<T, kTail>, sizes.columns.blocks,
+    launch(stream, name, norm_column_parts_kernel<compute_type<T>>, sizes.columns.blocks,
            kColumnsOfBlock * kRowLanes, 0, p, tail);
   }
   return p.splits;
@@ -416,15 +418,16 @@ void run(const KernelArgs& args, const NormBackwardSizes& sizes, NormBackwardPar
   const Stream stream = stream_of(args);
   p.rows = sizes.rows;
   p.cols = sizes.cols;
+  p.dtype = args.inputs[0].dtype;
   p.parts = targets.any() ? args.workspace : nullptr;
   const char* name = args.op->name.c_str();
-  dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
+  dispatch_float(p.dtype, [&]<typename T>() {
     using C = compute_type<T>;
     const std::int64_t parts =
         sizes.rows > 0 ? run_rows<T, kTail>(stream, name, sizes, p, tail) : 0;
     if (!targets.any()) return;
     launch_column_totals<Sum>(stream, name, p.parts, parts, column_sums<kTail> * p.cols, C(0),
-                              StoreSums(targets, p.cols, args.inputs[0].dtype));
+                              StoreSums(targets, p.cols, p.dtype));
   });
 }
 
