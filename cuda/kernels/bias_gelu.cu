@@ -12,8 +12,6 @@ namespace {
 struct BiasGelu {
   Approximate form;
 
-  static constexpr bool kInPlace = true;
-
   /// x: inputs, replaced by the results; b: biases.
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount], C (&b)[kCount]) const {
@@ -29,8 +27,6 @@ struct BiasGelu {
 
 struct BiasGeluGradient {
   Approximate form;
-
-  static constexpr bool kInPlace = true;
 
   /// g: cotangents, replaced by the gradients; x: inputs; b: biases.
   template <class C, int kCount>

@@ -33,8 +33,6 @@ struct UnaryGradientFunction {
   double beta = 1;  // of softplus
   double threshold = 0;
 
-  static constexpr bool kInPlace = true;
-
   /// g: cotangents, replaced by the gradients; x: inputs or outputs of the op.
   template <class C, int kCount>
   __device__ void apply(C (&g)[kCount], C (&x)[kCount]) const {
