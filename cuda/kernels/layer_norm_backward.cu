@@ -361,7 +361,8 @@ std::size_t workspace_of(const NormBackwardSizes& sizes, DType dtype) {
   constexpr int kSums = column_sums<kTail>;
   const std::int64_t held = sizes.held.fits ? sizes.held.blocks * kSums * sizes.cols : 0;
   const std::int64_t read_again = sizes.columns.splits * kSums * sizes.cols + 4 * sizes.rows;
-  return static_cast<std::size_t>(std::max(held, read_again)) * (dtype == DType::float64 ? 8 : 4);
+  return static_cast<std::size_t>(held > read_again ? held : read_again) *
+         (dtype == DType::float64 ? 8 : 4);
 }
 
 template <class T, bool kTail>
