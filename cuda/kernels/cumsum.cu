@@ -2,9 +2,8 @@
 // elements are scanned by a block each, tile after tile; otherwise a thread sums a line and its
 // neighbours those beside it. Sums are kept in double (int64 for integers), as on the CPU; there is a
 // kernel for each, which tests for the elements' type in front of a thread's elements.
-#include <cub/block/block_scan.cuh>
-
 #include "cuda/device/convert.cuh"
+#include "cuda/device/reduce.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
 #include "tensor/ops/indexing_attributes.h"
@@ -60,10 +59,56 @@ __device__ __forceinline__ void with_output(const CumsumParams& p, F f) {
   }
 }
 
+/// Shared memory of a block's scan: the sums of its threads, a segment for each lane of the first warp.
+template <class S>
+struct ScanMemory {
+  static constexpr int kSegment = kThreads / kWarp;
+  S sums[kWarp][kSegment + 1];  // the extra column spreads segments over the banks
+  S total;
+};
+
+/// Each item becomes the sum of all items up to it, in the order of the threads; the total of all. A
+/// warp scans the sums of segments; what is added first is 0, so that -0 becomes 0.
+template <class S>
+__device__ __forceinline__ S scan_block(S (&items)[kItems], ScanMemory<S>& memory) {
+  constexpr int kSegment = ScanMemory<S>::kSegment;
+  const int thread = static_cast<int>(threadIdx.x);
+  S& own = memory.sums[thread / kSegment][thread % kSegment];
+  S sum = items[0];
+#pragma unroll
+  for (int i = 1; i < kItems; ++i) sum += items[i];
+  own = sum;
+  __syncthreads();
+  if (thread < kWarp) {
+    S(&segment)[kSegment + 1] = memory.sums[thread];
+    S inclusive = segment[0];
+#pragma unroll
+    for (int i = 1; i < kSegment; ++i) inclusive += segment[i];
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const S other = __shfl_up_sync(0xffffffffU, inclusive, offset);
+      if (thread >= offset) inclusive += other;
+    }
+    if (thread == kWarp - 1) memory.total = inclusive;
+    S before = __shfl_up_sync(0xffffffffU, S(0) + inclusive, 1);
+    if (thread == 0) before = S(0);
+#pragma unroll
+    for (int i = 0; i < kSegment; ++i) {
+      const S value = segment[i];
+      segment[i] = before;
+      before += value;
+    }
+  }
+  __syncthreads();
+  items[0] += own;
+#pragma unroll
+  for (int i = 1; i < kItems; ++i) items[i] += items[i - 1];
+  return memory.total;
+}
+
 template <class S>
 __global__ void __launch_bounds__(kThreads) scan_lines_kernel(const CumsumParams p) {
-  using Scan = cub::BlockScan<S, kThreads>;
-  __shared__ typename Scan::TempStorage storage;
+  __shared__ ScanMemory<S> memory;
   const std::int64_t line = block_index();
   if (line >= p.lines) return;
   S before = 0;  // the sum of the tiles before this one
@@ -79,8 +124,7 @@ __global__ void __launch_bounds__(kThreads) scan_lines_kernel(const CumsumParams
         sums[i] = begin + i < p.length ? static_cast<S>(widen(source[place_of(i)])) : S(0);
       }
     });
-    S total;
-    Scan(storage).InclusiveSum(sums, sums, total);
+    const S total = scan_block(sums, memory);
     with_output<S>(p, [&]<class Out>(Out* target) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
@@ -88,7 +132,7 @@ __global__ void __launch_bounds__(kThreads) scan_lines_kernel(const CumsumParams
       }
     });
     before += total;
-    __syncthreads();  // the next tile's scan reuses the storage
+    __syncthreads();  // the next tile's scan reuses the memory
   }
 }
 
