@@ -195,22 +195,7 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks)
                    static_cast<C*>(p.parts) + block_index() * column_sums<kTail> * p.cols);
 }
 
-/// The value that is normalized, for rows that are read again in each pass.
-template <bool kTail, class T>
-__device__ __forceinline__ compute_type<T> value_at(const T* input, const TailParams& tail,
-                                                    std::int64_t row, std::int64_t column,
-                                                    std::int64_t cols) {
-  using C = compute_type<T>;
-  C value = widen(input[row * cols + column]);
-  if constexpr (kTail) {
-    value += widen(static_cast<const T*>(tail.bias)[column]);
-    value = is_kept(tail.dropout, row, column) ? value * static_cast<C>(tail.dropout.scale) : C(0);
-    value += widen(static_cast<const T*>(tail.residual)[row * cols + column]);
-  }
-  return value;
-}
-
-/// For rows that are read again in each pass.
+/// For rows that are read again in each pass; with a tail, rows of p.dtype, which is computed in T.
 template <class T, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_backward_rows_kernel(const NormBackwardParams p, const TailParams tail) {
@@ -219,12 +204,21 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   const RowGroup group(p.rows, p.lanes);
   const std::int64_t start = group.row * p.cols;
   const C count = static_cast<C>(p.cols);
+  const auto load = [&](const void* data, std::int64_t at) {
+    if constexpr (kTail) return load_as<C>(p.dtype, data, at);
+    return widen(static_cast<const T*>(data)[at]);
+  };
+  const auto store = [&](void* data, std::int64_t at, C value) {
+    if constexpr (kTail) return store_as(p.dtype, data, at, value);
+    static_cast<T*>(data)[at] = convert<T>(value);
+  };
   const auto input_at = [&](std::int64_t i) {
-    return value_at<kTail>(static_cast<const T*>(p.input), tail, group.row, i, p.cols);
+    if constexpr (kTail) return value_at<C>(p.dtype, p.input, tail, group.row, i, p.cols);
+    return load(p.input, start + i);
   };
   const auto gradient_at = [&](std::int64_t i) {
-    const C g = widen(static_cast<const T*>(p.grad)[start + i]);
-    return p.weight != nullptr ? g * widen(static_cast<const T*>(p.weight)[i]) : g;
+    const C g = load(p.grad, start + i);
+    return p.weight != nullptr ? g * load(p.weight, i) : g;
   };
   C means[2] = {};
   if (p.centers) {
@@ -256,12 +250,12 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     C result = statistics.gradient(gradient_at(i), (input_at(i) - means[0]) * factor);
     if constexpr (kTail) {
-      if (p.residual_grad) static_cast<T*>(p.residual_grad)[start + i] = convert<T>(result);
+      if (p.residual_grad) store(p.residual_grad, start + i, result);
       const C scale = static_cast<C>(tail.dropout.scale);
       result = is_kept(tail.dropout, group.row, i) ? result * scale : C(0);
     }
-    if (p.addend) result += widen(static_cast<const T*>(p.addend)[start + i]);
-    if (p.input_grad) static_cast<T*>(p.input_grad)[start + i] = convert<T>(result);
+    if (p.addend) result += load(p.addend, start + i);
+    if (p.input_grad) store(p.input_grad, start + i, result);
   }
 }
 
@@ -404,7 +398,9 @@ std::int64_t run_rows(Stream stream, const char* name, const NormBackwardSizes& 
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  launch(stream, name, norm_backward_rows_kernel<T, kTail>, plan.blocks, plan.threads, 0, p, tail);
+  using Rows = std::conditional_t<kTail, compute_type<T>, T>;
+  launch(stream, name, norm_backward_rows_kernel<Rows, kTail>, plan.blocks, plan.threads, 0, p,
+         tail);
   if (p.parts != nullptr) {
     launch(stream, name, norm_column_parts_kernel<compute_type<T>>, sizes.columns.blocks,
            kColumnsOfBlock * kRowLanes, 0, p, tail);
