@@ -86,6 +86,10 @@ struct Fragment {
   }
 };
 
+/// How many of a thread's elements an apply() should have code for: functions of double are long.
+template <class C, int kCount>
+inline constexpr int unrolled_elements = std::is_same_v<C, double> ? 1 : kCount;
+
 /// Result i = f(inputs i...), for each i; an f that switches over ops does so once, in apply(), which
 /// leaves the results in place of its first argument.
 template <class Out, int kCount, class F, class First, class... Rest>
