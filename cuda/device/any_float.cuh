@@ -1,5 +1,5 @@
-// Elements of any floating dtype by a test at run time, for paths that are not worth a kernel for each
-// dtype: a kernel is compiled for what it computes in, float or double.
+// Elements of any floating dtype by a test at run time, for paths that are not worth a kernel for
+// each dtype: a kernel is compiled for what it computes in, float or double.
 #pragma once
 
 #include "cuda/device/convert.cuh"

@@ -45,7 +45,7 @@ __device__ __forceinline__ bool is_kept(const DropoutParams& dropout, std::int64
   return (kept_bits(dropout, row, column / kRowGroup) >> column % kRowGroup & 1U) != 0;
 }
 
-/// The value that is normalized, for rows that are read again in each pass. A tail without a bias is none.
+/// The value that is normalized, for rows that are read again in each pass. No bias: no tail.
 template <class C>
 __device__ __forceinline__ C value_at(DType dtype, const void* input, const TailParams& tail,
                                       std::int64_t row, std::int64_t column, std::int64_t cols) {

@@ -90,8 +90,8 @@ struct Fragment {
 template <class C, int kCount>
 inline constexpr int unrolled_elements = std::is_same_v<C, double> ? 1 : kCount;
 
-/// Result i = f(inputs i...), for each i; an f that switches over ops does so once, in apply(), which
-/// leaves the results in place of its first argument.
+/// Result i = f(inputs i...), for each i; an f that switches over ops does so once, in apply(),
+/// which leaves the results in place of its first argument.
 template <class Out, int kCount, class F, class First, class... Rest>
 __device__ __forceinline__ void apply_function(const F& f, Out (&results)[kCount],
                                                First (&first)[kCount], Rest (&... rest)[kCount]) {

@@ -1,7 +1,7 @@
 // cumsum of a contiguous input along one axis, from its start or its end. Lines of contiguous
 // elements are scanned by a block each, tile after tile; otherwise a thread sums a line and its
-// neighbours those beside it. Sums are kept in double (int64 for integers), as on the CPU; there is a
-// kernel for each, which tests for the elements' type in front of a thread's elements.
+// neighbours those beside it. Sums are kept in double (int64 for integers), as on the CPU; there is
+// a kernel for each, which tests for the elements' type in front of a thread's elements.
 #include "cuda/device/convert.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/register.h"
@@ -59,7 +59,7 @@ __device__ __forceinline__ void with_output(const CumsumParams& p, F f) {
   }
 }
 
-/// Shared memory of a block's scan: the sums of its threads, a segment for each lane of the first warp.
+/// Shared memory of a block's scan: the sums of its threads, a segment for each lane of a warp.
 template <class S>
 struct ScanMemory {
   static constexpr int kSegment = kThreads / kWarp;
@@ -67,7 +67,7 @@ struct ScanMemory {
   S total;
 };
 
-/// Each item becomes the sum of all items up to it, in the order of the threads; the total of all. A
+/// Each item becomes the sum of all items up to it, by the order of threads; returns the total. A
 /// warp scans the sums of segments; what is added first is 0, so that -0 becomes 0.
 template <class S>
 __device__ __forceinline__ S scan_block(S (&items)[kItems], ScanMemory<S>& memory) {

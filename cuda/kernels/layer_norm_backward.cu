@@ -48,9 +48,8 @@ enum Operand { kInput, kGrad, kThird };
 template <class T, bool kTail>
 inline constexpr RowStreamNeeds needs{sizeof(T), 3, 2 + column_sums<kTail>};
 
-/// This block's part of the sums, of which each thread holds those of its columns: its groups are added in
-/// order, across the lanes of a warp and then across warps. Every thread must call it. Sums wait in the
-/// thread's places of the ring, which has no more rows to hold, so that one loop serves them all.
+/// This block's part of the sums, of which each thread holds those of its columns: its groups are
+/// added in order, across a warp's lanes and then across warps. Every thread must call it.
 template <class T, int kChunks, int kSums>
 __device__ __forceinline__ void store_block_sums(const Row<T, kChunks> (&sums)[kSums],
                                                  const RowGroup& group, int cols,
@@ -60,6 +59,7 @@ __device__ __forceinline__ void store_block_sums(const Row<T, kChunks> (&sums)[k
   constexpr int kWarps = kStreamThreads / kWarp;
   alignas(kVectorBytes) __shared__ C buffer[kWarps][kWarp * kRowGroup];
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  // Through this thread's places of the ring, now free, so that one loop serves all sums.
 #pragma unroll
   for (int sum = 0; sum < kSums; ++sum) {
 #pragma unroll
@@ -259,7 +259,8 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   }
 }
 
-/// The column sums of such rows over a run of rows, from their statistics; a tail without a bias is none.
+/// The column sums of such rows over a run of rows, from their statistics; a tail without a bias is
+/// none.
 template <class C>
 __global__ void __launch_bounds__(kColumnsOfBlock* kRowLanes)
     norm_column_parts_kernel(const NormBackwardParams p, const TailParams tail) {

@@ -1,4 +1,4 @@
-// How an elementwise call (device/pointwise.cuh) is laid over blocks: a pure function of its operands.
+// How an elementwise call (device/pointwise.cuh) is laid over blocks: a function of its operands.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct PointwisePlan {
   std::int64_t blocks = 0;
 };
 
-/// `views`: the output, then the inputs, which broadcast to it; absent ones have no data and no axes.
+/// `views`: the output, then the inputs, which broadcast to it; absent ones have no data.
 PointwisePlan plan_pointwise(std::span<const TensorView> views, const PointwiseShape& shape);
 
 }  // namespace tenon::cuda

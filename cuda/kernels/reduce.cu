@@ -1,11 +1,11 @@
 // sum, mean, var, amax and amin over any axes of an input of any strides, accumulated in float32
 // (float64 for float64, int64 for integers). var takes two passes, the mean first. The order of
-// combination is fixed by sizes and strides (kernels/reduce_plan.h), so results are the same from run to
-// run; a few outputs with many inputs each take a second pass over partial results. Sums over rows of a
-// matrix read 16 bytes a thread.
+// combination is fixed by sizes and strides (kernels/reduce_plan.h), so results are the same from
+// run to run; a few outputs with many inputs each take a second pass over partial results. Sums over
+// rows of a matrix read 16 bytes a thread.
 //
-// Sums of floats have kernels of their own. What else is combined is told apart at run time, in front of
-// the values of a few loads, and so is the type of the results; integers of all widths share a kernel.
+// Sums of floats have kernels of their own. What else is combined is told apart at run time, in
+// front of the values of a few loads, and so is the type of results; integers share a kernel.
 #include "cuda/device/any_float.cuh"
 #include "cuda/device/column_totals.cuh"
 #include "cuda/device/memory.cuh"
@@ -179,7 +179,56 @@ struct StoreFinished {
   }
 };
 
-/// Blocks of reduce_rows_kernel that a multiprocessor should hold, so that enough loads are in flight.
+/// A lane's share of an output's inputs from `begin` on; `base` is the place of input 0.
+template <class Op, class T, int kSums, class Acc>
+__device__ __forceinline__ void sum_row(const ReduceParams& p, std::int64_t base, int lane,
+                                        std::int64_t begin, std::int64_t end, Acc center,
+                                        Acc (&sums)[kSums]) {
+  constexpr int kLength = access_length<T>;
+  constexpr int kUnrolled = std::is_same_v<Op, Sum> ? 4 : 1;
+  const Acc centers[1] = {center};
+  const auto add_single = [&](std::int64_t at) {
+    const Pack<Loaded<T>, 1> single[1] = {{load_element<T>(p, base + at)}};
+    accumulate<Op>(p, single, 1, centers, sums);
+  };
+  std::int64_t singles = begin;
+  if constexpr (kLength > 1) {
+    if (p.vectors) {
+      const T* row = static_cast<const T*>(p.source) + base;
+      singles = begin + (end - begin) / kLength * kLength;
+      const int step = p.lanes * kLength;
+      std::int64_t r = begin + lane * kLength;
+      if constexpr (!std::is_same_v<Op, Sum>) {
+        // A test between two loads would keep the second from running ahead.
+        for (; r + 3 * step < singles; r += 4 * step) {
+          Pack<T, kLength> packs[4];
+#pragma unroll
+          for (int k = 0; k < 4; ++k) packs[k] = load_pack<T, kLength>(row + r + k * step);
+          accumulate<Op>(p, packs, 4, centers, sums);
+        }
+      }
+#pragma unroll kUnrolled
+      for (; r < singles; r += step) {
+        const Pack<T, kLength> pack[1] = {load_pack<T, kLength>(row + r)};
+        accumulate<Op>(p, pack, 1, centers, sums);
+      }
+    }
+  }
+  if (p.reduced.rank == 1) {
+    const std::int64_t stride = p.reduced.inner_stride(0);
+#pragma unroll 4
+    for (std::int64_t r = singles + lane; r < end; r += p.lanes) add_single(r * stride);
+    return;
+  }
+#pragma unroll 1
+  for (std::int64_t r = singles + lane; r < end; r += p.lanes) {
+    std::int64_t offset[1];
+    p.reduced.offsets(r, offset);
+    add_single(offset[0]);
+  }
+}
+
+/// Blocks of reduce_rows_kernel that a multiprocessor should hold: enough loads in flight.
 template <class T>
 inline constexpr int resident_row_blocks = sizeof(Accumulator<T>) == 8 ? 4 : 5;
 
@@ -189,9 +238,7 @@ __global__ void __launch_bounds__(kReduceThreads, resident_row_blocks<T>)
     reduce_rows_kernel(const ReduceParams p) {
   using Acc = Accumulator<T>;
   __shared__ Acc scratch[kWarp];
-  constexpr int kLength = access_length<T>;
-  constexpr int kSums = kLength < 4 ? kLength : 4;
-  constexpr int kUnrolled = std::is_same_v<Op, Sum> ? 4 : 1;
+  constexpr int kSums = access_length<T> < 4 ? access_length<T> : 4;
   const Op op = make_op<Op>(p);
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const std::int64_t group =
@@ -206,46 +253,7 @@ __global__ void __launch_bounds__(kReduceThreads, resident_row_blocks<T>)
     const std::int64_t end = begin + p.split_size < p.count ? begin + p.split_size : p.count;
     std::int64_t base[1];
     p.kept.offsets(output, base);
-    const Acc centers[1] = {center_of<Op, Acc>(p, output)};
-    const auto add_single = [&](std::int64_t at) {
-      const Pack<Loaded<T>, 1> single[1] = {{load_element<T>(p, base[0] + at)}};
-      accumulate<Op>(p, single, 1, centers, sums);
-    };
-    std::int64_t singles = begin;
-    if constexpr (kLength > 1) {
-      if (p.vectors) {
-        const T* row = static_cast<const T*>(p.source) + base[0];
-        singles = begin + (end - begin) / kLength * kLength;
-        const int step = p.lanes * kLength;
-        std::int64_t r = begin + lane * kLength;
-        if constexpr (!std::is_same_v<Op, Sum>) {
-          // A test between two loads would keep the second from running ahead.
-          for (; r + 3 * step < singles; r += 4 * step) {
-            Pack<T, kLength> packs[4];
-#pragma unroll
-            for (int k = 0; k < 4; ++k) packs[k] = load_pack<T, kLength>(row + r + k * step);
-            accumulate<Op>(p, packs, 4, centers, sums);
-          }
-        }
-#pragma unroll kUnrolled
-        for (; r < singles; r += step) {
-          const Pack<T, kLength> pack[1] = {load_pack<T, kLength>(row + r)};
-          accumulate<Op>(p, pack, 1, centers, sums);
-        }
-      }
-    }
-    if (p.reduced.rank == 1) {
-      const std::int64_t stride = p.reduced.inner_stride(0);
-#pragma unroll 4
-      for (std::int64_t r = singles + lane; r < end; r += p.lanes) add_single(r * stride);
-    } else {
-#pragma unroll 1
-      for (std::int64_t r = singles + lane; r < end; r += p.lanes) {
-        std::int64_t offset[1];
-        p.reduced.offsets(r, offset);
-        add_single(offset[0]);
-      }
-    }
+    sum_row<Op, T>(p, base[0], lane, begin, end, center_of<Op, Acc>(p, output), sums);
   }
 #pragma unroll
   for (int i = 1; i < kSums; ++i) sums[0] = op(sums[0], sums[i]);
@@ -268,7 +276,19 @@ __device__ __forceinline__ void write_columns(const ReduceParams& p, std::int64_
   }
 }
 
-/// A thread's neighbouring columns `at` and after, of rows that are row_lanes apart: rows r and after.
+/// kLength neighbouring columns of one row.
+template <class T, int kLength>
+__device__ __forceinline__ Pack<Loaded<T>, kLength> load_columns(const ReduceParams& p,
+                                                                 std::int64_t at) {
+  using E = Loaded<T>;
+  if (kLength > 1 && p.vectors) return load_pack<E, kLength>(static_cast<const E*>(p.source) + at);
+  Pack<E, kLength> pack;
+#pragma unroll
+  for (int i = 0; i < kLength; ++i) pack.item[i] = load_element<T>(p, at + i);
+  return pack;
+}
+
+/// A thread's columns `at` and after, of rows r and after that are row_lanes apart.
 template <class Op, class T, int kLength, class Acc>
 __device__ __forceinline__ void sum_columns(const ReduceParams& p, std::int64_t at, std::int64_t r,
                                             std::int64_t end, int row_lanes,
@@ -295,18 +315,19 @@ __device__ __forceinline__ void sum_columns(const ReduceParams& p, std::int64_t 
     }
     return accumulate<Op>(p, packs, count, centers, sums);
   }
-#pragma unroll 2
-  for (; r < end; r += row_lanes) {
-    std::int64_t offset[1];
-    p.reduced.offsets(r, offset);
-    Pack<E, kLength> packs[1];
-    if (kLength > 1 && p.vectors) {
-      packs[0] = load_pack<E, kLength>(static_cast<const E*>(p.source) + at + offset[0]);
-    } else {
+  constexpr int kStrided = 4;
+  for (; r < end; r += kStrided * row_lanes) {
+    Pack<E, kLength> packs[kStrided];
+    int count = 0;
 #pragma unroll
-      for (int i = 0; i < kLength; ++i) packs[0].item[i] = load_element<T>(p, at + offset[0] + i);
+    for (int k = 0; k < kStrided; ++k) {
+      if (r + k * row_lanes >= end) break;
+      std::int64_t offset[1];
+      p.reduced.offsets(r + k * row_lanes, offset);
+      packs[k] = load_columns<T, kLength>(p, at + offset[0]);
+      count = k + 1;
     }
-    accumulate<Op>(p, packs, 1, centers, sums);
+    accumulate<Op>(p, packs, count, centers, sums);
   }
 }
 
