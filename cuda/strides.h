@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "tensor/philox.h"  // TENON_HOST_DEVICE
 #include "tensor/tensor_view.h"
@@ -97,11 +98,20 @@ struct IndexMap {
           wide
               ? divide_wide(index, sizes[axis])
               : static_cast<std::int64_t>(divisors[axis].divide(static_cast<std::uint32_t>(index)));
-      const std::int64_t position = index - quotient * sizes[axis];
-      for (int i = 0; i < kOperands; ++i) result[i] += position * strides[i][axis];
+      add_axis(axis, index - quotient * sizes[axis], result,
+               std::make_integer_sequence<int, kOperands>{});
       index = quotient;
     }
-    for (int i = 0; i < kOperands; ++i) result[i] += index * strides[i][0];
+    add_axis(0, index, result, std::make_integer_sequence<int, kOperands>{});
+  }
+
+ private:
+  /// Without a loop: one inside that over axes makes nvcc unroll the latter, whatever it is told.
+  template <int... kOperand>
+  TENON_HOST_DEVICE void add_axis(int axis, std::int64_t position,
+                                  std::int64_t (&result)[kOperands],
+                                  std::integer_sequence<int, kOperand...>) const {
+    ((result[kOperand] += position * strides[kOperand][axis]), ...);
   }
 };
 

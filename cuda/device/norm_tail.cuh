@@ -2,6 +2,7 @@
 // residual, for rows in registers and element by element.
 #pragma once
 
+#include "cuda/device/any_float.cuh"
 #include "cuda/device/row_stream.cuh"
 #include "cuda/kernels/dropout.h"
 
@@ -44,17 +45,15 @@ __device__ __forceinline__ bool is_kept(const DropoutParams& dropout, std::int64
   return (kept_bits(dropout, row, column / kRowGroup) >> column % kRowGroup & 1U) != 0;
 }
 
-/// The value that is normalized, for rows that are read again in each pass.
-template <bool kTail, class T>
-__device__ __forceinline__ compute_type<T> value_at(const T* input, const TailParams& tail,
-                                                    std::int64_t row, std::int64_t column,
-                                                    std::int64_t cols) {
-  using C = compute_type<T>;
-  C value = widen(input[row * cols + column]);
-  if constexpr (kTail) {
-    value += widen(static_cast<const T*>(tail.bias)[column]);
+/// The value that is normalized, for rows that are read again in each pass. No bias: no tail.
+template <class C>
+__device__ __forceinline__ C value_at(DType dtype, const void* input, const TailParams& tail,
+                                      std::int64_t row, std::int64_t column, std::int64_t cols) {
+  C value = load_as<C>(dtype, input, row * cols + column);
+  if (tail.bias != nullptr) {
+    value += load_as<C>(dtype, tail.bias, column);
     value = is_kept(tail.dropout, row, column) ? value * static_cast<C>(tail.dropout.scale) : C(0);
-    value += widen(static_cast<const T*>(tail.residual)[row * cols + column]);
+    value += load_as<C>(dtype, tail.residual, row * cols + column);
   }
   return value;
 }

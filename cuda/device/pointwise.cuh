@@ -8,15 +8,14 @@
 // widened to the compute type, so f sees float for 16-bit floats. An input without data is a number.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
 #include <utility>
 
 #include "cuda/device/memory.cuh"
+#include "cuda/kernels/pointwise_plan.h"
 #include "cuda/launch.h"
-#include "cuda/strides.h"
 
 namespace tenon::cuda {
 
@@ -87,17 +86,22 @@ struct Fragment {
   }
 };
 
-/// Result i = f(inputs i...), for each i; an f that switches over ops does so once, in apply().
+/// How many of a thread's elements an apply() should have code for: functions of double are long.
+template <class C, int kCount>
+inline constexpr int unrolled_elements = std::is_same_v<C, double> ? 1 : kCount;
+
+/// Result i = f(inputs i...), for each i; an f that switches over ops does so once, in apply(),
+/// which leaves the results in place of its first argument.
 template <class Out, int kCount, class F, class First, class... Rest>
 __device__ __forceinline__ void apply_function(const F& f, Out (&results)[kCount],
                                                First (&first)[kCount], Rest (&... rest)[kCount]) {
-  if constexpr (requires { F::kInPlace; }) {
-    f.apply(first, rest...);  // in place
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) results[i] = convert<Out>(first[i]);
-  } else {
+  if constexpr (std::is_invocable_v<const F&, First, Rest...>) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) results[i] = convert<Out>(f(first[i], rest[i]...));
+  } else {
+    f.apply(first, rest...);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) results[i] = convert<Out>(first[i]);
   }
 }
 
@@ -155,19 +159,38 @@ __global__ void __launch_bounds__(kPointwiseThreads)
                                           Fragment<In, kLength, kChunks>{}...);
 }
 
-/// Whether vectors of `length` elements of `element_bytes` of operand `i` start at aligned addresses.
-inline bool has_aligned_vectors(const StridedAxes& axes, int i, const void* data, int length,
-                                std::size_t element_bytes) {
-  const int inner = axes.sizes.size() - 1;
-  if (axes.strides[i][inner] != 1) return true;  // read one by one
-  for (int axis = 0; axis < inner; ++axis) {
-    if (axes.strides[i][axis] % length != 0) return false;
-  }
-  return is_aligned(data, static_cast<std::size_t>(length) * element_bytes);
-}
-
 /// A scalar operand's place in the list of inputs.
 inline TensorView absent_operand() { return {}; }
+
+/// Bytes of the largest of these types.
+template <class... T>
+inline constexpr std::size_t largest_size = [] {
+  std::size_t largest = 0;
+  ((largest = sizeof(T) > largest ? sizeof(T) : largest), ...);
+  return largest;
+}();
+
+/// Fills `p` for a call; the number of blocks.
+template <std::size_t kInputs>
+std::int64_t plan_call(const PointwiseShape& shape, const TensorView& output,
+                       const std::array<TensorView, kInputs>& inputs,
+                       const std::array<std::int64_t, kInputs>& numbers,
+                       PointwiseParams<static_cast<int>(kInputs)>& p) {
+  TensorView views[kInputs + 1] = {output};
+  p.output = output.data;
+  for (std::size_t i = 0; i < kInputs; ++i) {
+    views[i + 1] = inputs[i];
+    p.inputs[i] = inputs[i].data;
+    p.numbers[i] = numbers[i];
+  }
+  const PointwisePlan plan = plan_pointwise(views, shape);
+  if (plan.blocks == 0) return 0;
+  p.numel = output.numel();
+  p.first_single = plan.first_single;
+  p.vector_blocks = plan.vector_blocks;
+  p.map = IndexMap<static_cast<int>(kInputs) + 1>(plan.axes);
+  return plan.blocks;
+}
 
 /// Applies f: (compute types of In...) -> Out or its compute type. Inputs broadcast to the output's
 /// sizes; where one has no data, its value is the number in `numbers`.
@@ -176,34 +199,14 @@ void run_pointwise(Stream stream, const char* name, const TensorView& output,
                    const std::array<TensorView, sizeof...(In)>& inputs, const F& f,
                    const std::array<std::int64_t, sizeof...(In)>& numbers = {}) {
   constexpr int kInputs = sizeof...(In);
-  constexpr int kWidest = static_cast<int>(std::max({sizeof(Out), sizeof(In)...}));
-  constexpr int kLength = kVectorBytes / kWidest;
+  constexpr int kWidest = static_cast<int>(largest_size<Out, In...>);
+  constexpr int kLength = kWidest == 1 ? 8 : kVectorBytes / kWidest;
   constexpr int kChunks = kWidest >= 4 ? 2 : 1;
-  TensorView views[kInputs + 1] = {output};
+  constexpr PointwiseShape kShape{kLength, kLength * kChunks * kPointwiseThreads};
   PointwiseParams<kInputs> p;
-  p.numel = output.numel();
-  if (p.numel == 0) return;
-  p.output = output.data;
-  for (int i = 0; i < kInputs; ++i) {
-    views[i + 1] = inputs[static_cast<std::size_t>(i)];
-    p.inputs[i] = views[i + 1].data;
-    p.numbers[i] = numbers[static_cast<std::size_t>(i)];
-  }
-  const StridedAxes axes = collapse_axes(views, /*sort=*/true);
-  p.map = IndexMap<kInputs + 1>(axes);
-  const int inner = axes.sizes.size() - 1;
-  constexpr std::size_t kBytes[] = {sizeof(Out), sizeof(In)...};
-  bool vectors = axes.strides[0][inner] == 1 && (inner == 0 || axes.sizes[inner] % kLength == 0);
-  for (int i = 0; i <= kInputs; ++i) {
-    const void* data = i == 0 ? p.output : p.inputs[i - 1];
-    vectors = vectors && has_aligned_vectors(axes, i, data, kLength, kBytes[i]);
-  }
-  constexpr std::int64_t kPerBlock = kPointwiseThreads * kLength * kChunks;
-  p.first_single = vectors ? p.numel / kLength * kLength : 0;
-  p.vector_blocks = ceil_div(p.first_single, kPerBlock);
-  launch(stream, name, pointwise_kernel<kLength, kChunks, F, Out, In...>,
-         p.vector_blocks + ceil_div(p.numel - p.first_single, kPerBlock), kPointwiseThreads, 0, p,
-         f);
+  const std::int64_t blocks = plan_call(kShape, output, inputs, numbers, p);
+  launch(stream, name, pointwise_kernel<kLength, kChunks, F, Out, In...>, blocks, kPointwiseThreads,
+         0, p, f);
 }
 
 }  // namespace tenon::cuda

@@ -61,6 +61,16 @@ struct RowRing {
     }
   }
 
+  static __device__ __forceinline__ void write(int slot, int chunk, const C (&values)[kRowGroup]) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      Pack<T, kLength> pack;
+#pragma unroll
+      for (int i = 0; i < kLength; ++i) pack.item[i] = convert<T>(values[v * kLength + i]);
+      store_pack<T, kLength>(place(slot, chunk, v), pack);
+    }
+  }
+
   static __device__ __forceinline__ void read(const RowGroup& group, int cols, int slot,
                                               Row<T, kChunks>& row) {
     Row<T, kChunks>::for_each_chunk(group, cols,

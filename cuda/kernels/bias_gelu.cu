@@ -12,16 +12,15 @@ namespace {
 struct BiasGelu {
   Approximate form;
 
-  static constexpr bool kInPlace = true;
-
   /// x: inputs, replaced by the results; b: biases.
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount], C (&b)[kCount]) const {
+    constexpr int kUnrolled = unrolled_elements<C, kCount>;
     if (form == Approximate::tanh) {
-#pragma unroll
+#pragma unroll kUnrolled
       for (int i = 0; i < kCount; ++i) x[i] = gelu_tanh(x[i] + b[i]);
     } else {
-#pragma unroll
+#pragma unroll kUnrolled
       for (int i = 0; i < kCount; ++i) x[i] = gelu(x[i] + b[i]);
     }
   }
@@ -30,16 +29,15 @@ struct BiasGelu {
 struct BiasGeluGradient {
   Approximate form;
 
-  static constexpr bool kInPlace = true;
-
   /// g: cotangents, replaced by the gradients; x: inputs; b: biases.
   template <class C, int kCount>
   __device__ void apply(C (&g)[kCount], C (&x)[kCount], C (&b)[kCount]) const {
+    constexpr int kUnrolled = unrolled_elements<C, kCount>;
     if (form == Approximate::tanh) {
-#pragma unroll
+#pragma unroll kUnrolled
       for (int i = 0; i < kCount; ++i) g[i] *= gelu_tanh_slope(x[i] + b[i]);
     } else {
-#pragma unroll
+#pragma unroll kUnrolled
       for (int i = 0; i < kCount; ++i) g[i] *= gelu_slope(x[i] + b[i]);
     }
   }

@@ -20,8 +20,6 @@ __device__ __forceinline__ std::uint64_t bits_of(C x) {
 struct BinaryFunction {
   BinaryOp op;
 
-  static constexpr bool kInPlace = true;
-
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount], C (&y)[kCount]) const {
     const auto each = [&](auto f) {
@@ -33,10 +31,7 @@ struct BinaryFunction {
       case BinaryOp::minimum: return each([](C a, C b) { return nan_min(a, b); });
       default: break;
     }
-    if constexpr (std::is_same_v<C, bool>) {
-      if (op == BinaryOp::add) return each([](C a, C b) { return a || b; });
-      each([](C a, C b) { return a && b; });
-    } else if constexpr (std::is_integral_v<C>) {
+    if constexpr (std::is_integral_v<C>) {
       switch (op) {
         case BinaryOp::add: return each([](C a, C b) { return C(bits_of(a) + bits_of(b)); });
         case BinaryOp::sub: return each([](C a, C b) { return C(bits_of(a) - bits_of(b)); });
@@ -66,19 +61,34 @@ void run_typed(const KernelArgs& args, BinaryOp op) {
     inputs[1] = args.inputs[1];
   } else {
     numbers[1] = encode_number<T>(args.attributes<BinaryAttrs>().other.value());
+    if (args.outputs[0].dtype == DType::boolean) numbers[1] = numbers[1] != 0 ? 1 : 0;
   }
   run_pointwise<T, T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], inputs,
                          BinaryFunction{op}, numbers);
 }
 
-template <BinaryOp kOp>
-void run_on_floats(const KernelArgs& args) {
-  dispatch_float(args.outputs[0].dtype, [&]<typename T>() { run_typed<T>(args, kOp); });
+void run_on_floats(const KernelArgs& args, BinaryOp op) {
+  dispatch_float(args.outputs[0].dtype, [&]<typename T>() { run_typed<T>(args, op); });
 }
 
 template <BinaryOp kOp>
-void run_on_all(const KernelArgs& args) {
-  dispatch_all(args.outputs[0].dtype, [&]<typename T>() { run_typed<T>(args, kOp); });
+void run_float_op(const KernelArgs& args) {
+  run_on_floats(args, kOp);
+}
+
+template <BinaryOp kOp>
+void run_numeric_op(const KernelArgs& args) {
+  switch (args.outputs[0].dtype) {
+    case DType::int64: return run_typed<std::int64_t>(args, kOp);
+    case DType::int32: return run_typed<std::int32_t>(args, kOp);
+    case DType::uint8: return run_typed<std::uint8_t>(args, kOp);
+    case DType::boolean: {
+      // Of bytes that are 0 or 1, the sum is the larger and the product the smaller one.
+      const bool is_or = kOp == BinaryOp::add || kOp == BinaryOp::maximum;
+      return run_typed<std::uint8_t>(args, is_or ? BinaryOp::maximum : BinaryOp::minimum);
+    }
+    default: run_on_floats(args, kOp);
+  }
 }
 
 void register_binary(std::string_view op, std::string_view name, void (*run)(const KernelArgs&)) {
@@ -89,15 +99,15 @@ void register_binary(std::string_view op, std::string_view name, void (*run)(con
 }  // namespace
 
 void register_binary_kernels() {
-  register_binary("add", "cuda.add", run_on_all<BinaryOp::add>);
-  register_binary("sub", "cuda.sub", run_on_all<BinaryOp::sub>);
-  register_binary("mul", "cuda.mul", run_on_all<BinaryOp::mul>);
-  register_binary("div", "cuda.div", run_on_floats<BinaryOp::div>);
-  register_binary("maximum", "cuda.maximum", run_on_all<BinaryOp::maximum>);
-  register_binary("minimum", "cuda.minimum", run_on_all<BinaryOp::minimum>);
+  register_binary("add", "cuda.add", run_numeric_op<BinaryOp::add>);
+  register_binary("sub", "cuda.sub", run_numeric_op<BinaryOp::sub>);
+  register_binary("mul", "cuda.mul", run_numeric_op<BinaryOp::mul>);
+  register_binary("div", "cuda.div", run_float_op<BinaryOp::div>);
+  register_binary("maximum", "cuda.maximum", run_numeric_op<BinaryOp::maximum>);
+  register_binary("minimum", "cuda.minimum", run_numeric_op<BinaryOp::minimum>);
   register_kernel("pow", DeviceType::cuda,
                   {.name = "cuda.pow_tensor",
-                   .run = run_on_floats<BinaryOp::pow>,
+                   .run = run_float_op<BinaryOp::pow>,
                    .supports = has_two_tensors,
                    .accepts = any_layout,
                    .strided_output = true});

@@ -13,8 +13,6 @@ enum class Comparison { eq, ne, lt, le, gt, ge };
 struct CompareFunction {
   Comparison op;
 
-  static constexpr bool kInPlace = true;
-
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount], C (&y)[kCount]) const {
     const auto each = [&](auto f) {
@@ -42,18 +40,27 @@ std::int64_t encode_rounded(double value) {
   }
 }
 
+template <class T>
+void run_typed(const KernelArgs& args, Comparison op) {
+  std::array<TensorView, 2> inputs{args.inputs[0]};
+  std::array<std::int64_t, 2> numbers{};
+  if (args.inputs.size() > 1 && args.inputs[1].present) {
+    inputs[1] = args.inputs[1];
+  } else {
+    numbers[1] = encode_rounded<T>(args.attributes<BinaryAttrs>().other.value());
+    // The bytes of a bool are compared, which are 0 or 1.
+    if (args.inputs[0].dtype == DType::boolean) numbers[1] = numbers[1] != 0 ? 1 : 0;
+  }
+  run_pointwise<bool, T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], inputs,
+                            CompareFunction{op}, numbers);
+}
+
 template <Comparison kOp>
 void run_comparison(const KernelArgs& args) {
-  dispatch_all(args.inputs[0].dtype, [&]<typename T>() {
-    std::array<TensorView, 2> inputs{args.inputs[0]};
-    std::array<std::int64_t, 2> numbers{};
-    if (args.inputs.size() > 1 && args.inputs[1].present) {
-      inputs[1] = args.inputs[1];
-    } else {
-      numbers[1] = encode_rounded<T>(args.attributes<BinaryAttrs>().other.value());
-    }
-    run_pointwise<bool, T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], inputs,
-                              CompareFunction{kOp}, numbers);
+  const DType dtype = args.inputs[0].dtype;
+  if (dtype == DType::boolean) return run_typed<std::uint8_t>(args, kOp);
+  dispatch_all(dtype, [&]<typename T>() {
+    if constexpr (!std::is_same_v<T, bool>) run_typed<T>(args, kOp);
   });
 }
 

@@ -10,7 +10,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "cuda/check.h"
+#include "cuda/device/any_float.cuh"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/rows.cuh"
 #include "cuda/device/running_sum.cuh"
@@ -25,6 +25,10 @@ constexpr int kParts = 4;  // of a row: what is waited for, and replaced, at onc
 /// Threads of a multiprocessor: 64 registers each, 128 for float64.
 template <class T>
 constexpr int kResidentThreads = sizeof(T) == 8 ? 512 : 1024;
+
+/// Whether there is a kernel that holds rows in shared memory: float64 is not worth one.
+template <class T>
+inline constexpr bool can_hold = sizeof(T) < 8;
 
 struct RowParams : LossRows {
   int lanes = 1;
@@ -286,9 +290,10 @@ __global__ void __launch_bounds__(kTotalThreads)
   if (threadIdx.x == 0) *counted = count;
 }
 
-template <class C, class T>
+template <class C>
 __global__ void __launch_bounds__(kTotalThreads)
-    total_loss_kernel(const C* losses, std::int64_t rows, const double* counted, T* total) {
+    total_loss_kernel(const C* losses, std::int64_t rows, const double* counted, DType total_dtype,
+                      void* total) {
   __shared__ double scratch[kWarp];
   double sum = 0;
 #pragma unroll 8
@@ -297,7 +302,7 @@ __global__ void __launch_bounds__(kTotalThreads)
   }
   sum = group_reduce(sum, kTotalThreads, scratch, Sum{});
   if (threadIdx.x != 0) return;
-  *total = convert<T>(static_cast<C>(counted != nullptr ? sum / *counted : sum));
+  store_as(total_dtype, total, 0, static_cast<C>(counted != nullptr ? sum / *counted : sum));
 }
 
 LossRows rows_of(const KernelArgs& args, const TensorView& logits, const TensorView& targets) {
@@ -380,8 +385,9 @@ void launch_loss_rows(Stream stream, const char* name, DType dtype, const LossRo
     p.part = ceil_div(ceil_div(p.packs, p.lanes), kParts) * p.lanes;
     p.held_pitch = ceil_div(p.classes, vector_length<T>) * vector_length<T>;
     const std::int64_t bytes = plan.threads / plan.lanes * p.held_pitch * sizeof(T);
-    const bool held = bytes + kReserved <=
-                      device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device);
+    const bool held =
+        can_hold<T> && bytes + kReserved <=
+                           device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device);
     std::int64_t resident = std::max(1, kResidentThreads<T> / plan.threads);
     if (held) {
       const std::int64_t block_bytes = bytes + 2 * kReserved;
@@ -391,8 +397,8 @@ void launch_loss_rows(Stream stream, const char* name, DType dtype, const LossRo
     }
     const std::int64_t blocks = std::min(
         plan.blocks, resident * device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
-    launch(stream, name, held ? loss_rows_kernel<T, true> : loss_rows_kernel<T, false>, blocks,
-           plan.threads, held ? static_cast<std::size_t>(bytes) : 0, p);
+    launch(stream, name, held ? loss_rows_kernel<T, can_hold<T>> : loss_rows_kernel<T, false>,
+           blocks, plan.threads, held ? static_cast<std::size_t>(bytes) : 0, p);
   });
 }
 
@@ -404,10 +410,9 @@ void launch_count_targets(Stream stream, const char* name, const std::int64_t* t
 
 void launch_total_loss(Stream stream, const char* name, const void* losses, std::int64_t rows,
                        const double* counted, DType total_dtype, void* total) {
-  dispatch_float(total_dtype, [&]<typename T>() {
-    using C = compute_type<T>;
-    launch(stream, name, total_loss_kernel<C, T>, 1, kTotalThreads, 0,
-           static_cast<const C*>(losses), rows, counted, static_cast<T*>(total));
+  dispatch_compute(total_dtype, [&]<typename C>() {
+    launch(stream, name, total_loss_kernel<C>, 1, kTotalThreads, 0, static_cast<const C*>(losses),
+           rows, counted, total_dtype, total);
   });
 }
 

@@ -11,8 +11,6 @@
 // them. Every sum over k is one thread's, in order of k.
 #include "cuda/kernels/gemm_wgmma.h"
 
-#include <algorithm>
-
 #include "cuda/device/gelu.cuh"
 #include "cuda/device/mma.cuh"
 #include "cuda/device/tma.cuh"
@@ -435,9 +433,9 @@ void launch_tile(Stream stream, const char* name, const GemmProblem& problem, vo
   p.tiles_n = static_cast<int>(ceil_div(n, Tile::kColumns));
   p.stores_second = kGradient ? activation != nullptr : problem.aux != nullptr;
   const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, stream.device);
-  launch(stream, name, gemm_wgmma_kernel<Tile>,
-         std::min<std::int64_t>(multiprocessors, std::int64_t{p.tiles_m} * p.tiles_n), kThreads,
-         Tile::kSharedBytes, p);
+  const std::int64_t tiles = std::int64_t{p.tiles_m} * p.tiles_n;
+  launch(stream, name, gemm_wgmma_kernel<Tile>, tiles < multiprocessors ? tiles : multiprocessors,
+         kThreads, Tile::kSharedBytes, p);
 }
 
 template <class T, bool kTransposed>

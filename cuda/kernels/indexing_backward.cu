@@ -6,11 +6,11 @@
 // many positions share is no warp's alone, and a second launch adds the pieces of the segments that were
 // cut. No atomics: the same bits from run to run, float32 sums for 16-bit floats. Indices out of range
 // sort behind all others and add nothing.
-#include <algorithm>
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
 #include "cuda/check.h"
+#include "cuda/device/any_float.cuh"
 #include "cuda/device/memory.cuh"
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/register.h"
@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(kThreads) make_keys_kernel(const KeyParams p) 
 /// Sorts by the bits that keys up to `no_place` have; without memory, only sets `bytes`.
 void sort_pairs(void* memory, std::size_t& bytes, std::int64_t* list, std::int64_t count,
                 std::int64_t no_place, cudaStream_t stream) {
-  const int bits =
-      std::max(1, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(no_place))));
+  const int width = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(no_place)));
+  const int bits = width > 1 ? width : 1;
   TENON_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(memory, bytes, list, list + 2 * count,
                                                    list + count, list + 3 * count, count, 0, bits,
                                                    stream));
@@ -155,6 +155,7 @@ struct SliceSumParams {
   std::int64_t inner = 1;
   std::int64_t pieces = 1;  // ceil(count / kPiece)
   std::int64_t tiles = 1;   // of kLanes vectors along inner
+  DType dtype = DType::float32;
 };
 
 /// The sum of a piece that begins at place i of a cut segment: between two cuts, one piece may begin at
@@ -165,10 +166,24 @@ __device__ __forceinline__ C* part_of(const SliceSumParams& p, std::int64_t oute
   return static_cast<C*>(p.parts) + part * p.inner;
 }
 
-template <class T>
-__device__ __forceinline__ T* slice_of(const SliceSumParams& p, std::int64_t outer,
-                                       std::int64_t key) {
-  return static_cast<T*>(p.output) + (outer * p.sorted.limit + key) * p.inner;
+/// The first element of an output slice.
+__device__ __forceinline__ std::int64_t slice_of(const SliceSumParams& p, std::int64_t outer,
+                                                 std::int64_t key) {
+  return (outer * p.sorted.limit + key) * p.inner;
+}
+
+/// kLength elements of type T; single ones are of p.dtype, which is computed in T.
+template <class T, int kLength>
+__device__ __forceinline__ Pack<T, kLength> load_gradient(const SliceSumParams& p,
+                                                          std::int64_t at) {
+  if constexpr (kLength == 1) return {load_as<T>(p.dtype, p.gradient, at)};
+  return load_pack<T, kLength>(static_cast<const T*>(p.gradient) + at);
+}
+template <class T, int kLength>
+__device__ __forceinline__ void store_sums(const SliceSumParams& p, std::int64_t at,
+                                           const compute_type<T> (&sums)[kLength]) {
+  if constexpr (kLength == 1) return store_as(p.dtype, p.output, at, sums[0]);
+  store_narrowed(static_cast<T*>(p.output) + at, sums);
 }
 
 /// A warp adds the slices of one piece in order, and stores a segment's sum or a part of one.
@@ -184,7 +199,7 @@ __global__ void __launch_bounds__(kThreads) sum_pieces_kernel(const SliceSumPara
   if (outer >= p.outer) return;  // the whole warp
   const SortedKeys::Piece piece = p.sorted.piece_at(begin, lane);
   if (piece.length == 0) return;
-  const T* gradient = static_cast<const T*>(p.gradient) + outer * p.sorted.count * p.inner;
+  const std::int64_t slices = outer * p.sorted.count * p.inner;
   const std::int64_t* positions = p.sorted.positions + begin;
   for (std::int64_t column = lane * kLength; column < p.inner; column += kWarp * kLength) {
     C sums[kLength] = {};
@@ -193,7 +208,7 @@ __global__ void __launch_bounds__(kThreads) sum_pieces_kernel(const SliceSumPara
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         if (first + k >= piece.length) break;
-        packs[k] = load_pack<T, kLength>(gradient + positions[first + k] * p.inner + column);
+        packs[k] = load_gradient<T, kLength>(p, slices + positions[first + k] * p.inner + column);
       }
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
@@ -203,10 +218,7 @@ __global__ void __launch_bounds__(kThreads) sum_pieces_kernel(const SliceSumPara
       }
     }
     if (piece.is_segment) {
-      Pack<T, kLength> result;
-#pragma unroll
-      for (int j = 0; j < kLength; ++j) result.item[j] = convert<T>(sums[j]);
-      store_pack<T, kLength>(slice_of<T>(p, outer, p.sorted.keys[begin]) + column, result);
+      store_sums<T>(p, slice_of(p, outer, p.sorted.keys[begin]) + column, sums);
     } else {
       store_narrowed(part_of<C>(p, outer, begin) + column, sums);
     }
@@ -248,14 +260,12 @@ __global__ void __launch_bounds__(kThreads) sum_parts_kernel(const SliceSumParam
   for (int j = 0; j < kLength; ++j) partial[y][x * kLength + j] = sums[j];
   __syncthreads();
   if (y > 0 || column >= p.inner) return;
-  Pack<T, kLength> result;
 #pragma unroll
   for (int j = 0; j < kLength; ++j) {
 #pragma unroll
     for (int i = 1; i < kRows; ++i) sums[j] += partial[i][x * kLength + j];
-    result.item[j] = convert<T>(sums[j]);
   }
-  store_pack<T, kLength>(slice_of<T>(p, outer, key) + column, result);
+  store_sums<T>(p, slice_of(p, outer, key) + column, sums);
 }
 
 template <class T, int kLength>
@@ -330,6 +340,7 @@ void run_index_select_backward(const KernelArgs& args) {
   p.outer = sizes.outer;
   p.inner = sizes.inner;
   p.pieces = sizes.pieces;
+  p.dtype = output.dtype;
   dispatch_float(output.dtype, [&]<typename T>() {
     constexpr int kLength = vector_length<T>;
     const bool vectors = p.inner % kLength == 0 && is_aligned(p.gradient, kVectorBytes) &&
@@ -337,7 +348,7 @@ void run_index_select_backward(const KernelArgs& args) {
     if (vectors) {
       launch_slice_sums<T, kLength>(stream, name, p);
     } else {
-      launch_slice_sums<T, 1>(stream, name, p);
+      launch_slice_sums<compute_type<T>, 1>(stream, name, p);
     }
   });
 }
@@ -347,12 +358,12 @@ struct ElementSumParams {
   const void* gradient = nullptr;
   void* output = nullptr;  // contiguous; the keys are its offsets
   IndexMap<1> map;         // position to the gradient's element
+  DType dtype = DType::float32;
 };
 
 /// A warp sums one segment of single elements.
-template <class T>
+template <class C>
 __global__ void __launch_bounds__(kThreads) sum_elements_kernel(const ElementSumParams p) {
-  using C = compute_type<T>;
   const std::int64_t begin =
       block_index() * (kThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
   if (begin >= p.sorted.count || !p.sorted.starts_at(begin)) return;  // the whole warp
@@ -362,10 +373,10 @@ __global__ void __launch_bounds__(kThreads) sum_elements_kernel(const ElementSum
   for (std::int64_t i = begin + lane; i < end; i += kWarp) {
     std::int64_t offset[1];
     p.map.offsets(p.sorted.positions[i], offset);
-    sum += widen(static_cast<const T*>(p.gradient)[offset[0]]);
+    sum += load_as<C>(p.dtype, p.gradient, offset[0]);
   }
   sum = warp_reduce(sum, kWarp, Sum{});
-  if (lane == 0) static_cast<T*>(p.output)[p.sorted.keys[begin]] = convert<T>(sum);
+  if (lane == 0) store_as(p.dtype, p.output, p.sorted.keys[begin], sum);
 }
 
 void run_gather_backward(const KernelArgs& args) {
@@ -391,8 +402,9 @@ void run_gather_backward(const KernelArgs& args) {
                      gradient.data, output.data};
   p.map =
       IndexMap<1>(collapse_axes(gradient.sizes, std::span(&gradient.strides, 1), /*sort=*/false));
-  dispatch_float(output.dtype, [&]<typename T>() {
-    launch(stream, "gather_backward", sum_elements_kernel<T>,
+  p.dtype = output.dtype;
+  dispatch_compute(output.dtype, [&]<typename C>() {
+    launch(stream, "gather_backward", sum_elements_kernel<C>,
            ceil_div(p.sorted.count, kThreads / kWarp), kThreads, 0, p);
   });
 }

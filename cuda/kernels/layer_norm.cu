@@ -22,6 +22,7 @@ struct NormParams {
   double eps = 0;
   int lanes = 1;  // of rows that are not held
   bool centers = true;
+  DType dtype = DType::float32;
 };
 
 /// A thread holds the row; what is copied are the input and, of the fused op, the residual.
@@ -65,14 +66,14 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks)
   });
 }
 
-template <class T, bool kTail>
+/// For rows that are read again in each pass.
+template <class C>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_rows_kernel(const NormParams p, const TailParams tail) {
-  using C = compute_type<T>;
   __shared__ C scratch[kWarp];
   const RowGroup group(p.rows, p.lanes);
   const auto input_at = [&](std::int64_t i) {
-    return value_at<kTail>(static_cast<const T*>(p.input), tail, group.row, i, p.cols);
+    return value_at<C>(p.dtype, p.input, tail, group.row, i, p.cols);
   };
   C mean = C(0);
   if (p.centers) {
@@ -88,12 +89,14 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   const C variance = group_reduce(squares, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
   const C scale = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
   if (!group.active) return;
-  T* output = static_cast<T*>(p.output) + group.row * p.cols;
+  const bool rounds_once = p.weight == nullptr && tail.bias == nullptr;
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    C result = (input_at(i) - mean) * scale;
-    if (p.weight) result *= widen(static_cast<const T*>(p.weight)[i]);
-    if (p.norm_bias) result += widen(static_cast<const T*>(p.norm_bias)[i]);
-    output[i] = convert<T>(result);
+    const C deviation = input_at(i) - mean;
+    const C bias = p.norm_bias ? load_as<C>(p.dtype, p.norm_bias, i) : C(0);
+    C result = deviation * scale;
+    if (p.weight) result *= load_as<C>(p.dtype, p.weight, i);
+    if (p.norm_bias) result = rounds_once ? fma(deviation, scale, bias) : result + bias;
+    store_as(p.dtype, p.output, group.row * p.cols + i, result);
   }
 }
 
@@ -122,7 +125,8 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
     aligned = aligned && is_aligned(data, kVectorBytes);
   }
   const Stream stream = stream_of(args);
-  dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
+  p.dtype = args.outputs[0].dtype;
+  dispatch_float(p.dtype, [&]<typename T>() {
     const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T, kTail>);
     if (held.fits && aligned) {
       return launch(stream, name, held_rows_kernel<T, kTail>(held.chunks), held.blocks,
@@ -130,7 +134,7 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
     }
     const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
     p.lanes = plan.lanes;
-    launch(stream, name, norm_rows_kernel<T, kTail>, plan.blocks, plan.threads, 0, p, tail);
+    launch(stream, name, norm_rows_kernel<compute_type<T>>, plan.blocks, plan.threads, 0, p, tail);
   });
 }
 

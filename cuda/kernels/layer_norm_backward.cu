@@ -7,6 +7,7 @@
 // Each block writes its part of the sums once, and device/column_totals.cuh adds the parts in order: there
 // are no atomics, so results are the same from run to run. Rows that are unaligned, or too long for the
 // registers of a block, are read again in each pass, and their column sums are a pass of their own.
+#include "cuda/device/any_float.cuh"
 #include "cuda/device/column_totals.cuh"
 #include "cuda/device/norm.cuh"
 #include "cuda/device/norm_tail.cuh"
@@ -33,6 +34,7 @@ struct NormBackwardParams {
   double eps = 0;
   int lanes = 1;  // of rows that are not held
   bool centers = true;
+  DType dtype = DType::float32;
 };
 
 /// The column sums, in the order in which parts has them.
@@ -46,46 +48,53 @@ enum Operand { kInput, kGrad, kThird };
 template <class T, bool kTail>
 inline constexpr RowStreamNeeds needs{sizeof(T), 3, 2 + column_sums<kTail>};
 
-/// This block's part of the sums, of which each thread holds those of its columns: its groups are added in
-/// order, across the lanes of a warp and then across warps. Every thread must call it.
+/// This block's part of the sums, of which each thread holds those of its columns: its groups are
+/// added in order, across a warp's lanes and then across warps. Every thread must call it.
 template <class T, int kChunks, int kSums>
-__device__ __forceinline__ void store_block_sums(Row<T, kChunks> (&sums)[kSums],
+__device__ __forceinline__ void store_block_sums(const Row<T, kChunks> (&sums)[kSums],
                                                  const RowGroup& group, int cols,
                                                  compute_type<T>* part) {
   using C = compute_type<T>;
+  using Ring = RowRing<C, kChunks>;
   constexpr int kWarps = kStreamThreads / kWarp;
   alignas(kVectorBytes) __shared__ C buffer[kWarps][kWarp * kRowGroup];
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  // Through this thread's places of the ring, now free, so that one loop serves all sums.
 #pragma unroll
   for (int sum = 0; sum < kSums; ++sum) {
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) Ring::write(sum, chunk, sums[sum].values[chunk]);
+  }
+#pragma unroll 1
+  for (int number = 0; number < kSums * kChunks; ++number) {
+    const int sum = number / kChunks;
+    const int chunk = number - sum * kChunks;
     C* target = part + sum * cols;
+    C values[kRowGroup];
+    Ring::read(sum, chunk, values);
+    const int first = Row<T, kChunks>::column(group, chunk);
+    if (group.lanes > kWarp) {
+      if (first < cols) store_narrowed(target + first, values);
+      continue;
+    }
+    for (int offset = group.lanes; offset < kWarp; offset *= 2) {
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      C(&values)[kRowGroup] = sums[sum].values[chunk];
-      const int first = Row<T, kChunks>::column(group, chunk);
-      if (group.lanes > kWarp) {
-        if (first < cols) store_narrowed(target + first, values);
-        continue;
+      for (int i = 0; i < kRowGroup; ++i) {
+        values[i] += __shfl_xor_sync(0xffffffffU, values[i], offset);
       }
-      for (int offset = group.lanes; offset < kWarp; offset *= 2) {
+    }
+    __syncthreads();  // the chunk before may still be read
+    if (static_cast<int>(threadIdx.x) % kWarp < group.lanes) {
+      store_narrowed(&buffer[warp][group.lane * kRowGroup], values);
+    }
+    __syncthreads();
+    const int base = chunk * group.lanes * kRowGroup;
+    for (int i = static_cast<int>(threadIdx.x); i < group.lanes * kRowGroup && base + i < cols;
+         i += kStreamThreads) {
+      C total = buffer[0][i];
 #pragma unroll
-        for (int i = 0; i < kRowGroup; ++i) {
-          values[i] += __shfl_xor_sync(0xffffffffU, values[i], offset);
-        }
-      }
-      __syncthreads();  // the chunk before may still be read
-      if (static_cast<int>(threadIdx.x) % kWarp < group.lanes) {
-        store_narrowed(&buffer[warp][group.lane * kRowGroup], values);
-      }
-      __syncthreads();
-      const int base = chunk * group.lanes * kRowGroup;
-      for (int i = static_cast<int>(threadIdx.x); i < group.lanes * kRowGroup && base + i < cols;
-           i += kStreamThreads) {
-        C total = buffer[0][i];
-#pragma unroll
-        for (int w = 1; w < kWarps; ++w) total += buffer[w][i];
-        target[base + i] = total;
-      }
+      for (int w = 1; w < kWarps; ++w) total += buffer[w][i];
+      target[base + i] = total;
     }
   }
 }
@@ -180,11 +189,13 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks)
     if (group.active) finish_row<kTail>(p, tail, group, slot, kept, statistics, x, g, sums);
   });
   if (p.parts == nullptr) return;
+  constexpr int kFewestOperands = kTail ? 3 : 2;
+  static_assert(column_sums<kTail> * sizeof(C) <= kRowStreamStages * kFewestOperands * sizeof(T));
   store_block_sums(sums, RowGroup(stream.rows, stream.lanes), cols,
                    static_cast<C*>(p.parts) + block_index() * column_sums<kTail> * p.cols);
 }
 
-/// For rows that are read again in each pass.
+/// For rows that are read again in each pass; with a tail, rows of p.dtype, which is computed in T.
 template <class T, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_backward_rows_kernel(const NormBackwardParams p, const TailParams tail) {
@@ -193,15 +204,25 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   const RowGroup group(p.rows, p.lanes);
   const std::int64_t start = group.row * p.cols;
   const C count = static_cast<C>(p.cols);
+  const auto load = [&](const void* data, std::int64_t at) {
+    if constexpr (kTail) return load_as<C>(p.dtype, data, at);
+    return widen(static_cast<const T*>(data)[at]);
+  };
+  const auto store = [&](void* data, std::int64_t at, C value) {
+    if constexpr (kTail) return store_as(p.dtype, data, at, value);
+    static_cast<T*>(data)[at] = convert<T>(value);
+  };
   const auto input_at = [&](std::int64_t i) {
-    return value_at<kTail>(static_cast<const T*>(p.input), tail, group.row, i, p.cols);
+    if constexpr (kTail) return value_at<C>(p.dtype, p.input, tail, group.row, i, p.cols);
+    return load(p.input, start + i);
   };
   const auto gradient_at = [&](std::int64_t i) {
-    const C g = widen(static_cast<const T*>(p.grad)[start + i]);
-    return p.weight != nullptr ? g * widen(static_cast<const T*>(p.weight)[i]) : g;
+    const C g = load(p.grad, start + i);
+    return p.weight != nullptr ? g * load(p.weight, i) : g;
   };
   C means[2] = {};
   if (p.centers) {
+#pragma unroll 1
     for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
       means[0] += input_at(i);
       means[1] += gradient_at(i);
@@ -211,6 +232,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     means[1] /= count;
   }
   C moments[2] = {};
+#pragma unroll 1
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     const C deviation = input_at(i) - means[0];
     moments[0] += deviation * deviation;
@@ -224,60 +246,60 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     static_cast<NormStatistics<C>*>(p.statistics)[group.row] = statistics;
   }
   if (p.input_grad == nullptr && p.residual_grad == nullptr) return;
+#pragma unroll 1
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     C result = statistics.gradient(gradient_at(i), (input_at(i) - means[0]) * factor);
     if constexpr (kTail) {
-      if (p.residual_grad) static_cast<T*>(p.residual_grad)[start + i] = convert<T>(result);
+      if (p.residual_grad) store(p.residual_grad, start + i, result);
       const C scale = static_cast<C>(tail.dropout.scale);
       result = is_kept(tail.dropout, group.row, i) ? result * scale : C(0);
     }
-    if (p.addend) result += widen(static_cast<const T*>(p.addend)[start + i]);
-    if (p.input_grad) static_cast<T*>(p.input_grad)[start + i] = convert<T>(result);
+    if (p.addend) result += load(p.addend, start + i);
+    if (p.input_grad) store(p.input_grad, start + i, result);
   }
 }
 
-/// The column sums of such rows over a run of rows, from their statistics.
-template <class T, bool kTail>
+/// The column sums of such rows over a run of rows, from their statistics; a tail without a bias is
+/// none.
+template <class C>
 __global__ void __launch_bounds__(kColumnsOfBlock* kRowLanes)
     norm_column_parts_kernel(const NormBackwardParams p, const TailParams tail) {
-  using C = compute_type<T>;
-  constexpr int kSums = column_sums<kTail>;
-  __shared__ C shared[kSums][kRowLanes][kColumnsOfBlock];
+  constexpr int kMostSums = column_sums<true>;
+  __shared__ C shared[kMostSums][kRowLanes][kColumnsOfBlock];
   const int x = static_cast<int>(threadIdx.x) % kColumnsOfBlock;
   const int y = static_cast<int>(threadIdx.x) / kColumnsOfBlock;
   const std::int64_t column_block = block_index() / p.splits;
   const std::int64_t split = block_index() - column_block * p.splits;
   const std::int64_t column = column_block * kColumnsOfBlock + x;
   const bool active = column < p.cols;
-  C sums[kSums] = {};
+  const bool has_tail = tail.bias != nullptr;
+  C sums[kMostSums] = {};
   if (active) {
     const std::int64_t begin = split * p.rows_of_split;
     const std::int64_t end = begin + p.rows_of_split < p.rows ? begin + p.rows_of_split : p.rows;
-    const C weight = p.weight != nullptr ? widen(static_cast<const T*>(p.weight)[column]) : C(1);
+    const C weight = p.weight != nullptr ? load_as<C>(p.dtype, p.weight, column) : C(1);
     for (std::int64_t row = begin + y; row < end; row += kRowLanes) {
       const auto& statistics = static_cast<const NormStatistics<C>*>(p.statistics)[row];
-      const C g = widen(static_cast<const T*>(p.grad)[row * p.cols + column]);
-      const C value = value_at<kTail>(static_cast<const T*>(p.input), tail, row, column, p.cols);
+      const C g = load_as<C>(p.dtype, p.grad, row * p.cols + column);
+      const C value = value_at<C>(p.dtype, p.input, tail, row, column, p.cols);
       const C normalized = (value - statistics.mean) * statistics.factor;
       sums[kWeightSum] += g * normalized;
       sums[kNormBiasSum] += g;
-      if constexpr (kTail) {
-        if (is_kept(tail.dropout, row, column)) {
-          sums[kBiasSum] +=
-              statistics.gradient(g * weight, normalized) * static_cast<C>(tail.dropout.scale);
-        }
+      if (has_tail && is_kept(tail.dropout, row, column)) {
+        sums[kBiasSum] +=
+            statistics.gradient(g * weight, normalized) * static_cast<C>(tail.dropout.scale);
       }
     }
   }
 #pragma unroll
-  for (int sum = 0; sum < kSums; ++sum) shared[sum][y][x] = sums[sum];
+  for (int sum = 0; sum < kMostSums; ++sum) shared[sum][y][x] = sums[sum];
   __syncthreads();
   if (y > 0 || !active) return;
-#pragma unroll
-  for (int sum = 0; sum < kSums; ++sum) {
+  const int count = has_tail ? column_sums<true> : column_sums<false>;
+  for (int sum = 0; sum < count; ++sum) {
     C total = shared[sum][0][x];
     for (int i = 1; i < kRowLanes; ++i) total += shared[sum][i][x];
-    static_cast<C*>(p.parts)[(split * kSums + sum) * p.cols + column] = total;
+    static_cast<C*>(p.parts)[(split * count + sum) * p.cols + column] = total;
   }
 }
 
@@ -289,24 +311,24 @@ struct SumTargets {
 };
 
 /// Stores a total at its place among the sums' vectors.
-template <class T>
 struct StoreSums {
-  T* targets[3] = {};
-  const T* addends[3] = {};
+  void* targets[3] = {};
+  const void* addends[3] = {};
   std::int64_t cols = 0;
+  DType dtype = DType::float32;
 
-  StoreSums(const SumTargets& wanted, std::int64_t columns) : cols(columns) {
+  StoreSums(const SumTargets& wanted, std::int64_t columns, DType of) : cols(columns), dtype(of) {
     for (int i = 0; i < 3; ++i) {
-      if (wanted.of[i] != nullptr) targets[i] = wanted.of[i]->as<T>();
-      addends[i] = static_cast<const T*>(wanted.addends[i]);
+      if (wanted.of[i] != nullptr) targets[i] = wanted.of[i]->data;
+      addends[i] = wanted.addends[i];
     }
   }
   template <class C>
   __device__ __forceinline__ void operator()(std::int64_t column, C total) const {
     const std::int64_t sum = column / cols;
     const std::int64_t i = column - sum * cols;
-    if (addends[sum] != nullptr) total += widen(addends[sum][i]);
-    if (targets[sum] != nullptr) targets[sum][i] = convert<T>(total);
+    if (addends[sum] != nullptr) total += load_as<C>(dtype, addends[sum], i);
+    if (targets[sum] != nullptr) store_as(dtype, targets[sum], i, total);
   }
 };
 
@@ -334,7 +356,8 @@ std::size_t workspace_of(const NormBackwardSizes& sizes, DType dtype) {
   constexpr int kSums = column_sums<kTail>;
   const std::int64_t held = sizes.held.fits ? sizes.held.blocks * kSums * sizes.cols : 0;
   const std::int64_t read_again = sizes.columns.splits * kSums * sizes.cols + 4 * sizes.rows;
-  return static_cast<std::size_t>(std::max(held, read_again)) * (dtype == DType::float64 ? 8 : 4);
+  return static_cast<std::size_t>(held > read_again ? held : read_again) *
+         (dtype == DType::float64 ? 8 : 4);
 }
 
 template <class T, bool kTail>
@@ -376,9 +399,11 @@ std::int64_t run_rows(Stream stream, const char* name, const NormBackwardSizes& 
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  launch(stream, name, norm_backward_rows_kernel<T, kTail>, plan.blocks, plan.threads, 0, p, tail);
+  using Rows = std::conditional_t<kTail, compute_type<T>, T>;
+  launch(stream, name, norm_backward_rows_kernel<Rows, kTail>, plan.blocks, plan.threads, 0, p,
+         tail);
   if (p.parts != nullptr) {
-    launch(stream, name, norm_column_parts_kernel<T, kTail>, sizes.columns.blocks,
+    launch(stream, name, norm_column_parts_kernel<compute_type<T>>, sizes.columns.blocks,
            kColumnsOfBlock * kRowLanes, 0, p, tail);
   }
   return p.splits;
@@ -391,15 +416,16 @@ void run(const KernelArgs& args, const NormBackwardSizes& sizes, NormBackwardPar
   const Stream stream = stream_of(args);
   p.rows = sizes.rows;
   p.cols = sizes.cols;
+  p.dtype = args.inputs[0].dtype;
   p.parts = targets.any() ? args.workspace : nullptr;
   const char* name = args.op->name.c_str();
-  dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
+  dispatch_float(p.dtype, [&]<typename T>() {
     using C = compute_type<T>;
     const std::int64_t parts =
         sizes.rows > 0 ? run_rows<T, kTail>(stream, name, sizes, p, tail) : 0;
     if (!targets.any()) return;
     launch_column_totals<Sum>(stream, name, p.parts, parts, column_sums<kTail> * p.cols, C(0),
-                              StoreSums<T>(targets, p.cols));
+                              StoreSums(targets, p.cols, p.dtype));
   });
 }
 

@@ -3,7 +3,6 @@
 // rows that do not fit are read again in each pass. A pure function of sizes.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -55,14 +54,15 @@ inline constexpr int kStreamThreads = 128;  // of a block whose warps have rows 
 /// with few values the copies that are under way, not the threads, hide latency.
 constexpr int threads_for_registers(const RowStreamNeeds& needs, int chunks) {
   const int held = chunks * kRowGroup * needs.values * (needs.element_bytes == 8 ? 2 : 1);
-  return 65536 / std::max(held + 40, 72);
+  return 65536 / (held < 32 ? 72 : held + 40);
 }
 /// The largest block of a kernel, and how many of those a multiprocessor should hold.
 constexpr int largest_stream_block(const RowStreamNeeds& needs, int chunks) {
   return threads_for_registers(needs, chunks) >= kMaxRowThreads ? kMaxRowThreads : kStreamThreads;
 }
 constexpr int resident_stream_blocks(const RowStreamNeeds& needs, int chunks) {
-  return std::max(1, threads_for_registers(needs, chunks) / largest_stream_block(needs, chunks));
+  const int blocks = threads_for_registers(needs, chunks) / largest_stream_block(needs, chunks);
+  return blocks > 1 ? blocks : 1;
 }
 
 /// rows, cols >= 1.

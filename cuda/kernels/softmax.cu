@@ -21,26 +21,60 @@ struct SoftmaxParams {
   std::int64_t cols = 0;  // along the axis
   std::int64_t inner = 1;
   int lanes = 1;
+  bool log = false;  // log_softmax
 };
 
-/// One element of the result: exp(x - maximum)/sum, or its logarithm.
-template <bool kLog, class C>
-struct Finish {
+/// One element of softmax: exp(x - maximum)/sum.
+template <class C>
+struct Probability {
   C maximum;
-  C scale;  // 1/sum, or log(sum)
+  C scale;  // 1/sum
+  __device__ __forceinline__ Probability(C largest, C sum) : maximum(largest), scale(C(1) / sum) {}
+  __device__ __forceinline__ C operator()(C x) const { return exp_of(x - maximum) * scale; }
+};
 
-  __device__ __forceinline__ Finish(C largest, C sum)
-      : maximum(largest), scale(kLog ? log_of(sum) : C(1) / sum) {}
-  __device__ __forceinline__ C operator()(C x) const {
-    return kLog ? (x - maximum) - scale : exp_of(x - maximum) * scale;
-  }
+/// One element of log_softmax.
+template <class C>
+struct LogProbability {
+  C maximum;
+  C log_sum;
+  __device__ __forceinline__ LogProbability(C largest, C sum)
+      : maximum(largest), log_sum(log_of(sum)) {}
+  __device__ __forceinline__ C operator()(C x) const { return (x - maximum) - log_sum; }
 };
 
 /// A thread holds the row, which is all that is copied.
 template <class T>
 inline constexpr RowStreamNeeds needs{sizeof(T), 1, 1};
 
-template <class T, int kChunks, bool kLog>
+/// The row becomes its softmax; all threads of the block must call it.
+template <class T, int kChunks>
+__device__ __forceinline__ void apply_softmax(const RowGroup& group, int cols,
+                                              compute_type<T> maximum, compute_type<T>* scratch,
+                                              Row<T, kChunks>& row) {
+  using C = compute_type<T>;
+  C sum = C(0);
+  row.for_each(group, cols, [&](C& x) {
+    x = exp_of(x - maximum);
+    sum += x;
+  });
+  const C scale = C(1) / group_reduce(sum, group.lanes, scratch, Sum{});
+  row.for_each(group, cols, [&](C& x) { x *= scale; });
+}
+
+template <class T, int kChunks>
+__device__ __forceinline__ void apply_log_softmax(const RowGroup& group, int cols,
+                                                  compute_type<T> maximum, compute_type<T>* scratch,
+                                                  Row<T, kChunks>& row) {
+  using C = compute_type<T>;
+  row.for_each(group, cols, [&](C& x) { x -= maximum; });
+  C sum = C(0);
+  row.for_each(group, cols, [&](C& x) { sum += exp_of(x); });
+  const C log_sum = log_of(group_reduce(sum, group.lanes, scratch, Sum{}));
+  row.for_each(group, cols, [&](C& x) { x -= log_sum; });
+}
+
+template <class T, int kChunks>
 __global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
                                   resident_stream_blocks(needs<T>, kChunks))
     softmax_held_rows_kernel(const SoftmaxParams p, const RowStream stream) {
@@ -57,20 +91,16 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
     C maximum = -std::numeric_limits<C>::infinity();
     row.for_each(group, cols, [&](C& x) { maximum = NumberMax{}(maximum, x); });
     maximum = group_reduce(maximum, group.lanes, scratch, NumberMax{});
-    C sum = C(0);
-    row.for_each(group, cols, [&](C& x) {
-      const C term = exp_of(x - maximum);
-      if constexpr (!kLog) x = term;
-      sum += term;
-    });
-    sum = group_reduce(sum, group.lanes, scratch, Sum{});
-    const Finish<kLog, C> finish(maximum, sum);
-    row.for_each(group, cols, [&](C& x) { x = kLog ? finish(x) : x * finish.scale; });
+    if (p.log) {
+      apply_log_softmax(group, cols, maximum, scratch, row);
+    } else {
+      apply_softmax(group, cols, maximum, scratch, row);
+    }
     if (group.active) row.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
   });
 }
 
-template <class T, bool kLog>
+template <class T>
 __global__ void __launch_bounds__(kMaxRowThreads) softmax_rows_kernel(const SoftmaxParams p) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
@@ -81,16 +111,19 @@ __global__ void __launch_bounds__(kMaxRowThreads) softmax_rows_kernel(const Soft
 #pragma unroll 4
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) own.add(widen(source[i]));
   const RunningSum<C> total = own.combined(p.lanes, scratch);
-  const Finish<kLog, C> finish(total.maximum, total.sum);
   if (!group.active) return;
+  const auto write = [&](auto finish) {
 #pragma unroll 4
-  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    target[i] = convert<T>(finish(widen(source[i])));
-  }
+    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+      target[i] = convert<T>(finish(widen(source[i])));
+    }
+  };
+  if (p.log) return write(LogProbability<C>(total.maximum, total.sum));
+  write(Probability<C>(total.maximum, total.sum));
 }
 
 /// kColumnThreads columns a block, kColumnLanes threads each.
-template <class T, bool kLog>
+template <class T>
 __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
     softmax_columns_kernel(const SoftmaxParams p) {
   using C = compute_type<T>;
@@ -112,46 +145,48 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
   if (column >= p.rows) return;
   RunningSum<C> total;
   for (int i = 0; i < kColumnLanes; ++i) total.merge({maxima[i][x], sums[i][x]});
-  const Finish<kLog, C> finish(total.maximum, total.sum);
   T* target = static_cast<T*>(p.target) + base;
-  for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
-    target[i * p.inner] = convert<T>(finish(widen(source[i * p.inner])));
-  }
+  const auto write = [&](auto finish) {
+    for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
+      target[i * p.inner] = convert<T>(finish(widen(source[i * p.inner])));
+    }
+  };
+  if (p.log) return write(LogProbability<C>(total.maximum, total.sum));
+  write(Probability<C>(total.maximum, total.sum));
 }
 
-template <class T, bool kLog>
+template <class T>
 auto held_rows_kernel(int chunks) {
   if constexpr (row_chunks<T> == 4) {
-    if (chunks == 4) return softmax_held_rows_kernel<T, 4, kLog>;
-    if (chunks == 3) return softmax_held_rows_kernel<T, 3, kLog>;
-    return softmax_held_rows_kernel<T, 2, kLog>;
+    if (chunks == 4) return softmax_held_rows_kernel<T, 4>;
+    if (chunks == 3) return softmax_held_rows_kernel<T, 3>;
+    return softmax_held_rows_kernel<T, 2>;
   } else {
-    return chunks == 2 ? softmax_held_rows_kernel<T, 2, kLog>
-                       : softmax_held_rows_kernel<T, 1, kLog>;
+    return chunks == 2 ? softmax_held_rows_kernel<T, 2> : softmax_held_rows_kernel<T, 1>;
   }
 }
 
-template <class T, bool kLog>
+template <class T>
 void run_typed(Stream stream, const char* name, SoftmaxParams p) {
   if (p.inner > 1) {
-    return launch(stream, name, softmax_columns_kernel<T, kLog>, ceil_div(p.rows, kColumnThreads),
+    return launch(stream, name, softmax_columns_kernel<T>, ceil_div(p.rows, kColumnThreads),
                   kColumnThreads * kColumnLanes, 0, p);
   }
   const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T>);
   if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
       is_aligned(p.target, kVectorBytes)) {
-    return launch(stream, name, held_rows_kernel<T, kLog>(held.chunks), held.blocks, held.threads,
+    return launch(stream, name, held_rows_kernel<T>(held.chunks), held.blocks, held.threads,
                   held.shared_bytes, p, RowStream(p.rows, held));
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  launch(stream, name, softmax_rows_kernel<T, kLog>, plan.blocks, plan.threads, 0, p);
+  launch(stream, name, softmax_rows_kernel<T>, plan.blocks, plan.threads, 0, p);
 }
 
-template <bool kLog>
-void run_softmax(const KernelArgs& args) {
+void run(const KernelArgs& args, bool log) {
   const TensorView& input = args.inputs[0];
   SoftmaxParams p{input.data, args.outputs[0].data};
+  p.log = log;
   if (input.numel() == 0) return;
   const std::int64_t dim = args.attributes<AxisAttrs>().dim;
   const int axis = static_cast<int>(dim < 0 ? dim + input.rank() : dim);
@@ -159,15 +194,18 @@ void run_softmax(const KernelArgs& args) {
   for (int i = axis + 1; i < input.rank(); ++i) p.inner *= input.sizes[i];
   p.rows = input.numel() / p.cols;
   const char* name = args.op->name.c_str();
-  dispatch_float(input.dtype, [&]<typename T>() { run_typed<T, kLog>(stream_of(args), name, p); });
+  dispatch_float(input.dtype, [&]<typename T>() { run_typed<T>(stream_of(args), name, p); });
 }
+
+void run_softmax(const KernelArgs& args) { run(args, /*log=*/false); }
+void run_log_softmax(const KernelArgs& args) { run(args, /*log=*/true); }
 
 }  // namespace
 
 void register_softmax_kernels() {
-  register_kernel("softmax", DeviceType::cuda, {.name = "cuda.softmax", .run = run_softmax<false>});
+  register_kernel("softmax", DeviceType::cuda, {.name = "cuda.softmax", .run = run_softmax});
   register_kernel("log_softmax", DeviceType::cuda,
-                  {.name = "cuda.log_softmax", .run = run_softmax<true>});
+                  {.name = "cuda.log_softmax", .run = run_log_softmax});
 }
 
 }  // namespace tenon::cuda

@@ -20,6 +20,7 @@ struct BackwardParams {
   std::int64_t cols = 0;  // along the axis
   std::int64_t inner = 1;
   int lanes = 1;
+  bool log = false;  // log_softmax
 };
 
 /// A term of the sum over the axis, and an element of the result given that sum.
@@ -44,12 +45,19 @@ struct LogSoftmaxRule {
   }
 };
 
+/// Calls f with the rule, so that loops in it test nothing.
+template <class F>
+__device__ __forceinline__ void with_rule(const BackwardParams& p, F f) {
+  if (p.log) return f(LogSoftmaxRule{});
+  f(SoftmaxRule{});
+}
+
 /// A thread holds the rows of both operands.
 enum Operand { kGrad, kOutput };
 template <class T>
 inline constexpr RowStreamNeeds needs{sizeof(T), 2, 2};
 
-template <class T, int kChunks, class Rule>
+template <class T, int kChunks>
 __global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
                                   resident_stream_blocks(needs<T>, kChunks))
     held_rows_kernel(const BackwardParams p, const RowStream stream) {
@@ -68,26 +76,30 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
     Ring::read(group, cols, slot + kGrad, grad);
     Ring::read(group, cols, slot + kOutput, output);
     C sum = C(0);
-    Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
+    with_rule(p, [&](auto rule) {
+      Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
 #pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) {
-        sum += Rule::term(grad.values[chunk][i], output.values[chunk][i]);
-      }
+        for (int i = 0; i < kRowGroup; ++i) {
+          sum += rule.term(grad.values[chunk][i], output.values[chunk][i]);
+        }
+      });
     });
     sum = group_reduce(sum, group.lanes, scratch, Sum{});
     if (!group.active) return;
-    Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
+    with_rule(p, [&](auto rule) {
+      Row<T, kChunks>::for_each_chunk(group, cols, [&](int chunk, int) {
 #pragma unroll
-      for (int i = 0; i < kRowGroup; ++i) {
-        C& g = grad.values[chunk][i];
-        g = Rule::result(g, output.values[chunk][i], sum);
-      }
+        for (int i = 0; i < kRowGroup; ++i) {
+          C& g = grad.values[chunk][i];
+          g = rule.result(g, output.values[chunk][i], sum);
+        }
+      });
     });
     grad.store(group, cols, static_cast<T*>(p.target) + group.row * p.cols);
   });
 }
 
-template <class T, class Rule>
+template <class T>
 __global__ void __launch_bounds__(kMaxRowThreads) rows_kernel(const BackwardParams p) {
   using C = compute_type<T>;
   __shared__ C scratch[kWarp];
@@ -95,21 +107,25 @@ __global__ void __launch_bounds__(kMaxRowThreads) rows_kernel(const BackwardPara
   const T* grad = static_cast<const T*>(p.grad) + group.row * p.cols;
   const T* output = static_cast<const T*>(p.output) + group.row * p.cols;
   C sum = C(0);
+  with_rule(p, [&](auto rule) {
 #pragma unroll 4
-  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    sum += Rule::term(widen(grad[i]), widen(output[i]));
-  }
+    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+      sum += rule.term(widen(grad[i]), widen(output[i]));
+    }
+  });
   sum = group_reduce(sum, p.lanes, scratch, Sum{});
   if (!group.active) return;
   T* target = static_cast<T*>(p.target) + group.row * p.cols;
+  with_rule(p, [&](auto rule) {
 #pragma unroll 4
-  for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    target[i] = convert<T>(Rule::result(widen(grad[i]), widen(output[i]), sum));
-  }
+    for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
+      target[i] = convert<T>(rule.result(widen(grad[i]), widen(output[i]), sum));
+    }
+  });
 }
 
 /// kColumnThreads columns a block, kColumnLanes threads each.
-template <class T, class Rule>
+template <class T>
 __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
     columns_kernel(const BackwardParams p) {
   using C = compute_type<T>;
@@ -123,9 +139,11 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
   const T* output = static_cast<const T*>(p.output) + base;
   C sum = C(0);
   if (column < p.rows) {
-    for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
-      sum += Rule::term(widen(grad[i * p.inner]), widen(output[i * p.inner]));
-    }
+    with_rule(p, [&](auto rule) {
+      for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
+        sum += rule.term(widen(grad[i * p.inner]), widen(output[i * p.inner]));
+      }
+    });
   }
   sums[y][x] = sum;
   __syncthreads();
@@ -133,62 +151,66 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
   sum = sums[0][x];
   for (int i = 1; i < kColumnLanes; ++i) sum += sums[i][x];
   T* target = static_cast<T*>(p.target) + base;
-  for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
-    const std::int64_t at = i * p.inner;
-    target[at] = convert<T>(Rule::result(widen(grad[at]), widen(output[at]), sum));
-  }
+  with_rule(p, [&](auto rule) {
+    for (std::int64_t i = y; i < p.cols; i += kColumnLanes) {
+      const std::int64_t at = i * p.inner;
+      target[at] = convert<T>(rule.result(widen(grad[at]), widen(output[at]), sum));
+    }
+  });
 }
 
-template <class T, class Rule>
+template <class T>
 auto held_kernel(int chunks) {
   if constexpr (row_chunks<T> == 4) {
-    if (chunks == 4) return held_rows_kernel<T, 4, Rule>;
-    if (chunks == 3) return held_rows_kernel<T, 3, Rule>;
-    return held_rows_kernel<T, 2, Rule>;
+    if (chunks == 4) return held_rows_kernel<T, 4>;
+    if (chunks == 3) return held_rows_kernel<T, 3>;
+    return held_rows_kernel<T, 2>;
   } else {
-    return chunks == 2 ? held_rows_kernel<T, 2, Rule> : held_rows_kernel<T, 1, Rule>;
+    return chunks == 2 ? held_rows_kernel<T, 2> : held_rows_kernel<T, 1>;
   }
 }
 
-template <class T, class Rule>
+template <class T>
 void run_typed(Stream stream, const char* name, BackwardParams p) {
   if (p.inner > 1) {
-    return launch(stream, name, columns_kernel<T, Rule>, ceil_div(p.rows, kColumnThreads),
+    return launch(stream, name, columns_kernel<T>, ceil_div(p.rows, kColumnThreads),
                   kColumnThreads * kColumnLanes, 0, p);
   }
   const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T>);
   if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.grad, kVectorBytes) &&
       is_aligned(p.output, kVectorBytes) && is_aligned(p.target, kVectorBytes)) {
-    return launch(stream, name, held_kernel<T, Rule>(held.chunks), held.blocks, held.threads,
+    return launch(stream, name, held_kernel<T>(held.chunks), held.blocks, held.threads,
                   held.shared_bytes, p, RowStream(p.rows, held));
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;
-  launch(stream, name, rows_kernel<T, Rule>, plan.blocks, plan.threads, 0, p);
+  launch(stream, name, rows_kernel<T>, plan.blocks, plan.threads, 0, p);
 }
 
-template <class Rule>
-void run(const KernelArgs& args) {
+void run(const KernelArgs& args, bool log) {
   const TensorView& grad = args.inputs[0];
   if (grad.numel() == 0) return;
   BackwardParams p{grad.data, args.inputs[1].data, args.outputs[0].data};
+  p.log = log;
   const std::int64_t dim = args.attributes<AxisAttrs>().dim;
   const int axis = static_cast<int>(dim < 0 ? dim + grad.rank() : dim);
   p.cols = grad.rank() == 0 ? 1 : grad.sizes[axis];
   for (int i = axis + 1; i < grad.rank(); ++i) p.inner *= grad.sizes[i];
   p.rows = grad.numel() / p.cols;
-  dispatch_float(grad.dtype, [&]<typename T>() {
-    run_typed<T, Rule>(stream_of(args), args.op->name.c_str(), p);
-  });
+  dispatch_float(grad.dtype,
+                 [&]<typename T>() { run_typed<T>(stream_of(args), args.op->name.c_str(), p); });
 }
+
+void run_softmax_backward(const KernelArgs& args) { run(args, /*log=*/false); }
+void run_log_softmax_backward(const KernelArgs& args) { run(args, /*log=*/true); }
 
 }  // namespace
 
 void register_softmax_backward_kernels() {
   register_kernel("softmax_backward", DeviceType::cuda,
-                  {.name = "cuda.softmax_backward", .run = run<SoftmaxRule>});
+                  {.name = "cuda.softmax_backward", .run = run_softmax_backward});
   register_kernel("log_softmax_backward", DeviceType::cuda,
-                  {.name = "cuda.log_softmax_backward", .run = run<LogSoftmaxRule>});
+                  {.name = "cuda.log_softmax_backward", .run = run_log_softmax_backward});
 }
 
 }  // namespace tenon::cuda

@@ -73,12 +73,11 @@ struct UnaryFunction {
   double parameter = 0;  // the exponent of pow, beta of softplus
   double threshold = 0;
 
-  static constexpr bool kInPlace = true;
-
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount]) const {
+    constexpr int kUnrolled = unrolled_elements<C, kCount>;
     const auto each = [&](auto f) {
-#pragma unroll
+#pragma unroll kUnrolled
       for (int i = 0; i < kCount; ++i) x[i] = f(x[i]);
     };
     switch (op) {
@@ -130,22 +129,26 @@ void run_float_op(const KernelArgs& args) {
   run_on_floats(args, {kOp});
 }
 
-template <UnaryOp kOp>
-void run_numeric_op(const KernelArgs& args) {
+void run_on_numbers(const KernelArgs& args, const UnaryFunction& f) {
   const auto run = [&]<typename T>() {
     run_pointwise<T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], {args.inputs[0]},
-                        UnaryFunction{kOp});
+                        f);
   };
   switch (args.outputs[0].dtype) {
     case DType::int64: return run.template operator()<std::int64_t>();
     case DType::int32: return run.template operator()<std::int32_t>();
     case DType::uint8: return run.template operator()<std::uint8_t>();
-    default: run_on_floats(args, {kOp});
+    default: run_on_floats(args, f);
   }
 }
 
+template <UnaryOp kOp>
+void run_numeric_op(const KernelArgs& args) {
+  run_on_numbers(args, {kOp});
+}
+
 void run_square(const KernelArgs& args) {
-  if (args.inputs[0].dtype != DType::boolean) return run_numeric_op<UnaryOp::square>(args);
+  if (args.inputs[0].dtype != DType::boolean) return run_on_numbers(args, {UnaryOp::square});
   run_pointwise<std::int64_t, bool>(stream_of(args), "square", args.outputs[0], {args.inputs[0]},
                                     SquareOfBool{});
 }

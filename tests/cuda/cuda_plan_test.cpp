@@ -7,6 +7,7 @@
 
 #include "cuda/gemm.h"
 #include "cuda/kernels/linear_cross_entropy.h"
+#include "cuda/kernels/pointwise_plan.h"
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/row_plan.h"
 #include "cuda/launch.h"
@@ -20,6 +21,28 @@ TensorView view_of(const Extents& sizes, const Extents& strides) {
   view.sizes = sizes;
   view.strides = strides;
   return view;
+}
+
+TEST(CudaPointwise, VectorsNeedAlignedStretches) {
+  constexpr PointwiseShape kShape{4, 2048};
+  const auto plan = [&](const Extents& sizes, const Extents& strides, std::uintptr_t address) {
+    TensorView output = view_of(sizes, contiguous_strides(sizes));
+    output.data = reinterpret_cast<void*>(std::uintptr_t{1} << 20);
+    TensorView input = view_of(sizes, strides);
+    input.data = reinterpret_cast<void*>(address);
+    const TensorView views[] = {output, input};
+    return plan_pointwise(views, kShape);
+  };
+  const PointwisePlan flat = plan({2, 1027}, {1027, 1}, 4096);
+  EXPECT_EQ(flat.first_single, 2052) << "both axes are one";
+  EXPECT_EQ(flat.vector_blocks, 2);
+  EXPECT_EQ(flat.blocks, 3) << "two elements are left";
+  EXPECT_EQ(plan({2, 1024}, {1024, 1}, 4096).blocks, 1);
+  EXPECT_EQ(plan({2, 1024}, {1024, 1}, 4100).vector_blocks, 0) << "the address is not aligned";
+  EXPECT_EQ(plan({2, 1024}, {1025, 1}, 4096).vector_blocks, 0) << "the second row is not aligned";
+  EXPECT_EQ(plan({2, 1024}, {0, 1}, 4096).vector_blocks, 1) << "a repeated row";
+  EXPECT_EQ(plan({2, 1022}, {1024, 1}, 4096).vector_blocks, 0) << "rows are no whole vectors";
+  EXPECT_EQ(plan({0, 1024}, {1024, 1}, 4096).blocks, 0);
 }
 
 TEST(CudaStrides, DivisorIsExact) {
@@ -115,6 +138,7 @@ TEST(CudaPlans, ColumnsAreReadBySixteenBytesWhereTheyAllow) {
   EXPECT_EQ(plan({32768, 768}, {768, 1}, DType::bfloat16).columns, 8);
   EXPECT_EQ(plan({32768, 768}, {768, 1}, DType::float32).columns, 4);
   EXPECT_EQ(plan({32768, 770}, {770, 1}, DType::bfloat16).columns, 1);
+  EXPECT_EQ(plan({32768, 768}, {768, 1}, DType::int32).columns, 1) << "integers one by one";
   EXPECT_EQ(plan({32768, 768}, {770, 1}, DType::bfloat16).columns, 1) << "rows are not aligned";
   // A bias gradient fills the GPU; a few long rows need no splits.
   EXPECT_GT(plan({32768, 768}, {768, 1}, DType::bfloat16).blocks, 4 * 132);
