@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
 
 namespace tenon::cuda {

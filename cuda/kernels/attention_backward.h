@@ -6,7 +6,7 @@
 // in a fixed order: no atomics, the same bits in every run.
 #pragma once
 
-#include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_launch.h"
 
 namespace tenon::cuda {
 
