@@ -36,6 +36,7 @@ __device__ __forceinline__ std::int64_t batch_offset(const AttentionParams& para
                                                      const AttentionOperand& operand,
                                                      std::int64_t batch) {
   std::int64_t offset = 0;
+#pragma unroll 1
   for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
     const std::int64_t rest = divide(batch, params.batch_sizes[axis]);
     offset += (batch - rest * params.batch_sizes[axis]) * operand.batch[axis];
@@ -58,6 +59,7 @@ __device__ __forceinline__ AttentionBlock<T> locate_block(const AttentionParams&
 
   std::int64_t query = 0, key = 0, value = 0, mask = 0, output = 0;
   std::int64_t rest = result.batch;
+#pragma unroll 1
   for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
     const std::int64_t quotient = divide(rest, params.batch_sizes[axis]);
     const std::int64_t index = rest - quotient * params.batch_sizes[axis];
