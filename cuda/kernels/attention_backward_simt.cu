@@ -1,14 +1,14 @@
-// The gradient of attention with ordinary multiply-adds, for every floating dtype, any head sizes and
-// strides. 16-bit floats compute in float32, float64 in float64.
+// The gradient of attention with ordinary multiply-adds, for every floating dtype, any head sizes
+// and strides. 16-bit floats compute in float32, float64 in float64.
 //
 //   P  = 2^(Q·Kᵀ·scale·log2(e) + mask·log2(e) - lse)      D = dropout mask, 1/(1-p) where kept
 //   dV = (P∘D)ᵀ·dO        dS = P∘(D∘(dO·Vᵀ) - Σ dO∘O)     dQ = dS·K·scale     dK = dSᵀ·Q·scale
 //
-// First lse, unless the forward kept it, and Σ dO∘O of every query; then a pass for each gradient, all
-// by one kernel: they differ in what they load. A block owns 64 rows (queries for dQ, keys for dK and
-// dV) and a slice of at most kSlice columns, walks over tiles of the other side, computes its tile of
-// P or dS again, and multiplies it with what that side holds. The kernel for an additive mask owns a
-// tile of it and walks over everything that was repeated along it.
+// First lse, unless the forward kept it, and Σ dO∘O of every query; then a pass for each gradient,
+// all by one kernel: they differ in what they load. A block owns 64 rows (queries for dQ, keys for
+// dK and dV) and a slice of at most kSlice columns, walks over tiles of the other side, computes its
+// tile of P or dS again, and multiplies it with what that side holds. The kernel for an additive
+// mask owns a tile of it and walks over everything that was repeated along it.
 #include "cuda/kernels/attention_backward.h"
 #include "cuda/kernels/attention_simt.cuh"
 
@@ -35,7 +35,7 @@ struct BackwardTile {
   [[maybe_unused]] static constexpr int kColumnSets = kSlice / (kAcross * kLength);
   static constexpr int kHeadStride = kDepth + kLength;
   static constexpr int kWeightStride = kColumns + kLength;
-  static constexpr int kMinBlocks = sizeof(C) == sizeof(float) ? 3 : 1;
+  static constexpr int kMinBlocks = sizeof(C) == sizeof(float) ? 3 : 1;  // as shared memory allows
 };
 
 /// A matrix in device memory; elements of a row are neighbours.

@@ -45,8 +45,8 @@ __device__ __forceinline__ std::int64_t batch_offset(const AttentionParams& para
   return offset;
 }
 
-/// Finds batch and row tile of a block. Causal blocks start with the longest rows. An element of the
-/// operands takes `width` of T: 1, or as many bytes as it has where T is char.
+/// Finds batch and row tile of a block. Causal blocks start with the longest rows. An element of
+/// the operands takes `width` of T: 1, or as many bytes as it has where T is char.
 template <class T>
 __device__ __forceinline__ AttentionBlock<T> locate_block(const AttentionParams& params,
                                                           std::int64_t block,

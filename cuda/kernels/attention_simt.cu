@@ -56,7 +56,8 @@ __device__ __forceinline__ C late_scale(const AttentionParams& params) {
   return scale > C(0) && params.mask_kind != AttentionMask::additive ? scale : C(1);
 }
 
-/// Applies scale (unless late_scale) and the staged mask, and hides keys past the end or after the query.
+/// Applies scale (unless late_scale) and the staged mask, and hides keys past the end or after the
+/// query.
 template <class Tile>
 __device__ __forceinline__ void finish_scores(
     const AttentionParams& params, const typename Tile::C* mask,

@@ -11,8 +11,8 @@
 //   kWeightStride   stride of the weights of add_weighted_rows
 //   kSlice          columns of its rows; kColumnSets: 16-byte pieces of such a row that a thread holds
 //
-// A kernel is compiled for what it computes in, float or double; which floats lie in device memory is
-// known at run time (Elements), and only loads and stores ask for it.
+// A kernel is compiled for what it computes in, float or double; which floats lie in device memory
+// is known at run time (Elements), and only loads and stores ask for it.
 #pragma once
 
 #include "cuda/device/memory.cuh"
@@ -26,8 +26,8 @@ inline constexpr int kThreadRows = 8;
 inline constexpr int kAcross = 16;  // threads along the columns
 inline constexpr unsigned kFullWarp = 0xffffffffU;
 
-/// The elements of the operands in device memory, where addresses are in bytes: of type C, or, if C is
-/// float, of any smaller float too.
+/// The elements of the operands in device memory, where addresses are in bytes: of type C or, if C
+/// is float, of any smaller float too.
 template <class C>
 struct Elements {
   DType dtype;
@@ -82,8 +82,8 @@ __device__ __forceinline__ void stage_tile(C* shared, const Elements<C>& element
   });
 }
 
-/// Copies the mask of kSimtRows x kColumns scores: what is added to them, or whether (not 0) they are
-/// seen. `mask` is that of the first one; what lies outside rows x columns is 0.
+/// Copies the mask of kSimtRows x kColumns scores: what is added to them, or whether (not 0) they
+/// are seen. `mask` is that of the first one; what lies outside rows x columns is 0.
 template <int kColumns, int kStride, class C>
 __device__ __forceinline__ void stage_mask(C* shared, const Elements<C>& elements,
                                            AttentionMask kind, const char* mask,
@@ -190,7 +190,7 @@ struct TargetTile {
   std::int64_t rows, columns;
 };
 
-/// Writes what the block's threads hold, by way of a tile in shared memory that nobody reads any more.
+/// Writes what the block's threads hold, by way of a tile in shared memory that nobody reads now.
 template <class Tile>
 __device__ __forceinline__ void store_tile(
     const TargetTile& target, const Elements<typename Tile::C>& elements,
