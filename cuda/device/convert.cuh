@@ -1,10 +1,9 @@
 // Element types in device code: to and from the type that values are computed in, and casts. The
 // rules are those of the CPU: floats round once, to nearest even; a float becomes an integer by
 // truncation, saturating at its range, and NaN becomes 0; integers wrap; anything but 0 is true.
+//
+// The instructions are written out: cuda_fp16.h and cuda_bf16.h take half a second to parse.
 #pragma once
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <bit>
 #include <cstdint>
@@ -16,7 +15,9 @@
 namespace tenon::cuda {
 
 __device__ __forceinline__ float widen(Half value) {
-  return __half2float(__ushort_as_half(value.bits));
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
 }
 __device__ __forceinline__ float widen(BFloat16 value) {
   return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
@@ -29,20 +30,43 @@ __device__ __forceinline__ T widen(T value) {
 template <class T>
 inline constexpr bool is_16_bit_float = std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
 
+/// To bfloat16, which compute capability 8.0 has an instruction for.
+__device__ __forceinline__ std::uint16_t bfloat16_bits(float value) {
+#if __CUDA_ARCH__ >= 800
+  std::uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
+  const unsigned word = __float_as_uint(value);
+  if (value != value) return 0x7fff;
+  return static_cast<std::uint16_t>((word + 0x7fffU + ((word >> 16) & 1U)) >> 16);
+#endif
+}
+
+/// A double by way of a float whose last bit says that something was cut off: it rounds once.
+__device__ __forceinline__ std::uint16_t bfloat16_bits(double value) {
+#if __CUDA_ARCH__ >= 900
+  std::uint16_t bits;
+  asm("cvt.rn.bf16.f64 %0, %1;" : "=h"(bits) : "d"(value));
+  return bits;
+#else
+  const float cut = __double2float_rz(value);
+  const bool exact = static_cast<double>(cut) == value || value != value;
+  return bfloat16_bits(__uint_as_float(__float_as_uint(cut) | (exact ? 0U : 1U)));
+#endif
+}
+
 /// A float or double as a 16-bit float, rounded once.
 template <class T, class C>
 __device__ __forceinline__ T round_to_16_bits(C value) {
+  static_assert(std::is_same_v<C, float> || std::is_same_v<C, double>);
   T result;
-  if constexpr (std::is_same_v<T, Half>) {
-    if constexpr (std::is_same_v<C, double>) {
-      result.bits = __half_as_ushort(__double2half(value));
-    } else {
-      result.bits = __half_as_ushort(__float2half_rn(value));
-    }
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    result.bits = bfloat16_bits(value);
   } else if constexpr (std::is_same_v<C, double>) {
-    result.bits = __bfloat16_as_ushort(__double2bfloat16(value));
+    asm("cvt.rn.f16.f64 %0, %1;" : "=h"(result.bits) : "d"(value));
   } else {
-    result.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
   }
   return result;
 }

@@ -1,88 +1,18 @@
-// Scaled dot-product attention on CUDA: what its kernels are given, which tiles they use, and their
-// launchers. The op is defined in tensor/ops/scaled_dot_product_attention.cpp.
-//
-// Both kernels work like FlashAttention-2 (T. Dao, "FlashAttention-2: Faster Attention with Better
-// Parallelism and Work Partitioning", 2023): a block of threads holds a tile of query rows, walks
-// over tiles of keys with an online softmax, and never writes a score to device memory.
+// Scaled dot-product attention on CUDA: from a call to what its kernels are given, and which of them
+// runs, in which tiles. The op is defined in tensor/ops/scaled_dot_product_attention.cpp.
 #pragma once
 
 #include <cstdint>
 
 #include <span>
 
-#include "cuda/launch.h"
+#include "cuda/kernels/attention_launch.h"
 #include "tensor/op.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/philox.h"
 
 namespace tenon::cuda {
 
-inline constexpr int kMaxAttentionBatchAxes = kMaxRank - 2;
-/// Shared memory in which a block of threads keeps what it computes.
-inline constexpr std::int64_t kAttentionBlockBytes = 64;
-
-enum class AttentionMask : std::uint8_t { none, boolean, additive };
-
-/// One operand: strides in elements; the last axis of query, key and value has stride 1.
-struct AttentionOperand {
-  std::int64_t batch[kMaxAttentionBatchAxes];
-  std::int64_t row;
-  std::int64_t column;
-};
-
-/// A launch. Sizes are (batches…, length, head), (…, keys, head), (…, keys, head_v).
-struct AttentionParams {
-  const void* query;
-  const void* key;
-  const void* value;
-  const void* mask;
-  void* output;
-  AttentionOperand query_strides;
-  AttentionOperand key_strides;
-  AttentionOperand value_strides;
-  AttentionOperand mask_strides;
-  AttentionOperand output_strides;
-
-  int batch_axes;
-  std::int64_t batch_sizes[kMaxAttentionBatchAxes];
-  std::int64_t batches;
-  std::int64_t length;
-  std::int64_t keys;
-  std::int64_t head;
-  std::int64_t head_v;
-
-  double scale_log2;  // scale · log2(e): probabilities are powers of two
-  bool is_causal;
-  AttentionMask mask_kind;
-  bool has_dropout;
-  DropoutKey dropout_key;
-  std::uint32_t dropout_threshold;
-  double keep_scale;  // 1/(1-p); 0 when everything is dropped
-
-  // What the gradient reads, row-major; null where not wanted.
-  void* lse;                      // (batches, length) of the compute type, natural logarithm
-  std::uint8_t* keep_bits;        // (batches, length, keep_bits_stride): a bit for each key
-  std::int64_t keep_bits_stride;  // bytes, a multiple of 16
-
-  std::int64_t row_blocks;  // tiles of query rows; set by the launchers
-};
-
-/// Which of a kernel's compiled forms runs.
-enum class AttentionVariant : std::uint8_t {
-  plain,    ///< no mask, no dropout, scale > 0
-  dropout,  ///< plain with dropout
-  general,  ///< any mask, any scale, with or without dropout
-};
-
-/// The tiles of one launch.
-struct AttentionTiling {
-  AttentionVariant variant = AttentionVariant::general;
-  int rows = 0;  // query rows of a block
-  int keys = 0;  // keys of one step
-  int head = 0;  // head sizes, zero-padded up to this
-  int threads = 0;
-  std::int64_t shared_bytes = 0;
-};
+static_assert(kMaxAttentionBatchAxes == kMaxRank - 2);
 
 /// An operand of a call (null: absent), and where its strides go.
 struct OperandLayout {
@@ -110,8 +40,6 @@ bool has_dense_rows(const TensorView& view);
 /// has_dense_rows, and every row starts at a multiple of 16 bytes.
 bool has_aligned_rows(const TensorView& view);
 
-/// Keys of one step of flash_tf32x3.
-inline constexpr int kTf32Keys = 32;
 /// Shared memory that a block of any tf32x3 kernel has enough of.
 inline constexpr int kTf32SharedBytes = 140 << 10;
 
@@ -132,19 +60,5 @@ bool flash_tf32x3_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 AttentionTiling choose_flash_tf32x3_tiling(const AttentionParams& params, int multiprocessors);
 /// Tiles of flash_simt; `head` is the slice of the value's head that one block computes.
 AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v);
-
-/// Draws params.keep_bits, which is not null; those that causality hides are left as they are.
-void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
-/// Tensor cores: 16-bit floats that flash_mma_takes, rows aligned to 16 bytes. All sizes but `keys` are
-/// > 0, keep_bits are drawn, and `tiling` comes from choose_flash_mma_tiling.
-void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
-                      Stream stream);
-/// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, otherwise as
-/// launch_flash_mma; `tiling` comes from choose_flash_tf32x3_tiling.
-void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& tiling,
-                         Stream stream);
-/// Multiply-adds: any floating dtype. Sizes are > 0, the query's head may be 0.
-void launch_flash_simt(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
-                       Stream stream);
 
 }  // namespace tenon::cuda

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
 
 namespace tenon::cuda {
@@ -85,8 +86,9 @@ void run_tf32x3(const KernelArgs& args) {
   const AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
   const bool aligned = std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows);
-  if (aligned || params.zero) return launch_backward_tf32x3(params, stream);
-  launch_backward_simt(params, DType::float32, stream);
+  if (!aligned && !params.zero) return launch_backward_simt(params, DType::float32, stream);
+  launch_backward_tf32x3_queries(params, stream);
+  launch_backward_tf32x3_keys(params, stream);
 }
 
 /// The forward's statistics are there, and its decisions if it made any, and no mask.

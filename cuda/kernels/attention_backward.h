@@ -6,7 +6,7 @@
 // in a fixed order: no atomics, the same bits in every run.
 #pragma once
 
-#include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_launch.h"
 
 namespace tenon::cuda {
 
@@ -46,8 +46,9 @@ void launch_backward_wgmma(const AttentionBackwardParams& params, DType dtype, S
 
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, no mask, lse given, and keep_bits
 /// where something is dropped; rows of grad, query, key, value and output aligned to 16 bytes unless
-/// `zero`.
-void launch_backward_tf32x3(const AttentionBackwardParams& params, Stream stream);
+/// `zero`. The launch for queries comes first here too.
+void launch_backward_tf32x3_queries(const AttentionBackwardParams& params, Stream stream);
+void launch_backward_tf32x3_keys(const AttentionBackwardParams& params, Stream stream);
 
 /// Multiply-adds: any floating dtype, rows of grad, query, key, value and output dense. All sizes
 /// but those of the heads are > 0.

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "cuda/device/convert.cuh"
-#include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_launch.h"
 
 namespace tenon::cuda {
 
@@ -36,6 +36,7 @@ __device__ __forceinline__ std::int64_t batch_offset(const AttentionParams& para
                                                      const AttentionOperand& operand,
                                                      std::int64_t batch) {
   std::int64_t offset = 0;
+#pragma unroll 1
   for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
     const std::int64_t rest = divide(batch, params.batch_sizes[axis]);
     offset += (batch - rest * params.batch_sizes[axis]) * operand.batch[axis];
@@ -44,10 +45,12 @@ __device__ __forceinline__ std::int64_t batch_offset(const AttentionParams& para
   return offset;
 }
 
-/// Finds batch and row tile of a block. Causal blocks start with the longest rows.
+/// Finds batch and row tile of a block. Causal blocks start with the longest rows. An element of
+/// the operands takes `width` of T: 1, or as many bytes as it has where T is char.
 template <class T>
 __device__ __forceinline__ AttentionBlock<T> locate_block(const AttentionParams& params,
-                                                          std::int64_t block) {
+                                                          std::int64_t block,
+                                                          std::int64_t width = 1) {
   AttentionBlock<T> result;
   const std::int64_t batch = divide(block, params.row_blocks);
   result.row_block = block - batch * params.row_blocks;
@@ -56,6 +59,7 @@ __device__ __forceinline__ AttentionBlock<T> locate_block(const AttentionParams&
 
   std::int64_t query = 0, key = 0, value = 0, mask = 0, output = 0;
   std::int64_t rest = result.batch;
+#pragma unroll 1
   for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
     const std::int64_t quotient = divide(rest, params.batch_sizes[axis]);
     const std::int64_t index = rest - quotient * params.batch_sizes[axis];
@@ -66,12 +70,14 @@ __device__ __forceinline__ AttentionBlock<T> locate_block(const AttentionParams&
     mask += index * params.mask_strides.batch[axis];
     output += index * params.output_strides.batch[axis];
   }
-  result.query = static_cast<const T*>(params.query) + query;
-  result.key = static_cast<const T*>(params.key) + key;
-  result.value = static_cast<const T*>(params.value) + value;
-  const std::int64_t mask_element = params.mask_kind == AttentionMask::additive ? sizeof(T) : 1;
+  result.query = static_cast<const T*>(params.query) + query * width;
+  result.key = static_cast<const T*>(params.key) + key * width;
+  result.value = static_cast<const T*>(params.value) + value * width;
+  const std::int64_t mask_element = params.mask_kind == AttentionMask::additive
+                                        ? static_cast<std::int64_t>(sizeof(T)) * width
+                                        : 1;
   result.mask = static_cast<const char*>(params.mask) + mask * mask_element;
-  result.output = static_cast<T*>(params.output) + output;
+  result.output = static_cast<T*>(params.output) + output * width;
   result.forward = params.has_dropout ? forward_of(params.dropout_key) : 0;
   return result;
 }

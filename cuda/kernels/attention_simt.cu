@@ -6,18 +6,15 @@
 // x + 16·j of the scores. All shared memory reads are 16 bytes a thread: rows of query and key are
 // read along the head, rows padded by 16 bytes so that neighbouring rows start in different banks.
 // A head longer than kDepth is multiplied in steps; a value longer than kSlice takes several blocks.
-#include <algorithm>
-
 #include "cuda/kernels/attention_simt.cuh"
 
 namespace tenon::cuda {
 namespace {
 
 /// Compile-time facts of one kernel.
-template <class T_, int kSlice_, int kKeys_, int kDepth_>
+template <class C_, int kSlice_, int kKeys_, int kDepth_>
 struct SimtTile {
-  using T = T_;
-  using C = compute_type<T>;
+  using C = C_;
   static constexpr int kSlice = kSlice_;
   static constexpr int kKeys = kKeys_;
   static constexpr int kDepth = kDepth_;
@@ -27,13 +24,20 @@ struct SimtTile {
       kSlice / (kAcross * kLength);  // 16-byte pieces of a row a thread
   static constexpr int kHeadStride = kDepth + kLength;
   static constexpr int kWeightStride = kKeys + kLength;
-  struct Shared {
+  struct Inputs {
     alignas(16) C query[kSimtRows * kHeadStride];
     alignas(16) C key[kKeys * kHeadStride];
     alignas(16) C value[kKeys * kSlice];
-    alignas(16) C probability[kSimtRows * kWeightStride];
-    AttentionBlock<T> block;
   };
+  struct Shared {
+    union {
+      Inputs inputs;
+      C output[kSimtRows * kSlice];  // at the end
+    };
+    alignas(16) C probability[kSimtRows * kWeightStride];  // before that, the mask
+    AttentionBlock<char> block;
+  };
+  static_assert(sizeof(Inputs) >= sizeof(C) * kSimtRows * kSlice);
 };
 
 /// The registers of one thread; index i is row y + 8·i of the block.
@@ -52,16 +56,22 @@ __device__ __forceinline__ C late_scale(const AttentionParams& params) {
   return scale > C(0) && params.mask_kind != AttentionMask::additive ? scale : C(1);
 }
 
-/// Applies scale (unless late_scale) and mask, and hides keys past the end or after the query.
+/// Applies scale (unless late_scale) and the staged mask, and hides keys past the end or after the
+/// query.
 template <class Tile>
 __device__ __forceinline__ void finish_scores(
-    const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
+    const AttentionParams& params, const typename Tile::C* mask,
     typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns], std::int64_t row0,
-    std::int64_t key0, int x) {
+    std::int64_t key0, int y, int x) {
   using C = typename Tile::C;
   const C late = late_scale<C>(params);
   const C scale = late == C(1) ? static_cast<C>(params.scale_log2) : C(1);
-  const bool masked = params.mask_kind != AttentionMask::none;
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kThreadColumns; ++j) score[i][j] *= scale;
+  }
+  add_mask<Tile>(params.mask_kind, mask, score, y, x);
   // Keys of this tile that exist; a row sees those before `seen`.
   const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kKeys}));
 #pragma unroll
@@ -69,13 +79,7 @@ __device__ __forceinline__ void finish_scores(
     const int seen = seen_keys(params, row0 + 8 * i, key0, present);
 #pragma unroll
     for (int j = 0; j < Tile::kThreadColumns; ++j) {
-      const int column = x + kAcross * j;
-      C& s = score[i][j];
-      s *= scale;
-      if (masked && column < seen && row0 + 8 * i < params.length) {
-        s = apply_mask<typename Tile::T>(params, block.mask, row0 + 8 * i, key0 + column, s);
-      }
-      if (column >= seen) s = -static_cast<C>(INFINITY);
+      if (x + kAcross * j >= seen) score[i][j] = -static_cast<C>(INFINITY);
     }
   }
 }
@@ -84,7 +88,7 @@ __device__ __forceinline__ void finish_scores(
 /// threads that share columns 8·a …, thread u draws row i = u; byte j of its word are keys 16·j + 8·a.
 template <class Tile>
 __device__ __forceinline__ std::uint32_t draw_dropout(const AttentionParams& params,
-                                                      const AttentionBlock<typename Tile::T>& block,
+                                                      const AttentionBlock<char>& block,
                                                       std::int64_t first_query, std::int64_t key0,
                                                       int x) {
   const std::int64_t query = first_query + 8 * (x % 8);
@@ -145,22 +149,23 @@ __device__ __forceinline__ void update_softmax(
 /// Stages query and key step by step along the head and multiplies them.
 template <class Tile>
 __device__ __forceinline__ void score_keys(
-    const AttentionParams& params, const AttentionBlock<typename Tile::T>& block,
-    typename Tile::Shared& shared, typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns],
-    std::int64_t key0, int y, int x) {
-  using C = typename Tile::C;
+    const AttentionParams& params, const Elements<typename Tile::C>& elements,
+    const AttentionBlock<char>& block, typename Tile::Inputs& shared,
+    typename Tile::C (&score)[kThreadRows][Tile::kThreadColumns], std::int64_t key0, int y, int x) {
   const std::int64_t block_row = block.row_block * kSimtRows;
   // An empty head still needs the barriers around the staged values.
   for (std::int64_t depth0 = 0; depth0 == 0 || depth0 < params.head; depth0 += Tile::kDepth) {
     if (depth0 > 0) __syncthreads();
     if (key0 == 0 || params.head > Tile::kDepth) {
-      stage_tile<kSimtRows, Tile::kDepth, Tile::kHeadStride, C>(
-          shared.query, block.query + block_row * params.query_strides.row + depth0,
+      stage_tile<kSimtRows, Tile::kDepth, Tile::kHeadStride>(
+          shared.query, elements,
+          block.query + (block_row * params.query_strides.row + depth0) * elements.bytes(),
           params.query_strides.row, params.length - block_row, params.head - depth0);
     }
-    stage_tile<Tile::kKeys, Tile::kDepth, Tile::kHeadStride, C>(
-        shared.key, block.key + key0 * params.key_strides.row + depth0, params.key_strides.row,
-        params.keys - key0, params.head - depth0);
+    stage_tile<Tile::kKeys, Tile::kDepth, Tile::kHeadStride>(
+        shared.key, elements,
+        block.key + (key0 * params.key_strides.row + depth0) * elements.bytes(),
+        params.key_strides.row, params.keys - key0, params.head - depth0);
     __syncthreads();
     const auto depth =
         static_cast<int>(min(params.head - depth0, static_cast<std::int64_t>(Tile::kDepth)));
@@ -168,39 +173,42 @@ __device__ __forceinline__ void score_keys(
   }
 }
 
+/// Normalizes the rows and writes them and their log-sum-exp.
 template <class Tile>
 __device__ __forceinline__ void write_output(const AttentionParams& params,
-                                             const AttentionBlock<typename Tile::T>& block,
-                                             SimtState<Tile>& state, std::int64_t row0,
-                                             std::int64_t column0, int x) {
+                                             const Elements<typename Tile::C>& elements,
+                                             typename Tile::Shared& shared, SimtState<Tile>& state,
+                                             std::int64_t column0, int y, int x) {
   using C = typename Tile::C;
+  const AttentionBlock<char>& block = shared.block;
+  const std::int64_t row0 = block.row_block * kSimtRows;
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
     const C sum = reduce_across(state.sum[i], [](C a, C b) { return a + b; });
     const C factor = static_cast<C>(params.keep_scale) / sum;
-    const std::int64_t row = row0 + 8 * i;
-    if (row >= params.length) continue;
-    if (params.lse != nullptr && column0 == 0 && x == 0) {
+    const std::int64_t row = row0 + y + 8 * i;
+    if (params.lse != nullptr && column0 == 0 && x == 0 && row < params.length) {
       static_cast<C*>(params.lse)[block.batch * params.length + row] =
           (state.top[i] + log2(sum)) * static_cast<C>(kLn2);
     }
 #pragma unroll
     for (int set = 0; set < Tile::kColumnSets; ++set) {
 #pragma unroll
-      for (int c = 0; c < Tile::kLength; ++c) {
-        const std::int64_t column = column0 + (set * kAcross + x) * Tile::kLength + c;
-        if (column < params.head_v) {
-          block.output[row * params.output_strides.row + column * params.output_strides.column] =
-              convert<typename Tile::T>(state.output[i][set][c] * factor);
-        }
-      }
+      for (int c = 0; c < Tile::kLength; ++c) state.output[i][set][c] *= factor;
     }
   }
+  __syncthreads();  // the last tiles are read no more
+  const AttentionOperand& strides = params.output_strides;
+  const std::int64_t first = row0 * strides.row + column0 * strides.column;
+  store_tile<Tile>({block.output + first * elements.bytes(), strides.row, strides.column,
+                    params.length - row0, params.head_v - column0},
+                   elements, state.output, shared.output, y, x);
 }
 
 template <class Tile>
 __global__ __launch_bounds__(kSimtThreads) void flash_simt_kernel(
-    const __grid_constant__ AttentionParams params, std::int64_t slices) {
+    const __grid_constant__ AttentionParams params, std::int64_t slices,
+    Elements<typename Tile::C> elements) {
   using C = typename Tile::C;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<typename Tile::Shared*>(shared_bytes);
@@ -208,11 +216,11 @@ __global__ __launch_bounds__(kSimtThreads) void flash_simt_kernel(
   const std::int64_t tile_index = divide(block_index(), slices);
   const std::int64_t column0 = (block_index() - tile_index * slices) * Tile::kSlice;
   auto& block = shared.block;
-  if (threadIdx.x == 0) block = locate_block<typename Tile::T>(params, tile_index);
+  if (threadIdx.x == 0) block = locate_block<char>(params, tile_index, elements.bytes());
   __syncthreads();
   const int y = static_cast<int>(threadIdx.x) / kAcross;
   const int x = static_cast<int>(threadIdx.x) % kAcross;
-  const std::int64_t row0 = block.row_block * kSimtRows + y;
+  const std::int64_t block_row = block.row_block * kSimtRows, row0 = block_row + y;
 
   SimtState<Tile> state{};
 #pragma unroll
@@ -222,45 +230,52 @@ __global__ __launch_bounds__(kSimtThreads) void flash_simt_kernel(
   for (std::int64_t key0 = 0; key0 < key_end; key0 += Tile::kKeys) {
     if (key0 > 0) __syncthreads();
     const std::int64_t present = params.keys - key0;
-    stage_tile<Tile::kKeys, Tile::kSlice, Tile::kSlice, C>(
-        shared.value, block.value + key0 * params.value_strides.row + column0,
+    stage_tile<Tile::kKeys, Tile::kSlice, Tile::kSlice>(
+        shared.inputs.value, elements,
+        block.value + (key0 * params.value_strides.row + column0) * elements.bytes(),
         params.value_strides.row, present, params.head_v - column0);
+    if (params.mask_kind != AttentionMask::none) {
+      const AttentionOperand& mask = params.mask_strides;
+      const std::int64_t first = block_row * mask.row + key0 * mask.column;
+      const int width = params.mask_kind == AttentionMask::boolean ? 1 : elements.bytes();
+      stage_mask<Tile::kKeys, Tile::kWeightStride>(shared.probability, elements, params.mask_kind,
+                                                   block.mask + first * width, mask.row,
+                                                   mask.column, params.length - block_row, present);
+    }
     C score[kThreadRows][Tile::kThreadColumns] = {};
-    score_keys<Tile>(params, block, shared, score, key0, y, x);
-    finish_scores<Tile>(params, block, score, row0, key0, x);
+    score_keys<Tile>(params, elements, block, shared.inputs, score, key0, y, x);
+    finish_scores<Tile>(params, shared.probability, score, row0, key0, y, x);
     update_softmax<Tile>(params, shared, state, score, row0, key0, y, x);
     __syncwarp();  // the 16 threads of a row are in one warp
-    add_weighted_rows<Tile>(shared.probability, shared.value, state.output,
+    add_weighted_rows<Tile>(shared.probability, shared.inputs.value, state.output,
                             static_cast<int>(min(present, static_cast<std::int64_t>(Tile::kKeys))),
                             y, x);
   }
-  write_output<Tile>(params, block, state, row0, column0, x);
+  write_output<Tile>(params, elements, shared, state, column0, y, x);
 }
 
 template <class Tile>
-void launch_tile(const AttentionParams& params, Stream stream) {
+void launch_tile(const AttentionParams& params, DType dtype, Stream stream) {
   AttentionParams launched = params;
   launched.row_blocks = ceil_div(params.length, kSimtRows);
   // An empty value has a log-sum-exp all the same.
-  const std::int64_t slices = ceil_div(std::max<std::int64_t>(params.head_v, 1), Tile::kSlice);
+  const std::int64_t slices = params.head_v == 0 ? 1 : ceil_div(params.head_v, Tile::kSlice);
   launch(stream, "flash_simt", flash_simt_kernel<Tile>,
          params.batches * launched.row_blocks * slices, kSimtThreads, sizeof(typename Tile::Shared),
-         launched, slices);
+         launched, slices, {dtype});
 }
 
 }  // namespace
 
 void launch_flash_simt(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                        Stream stream) {
-  dispatch_float(dtype, [&]<class T>() {
-    if constexpr (std::is_same_v<T, double>) {
-      launch_tile<SimtTile<double, 64, 32, 32>>(params, stream);
-    } else if (tiling.head == 64) {
-      launch_tile<SimtTile<T, 64, 64, 64>>(params, stream);
-    } else {
-      launch_tile<SimtTile<T, 128, 64, 64>>(params, stream);
-    }
-  });
+  if (dtype == DType::float64) {
+    launch_tile<SimtTile<double, 64, 32, 32>>(params, dtype, stream);
+  } else if (tiling.head == 64) {
+    launch_tile<SimtTile<float, 64, 64, 64>>(params, dtype, stream);
+  } else {
+    launch_tile<SimtTile<float, 128, 64, 64>>(params, dtype, stream);
+  }
 }
 
 }  // namespace tenon::cuda
