@@ -28,7 +28,8 @@ endif()
 # The architectures must be set before the language is enabled: CMake's own default is too old.
 # (The variable's prefix matters: CMake's compiler check appends to a plain `architectures`.)
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
-  set(tenon_architectures "80-real;90a-real;90-virtual")
+  # Machine code for 8.x and 9.0; later GPUs translate the intermediate code of 8.0 at first use.
+  set(tenon_architectures "80;90a-real")
   get_filename_component(nvcc_folder "${nvcc}" DIRECTORY)
   find_program(TENON_NVCC_DEVICE_QUERY __nvcc_device_query HINTS "${nvcc_folder}")
   mark_as_advanced(TENON_NVCC_DEVICE_QUERY)

@@ -143,8 +143,9 @@ bool operator==(const Attrs& a, const Attrs& b) {
   return true;
 }
 
-void Attrs::check_type(const std::type_info& wanted) const {
-  TENON_INTERNAL(type_ && *type_->id == wanted, "attributes of another op");
+const void* Attrs::data_of_type(const std::type_info& type) const {
+  TENON_INTERNAL(type_ && *type_->id == type, "attributes of another op");
+  return data_.get();
 }
 
 }  // namespace tenon

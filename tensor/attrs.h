@@ -20,19 +20,11 @@
 #include <variant>
 #include <vector>
 
+#include "tensor/attr_field.h"
 #include "tensor/dim.h"
 #include "tensor/dtype.h"
 
 namespace tenon {
-
-/// How a field takes part in matching.
-enum class FieldKind : std::uint8_t {
-  value,     ///< must be equal
-  axis,      ///< an axis of operand 0, negative values count from the end
-  axes,      ///< a list of axes of operand 0, its order counts
-  axis_set,  ///< axes of operand 0 in any order
-  site,      ///< identifies the call (a dropout site): never compared, carried by rewrites
-};
 
 /// Every type that a field may have, seen through one variant. Enums appear as their names.
 using AttrValue = std::variant<std::monostate, bool, std::int64_t, double, std::string, DType,
@@ -62,21 +54,6 @@ struct WildcardInfo {
   int capture = -1;
 };
 WildcardInfo wildcard_info(const AttrValue& value);
-
-template <class A, class M>
-using MemberOf = M A::*;
-
-template <class A, class M>
-struct Field {
-  std::string_view name;
-  MemberOf<A, M> member;
-  FieldKind kind;
-};
-template <class A, class M>
-constexpr Field<A, M> field(std::string_view name, M A::*member,
-                            FieldKind kind = FieldKind::value) {
-  return {name, member, kind};
-}
 
 namespace detail {
 
@@ -124,9 +101,9 @@ class Attrs {
   /// The struct; InternalError when it is another one.
   template <class A>
   const A& as() const {
-    check_type(typeid(A));
-    return *static_cast<const A*>(data_.get());
+    return *static_cast<const A*>(data_of_type(typeid(A)));
   }
+  const void* data_of_type(const std::type_info& type) const;
   std::size_t size() const { return type_ ? type_->fields.size() : 0; }
   const std::string& name(std::size_t i) const { return type_->fields[i].name; }
   FieldKind kind(std::size_t i) const { return type_->fields[i].kind; }
@@ -141,7 +118,6 @@ class Attrs {
   friend bool operator==(const Attrs& a, const Attrs& b);
 
  private:
-  void check_type(const std::type_info& wanted) const;
   std::shared_ptr<const void> data_;
   const detail::AttrsType* type_ = nullptr;
 };

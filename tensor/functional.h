@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tensor/op_options.h"
 #include "tensor/tensor.h"
 
 namespace tenon {
@@ -45,8 +46,7 @@ Tensor sigmoid(const Tensor& input);
 Tensor erf(const Tensor& input);
 Tensor relu(const Tensor& input);
 Tensor silu(const Tensor& input);
-/// x·Φ(x) for Approximate::none; 0.5x(1+tanh(√(2/π)(x+0.044715x³))) for tanh.
-enum class Approximate : std::uint8_t { none, tanh };
+/// See Approximate in op_options.h.
 Tensor gelu(const Tensor& input, Approximate approximate = Approximate::none);
 /// gelu(input + bias): (…, N), (N) -> (…, N); 16-bit floats are rounded once, at the end.
 Tensor bias_gelu(const Tensor& input, const Tensor& bias,
@@ -137,12 +137,6 @@ Tensor layer_norm(const Tensor& input, const std::vector<std::int64_t>& normaliz
 /// layer_norm over the last axis, whatever its size: for patterns and generic code.
 Tensor layer_norm(const Tensor& input, const Tensor& weight, const Tensor& bias, double eps = 1e-5);
 
-enum class DropoutMode : std::uint8_t { follow, train, eval };
-std::string_view enum_name(DropoutMode mode);
-DropoutMode parse_enum(DropoutMode, std::string_view text);
-std::string_view enum_name(Approximate approximate);
-Approximate parse_enum(Approximate, std::string_view text);
-
 /// In training, zero with probability p and the rest times 1/(1-p); else the input. The mode follows
 /// the innermost module call unless given. The mask is a function of (seed, forward number, call
 /// site, element index), see tensor/philox.h. 0 <= p <= 1.
@@ -185,9 +179,6 @@ Tensor max_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 pa
 Tensor avg_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 padding = {0, 0});
 
 // --- losses -------------------------------------------------------------------------------------
-enum class Reduction : std::uint8_t { none, mean, sum };
-std::string_view enum_name(Reduction reduction);
-Reduction parse_enum(Reduction, std::string_view text);
 /// (input - target)², reduced.
 Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction = Reduction::mean);
 struct CrossEntropyOptions {

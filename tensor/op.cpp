@@ -9,6 +9,12 @@ std::string TensorSpec::to_string() const {
   return std::string(name(dtype)) + shape.to_string() + (device.is_cpu() ? "" : " on cuda");
 }
 
+const char* KernelArgs::name() const { return op->name.c_str(); }
+
+const void* KernelArgs::attributes_of_type(const std::type_info& type) const {
+  return attrs->data_of_type(type);
+}
+
 OpBuilder::OpBuilder(std::string_view name) : op_(std::make_unique<Op>()) { op_->name = name; }
 OpBuilder::~OpBuilder() = default;
 OpBuilder::OpBuilder(OpBuilder&&) noexcept = default;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "tensor/attrs.h"
+#include "tensor/kernel.h"
 #include "tensor/tensor_view.h"
 
 namespace tenon {
@@ -31,54 +32,6 @@ struct TensorSpec {
   friend bool operator==(const TensorSpec& a, const TensorSpec& b) {
     return a.dtype == b.dtype && a.device == b.device && a.shape.same_as(b.shape);
   }
-};
-
-/// The position of a run in the dropout sequence: masks depend on these, a site and an element index.
-struct RandomState {
-  std::uint64_t seed = 0;
-  std::uint32_t forward = 0;
-  /// Device memory that holds the forward number instead, for work that is recorded once and launched
-  /// again with another number; null: `forward` counts.
-  const std::uint32_t* forward_cell = nullptr;
-};
-
-/// One kernel invocation. Inputs and outputs are in the op's operand order; an absent optional
-/// operand has present == false. At kernel selection the data pointers may be null.
-struct KernelArgs {
-  const Op* op = nullptr;
-  std::span<const TensorView> inputs;
-  std::span<const TensorView> outputs;
-  const Attrs* attrs = nullptr;
-  bool training = false;
-  RandomState random = {};
-  void* stream = nullptr;     // the device's stream (cudaStream_t), null on the CPU
-  void* workspace = nullptr;  // of Kernel::workspace_bytes bytes, aligned to 256; null for 0
-
-  template <class A>
-  const A& attributes() const {
-    return attrs->as<A>();
-  }
-};
-
-/// One implementation of an op on one kind of device.
-struct Kernel {
-  std::string_view name;  // "cpu.flash", "cuda.layer_norm"
-  void (*run)(const KernelArgs&) = nullptr;
-  /// Whether this implementation can take the call; null: always.
-  bool (*supports)(const KernelArgs&) = nullptr;
-  /// Whether operand i may have this layout; null: only contiguous. What is refused is copied first.
-  bool (*accepts)(int operand, const TensorView&) = nullptr;
-  /// The output may have any dense (permuted) strides, not only row-major.
-  bool strided_output = false;
-  /// With strided_output: any result may also be a part of a larger tensor, such as one third of a
-  /// joined QKV gradient, with row-major neighbours that stay untouched.
-  bool sliced_output = false;
-  /// Bytes of device memory that a call needs beside its operands, from their sizes; null: none. A
-  /// Program plans them in its arena.
-  std::size_t (*workspace_bytes)(const KernelArgs&) = nullptr;
-  /// Calls, among those supported, that it is taken for even before implementations that were added
-  /// earlier; null: none.
-  bool (*preferred)(const KernelArgs&) = nullptr;
 };
 
 enum class Trait : std::uint32_t {
@@ -244,8 +197,6 @@ const std::vector<const Op*>& all_ops();
 const Op* find_op(std::string_view name);
 /// The op of that name; ValueError when there is none.
 const Op& get_op(std::string_view name);
-/// Adds a device implementation to a registered op; called once per kernel, at start-up.
-void register_kernel(std::string_view op, DeviceType device, Kernel kernel);
 /// The implementation on `device` for a call: the first that prefers it, else the first that supports
 /// it, or null.
 const Kernel* select_kernel(const Op& op, DeviceType device, const KernelArgs& args);

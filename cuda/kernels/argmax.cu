@@ -7,7 +7,7 @@
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {

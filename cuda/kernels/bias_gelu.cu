@@ -4,7 +4,7 @@
 #include "cuda/device/gelu.cuh"
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {

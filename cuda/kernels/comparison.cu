@@ -51,7 +51,7 @@ void run_typed(const KernelArgs& args, Comparison op) {
     // The bytes of a bool are compared, which are 0 or 1.
     if (args.inputs[0].dtype == DType::boolean) numbers[1] = numbers[1] != 0 ? 1 : 0;
   }
-  run_pointwise<bool, T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], inputs,
+  run_pointwise<bool, T, T>(stream_of(args), args.name(), args.outputs[0], inputs,
                             CompareFunction{op}, numbers);
 }
 

@@ -1,7 +1,7 @@
 // conv2d and its gradients by Tenon's own kernels: what cuDNN's fall back to.
 #pragma once
 
-#include "tensor/op.h"
+#include "tensor/kernel.h"
 
 namespace tenon::cuda {
 

@@ -6,6 +6,7 @@
 #include "cuda/kernels/copy.h"
 #include "cuda/kernels/element_size.h"
 #include "cuda/kernels/register.h"
+#include "tensor/op.h"
 
 namespace tenon::cuda {
 namespace {
@@ -109,7 +110,7 @@ void run_view_copy(const KernelArgs& args) {
   TensorView source = args.inputs[0];
   TensorView target = args.outputs[0];
   if (target.numel() == 0) return;
-  const char* name = args.op->name.c_str();
+  const char* name = args.name();
   if (args.attrs == nullptr) return copy_strided(stream_of(args), name, source, target);
   const Layout input{source.sizes, source.strides, 0};
   if (const auto layout = args.op->view(input, target.sizes, *args.attrs)) {

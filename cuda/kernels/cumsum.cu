@@ -6,7 +6,7 @@
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/ops/indexing_attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {

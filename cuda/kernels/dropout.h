@@ -1,8 +1,8 @@
 // What every kernel with dropout in it needs; the masks themselves are tensor/philox.h's.
 #pragma once
 
-#include "tensor/op.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/kernel.h"
+#include "tensor/ops/plain_attributes.h"
 #include "tensor/philox.h"
 
 namespace tenon::cuda {

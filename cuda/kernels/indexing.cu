@@ -6,7 +6,7 @@
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
 #include "cuda/strides.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -95,7 +95,7 @@ void select_slices(const KernelArgs& args, const TensorView& indices, const Tens
   for (int i = 0; i < axis; ++i) p.outer *= source.sizes[i];
   for (int i = axis + 1; i < source.rank(); ++i) slice_bytes *= source.sizes[i];
   if (args.outputs[0].numel() == 0) return;
-  const char* name = args.op->name.c_str();
+  const char* name = args.name();
   if (slice_bytes % kVectorBytes == 0 && is_aligned(p.source, kVectorBytes) &&
       is_aligned(p.output, kVectorBytes)) {
     return run_units<Unit16>(stream_of(args), name, p, slice_bytes);

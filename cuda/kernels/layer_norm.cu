@@ -7,7 +7,7 @@
 #include "cuda/device/norm_tail.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -118,7 +118,7 @@ const void* data_of(const KernelArgs& args, std::size_t i) {
 template <bool kTail>
 void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
   if (p.rows == 0 || p.cols == 0) return;
-  const char* name = args.op->name.c_str();
+  const char* name = args.name();
   bool aligned = p.cols % kRowGroup == 0;
   for (const void* data : {p.input, p.weight, p.norm_bias, tail.bias, tail.residual,
                            static_cast<const void*>(p.output)}) {

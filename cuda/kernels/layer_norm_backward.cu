@@ -418,7 +418,7 @@ void run(const KernelArgs& args, const NormBackwardSizes& sizes, NormBackwardPar
   p.cols = sizes.cols;
   p.dtype = args.inputs[0].dtype;
   p.parts = targets.any() ? args.workspace : nullptr;
-  const char* name = args.op->name.c_str();
+  const char* name = args.name();
   dispatch_float(p.dtype, [&]<typename T>() {
     using C = compute_type<T>;
     const std::int64_t parts =

@@ -12,7 +12,7 @@
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/reduce_plan.h"
 #include "cuda/kernels/register.h"
-#include "tensor/ops/indexing_attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -483,7 +483,7 @@ void reduce(Stream stream, const char* name, const ReducePlan& plan, const Tenso
 
 void reduce(const KernelArgs& args, const Reduction& reduction) {
   const ReducePlan plan = plan_reduction(args.inputs[0], args.attributes<ReduceAttrs>().dim);
-  reduce(stream_of(args), args.op->name.c_str(), plan, args.inputs[0], args.outputs[0],
+  reduce(stream_of(args), args.name(), plan, args.inputs[0], args.outputs[0],
          args.workspace, reduction);
 }
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cuda/strides.h"
-#include "tensor/op.h"
+#include "tensor/kernel.h"
 
 namespace tenon::cuda {
 

@@ -2,7 +2,7 @@
 // it implements with the ops of tensor/ops.
 #pragma once
 
-#include "tensor/op.h"
+#include "tensor/kernel.h"
 
 namespace tenon::cuda {
 

@@ -3,7 +3,7 @@
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/element_size.h"
 #include "cuda/kernels/register.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {

@@ -6,7 +6,7 @@
 #include "cuda/device/running_sum.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -193,7 +193,7 @@ void run(const KernelArgs& args, bool log) {
   p.cols = input.rank() == 0 ? 1 : input.sizes[axis];
   for (int i = axis + 1; i < input.rank(); ++i) p.inner *= input.sizes[i];
   p.rows = input.numel() / p.cols;
-  const char* name = args.op->name.c_str();
+  const char* name = args.name();
   dispatch_float(input.dtype, [&]<typename T>() { run_typed<T>(stream_of(args), name, p); });
 }
 

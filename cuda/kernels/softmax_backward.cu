@@ -4,7 +4,7 @@
 #include "cuda/device/row_stream.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -198,7 +198,7 @@ void run(const KernelArgs& args, bool log) {
   for (int i = axis + 1; i < grad.rank(); ++i) p.inner *= grad.sizes[i];
   p.rows = grad.numel() / p.cols;
   dispatch_float(grad.dtype,
-                 [&]<typename T>() { run_typed<T>(stream_of(args), args.op->name.c_str(), p); });
+                 [&]<typename T>() { run_typed<T>(stream_of(args), args.name(), p); });
 }
 
 void run_softmax_backward(const KernelArgs& args) { run(args, /*log=*/false); }

@@ -3,7 +3,7 @@
 #include "cuda/kernels/element_size.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/ops/indexing_attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -37,7 +37,7 @@ void run_triangle(const KernelArgs& args) {
                          input.size(-1), args.attributes<DiagonalAttrs>().diagonal};
   if (p.numel == 0) return;
   dispatch_size(size_of(input.dtype), [&]<typename U>() {
-    launch(stream_of(args), args.op->name.c_str(), triangle_kernel<U, kLower>,
+    launch(stream_of(args), args.name(), triangle_kernel<U, kLower>,
            ceil_div(p.numel, kThreads), kThreads, 0, p);
   });
 }

@@ -4,7 +4,7 @@
 #include "cuda/device/math.cuh"
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -119,7 +119,7 @@ struct SquareOfBool {
 
 void run_on_floats(const KernelArgs& args, const UnaryFunction& f) {
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
-    run_pointwise<T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], {args.inputs[0]},
+    run_pointwise<T, T>(stream_of(args), args.name(), args.outputs[0], {args.inputs[0]},
                         f);
   });
 }
@@ -131,7 +131,7 @@ void run_float_op(const KernelArgs& args) {
 
 void run_on_numbers(const KernelArgs& args, const UnaryFunction& f) {
   const auto run = [&]<typename T>() {
-    run_pointwise<T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0], {args.inputs[0]},
+    run_pointwise<T, T>(stream_of(args), args.name(), args.outputs[0], {args.inputs[0]},
                         f);
   };
   switch (args.outputs[0].dtype) {

@@ -4,7 +4,7 @@
 #include "cuda/device/math.cuh"
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
-#include "tensor/ops/attributes.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -62,7 +62,7 @@ struct UnaryGradientFunction {
 
 void run(const KernelArgs& args, const UnaryGradientFunction& f) {
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
-    run_pointwise<T, T, T>(stream_of(args), args.op->name.c_str(), args.outputs[0],
+    run_pointwise<T, T, T>(stream_of(args), args.name(), args.outputs[0],
                            {args.inputs[0], args.inputs[1]}, f);
   });
 }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "tensor/op.h"
+#include "tensor/kernel.h"
 #include "tensor/ops/norm_attributes.h"
 
 namespace tenon::ops {

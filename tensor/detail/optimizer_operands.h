@@ -7,8 +7,7 @@
 
 #include "tensor/detail/optimizer_formulas.h"
 #include "tensor/dtype.h"
-#include "tensor/op.h"
-#include "tensor/ops/optimizer_steps.h"
+#include "tensor/ops/optimizer_attributes.h"
 
 namespace tenon {
 

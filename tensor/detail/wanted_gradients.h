@@ -1,7 +1,7 @@
 // Gradient ops whose outputs are the gradients asked for: of input, weight and bias, in this order.
 #pragma once
 
-#include "tensor/op.h"
+#include "tensor/kernel.h"
 
 namespace tenon::ops {
 

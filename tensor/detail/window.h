@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "tensor/dim.h"
-#include "tensor/ops/norm_attributes.h"
+#include "tensor/ops/vision_attributes.h"
 #include "tensor/tensor_view.h"
 
 namespace tenon::ops {

@@ -10,7 +10,8 @@
 #include "tensor/detail/check.h"
 #include "tensor/ops/indexing_attributes.h"
 #include "tensor/ops/norm_attributes.h"
-#include "tensor/ops/optimizer_steps.h"
+#include "tensor/ops/optimizer_attributes.h"
+#include "tensor/ops/vision_attributes.h"
 
 namespace tenon::detail {
 namespace {

@@ -5,6 +5,7 @@
 
 #include "tensor/ops/attributes.h"
 #include "tensor/ops/norm_attributes.h"
+#include "tensor/ops/vision_attributes.h"
 #include "tensor/tensor.h"
 
 namespace tenon::ops {

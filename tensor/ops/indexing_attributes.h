@@ -37,32 +37,4 @@ struct GatherBackwardAttrs {
   }
 };
 
-/// cumsum; `reverse` sums from the end.
-struct CumsumAttrs {
-  std::int64_t dim = 0;
-  bool reverse = false;
-  static constexpr auto fields() {
-    return std::tuple{field("dim", &CumsumAttrs::dim, FieldKind::axis),
-                      field("reverse", &CumsumAttrs::reverse)};
-  }
-};
-
-/// tril, triu.
-struct DiagonalAttrs {
-  std::int64_t diagonal = 0;
-  static constexpr auto fields() { return std::tuple{field("diagonal", &DiagonalAttrs::diagonal)}; }
-};
-
-/// var; `dim` as in ReduceAttrs.
-struct VarAttrs {
-  std::vector<std::int64_t> dim;
-  double correction = 1;
-  bool keepdim = false;
-  static constexpr auto fields() {
-    return std::tuple{field("dim", &VarAttrs::dim, FieldKind::axis_set),
-                      field("correction", &VarAttrs::correction),
-                      field("keepdim", &VarAttrs::keepdim)};
-  }
-};
-
 }  // namespace tenon
