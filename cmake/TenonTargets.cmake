@@ -46,7 +46,7 @@ endfunction()
 function(tenon_program name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LIBRARIES")
   add_executable(${name} ${arg_SOURCES} ${arg_UNPARSED_ARGUMENTS})
-  target_link_libraries(${name} PRIVATE tenon::tenon tenon_flags tenon_command_line
+  target_link_libraries(${name} PRIVATE tenon::tenon tenon_program_flags tenon_command_line
                         nlohmann_json::nlohmann_json ${arg_LIBRARIES})
   install(TARGETS ${name} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endfunction()
