@@ -10,6 +10,7 @@
 // from the trace to the lowered Program, verification not counted.
 #include <chrono>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "benchmarks/attention_block.h"
 #include "benchmarks/measure.h"
@@ -36,29 +37,19 @@ struct Options : bench::CommonOptions {
   bool trains() const { return mode == "train"; }
 };
 
-void add_options(CLI::App& app, Options& o) {
-  const auto positive = [&](const char* name, std::int64_t& value, const char* what) {
-    app.add_option(name, value, what)->check(CLI::PositiveNumber)->capture_default_str();
-  };
-  positive("--batch", o.batch, "sequences");
-  positive("--seq", o.seq, "their length");
-  positive("--hidden", o.block.hidden, "hidden size");
-  positive("--heads", o.block.heads, "attention heads");
-  app.add_option("--dropout", o.block.dropout, "probability, in training")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  app.add_option("--mode", o.mode, "fwd or train")
-      ->check(CLI::IsMember({"fwd", "train"}))
-      ->capture_default_str();
-  app.add_option("--schedule", o.schedule, "none or full (schedules::transformer_encoder)")
-      ->check(CLI::IsMember({"none", "full"}))
-      ->capture_default_str();
-  app.add_option("--runs", o.runs, "single steps of which the median counts")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_flag("--verify", o.verify, "compare with the unscheduled model first");
-  o.add_profile_to(app);
-  o.add_to(app);
+void add_options(CommandLine& line, Options& o) {
+  line.option("--batch", o.batch, "sequences").positive();
+  line.option("--seq", o.seq, "their length").positive();
+  line.option("--hidden", o.block.hidden, "hidden size").positive();
+  line.option("--heads", o.block.heads, "attention heads").positive();
+  line.option("--dropout", o.block.dropout, "probability, in training").probability();
+  line.option("--mode", o.mode, "fwd or train").one_of({"fwd", "train"});
+  line.option("--schedule", o.schedule, "none or full (schedules::transformer_encoder)")
+      .one_of({"none", "full"});
+  line.option("--runs", o.runs, "single steps of which the median counts").positive();
+  line.flag("--verify", o.verify, "compare with the unscheduled model first");
+  o.add_profile_to(line);
+  o.add_to(line);
 }
 
 /// What a step runs: the forward Graph, or the one with gradients, whose inputs are x and the gradient
@@ -154,8 +145,8 @@ ordered_json measure(const Options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Times the tutorial's attention block"};
+  CommandLine line("Times the tutorial's attention block");
   Options options;
-  add_options(app, options);
-  return bench::run_program(app, argc, argv, options, [&] { return measure(options); });
+  add_options(line, options);
+  return bench::run_program(line, argc, argv, options, [&] { return measure(options); });
 }

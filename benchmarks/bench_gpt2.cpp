@@ -18,6 +18,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "benchmarks/gpt2_model.h"
@@ -51,35 +52,30 @@ struct Options : bench::CommonOptions {
   bool verify = false;
 };
 
-void add_options(CLI::App& app, Options& o) {
-  const auto positive = [&](const char* name, std::int64_t& value, const char* what) {
-    app.add_option(name, value, what)->check(CLI::PositiveNumber)->capture_default_str();
-  };
-  positive("--batch", o.batch, "sequences");
-  positive("--seq", o.seq, "their length, which is the model's context");
-  positive("--layers", o.model.layers, "blocks");
-  positive("--hidden", o.model.hidden, "hidden size");
-  positive("--heads", o.model.heads, "attention heads");
-  positive("--vocabulary", o.model.vocabulary, "tokens; the table is padded to a multiple of 128");
-  positive("--steps", o.steps, "training steps, each waited for");
-  app.add_option("--schedule", o.schedule, "none or full (schedules::gpt)")
-      ->check(CLI::IsMember({"none", "full"}))
-      ->capture_default_str();
-  app.add_option(
-         "--recompute", o.recompute,
-         "what backward computes again, with the full schedule: none, or the results of norms "
-         "and activations (activations)")
-      ->check(CLI::IsMember({"none", "activations"}))
-      ->capture_default_str();
-  app.add_option("--data", o.data,
-                 "tokens: .bin holds 16-bit numbers, of any other file each byte is one; random "
-                 "numbers when not given")
-      ->check(CLI::ExistingFile);
-  app.add_option("--dump-weights", o.dump_weights,
-                 "writes the initial weights to weights.json in this folder (nn/checkpoint.h)");
-  app.add_flag("--verify", o.verify, "compare with the unscheduled model, after the timing");
-  o.add_profile_to(app);
-  o.add_to(app);
+void add_options(CommandLine& line, Options& o) {
+  line.option("--batch", o.batch, "sequences").positive();
+  line.option("--seq", o.seq, "their length, which is the model's context").positive();
+  line.option("--layers", o.model.layers, "blocks").positive();
+  line.option("--hidden", o.model.hidden, "hidden size").positive();
+  line.option("--heads", o.model.heads, "attention heads").positive();
+  line.option("--vocabulary", o.model.vocabulary,
+              "tokens; the table is padded to a multiple of 128")
+      .positive();
+  line.option("--steps", o.steps, "training steps, each waited for").positive();
+  line.option("--schedule", o.schedule, "none or full (schedules::gpt)").one_of({"none", "full"});
+  line.option("--recompute", o.recompute,
+              "what backward computes again, with the full schedule: none, or the results of norms "
+              "and activations (activations)")
+      .one_of({"none", "activations"});
+  line.option("--data", o.data,
+              "tokens: .bin holds 16-bit numbers, of any other file each byte is one; random "
+              "numbers when not given")
+      .existing_file();
+  line.option("--dump-weights", o.dump_weights,
+              "writes the initial weights to weights.json in this folder (nn/checkpoint.h)");
+  line.flag("--verify", o.verify, "compare with the unscheduled model, after the timing");
+  o.add_profile_to(line);
+  o.add_to(line);
 }
 
 /// Seconds since the kernel started this process: the dynamic linker's work counts.
@@ -263,8 +259,8 @@ class Training {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Times training steps of GPT-2"};
+  CommandLine line("Times training steps of GPT-2");
   Options options;
-  add_options(app, options);
-  return bench::run_program(app, argc, argv, options, [&] { return Training(options).run(); });
+  add_options(line, options);
+  return bench::run_program(line, argc, argv, options, [&] { return Training(options).run(); });
 }

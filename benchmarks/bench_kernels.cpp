@@ -7,6 +7,7 @@
 // all operands and results, operations, floor_ms (bench::floor_ms) and the kernels that ran.
 #include <algorithm>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <regex>
 
 #include "benchmarks/gpt2_model.h"
@@ -358,11 +359,10 @@ void Bench::add_products(std::vector<Operation>& list) const {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Times single operations"};
+  CommandLine line("Times single operations");
   Options options;
-  app.add_option("--filter", options.filter, "operations whose name matches this regex")
-      ->capture_default_str();
-  app.add_flag("--quick", options.quick, "tiny sizes, to see that it works");
-  options.add_to(app);
-  return bench::run_program(app, argc, argv, options, [&] { return Bench(options).run(); });
+  line.option("--filter", options.filter, "operations whose name matches this regex");
+  line.flag("--quick", options.quick, "tiny sizes, to see that it works");
+  options.add_to(line);
+  return bench::run_program(line, argc, argv, options, [&] { return Bench(options).run(); });
 }

@@ -2,7 +2,6 @@
 // finding patterns in a large Graph. Medians of several runs; verification is off.
 //
 //   bench_schedule --layers 24 [--hidden 64] [--runs 9] [--json]
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "examples/attention_model.h"
+#include "examples/command_line.h"
 #include "graph/program.h"
 #include "nn/nn.h"
 #include "schedule/schedules.h"
@@ -130,23 +130,13 @@ nlohmann::ordered_json measure(const Options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Times tracing, scheduling, lowering and finding"};
+  CommandLine line("Times tracing, scheduling, lowering and finding");
   Options options;
-  app.add_option("--layers", options.layers, "encoder layers")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--hidden", options.hidden, "hidden size, divisible by 4")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--runs", options.runs, "of which the median counts")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_flag("--json", options.json, "one JSON object on stdout");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  line.option("--layers", options.layers, "encoder layers").positive();
+  line.option("--hidden", options.hidden, "hidden size, divisible by 4").positive();
+  line.option("--runs", options.runs, "of which the median counts").positive();
+  line.flag("--json", options.json, "one JSON object on stdout");
+  if (const auto status = line.parse(argc, argv)) return *status;
   try {
     const nlohmann::ordered_json figures = measure(options);
     if (options.json) {

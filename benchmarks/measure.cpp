@@ -4,6 +4,7 @@
 #include <bit>
 #include <chrono>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "graph/profile.h"
 #include "tensor/device_backend.h"
@@ -26,17 +27,17 @@ constexpr int kQueues = 5;
 
 }  // namespace
 
-void CommonOptions::add_to(CLI::App& app) {
-  app.add_option("--device", device, "cpu, cuda, cuda:N or auto")->capture_default_str();
-  app.add_option("--dtype", dtype, "of parameters and activations")->capture_default_str();
-  app.add_option("--seed", seed, "of weights, inputs and dropout")->capture_default_str();
-  app.add_flag("--json", json, "one JSON object on stdout");
+void CommonOptions::add_to(CommandLine& line) {
+  line.option("--device", device, "cpu, cuda, cuda:N or auto");
+  line.option("--dtype", dtype, "of parameters and activations");
+  line.option("--seed", seed, "of weights, inputs and dropout");
+  line.flag("--json", json, "one JSON object on stdout");
 }
 
-void CommonOptions::add_profile_to(CLI::App& app) {
-  app.add_option("--profile", profile,
-                 "writes a Chrome or Perfetto trace of one step to this file, and its tables to "
-                 "stderr");
+void CommonOptions::add_profile_to(CommandLine& line) {
+  line.option("--profile", profile,
+              "writes a Chrome or Perfetto trace of one step to this file, and its tables to "
+              "stderr");
 }
 
 Device CommonOptions::chosen_device() const {
@@ -140,13 +141,9 @@ void print(const nlohmann::ordered_json& figures, bool json) {
   for (const auto& [name, value] : figures.items()) std::cout << name << " " << value << "\n";
 }
 
-int run_program(CLI::App& app, int argc, char** argv, const CommonOptions& options,
+int run_program(CommandLine& line, int argc, char** argv, const CommonOptions& options,
                 const std::function<nlohmann::ordered_json()>& measure) {
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  if (const auto status = line.parse(argc, argv)) return *status;
   try {
     print(measure(), options.json);
     return 0;

@@ -5,13 +5,14 @@
 // one behind the other, per step. Inputs rotate, so that a step does not find its own in the cache.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "examples/command_line.h"
 #include "graph/program.h"
 
 namespace tenon::bench {
@@ -24,9 +25,9 @@ struct CommonOptions {
   std::string profile;  // a file for the trace of one step
   bool json = false;
 
-  void add_to(CLI::App& app);
+  void add_to(CommandLine& line);
   /// --profile, where a program has one step to look at.
-  void add_profile_to(CLI::App& app);
+  void add_profile_to(CommandLine& line);
   Device chosen_device() const;
 };
 
@@ -69,7 +70,7 @@ void profile_if_asked(const CommonOptions& options, Program& program,
 void print(const nlohmann::ordered_json& figures, bool json);
 
 /// Parses, runs and prints: the body of every main. Exit codes: 2 for wrong use or an error.
-int run_program(CLI::App& app, int argc, char** argv, const CommonOptions& options,
+int run_program(CommandLine& line, int argc, char** argv, const CommonOptions& options,
                 const std::function<nlohmann::ordered_json()>& measure);
 
 }  // namespace tenon::bench

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 
 #include "benchmarks/measure.h"
 #include "cuda/gemm_plan.h"
@@ -241,16 +242,18 @@ class Tuner {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Measures algorithms of matrix products and saves the fastest"};
+  CommandLine line("Measures algorithms of matrix products and saves the fastest");
   Options options;
-  options.add_to(app);
-  const auto positive = CLI::Range(std::int64_t{1}, std::int64_t{1} << 24);
-  app.add_option("--tokens", options.tokens, "Rows of the activations")->check(positive);
-  app.add_option("--hidden", options.hidden, "Width of the model")->check(positive);
-  app.add_option("--expansion", options.expansion, "Width of the MLP over that")->check(positive);
-  app.add_option("--algorithms", options.algorithms, "At most so many a product")
-      ->check(CLI::Range(1, 1000));
-  app.add_option("--runs", options.runs, "Products a measurement")->check(CLI::Range(1, 10000));
-  app.add_option("--output", options.output, "The table; made or added to");
-  return bench::run_program(app, argc, argv, options, [&] { return Tuner(options).run(); });
+  options.add_to(line);
+  constexpr std::int64_t kLargest = std::int64_t{1} << 24;
+  const auto numbers = [&](const char* name, auto& values, std::int64_t most, const char* what) {
+    line.option(name, values, what).range(1, most).without_default();
+  };
+  numbers("--tokens", options.tokens, kLargest, "Rows of the activations");
+  numbers("--hidden", options.hidden, kLargest, "Width of the model");
+  numbers("--expansion", options.expansion, kLargest, "Width of the MLP over that");
+  numbers("--algorithms", options.algorithms, 1000, "At most so many a product");
+  numbers("--runs", options.runs, 10000, "Products a measurement");
+  line.option("--output", options.output, "The table; made or added to");
+  return bench::run_program(line, argc, argv, options, [&] { return Tuner(options).run(); });
 }

@@ -71,3 +71,9 @@ if(TENON_SANITIZE)
     "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fsanitize=${names}>")
   target_link_options(tenon_flags INTERFACE "-fsanitize=${names}")
 endif()
+
+# For programs and tests, which are compiled more often than they run long: their time is in the
+# library.
+add_library(tenon_program_flags INTERFACE)
+target_link_libraries(tenon_program_flags INTERFACE tenon_flags)
+target_compile_options(tenon_program_flags INTERFACE "$<$<CONFIG:Release>:-O1>")

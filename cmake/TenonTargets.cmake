@@ -60,11 +60,11 @@ function(tenon_compile_together)
 endfunction()
 
 # tenon_program(<name> <source>... [LIBRARIES <target>...])
-# Builds and installs bin/<name>, linked to tenon, CLI11 and nlohmann_json (for --json).
+# Builds and installs bin/<name>, linked to tenon, examples/command_line.h and nlohmann_json.
 function(tenon_program name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LIBRARIES")
   add_executable(${name} ${arg_SOURCES} ${arg_UNPARSED_ARGUMENTS})
-  target_link_libraries(${name} PRIVATE tenon::tenon tenon_flags CLI11::CLI11
+  target_link_libraries(${name} PRIVATE tenon::tenon tenon_program_flags tenon_command_line
                         nlohmann_json::nlohmann_json ${arg_LIBRARIES})
   install(TARGETS ${name} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endfunction()

@@ -3,7 +3,6 @@
 // was found or replaced, the difference to the unscheduled model, kernels, time and rate.
 //
 //   attention_single_gpu [--device cuda] [--dtype bfloat16] [--batch 8 --seq 512] [--json]
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -13,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "examples/attention_model.h"
+#include "examples/command_line.h"
 #include "graph/dot.h"
 #include "graph/profile.h"
 #include "graph/svg.h"
@@ -396,41 +396,39 @@ class Tutorial {
   bool ok_ = true;
 };
 
+void add_options(CommandLine& line, Options& o) {
+  line.last_wins();
+  line.option("--device", o.device, "cpu, cuda, cuda:N, or auto: cuda where there is one");
+  line.option("--dtype", o.dtype, "float32, float64, float16 or bfloat16");
+  line.option("--batch", o.batch, "batch size of the timed input");
+  line.option("--seq", o.seq, "sequence length of the timed input");
+  line.option("--hidden", o.hidden,
+              "hidden size; without --checkpoint, a checkpoint of this size is written, then read")
+      .without_default();
+  line.option("--heads", o.heads, "attention heads; must divide the hidden size").without_default();
+  line.option("--checkpoint", o.checkpoint,
+              "JSON checkpoint to load (default: the one that ships with the tests)");
+  line.option("--seed", o.seed, "of the inputs, and of weights that are not loaded");
+  line.flag("--json", o.json, "one JSON object on stdout, everything else on stderr");
+  line.option("--dot", o.dot, "write the graph after each step to this folder (Graphviz)");
+  line.option("--profile", o.profile,
+              "writes a Chrome or Perfetto trace of the scheduled block to this file");
+  line.option("--svg", o.svg,
+              "draw the graph before and after the schedule, changes marked, into this folder: "
+              "before.svg and after.svg (needs Graphviz)");
+  line.flag("--report", o.report,
+            "a table of what each primitive bought: nodes, kernels, bytes moved, memory, time, "
+            "error; with --json in the object");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"The schedule tutorial: an attention block, optimized step by step on one device"};
+  CommandLine line(
+      "The schedule tutorial: an attention block, optimized step by step on one device");
   Options options;
-  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  app.add_option("--device", options.device, "cpu, cuda, cuda:N, or auto: cuda where there is one")
-      ->capture_default_str();
-  app.add_option("--dtype", options.dtype, "float32, float64, float16 or bfloat16")
-      ->capture_default_str();
-  app.add_option("--batch", options.batch, "batch size of the timed input")->capture_default_str();
-  app.add_option("--seq", options.seq, "sequence length of the timed input")->capture_default_str();
-  app.add_option(
-      "--hidden", options.hidden,
-      "hidden size; without --checkpoint, a checkpoint of this size is written, then read");
-  app.add_option("--heads", options.heads, "attention heads; must divide the hidden size");
-  app.add_option("--checkpoint", options.checkpoint,
-                 "JSON checkpoint to load (default: the one that ships with the tests)");
-  app.add_option("--seed", options.seed, "of the inputs, and of weights that are not loaded")
-      ->capture_default_str();
-  app.add_flag("--json", options.json, "one JSON object on stdout, everything else on stderr");
-  app.add_option("--dot", options.dot, "write the graph after each step to this folder (Graphviz)");
-  app.add_option("--profile", options.profile,
-                 "writes a Chrome or Perfetto trace of the scheduled block to this file");
-  app.add_option("--svg", options.svg,
-                 "draw the graph before and after the schedule, changes marked, into this folder: "
-                 "before.svg and after.svg (needs Graphviz)");
-  app.add_flag("--report", options.report,
-               "a table of what each primitive bought: nodes, kernels, bytes moved, memory, time, "
-               "error; with --json in the object");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  add_options(line, options);
+  if (const auto status = line.parse(argc, argv)) return *status;
   try {
     return Tutorial(options).run();
   } catch (const tenon::Error& error) {

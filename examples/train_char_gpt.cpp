@@ -6,53 +6,44 @@
 //   train_char_gpt --out run1 --resume
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "examples/char_gpt_trainer.h"
+#include "examples/command_line.h"
 #include "tensor/error.h"
 
 namespace {
 
 volatile std::sig_atomic_t interrupted = 0;
 
-void add_options(CLI::App& app, gpt::TrainerOptions& o) {
-  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  app.add_option("--text", o.text, "text to learn (default: Lewis Carroll's Alice books)");
-  app.add_option("--out", o.out, "folder for checkpoint.json, metrics.jsonl and loss.svg")
-      ->capture_default_str();
-  app.add_flag("--resume", o.resume, "continue from the checkpoint in --out, with its settings");
-  app.add_option("--device", o.device, "cpu, cuda, cuda:N, or auto: cuda where there is one")
-      ->capture_default_str();
-  app.add_option("--dtype", o.dtype, "float32, float64 or bfloat16 (with float32 master weights)")
-      ->capture_default_str();
-  app.add_option("--schedule", o.schedule,
-                 "none: the model as it is; full: examples/gpt_schedule.h")
-      ->check(CLI::IsMember({"none", "full"}))
-      ->capture_default_str();
-  app.add_option("--seed", o.seed, "of initial weights, batches and dropout")
-      ->capture_default_str();
-  app.add_option("--steps", o.steps, "optimizer steps")->capture_default_str();
-  app.add_option("--batch", o.batch, "sequences a step")->capture_default_str();
-  app.add_option("--seq", o.seq, "characters a sequence")->capture_default_str();
-  app.add_option("--layers", o.layers, "transformer blocks")->capture_default_str();
-  app.add_option("--hidden", o.hidden, "hidden size")->capture_default_str();
-  app.add_option("--heads", o.heads, "attention heads; must divide the hidden size")
-      ->capture_default_str();
-  app.add_option("--dropout", o.dropout, "dropout probability")->capture_default_str();
-  app.add_option("--lr", o.lr,
-                 "largest learning rate, after the warmup of a twentieth of the steps")
-      ->capture_default_str();
-  app.add_option("--save-every", o.save_every, "steps between checkpoints")->capture_default_str();
-  app.add_option("--sample", o.sample, "characters to write at the end")->capture_default_str();
-  app.add_option("--profile", o.profile,
-                 "after training, writes a Chrome or Perfetto trace of a step to this file");
-  app.add_flag("--json", o.json,
-               "last line of stdout: one JSON object; everything else goes to stderr");
-  app.footer(
+void add_options(tenon::CommandLine& line, gpt::TrainerOptions& o) {
+  line.last_wins();
+  line.option("--text", o.text, "text to learn (default: Lewis Carroll's Alice books)");
+  line.option("--out", o.out, "folder for checkpoint.json, metrics.jsonl and loss.svg");
+  line.flag("--resume", o.resume, "continue from the checkpoint in --out, with its settings");
+  line.option("--device", o.device, "cpu, cuda, cuda:N, or auto: cuda where there is one");
+  line.option("--dtype", o.dtype, "float32, float64 or bfloat16 (with float32 master weights)");
+  line.option("--schedule", o.schedule, "none: the model as it is; full: examples/gpt_schedule.h")
+      .one_of({"none", "full"});
+  line.option("--seed", o.seed, "of initial weights, batches and dropout");
+  line.option("--steps", o.steps, "optimizer steps");
+  line.option("--batch", o.batch, "sequences a step");
+  line.option("--seq", o.seq, "characters a sequence");
+  line.option("--layers", o.layers, "transformer blocks");
+  line.option("--hidden", o.hidden, "hidden size");
+  line.option("--heads", o.heads, "attention heads; must divide the hidden size");
+  line.option("--dropout", o.dropout, "dropout probability");
+  line.option("--lr", o.lr, "largest learning rate, after the warmup of a twentieth of the steps");
+  line.option("--save-every", o.save_every, "steps between checkpoints");
+  line.option("--sample", o.sample, "characters to write at the end");
+  line.option("--profile", o.profile,
+              "after training, writes a Chrome or Perfetto trace of a step to this file");
+  line.flag("--json", o.json,
+            "last line of stdout: one JSON object; everything else goes to stderr");
+  line.footer(
       "Exit status: 0 trained; 1 the loss became NaN or infinite; 2 an error; 130 interrupted and "
       "saved.");
 }
@@ -77,16 +68,12 @@ void report(const gpt::TrainingSummary& summary, bool as_json, std::ostream& out
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Trains a GPT on a text, one character a token"};
+  tenon::CommandLine line("Trains a GPT on a text, one character a token");
   gpt::TrainerOptions options;
-  add_options(app, options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  add_options(line, options);
+  if (const auto status = line.parse(argc, argv)) return *status;
   if (options.text.empty()) options.text = default_text();
-  options.is_given = [&](const std::string& name) { return app.count("--" + name) > 0; };
+  options.is_given = [&](const std::string& name) { return line.is_given("--" + name); };
   options.is_terminal = isatty(options.json ? STDERR_FILENO : STDOUT_FILENO) != 0;
   options.stop = [] { return interrupted != 0; };
   std::signal(SIGINT, [](int) { interrupted = 1; });

@@ -4,11 +4,11 @@
 //
 // Exit status: 0 when nothing failed, 1 when a case failed, 2 for a wrong command line or
 // unreadable files.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <regex>
 
+#include "examples/command_line.h"
 #include "tensor/device_backend.h"
 #include "tests/conformance/conformance.h"
 
@@ -68,20 +68,15 @@ int run(const Options& options) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app(
+  tenon::CommandLine line(
       "Runs operator conformance cases (one JSON file per op) and compares Tenon's outputs and "
       "gradients with the expected ones. A case whose op or option Tenon does not have is skipped, "
       "with the reason.");
-  app.add_option("DIR", options.folder, "Folder of case files")->required();
-  app.add_option("--device", options.device, "cpu, cuda or cuda:N")->capture_default_str();
-  app.add_option("--filter", options.filter,
-                 "Only cases whose op/name this regular expression finds");
-  app.add_flag("--json", options.json, "One JSON object on stdout, everything else on stderr");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  line.option("DIR", options.folder, "Folder of case files").required();
+  line.option("--device", options.device, "cpu, cuda or cuda:N");
+  line.option("--filter", options.filter, "Only cases whose op/name this regular expression finds");
+  line.flag("--json", options.json, "One JSON object on stdout, everything else on stderr");
+  if (const auto status = line.parse(argc, argv)) return *status;
   try {
     return run(options);
   } catch (const std::exception& error) {

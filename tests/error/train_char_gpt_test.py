@@ -122,9 +122,17 @@ class TrainCharGpt(unittest.TestCase):
         self.assert_fails(run(*SMALL, *out, "--batch", "0"), 2, "--batch is 0; needed at least 1")
         self.assert_fails(run(*SMALL, *out, "--heads", "3"), 2, "not divisible by 3 heads")
         self.assert_fails(run(*SMALL, *out, "--dtype", "int64"), 2, "int64")
-        self.assert_fails(run(*SMALL, *out, "--schedule", "some"), 2, "--schedule")
+        self.assert_fails(run(*SMALL, *out, "--schedule", "some"), 2,
+                          "--schedule: some not in {none,full}")
+        self.assert_fails(run(*out, "--steps", "many"), 2, "Could not convert: --steps = many")
+        self.assert_fails(run(*SMALL, *out, "--sequence", "4"), 2, "--sequence")
         self.assert_fails(run(*SMALL, *out, "--device", "tpu"), 2, "tpu")
-        self.assertEqual(run("--help").returncode, 0)
+
+    def test_help(self):
+        done = run("--help")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        for text in ("--steps INT=1000 ", "--schedule TEXT:{none,full}=full", "Exit status: 0 trained"):
+            self.assertIn(text, done.stdout)
 
     def test_refuses_to_resume_something_else(self):
         folder = self.folder("run")

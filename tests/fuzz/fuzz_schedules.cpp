@@ -7,13 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "examples/command_line.h"
 #include "tensor/functional.h"
 #include "tensor/parallel.h"
 #include "tests/fuzz/pair.h"
@@ -165,23 +165,15 @@ void report(const Options& options, const Tally& tally) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Compares random models with random schedules of them"};
+  tenon::CommandLine line("Compares random models with random schedules of them");
   Options options;
-  app.add_option("--pairs", options.pairs, "models, each with a schedule")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--seed", options.seed, "of all choices")->capture_default_str();
-  app.add_option("--first", options.first, "number of the first pair")->capture_default_str();
-  app.add_option("--jobs", options.jobs, "processes")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  app.add_flag("--json", options.json, "one JSON object on stdout; everything else on stderr");
-  app.footer("Exit status: 0 all agree; 1 a mismatch; 2 an error.");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  line.option("--pairs", options.pairs, "models, each with a schedule").positive();
+  line.option("--seed", options.seed, "of all choices");
+  line.option("--first", options.first, "number of the first pair");
+  line.option("--jobs", options.jobs, "processes").range(1, 256);
+  line.flag("--json", options.json, "one JSON object on stdout; everything else on stderr");
+  line.footer("Exit status: 0 all agree; 1 a mismatch; 2 an error.");
+  if (const auto status = line.parse(argc, argv)) return *status;
   try {
     std::ostream nowhere(nullptr);  // what the print primitive writes
     tenon::set_print_stream(&nowhere);

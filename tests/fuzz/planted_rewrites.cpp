@@ -2,11 +2,11 @@
 // against a forward check in eval mode on one input (relative tolerance 1e-5).
 //
 //   planted_rewrites [--json] [--filter TEXT]
-#include <CLI/CLI.hpp>
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "examples/command_line.h"
 #include "graph/verify.h"
 #include "schedule/detail/state.h"
 #include "schedule/verification.h"
@@ -106,17 +106,13 @@ void try_one(const fuzz::Planted& planted, Count& count, std::ostream& out) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Tries wrong rewrites on schedule verification"};
+  CommandLine line("Tries wrong rewrites on schedule verification");
   bool json = false;
   std::string filter;
-  app.add_flag("--json", json, "one JSON object on stdout; everything else on stderr");
-  app.add_option("--filter", filter, "only rewrites whose name contains this");
-  app.footer("Exit status: 0 all are caught; 1 one is missed; 2 an error.");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  line.flag("--json", json, "one JSON object on stdout; everything else on stderr");
+  line.option("--filter", filter, "only rewrites whose name contains this");
+  line.footer("Exit status: 0 all are caught; 1 one is missed; 2 an error.");
+  if (const auto status = line.parse(argc, argv)) return *status;
   std::ostream& out = json ? std::cerr : std::cout;
   Count count;
   int failed = 0;
@@ -130,10 +126,10 @@ int main(int argc, char** argv) {
     }
   }
   if (json) {
-    const nlohmann::ordered_json line = {{"planted", count.planted},
-                                         {"caught", count.caught},
-                                         {"caught_forward_only", count.forward_only}};
-    std::cout << line.dump() << std::endl;
+    const nlohmann::ordered_json object = {{"planted", count.planted},
+                                           {"caught", count.caught},
+                                           {"caught_forward_only", count.forward_only}};
+    std::cout << object.dump() << std::endl;
   } else {
     out << count.caught << " of " << count.planted
         << " caught; a forward check in eval mode catches " << count.forward_only << "\n";

@@ -87,6 +87,15 @@ class CheckLayeringTest(unittest.TestCase):
                 self.plant(path, '#include "Eigen/Core"\n')
                 self.assertIn((path, 1, "eigen"), self.found())
 
+    def test_cli11_outside_command_line(self):
+        self.plant("examples/command_line.cpp", "#include <CLI/CLI.hpp>\n")
+        self.assertEqual(self.found(), [])
+        for path in ("examples/a.cpp", "examples/command_line.h", "benchmarks/command_line.cpp",
+                     "tests/fuzz/a.cpp"):
+            with self.subTest(path=path):
+                self.plant(path, "\n#include <CLI/App.hpp>\n")
+                self.assertIn((path, 2, "cli11"), self.found())
+
     def test_length(self):
         self.plant("tensor/a.cpp", "\n" * check_layering.MAX_LINES)
         self.assertEqual(self.found(), [])
