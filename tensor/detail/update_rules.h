@@ -2,6 +2,8 @@
 #pragma once
 
 #include "tensor/detail/optimizer_operands.h"
+#include "tensor/op.h"
+#include "tensor/ops/optimizer_steps.h"
 
 namespace tenon::ops {
 
