@@ -62,7 +62,7 @@ void plan_splits(ReducePlan& plan) {
 
 void require_elements(const KernelArgs& args) {
   TENON_CHECK(args.outputs[0].numel() == 0 || args.inputs[0].numel() > 0, ShapeError,
-              "[{}] an empty axis is reduced; needed at least one element", args.op->name);
+              "[{}] an empty axis is reduced; needed at least one element", args.name());
 }
 
 ReducePlan plan_reduction(const TensorView& input, const std::vector<std::int64_t>& axes) {

@@ -6,11 +6,6 @@
 namespace tenon::test {
 namespace {
 
-constexpr Memory kDense = Memory::contiguous;
-constexpr Memory kPermuted = Memory::permuted;
-constexpr Memory kNarrowed = Memory::narrowed;
-constexpr Memory kExpanded = Memory::expanded;
-
 void add_products(Samples& samples) {
   const auto product = [&](const char* what, Tensor a, Tensor b) {
     samples.push_back(

@@ -7,11 +7,6 @@
 namespace tenon::test {
 namespace {
 
-constexpr Memory kDense = Memory::contiguous;
-constexpr Memory kPermuted = Memory::permuted;
-constexpr Memory kNarrowed = Memory::narrowed;
-constexpr Memory kExpanded = Memory::expanded;
-
 /// The site is given, so that each evaluation draws the same mask.
 AttentionAttrs attention(bool is_causal, double dropout_p = 0) {
   return {dropout_p, is_causal, 0.6, DropoutMode::train, 4};

@@ -11,6 +11,11 @@
 
 namespace tenon::test {
 
+inline constexpr Memory kDense = Memory::contiguous;
+inline constexpr Memory kPermuted = Memory::permuted;
+inline constexpr Memory kNarrowed = Memory::narrowed;
+inline constexpr Memory kExpanded = Memory::expanded;
+
 struct GradcheckSample {
   std::string op;    // the name of the op that it calls
   std::string what;  // what is particular about the sample

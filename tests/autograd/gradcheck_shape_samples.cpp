@@ -6,10 +6,6 @@
 namespace tenon::test {
 namespace {
 
-constexpr Memory kDense = Memory::contiguous;
-constexpr Memory kPermuted = Memory::permuted;
-constexpr Memory kNarrowed = Memory::narrowed;
-constexpr Memory kExpanded = Memory::expanded;
 using Axes = std::vector<std::int64_t>;
 
 /// A sample of one tensor.

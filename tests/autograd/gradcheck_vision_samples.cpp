@@ -5,11 +5,6 @@
 namespace tenon::test {
 namespace {
 
-constexpr Memory kDense = Memory::contiguous;
-constexpr Memory kPermuted = Memory::permuted;
-constexpr Memory kNarrowed = Memory::narrowed;
-constexpr Memory kExpanded = Memory::expanded;
-
 Shape shape_of(const Extents& sizes) { return Shape(std::vector<Dim>(sizes.begin(), sizes.end())); }
 
 struct ConvSample {

@@ -17,7 +17,7 @@
 #include "tests/support/models.h"
 
 namespace tenon {
-namespace {
+namespace state_contracts_test {
 
 using test::function_model;
 using test::max_difference;
@@ -178,5 +178,5 @@ TEST_F(Contract3_10, CheckpointsOfPlainAndScheduledModelsAreInterchangeable) {
   EXPECT_LT(max_difference(run(x), other(x)), 1e-5);  // the Program reads what was loaded
 }
 
-}  // namespace
+}  // namespace state_contracts_test
 }  // namespace tenon

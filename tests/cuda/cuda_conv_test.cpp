@@ -2,7 +2,7 @@
 // Tenon's own kernels do where it refuses.
 #include <algorithm>
 
-#include "tensor/ops/norm_attributes.h"
+#include "tensor/ops/vision_attributes.h"
 #include "tests/cuda/cuda_outputs.h"
 
 namespace tenon::test {

@@ -6,7 +6,7 @@
 #include "tests/cuda/cuda_support.h"
 
 namespace tenon::test {
-namespace {
+namespace cuda_gemm_wgmma_test {
 
 using cuda::GemmEpilogue;
 using cuda::GemmProblem;
@@ -202,5 +202,5 @@ TEST(CudaGemmWgmma, RefusesWhatItCannotRead) {
   }));
 }
 
-}  // namespace
+}  // namespace cuda_gemm_wgmma_test
 }  // namespace tenon::test

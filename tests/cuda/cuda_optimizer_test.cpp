@@ -10,7 +10,7 @@
 #include "tests/support/compare.h"
 
 namespace tenon::test {
-namespace {
+namespace cuda_optimizer_test {
 
 struct Sample {
   DType param;
@@ -235,5 +235,5 @@ TEST(CudaOptimizer, CapturedStepsReadTheLearningRateOfTheDay) {
   }
 }
 
-}  // namespace
+}  // namespace cuda_optimizer_test
 }  // namespace tenon::test

@@ -6,7 +6,7 @@
 #include "tests/cuda/cuda_support.h"
 
 namespace tenon::test {
-namespace {
+namespace cuda_pointwise_test {
 
 const std::vector<Sizes> kShapes = {{},      {1},        {7},    {64},  {1031},
                                     {5, 77}, {3, 4, 16}, {0, 4}, {4099}};
@@ -183,5 +183,5 @@ TEST(CudaPointwise, PowerOfTensors) {
   }
 }
 
-}  // namespace
+}  // namespace cuda_pointwise_test
 }  // namespace tenon::test

@@ -6,7 +6,7 @@
 #include "tests/cuda/cuda_support.h"
 
 namespace tenon::test {
-namespace {
+namespace cuda_rows_test {
 
 // Lanes of a warp, a warp's registers (1024), a block's (16384; 8192 for float64), and beyond.
 const std::vector<Sizes> kRowShapes = {{3, 1},    {5, 7},    {4, 8},     {9, 77},    {2, 3, 64},
@@ -196,5 +196,5 @@ TEST(CudaRows, BiasDropoutResidualLayerNorm) {
   }
 }
 
-}  // namespace
+}  // namespace cuda_rows_test
 }  // namespace tenon::test

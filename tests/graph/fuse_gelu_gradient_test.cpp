@@ -12,7 +12,7 @@
 #include "tests/support/models.h"
 
 namespace tenon {
-namespace {
+namespace fuse_gelu_gradient_test {
 
 using test::count_nodes;
 using test::function_model;
@@ -143,5 +143,5 @@ TEST(FuseGeluGradientAgain, RederivesActivations) {
   }
 }
 
-}  // namespace
+}  // namespace fuse_gelu_gradient_test
 }  // namespace tenon

@@ -11,7 +11,7 @@
 #include "tests/support/models.h"
 
 namespace tenon {
-namespace {
+namespace join_slices_test {
 
 using test::count_nodes;
 using test::function_model;
@@ -88,5 +88,5 @@ INSTANTIATE_TEST_SUITE_P(Samples, JoinSlices,
                                            PassCase{"other_axes", other_axes, 0, 2}),
                          [](const auto& sample) { return sample.param.name; });
 
-}  // namespace
+}  // namespace join_slices_test
 }  // namespace tenon

@@ -12,7 +12,7 @@
 #include "tests/support/graph_surgeon.h"
 
 namespace tenon {
-namespace {
+namespace verify_rewrite_test {
 
 /// %x -> add(., %w) -> dropout -> mul(., %frozen)            outputs 0 and 2
 ///                                  `-> detach -> add_1(., %x)   output 1
@@ -211,5 +211,5 @@ TEST(VerifyRewrite, MoreThan64OutputsAreFollowed) {
                verify_rewrite(original, r.graph));
 }
 
-}  // namespace
+}  // namespace verify_rewrite_test
 }  // namespace tenon

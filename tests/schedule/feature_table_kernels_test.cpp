@@ -14,7 +14,7 @@
 #include "tests/support/schedule_checks.h"
 
 namespace tenon {
-namespace {
+namespace feature_table_kernels_test {
 
 using test::expect_equivalent;
 using test::expect_refused;
@@ -457,5 +457,5 @@ INSTANTIATE_TEST_SUITE_P(Devices, FeatureTableKernels,
                            return device.param == DeviceType::cpu ? "cpu" : "cuda";
                          });
 
-}  // namespace
+}  // namespace feature_table_kernels_test
 }  // namespace tenon

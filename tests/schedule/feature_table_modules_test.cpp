@@ -8,7 +8,7 @@
 #include "tests/support/schedule_checks.h"
 
 namespace tenon {
-namespace {
+namespace feature_table_modules_test {
 
 using test::expect_equivalent;
 using test::expect_refused;
@@ -271,5 +271,5 @@ TEST(FeatureTable, Row15_BuffersAreMappedAndWritten) {
   test::expect_close(run(x), twin(x), 2e-5, "eval output");  // by the model's running statistics
 }
 
-}  // namespace
+}  // namespace feature_table_modules_test
 }  // namespace tenon

@@ -14,7 +14,7 @@
 #include "tests/support/schedule_checks.h"
 
 namespace tenon {
-namespace {
+namespace feature_table_running_test {
 
 using test::expect_equivalent;
 using test::expect_refused;
@@ -385,5 +385,5 @@ TEST(FeatureTable, Row31_OneScheduleTrainsAndEvaluates) {
   test::expect_close(other.run(inputs).at(0), eval, 2e-5, "eval");
 }
 
-}  // namespace
+}  // namespace feature_table_running_test
 }  // namespace tenon

@@ -13,7 +13,7 @@
 #include "tests/support/temp_folder.h"
 
 namespace tenon {
-namespace {
+namespace feature_table_weights_test {
 
 using test::expect_equivalent;
 using test::expect_refused;
@@ -475,5 +475,5 @@ TEST(FeatureTable, Row14_AWeightThatTwoMatchesShareIsNotJoinedTwice) {
       [&] { sch.fuse_parallel(sch.find("shared")); });
 }
 
-}  // namespace
+}  // namespace feature_table_weights_test
 }  // namespace tenon

@@ -11,7 +11,7 @@
 #include "tests/support/schedule_checks.h"
 
 namespace tenon {
-namespace {
+namespace primitives_test {
 
 using test::expect_refused;
 using test::function_model;
@@ -325,5 +325,5 @@ TEST_F(Primitives, AppliedPrimitivesAreRecorded) {
                                              "trace:proj", "fuse:proj"}));
 }
 
-}  // namespace
+}  // namespace primitives_test
 }  // namespace tenon

@@ -13,7 +13,7 @@
 #include "tests/support/models.h"
 
 namespace tenon {
-namespace {
+namespace schedule_json_test {
 
 using nlohmann::json;
 using test::max_difference;
@@ -183,5 +183,5 @@ TEST(ScheduleJson, TextThatIsNoJsonIsRefusedWithItsPlace) {
   EXPECT_THROW(load_schedule(sch, std::string(100000, '[')), ScheduleError);
 }
 
-}  // namespace
+}  // namespace schedule_json_test
 }  // namespace tenon

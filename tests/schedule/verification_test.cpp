@@ -12,7 +12,7 @@
 #include "tests/support/models.h"
 
 namespace tenon {
-namespace {
+namespace verification_test {
 
 using test::function_model;
 
@@ -199,5 +199,5 @@ TEST(Verification, TheReportNamesTheTrialsAndTheCost) {
   }
 }
 
-}  // namespace
+}  // namespace verification_test
 }  // namespace tenon

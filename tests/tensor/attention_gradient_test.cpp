@@ -11,7 +11,7 @@
 #include "tests/tensor/strided_samples.h"
 
 namespace tenon::test {
-namespace {
+namespace attention_gradient_test {
 
 constexpr std::uint64_t kSeed = 1234;
 
@@ -427,5 +427,5 @@ TEST(AttentionGradient, CanBeDifferentiatedAgain) {
   EXPECT_NEAR(got, (moved(h) - moved(-h)) / (2 * h), 1e-6);
 }
 
-}  // namespace
+}  // namespace attention_gradient_test
 }  // namespace tenon::test

@@ -11,7 +11,7 @@
 #include "tests/tensor/layouts.h"
 
 namespace tenon::test {
-namespace {
+namespace bias_gelu_test {
 
 constexpr double kInvRootTwoPi = 0.39894228040143267794;
 
@@ -121,5 +121,5 @@ TEST(BiasGelu, RefusesOtherShapesAndDTypes) {
       "[bias_gelu] operand 'input' is int64; needed float32, float64, float16 or bfloat16");
 }
 
-}  // namespace
+}  // namespace bias_gelu_test
 }  // namespace tenon::test

@@ -12,7 +12,7 @@
 #include "tests/tensor/strided_samples.h"
 
 namespace tenon::test {
-namespace {
+namespace convolution_test {
 
 using Inputs = std::vector<Tensor>;
 
@@ -300,5 +300,5 @@ TEST(BatchNorm, Errors) {
                batch_norm(zeros({2, 3}), Tensor(), Tensor(), zeros({2})));
 }
 
-}  // namespace
+}  // namespace convolution_test
 }  // namespace tenon::test

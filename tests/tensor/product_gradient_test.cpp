@@ -6,7 +6,7 @@
 #include "tests/tensor/strided_samples.h"
 
 namespace tenon::test {
-namespace {
+namespace product_gradient_test {
 
 /// Values with, per element, the sum of the magnitudes of its terms: rounding grows with it.
 struct Sums {
@@ -196,5 +196,5 @@ TEST(ProductGradient, CanBeDifferentiatedAgain) {
   }
 }
 
-}  // namespace
+}  // namespace product_gradient_test
 }  // namespace tenon::test

@@ -12,7 +12,7 @@
 #include "tests/tensor/threads.h"
 
 namespace tenon::test {
-namespace {
+namespace statistics_test {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
@@ -243,5 +243,5 @@ TEST(Statistics, ThreadCountDoesNotMatter) {
   }
 }
 
-}  // namespace
+}  // namespace statistics_test
 }  // namespace tenon::test

@@ -10,14 +10,12 @@
 #include <vector>
 
 #include "tensor/tensor.h"
+#include "tests/tensor/layouts.h"
 #include "tests/tensor/threads.h"
 
 namespace tenon::test {
 
 using Values = std::vector<double>;
-
-inline constexpr DType kFloats[] = {DType::float32, DType::float64, DType::float16,
-                                    DType::bfloat16};
 
 /// `value` rounded to `dtype`.
 inline double rounded(double value, DType dtype) {
