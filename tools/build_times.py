@@ -5,8 +5,8 @@
 
 Reads the .ninja_log of a build folder. All figures are the elapsed seconds of steps (their sum:
 job-seconds), not processor time: they grow on a loaded machine and with the number of jobs. Of a
-step that was built several times the last time counts. The wall clock of several builds in one log
-is the sum of theirs, of those steps that were not built again later.
+step that was built several times the last time counts. The wall clock is there for a folder that was
+built once: ninja puts the log of several builds into another order.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def load(folder):
 def summarize(steps):
     """The facts of a build as a dictionary, which --json prints."""
     kinds = {kind: {"steps": 0, "job_seconds": 0} for kind in ninja_log.KINDS}
-    sources, spans = [], {}
+    sources = []
     for step in steps:
         output = step.outputs[0]
         kind = ninja_log.kind(output)
@@ -47,12 +47,12 @@ def summarize(steps):
         if kind in ("C++", "CUDA", "precompiled headers"):
             sources.append({"source": ninja_log.source(output), "output": output, "kind": kind,
                             "seconds": step.seconds})
-        first, last = spans.get(step.build, (step.start_ms, step.end_ms))
-        spans[step.build] = min(first, step.start_ms), max(last, step.end_ms)
     for sums in kinds.values():
         sums["job_seconds"] = round(sums["job_seconds"], 3)
-    return {"builds": len(spans),
-            "wall_clock_seconds": sum(last - first for first, last in spans.values()) / 1000,
+    ends = [step.end_ms for step in steps]
+    built_once = ends == sorted(ends)  # a step is noted when it ends
+    first = min(step.start_ms for step in steps)
+    return {"wall_clock_seconds": (ends[-1] - first) / 1000 if built_once else None,
             "job_seconds": round(sum(step.seconds for step in steps), 3),
             "kinds": kinds,
             "sources": sorted(sources, key=lambda entry: (-entry["seconds"], entry["output"]))}
@@ -71,9 +71,10 @@ def to_text(facts, top):
                      f"{longest.get(kind, ''):>9}".rstrip())
     steps = sum(sums["steps"] for sums in facts["kinds"].values())
     lines.append(f"{'total':22}{steps:6}{facts['job_seconds']:13.1f}")
-    builds = "one build" if facts["builds"] == 1 else f"{facts['builds']} builds"
-    jobs = f", {facts['job_seconds'] / wall:.1f} jobs at a time" if wall else ""
-    return "\n".join([*lines, "", f"wall clock {wall:.1f} s in {builds}{jobs}"])
+    if wall:
+        jobs = facts["job_seconds"] / wall
+        lines += ["", f"wall clock {wall:.1f} s, {jobs:.1f} jobs at a time"]
+    return "\n".join(lines)
 
 
 def main(arguments=None):

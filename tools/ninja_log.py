@@ -12,7 +12,6 @@ class Step(NamedTuple):
     outputs: tuple  # as ninja names them, relative to the build folder
     start_ms: int   # since that build began
     end_ms: int
-    build: int      # 0 for the first build in the log
 
     @property
     def seconds(self):
@@ -52,18 +51,16 @@ def read(path):
         if not file.readline().startswith("# ninja log v"):
             raise ValueError(f"{path} is not a ninja log")
         lines = file.read().splitlines()
-    last, build, previous_end = {}, 0, 0
+    last = {}
     for line in lines:
         fields = line.split("\t")
         # The last line may be cut off: a build is still writing it, or was killed.
         if len(fields) != 5 or not (fields[0].isdigit() and fields[1].isdigit()):
             continue
         start, end, output, command = int(fields[0]), int(fields[1]), fields[3], fields[4]
-        build += end < previous_end  # ends ascend within a build
-        previous_end = end
         last.pop(output, None)
-        last[output] = (start, end, build, command)
+        last[output] = (start, end, command)
     steps = {}
     for output, key in last.items():  # one command may have several outputs
         steps.setdefault(key, []).append(output)
-    return [Step(tuple(outputs), *key[:3]) for key, outputs in steps.items()]
+    return [Step(tuple(outputs), *key[:2]) for key, outputs in steps.items()]

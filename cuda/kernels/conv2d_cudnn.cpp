@@ -150,7 +150,7 @@ bool queue(const KernelArgs& args, F f) {
   const cudnnStatus_t status =
       f(library.handle.get(), kProblem(args), device_context(stream.device).workspace());
   if (is_unsupported(status)) return false;
-  check_cudnn(status, args.op->name.c_str());
+  check_cudnn(status, args.name());
   return true;
 }
 
