@@ -19,11 +19,12 @@ function(tenon_precompile target)
 endfunction()
 
 # tenon_folder(<name> [HEADERS <public header>...] [SOURCES <file>...] [LIBRARIES <target>...]
-#              [PRECOMPILE <header>...])
+#              [PRECOMPILE <header>...] [NO_INNER_LOOPS])
 # Declares the calling folder's object library tenon_<name>, puts it into libtenon, and installs its
 # public headers. Internal headers are not listed. PRECOMPILE names what most of its sources include.
+# With NO_INNER_LOOPS the compiler takes a quarter less time for code that is a few percent slower.
 function(tenon_folder name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;SOURCES;LIBRARIES;PRECOMPILE")
+  cmake_parse_arguments(PARSE_ARGV 1 arg NO_INNER_LOOPS "" "HEADERS;SOURCES;LIBRARIES;PRECOMPILE")
   if(arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "tenon_folder(${name}): unexpected ${arg_UNPARSED_ARGUMENTS}")
   endif()
@@ -32,11 +33,12 @@ function(tenon_folder name)
     target_include_directories(tenon_${name} PRIVATE "${PROJECT_SOURCE_DIR}"
                                                      "${PROJECT_BINARY_DIR}/generated")
     target_link_libraries(tenon_${name} PRIVATE tenon_flags ${arg_LIBRARIES})
-    if(name MATCHES "graph|nn|schedule|autograd")
-      target_compile_options(tenon_${name} PRIVATE "$<$<CONFIG:Release>:-O1>")
-    endif()
-    if(NOT name STREQUAL cuda)  # few sources of its own language
+    list(LENGTH arg_SOURCES count)
+    if(count GREATER 8)  # fewer do not make up for the precompilation
       tenon_precompile(tenon_${name} ${arg_PRECOMPILE})
+    endif()
+    if(arg_NO_INNER_LOOPS)
+      target_compile_options(tenon_${name} PRIVATE "$<$<CONFIG:Release>:-O1>")
     endif()
     target_link_libraries(tenon PRIVATE tenon_${name})
     set_target_properties(tenon_${name} PROPERTIES UNITY_BUILD_MODE GROUP
