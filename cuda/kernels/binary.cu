@@ -63,8 +63,8 @@ void run_typed(const KernelArgs& args, BinaryOp op) {
     numbers[1] = encode_number<T>(args.attributes<BinaryAttrs>().other.value());
     if (args.outputs[0].dtype == DType::boolean) numbers[1] = numbers[1] != 0 ? 1 : 0;
   }
-  run_pointwise<T, T, T>(stream_of(args), args.name(), args.outputs[0], inputs,
-                         BinaryFunction{op}, numbers);
+  run_pointwise<T, T, T>(stream_of(args), args.name(), args.outputs[0], inputs, BinaryFunction{op},
+                         numbers);
 }
 
 void run_on_floats(const KernelArgs& args, BinaryOp op) {

@@ -140,8 +140,8 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const PoolParams p) {
 template <class Rule>
 void launch_pool(const KernelArgs& args, const PoolParams& p) {
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
-    launch(stream_of(args), args.name(), pool_kernel<T, Rule>,
-           ceil_div(p.numel, kThreads), kThreads, 0, p);
+    launch(stream_of(args), args.name(), pool_kernel<T, Rule>, ceil_div(p.numel, kThreads),
+           kThreads, 0, p);
   });
 }
 

@@ -483,8 +483,8 @@ void reduce(Stream stream, const char* name, const ReducePlan& plan, const Tenso
 
 void reduce(const KernelArgs& args, const Reduction& reduction) {
   const ReducePlan plan = plan_reduction(args.inputs[0], args.attributes<ReduceAttrs>().dim);
-  reduce(stream_of(args), args.name(), plan, args.inputs[0], args.outputs[0],
-         args.workspace, reduction);
+  reduce(stream_of(args), args.name(), plan, args.inputs[0], args.outputs[0], args.workspace,
+         reduction);
 }
 
 /// Bytes of `count` values in the type that elements of `dtype` are combined in, at most.

@@ -197,8 +197,7 @@ void run(const KernelArgs& args, bool log) {
   p.cols = grad.rank() == 0 ? 1 : grad.sizes[axis];
   for (int i = axis + 1; i < grad.rank(); ++i) p.inner *= grad.sizes[i];
   p.rows = grad.numel() / p.cols;
-  dispatch_float(grad.dtype,
-                 [&]<typename T>() { run_typed<T>(stream_of(args), args.name(), p); });
+  dispatch_float(grad.dtype, [&]<typename T>() { run_typed<T>(stream_of(args), args.name(), p); });
 }
 
 void run_softmax_backward(const KernelArgs& args) { run(args, /*log=*/false); }

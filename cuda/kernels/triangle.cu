@@ -37,8 +37,8 @@ void run_triangle(const KernelArgs& args) {
                          input.size(-1), args.attributes<DiagonalAttrs>().diagonal};
   if (p.numel == 0) return;
   dispatch_size(size_of(input.dtype), [&]<typename U>() {
-    launch(stream_of(args), args.name(), triangle_kernel<U, kLower>,
-           ceil_div(p.numel, kThreads), kThreads, 0, p);
+    launch(stream_of(args), args.name(), triangle_kernel<U, kLower>, ceil_div(p.numel, kThreads),
+           kThreads, 0, p);
   });
 }
 

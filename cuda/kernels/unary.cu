@@ -119,8 +119,7 @@ struct SquareOfBool {
 
 void run_on_floats(const KernelArgs& args, const UnaryFunction& f) {
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
-    run_pointwise<T, T>(stream_of(args), args.name(), args.outputs[0], {args.inputs[0]},
-                        f);
+    run_pointwise<T, T>(stream_of(args), args.name(), args.outputs[0], {args.inputs[0]}, f);
   });
 }
 
@@ -131,8 +130,7 @@ void run_float_op(const KernelArgs& args) {
 
 void run_on_numbers(const KernelArgs& args, const UnaryFunction& f) {
   const auto run = [&]<typename T>() {
-    run_pointwise<T, T>(stream_of(args), args.name(), args.outputs[0], {args.inputs[0]},
-                        f);
+    run_pointwise<T, T>(stream_of(args), args.name(), args.outputs[0], {args.inputs[0]}, f);
   };
   switch (args.outputs[0].dtype) {
     case DType::int64: return run.template operator()<std::int64_t>();
