@@ -86,10 +86,6 @@ struct Fragment {
   }
 };
 
-/// How many of a thread's elements an apply() should have code for: functions of double are long.
-template <class C, int kCount>
-inline constexpr int unrolled_elements = std::is_same_v<C, double> ? 1 : kCount;
-
 /// Result i = f(inputs i...), for each i; an f that switches over ops does so once, in apply(),
 /// which leaves the results in place of its first argument.
 template <class Out, int kCount, class F, class First, class... Rest>
@@ -200,7 +196,7 @@ void run_pointwise(Stream stream, const char* name, const TensorView& output,
                    const std::array<std::int64_t, sizeof...(In)>& numbers = {}) {
   constexpr int kInputs = sizeof...(In);
   constexpr int kWidest = static_cast<int>(largest_size<Out, In...>);
-  constexpr int kLength = kWidest == 1 ? 8 : kVectorBytes / kWidest;
+  constexpr int kLength = kVectorBytes / kWidest;
   constexpr int kChunks = kWidest >= 4 ? 2 : 1;
   constexpr PointwiseShape kShape{kLength, kLength * kChunks * kPointwiseThreads};
   PointwiseParams<kInputs> p;

@@ -15,12 +15,11 @@ struct BiasGelu {
   /// x: inputs, replaced by the results; b: biases.
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount], C (&b)[kCount]) const {
-    constexpr int kUnrolled = unrolled_elements<C, kCount>;
     if (form == Approximate::tanh) {
-#pragma unroll kUnrolled
+#pragma unroll
       for (int i = 0; i < kCount; ++i) x[i] = gelu_tanh(x[i] + b[i]);
     } else {
-#pragma unroll kUnrolled
+#pragma unroll
       for (int i = 0; i < kCount; ++i) x[i] = gelu(x[i] + b[i]);
     }
   }
@@ -32,12 +31,11 @@ struct BiasGeluGradient {
   /// g: cotangents, replaced by the gradients; x: inputs; b: biases.
   template <class C, int kCount>
   __device__ void apply(C (&g)[kCount], C (&x)[kCount], C (&b)[kCount]) const {
-    constexpr int kUnrolled = unrolled_elements<C, kCount>;
     if (form == Approximate::tanh) {
-#pragma unroll kUnrolled
+#pragma unroll
       for (int i = 0; i < kCount; ++i) g[i] *= gelu_tanh_slope(x[i] + b[i]);
     } else {
-#pragma unroll kUnrolled
+#pragma unroll
       for (int i = 0; i < kCount; ++i) g[i] *= gelu_slope(x[i] + b[i]);
     }
   }

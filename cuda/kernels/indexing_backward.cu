@@ -398,8 +398,10 @@ void run_gather_backward(const KernelArgs& args) {
   }
   keys.no_place = output.numel();
   keys.lines = IndexMap<1>(collapse_axes(gradient.sizes, std::span(&strides, 1), /*sort=*/false));
-  ElementSumParams p{sort_keys(stream, "gather_backward", keys, gradient.numel(), args.workspace),
-                     gradient.data, output.data};
+  ElementSumParams p;
+  p.sorted = sort_keys(stream, "gather_backward", keys, gradient.numel(), args.workspace);
+  p.gradient = gradient.data;
+  p.output = output.data;
   p.map =
       IndexMap<1>(collapse_axes(gradient.sizes, std::span(&gradient.strides, 1), /*sort=*/false));
   p.dtype = output.dtype;

@@ -66,14 +66,20 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks)
   });
 }
 
-/// For rows that are read again in each pass.
-template <class C>
+/// For rows that are read again in each pass; with a tail, rows of p.dtype, which is computed in T.
+template <class T, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_rows_kernel(const NormParams p, const TailParams tail) {
+  using C = compute_type<T>;
   __shared__ C scratch[kWarp];
   const RowGroup group(p.rows, p.lanes);
+  const auto load = [&](const void* data, std::int64_t at) {
+    if constexpr (kTail) return load_as<C>(p.dtype, data, at);
+    return widen(static_cast<const T*>(data)[at]);
+  };
   const auto input_at = [&](std::int64_t i) {
-    return value_at<C>(p.dtype, p.input, tail, group.row, i, p.cols);
+    if constexpr (kTail) return value_at<C>(p.dtype, p.input, tail, group.row, i, p.cols);
+    return load(p.input, group.row * p.cols + i);
   };
   C mean = C(0);
   if (p.centers) {
@@ -89,14 +95,16 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   const C variance = group_reduce(squares, p.lanes, scratch, Sum{}) / static_cast<C>(p.cols);
   const C scale = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
   if (!group.active) return;
-  const bool rounds_once = p.weight == nullptr && tail.bias == nullptr;
+  const std::int64_t start = group.row * p.cols;
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
-    const C deviation = input_at(i) - mean;
-    const C bias = p.norm_bias ? load_as<C>(p.dtype, p.norm_bias, i) : C(0);
-    C result = deviation * scale;
-    if (p.weight) result *= load_as<C>(p.dtype, p.weight, i);
-    if (p.norm_bias) result = rounds_once ? fma(deviation, scale, bias) : result + bias;
-    store_as(p.dtype, p.output, group.row * p.cols + i, result);
+    C result = (input_at(i) - mean) * scale;
+    if (p.weight) result *= load(p.weight, i);
+    if (p.norm_bias) result += load(p.norm_bias, i);
+    if constexpr (kTail) {
+      store_as(p.dtype, p.output, start + i, result);
+    } else {
+      static_cast<T*>(p.output)[start + i] = convert<T>(result);
+    }
   }
 }
 
@@ -134,7 +142,8 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
     }
     const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
     p.lanes = plan.lanes;
-    launch(stream, name, norm_rows_kernel<compute_type<T>>, plan.blocks, plan.threads, 0, p, tail);
+    using Rows = std::conditional_t<kTail, compute_type<T>, T>;
+    launch(stream, name, norm_rows_kernel<Rows, kTail>, plan.blocks, plan.threads, 0, p, tail);
   });
 }
 

@@ -200,6 +200,7 @@ template <class T, bool kTail>
 __global__ void __launch_bounds__(kMaxRowThreads)
     norm_backward_rows_kernel(const NormBackwardParams p, const TailParams tail) {
   using C = compute_type<T>;
+  constexpr int kUnrolled = kTail ? 1 : 4;
   __shared__ C scratch[2 * kWarp];
   const RowGroup group(p.rows, p.lanes);
   const std::int64_t start = group.row * p.cols;
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   };
   C means[2] = {};
   if (p.centers) {
-#pragma unroll 1
+#pragma unroll kUnrolled
     for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
       means[0] += input_at(i);
       means[1] += gradient_at(i);
@@ -232,7 +233,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     means[1] /= count;
   }
   C moments[2] = {};
-#pragma unroll 1
+#pragma unroll kUnrolled
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     const C deviation = input_at(i) - means[0];
     moments[0] += deviation * deviation;
@@ -246,7 +247,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     static_cast<NormStatistics<C>*>(p.statistics)[group.row] = statistics;
   }
   if (p.input_grad == nullptr && p.residual_grad == nullptr) return;
-#pragma unroll 1
+#pragma unroll kUnrolled
   for (std::int64_t i = group.lane; i < p.cols; i += p.lanes) {
     C result = statistics.gradient(gradient_at(i), (input_at(i) - means[0]) * factor);
     if constexpr (kTail) {

@@ -5,7 +5,7 @@
 // rows of a matrix read 16 bytes a thread.
 //
 // Sums of floats have kernels of their own. What else is combined is told apart at run time, in
-// front of the values of a few loads, and so is the type of results; integers share a kernel.
+// front of the values of a few loads, and so is the type of results.
 #include "cuda/device/any_float.cuh"
 #include "cuda/device/column_totals.cuh"
 #include "cuda/device/memory.cuh"
@@ -17,16 +17,8 @@
 namespace tenon::cuda {
 namespace {
 
-/// An element type: integers of ReduceParams::source_dtype, read one by one.
-struct Integer {};
-
-/// What a load of T gives.
 template <class T>
-using Loaded = std::conditional_t<std::is_same_v<T, Integer>, std::int64_t, T>;
-template <class T>
-using Accumulator = compute_type<Loaded<T>>;
-template <class T>
-inline constexpr int access_length = std::is_same_v<T, Integer> ? 1 : vector_length<Loaded<T>>;
+using Accumulator = std::conditional_t<std::is_integral_v<T>, std::int64_t, compute_type<T>>;
 
 enum class Combination { sum, squared_deviations, maximum };
 
@@ -41,7 +33,6 @@ struct ReduceParams {
   const void* source = nullptr;
   void* target = nullptr;         // by columns [splits, outputs]
   const void* centers = nullptr;  // of squared deviations, one for each output
-  DType source_dtype = DType::int64;
   DType target_dtype = DType::int64;
   Combination combination = Combination::sum;
   std::int64_t outputs = 0;
@@ -102,20 +93,6 @@ template <class Op, class Acc>
 __device__ __forceinline__ Acc center_of(const ReduceParams& p, std::int64_t output) {
   if (std::is_same_v<Op, Sum> || p.centers == nullptr) return Acc(0);
   return static_cast<const Acc*>(p.centers)[output];
-}
-
-/// Element `at` of the source.
-template <class T>
-__device__ __forceinline__ Loaded<T> load_element(const ReduceParams& p, std::int64_t at) {
-  if constexpr (std::is_same_v<T, Integer>) {
-    switch (p.source_dtype) {
-      case DType::int64: return static_cast<const std::int64_t*>(p.source)[at];
-      case DType::int32: return static_cast<const std::int32_t*>(p.source)[at];
-      default: return static_cast<const std::uint8_t*>(p.source)[at];  // of a bool too: 0 or 1
-    }
-  } else {
-    return static_cast<const T*>(p.source)[at];
-  }
 }
 
 /// Adds the first `count` packs to `sums` in order; element i of each to sum i modulo kSums.
@@ -184,34 +161,32 @@ template <class Op, class T, int kSums, class Acc>
 __device__ __forceinline__ void sum_row(const ReduceParams& p, std::int64_t base, int lane,
                                         std::int64_t begin, std::int64_t end, Acc center,
                                         Acc (&sums)[kSums]) {
-  constexpr int kLength = access_length<T>;
+  constexpr int kLength = vector_length<T>;
   constexpr int kUnrolled = std::is_same_v<Op, Sum> ? 4 : 1;
   const Acc centers[1] = {center};
   const auto add_single = [&](std::int64_t at) {
-    const Pack<Loaded<T>, 1> single[1] = {{load_element<T>(p, base + at)}};
+    const Pack<T, 1> single[1] = {{static_cast<const T*>(p.source)[base + at]}};
     accumulate<Op>(p, single, 1, centers, sums);
   };
   std::int64_t singles = begin;
-  if constexpr (kLength > 1) {
-    if (p.vectors) {
-      const T* row = static_cast<const T*>(p.source) + base;
-      singles = begin + (end - begin) / kLength * kLength;
-      const int step = p.lanes * kLength;
-      std::int64_t r = begin + lane * kLength;
-      if constexpr (!std::is_same_v<Op, Sum>) {
-        // A test between two loads would keep the second from running ahead.
-        for (; r + 3 * step < singles; r += 4 * step) {
-          Pack<T, kLength> packs[4];
+  if (p.vectors) {
+    const T* row = static_cast<const T*>(p.source) + base;
+    singles = begin + (end - begin) / kLength * kLength;
+    const int step = p.lanes * kLength;
+    std::int64_t r = begin + lane * kLength;
+    if constexpr (!std::is_same_v<Op, Sum>) {
+      // A test between two loads would keep the second from running ahead.
+      for (; r + 3 * step < singles; r += 4 * step) {
+        Pack<T, kLength> packs[4];
 #pragma unroll
-          for (int k = 0; k < 4; ++k) packs[k] = load_pack<T, kLength>(row + r + k * step);
-          accumulate<Op>(p, packs, 4, centers, sums);
-        }
+        for (int k = 0; k < 4; ++k) packs[k] = load_pack<T, kLength>(row + r + k * step);
+        accumulate<Op>(p, packs, 4, centers, sums);
       }
+    }
 #pragma unroll kUnrolled
-      for (; r < singles; r += step) {
-        const Pack<T, kLength> pack[1] = {load_pack<T, kLength>(row + r)};
-        accumulate<Op>(p, pack, 1, centers, sums);
-      }
+    for (; r < singles; r += step) {
+      const Pack<T, kLength> pack[1] = {load_pack<T, kLength>(row + r)};
+      accumulate<Op>(p, pack, 1, centers, sums);
     }
   }
   if (p.reduced.rank == 1) {
@@ -238,7 +213,7 @@ __global__ void __launch_bounds__(kReduceThreads, resident_row_blocks<T>)
     reduce_rows_kernel(const ReduceParams p) {
   using Acc = Accumulator<T>;
   __shared__ Acc scratch[kWarp];
-  constexpr int kSums = access_length<T> < 4 ? access_length<T> : 4;
+  constexpr int kSums = vector_length<T> < 4 ? vector_length<T> : 4;
   const Op op = make_op<Op>(p);
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const std::int64_t group =
@@ -278,13 +253,12 @@ __device__ __forceinline__ void write_columns(const ReduceParams& p, std::int64_
 
 /// kLength neighbouring columns of one row.
 template <class T, int kLength>
-__device__ __forceinline__ Pack<Loaded<T>, kLength> load_columns(const ReduceParams& p,
-                                                                 std::int64_t at) {
-  using E = Loaded<T>;
-  if (kLength > 1 && p.vectors) return load_pack<E, kLength>(static_cast<const E*>(p.source) + at);
-  Pack<E, kLength> pack;
+__device__ __forceinline__ Pack<T, kLength> load_columns(const ReduceParams& p, std::int64_t at) {
+  const T* source = static_cast<const T*>(p.source) + at;
+  if (kLength > 1 && p.vectors) return load_pack<T, kLength>(source);
+  Pack<T, kLength> pack;
 #pragma unroll
-  for (int i = 0; i < kLength; ++i) pack.item[i] = load_element<T>(p, at + i);
+  for (int i = 0; i < kLength; ++i) pack.item[i] = source[i];
   return pack;
 }
 
@@ -294,15 +268,14 @@ __device__ __forceinline__ void sum_columns(const ReduceParams& p, std::int64_t 
                                             std::int64_t end, int row_lanes,
                                             const Acc (&centers)[kLength], Acc (&sums)[kLength]) {
   constexpr int kAtOnce = kLength > 1 ? 8 : 4;  // loads in flight
-  using E = Loaded<T>;
-  if (!std::is_same_v<T, Integer> && p.reduced.rank == 1 && (kLength == 1 || p.vectors)) {
+  if (p.reduced.rank == 1 && (kLength == 1 || p.vectors)) {
     // Rows at one stride: loads need no divisions between them and, while all are there, no tests.
     const std::int64_t step = row_lanes * p.reduced.strides[0][0];
-    const E* rows = static_cast<const E*>(p.source) + at + r * p.reduced.strides[0][0];
-    Pack<E, kLength> packs[kAtOnce];
+    const T* rows = static_cast<const T*>(p.source) + at + r * p.reduced.strides[0][0];
+    Pack<T, kLength> packs[kAtOnce];
     for (; r + (kAtOnce - 1) * row_lanes < end; r += kAtOnce * row_lanes) {
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) packs[k] = load_pack<E, kLength>(rows + k * step);
+      for (int k = 0; k < kAtOnce; ++k) packs[k] = load_pack<T, kLength>(rows + k * step);
       rows += kAtOnce * step;
       accumulate<Op>(p, packs, kAtOnce, centers, sums);
     }
@@ -310,14 +283,14 @@ __device__ __forceinline__ void sum_columns(const ReduceParams& p, std::int64_t 
 #pragma unroll
     for (int k = 0; k + 1 < kAtOnce; ++k) {
       if (r + k * row_lanes >= end) break;
-      packs[k] = load_pack<E, kLength>(rows + k * step);
+      packs[k] = load_pack<T, kLength>(rows + k * step);
       count = k + 1;
     }
     return accumulate<Op>(p, packs, count, centers, sums);
   }
   constexpr int kStrided = 4;
   for (; r < end; r += kStrided * row_lanes) {
-    Pack<E, kLength> packs[kStrided];
+    Pack<T, kLength> packs[kStrided];
     int count = 0;
 #pragma unroll
     for (int k = 0; k < kStrided; ++k) {
@@ -387,7 +360,6 @@ ReduceParams params_of(const ReducePlan& plan, const TensorView& source, const T
   ReduceParams p;
   p.source = source.data;
   p.target = target.data;
-  p.source_dtype = source.dtype;
   p.target_dtype = target.dtype;
   p.outputs = plan.outputs;
   p.count = plan.count;
@@ -409,16 +381,25 @@ using ReduceKernel = void (*)(ReduceParams);
 template <class Op, class T>
 ReduceKernel kernel_of(const ReducePlan& plan) {
   if (!plan.by_columns) return reduce_rows_kernel<Op, T>;
-  if (plan.columns == 1) return reduce_columns_kernel<Op, T, 1>;
-  return reduce_columns_kernel<Op, T, access_length<T>>;
+  if constexpr (!std::is_integral_v<T>) {
+    if (plan.columns > 1) return reduce_columns_kernel<Op, T, vector_length<T>>;
+  }
+  return reduce_columns_kernel<Op, T, 1>;
 }
 
 ReduceKernel kernel_of(const ReducePlan& plan, Combination combination, DType dtype) {
-  if (!is_floating(dtype)) return kernel_of<AnyCombination, Integer>(plan);
-  return dispatch_float(dtype, [&]<typename T>() {
-    return combination == Combination::sum ? kernel_of<Sum, T>(plan)
-                                           : kernel_of<AnyCombination, T>(plan);
-  });
+  switch (dtype) {
+    case DType::int64: return kernel_of<AnyCombination, std::int64_t>(plan);
+    case DType::int32: return kernel_of<AnyCombination, std::int32_t>(plan);
+    case DType::uint8:
+    case DType::boolean:  // a byte of 0 or 1
+      return kernel_of<AnyCombination, std::uint8_t>(plan);
+    default:
+      return dispatch_float(dtype, [&]<typename T>() {
+        return combination == Combination::sum ? kernel_of<Sum, T>(plan)
+                                               : kernel_of<AnyCombination, T>(plan);
+      });
+  }
 }
 
 /// Calls f.operator()<Acc>() with the type that elements of `dtype` are combined in.
@@ -534,12 +515,12 @@ std::size_t var_workspace(const KernelArgs& args) {
 
 void run_amax(const KernelArgs& args) {
   require_elements(args);
-  reduce(args, {Combination::maximum});
+  reduce(args, {.combination = Combination::maximum});
 }
 
 void run_amin(const KernelArgs& args) {
   require_elements(args);
-  reduce(args, {Combination::maximum, {.flips = true}});
+  reduce(args, {.combination = Combination::maximum, .finish = {.flips = true}});
 }
 
 void register_reduction(std::string_view op, std::string_view name, void (*run)(const KernelArgs&),

@@ -25,8 +25,8 @@ constexpr std::int64_t kFewestSharedRows = 64;
 constexpr std::int64_t kRowsPerThread = 8;
 constexpr std::int64_t kVectorBytes = 16;
 
-/// Neighbouring outputs that start at multiples of what 16 bytes hold, in every row; integers are
-/// read one by one.
+/// Neighbouring outputs that start at multiples of what 16 bytes hold, in every row; by columns integers
+/// are read one by one.
 int columns_of_thread(const ReducePlan& plan, DType dtype) {
   if (!is_floating(dtype)) return 1;
   const auto length = kVectorBytes / static_cast<std::int64_t>(size_of(dtype));

@@ -74,7 +74,7 @@ __device__ __forceinline__ void apply_log_softmax(const RowGroup& group, int col
   row.for_each(group, cols, [&](C& x) { x -= log_sum; });
 }
 
-template <class T, int kChunks>
+template <class T, int kChunks, bool kLog>
 __global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
                                   resident_stream_blocks(needs<T>, kChunks))
     softmax_held_rows_kernel(const SoftmaxParams p, const RowStream stream) {
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
     C maximum = -std::numeric_limits<C>::infinity();
     row.for_each(group, cols, [&](C& x) { maximum = NumberMax{}(maximum, x); });
     maximum = group_reduce(maximum, group.lanes, scratch, NumberMax{});
-    if (p.log) {
+    if constexpr (kLog) {
       apply_log_softmax(group, cols, maximum, scratch, row);
     } else {
       apply_softmax(group, cols, maximum, scratch, row);
@@ -155,14 +155,15 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
   write(Probability<C>(total.maximum, total.sum));
 }
 
-template <class T>
+template <class T, bool kLog>
 auto held_rows_kernel(int chunks) {
   if constexpr (row_chunks<T> == 4) {
-    if (chunks == 4) return softmax_held_rows_kernel<T, 4>;
-    if (chunks == 3) return softmax_held_rows_kernel<T, 3>;
-    return softmax_held_rows_kernel<T, 2>;
+    if (chunks == 4) return softmax_held_rows_kernel<T, 4, kLog>;
+    if (chunks == 3) return softmax_held_rows_kernel<T, 3, kLog>;
+    return softmax_held_rows_kernel<T, 2, kLog>;
   } else {
-    return chunks == 2 ? softmax_held_rows_kernel<T, 2> : softmax_held_rows_kernel<T, 1>;
+    return chunks == 2 ? softmax_held_rows_kernel<T, 2, kLog>
+                       : softmax_held_rows_kernel<T, 1, kLog>;
   }
 }
 
@@ -175,8 +176,10 @@ void run_typed(Stream stream, const char* name, SoftmaxParams p) {
   const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T>);
   if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
       is_aligned(p.target, kVectorBytes)) {
-    return launch(stream, name, held_rows_kernel<T>(held.chunks), held.blocks, held.threads,
-                  held.shared_bytes, p, RowStream(p.rows, held));
+    const auto kernel =
+        p.log ? held_rows_kernel<T, true>(held.chunks) : held_rows_kernel<T, false>(held.chunks);
+    return launch(stream, name, kernel, held.blocks, held.threads, held.shared_bytes, p,
+                  RowStream(p.rows, held));
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;

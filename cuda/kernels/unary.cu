@@ -75,9 +75,8 @@ struct UnaryFunction {
 
   template <class C, int kCount>
   __device__ void apply(C (&x)[kCount]) const {
-    constexpr int kUnrolled = unrolled_elements<C, kCount>;
     const auto each = [&](auto f) {
-#pragma unroll kUnrolled
+#pragma unroll
       for (int i = 0; i < kCount; ++i) x[i] = f(x[i]);
     };
     switch (op) {

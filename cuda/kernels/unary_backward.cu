@@ -36,9 +36,8 @@ struct UnaryGradientFunction {
   /// g: cotangents, replaced by the gradients; x: inputs or outputs of the op.
   template <class C, int kCount>
   __device__ void apply(C (&g)[kCount], C (&x)[kCount]) const {
-    constexpr int kUnrolled = unrolled_elements<C, kCount>;
     const auto each = [&](auto f) {
-#pragma unroll kUnrolled
+#pragma unroll
       for (int i = 0; i < kCount; ++i) g[i] = f(g[i], x[i]);
     };
     switch (op) {

@@ -3,7 +3,7 @@
 
 #include "tensor/functional.h"
 #include "tensor/op.h"
-#include "tensor/ops/norm_attributes.h"
+#include "tensor/ops/vision_attributes.h"
 
 namespace tenon::ops {
 
