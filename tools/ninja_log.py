@@ -37,7 +37,9 @@ def source(output):
     if match is None:
         header = re.search(r"CMakeFiles/([^/]+)\.dir/cmake_pch\.", output)
         return f"precompiled headers of {header[1]}" if header else output
-    folder, _, name = match.groups()
+    folder, target, name = match.groups()
+    if name.startswith("Unity/"):  # several sources as one: each target has such files
+        return f"{target} ({name.removeprefix('Unity/')})"
     parts = [".." if part == "__" else part for part in name.split("/")]
     return posixpath.normpath(posixpath.join(folder or "", *parts))
 

@@ -103,7 +103,9 @@ wall clock 21.1 s, 1.3 jobs at a time
         for output, source in {
                 "tests/CMakeFiles/test_a.dir/nn/a_test.cpp.o": "tests/nn/a_test.cpp",
                 "CMakeFiles/tenon.dir/generated/empty.cpp.o": "generated/empty.cpp",
-                "a/b/CMakeFiles/x.dir/__/shared/y.cpp.o": "a/shared/y.cpp"}.items():
+                "a/b/CMakeFiles/x.dir/__/shared/y.cpp.o": "a/shared/y.cpp",
+                "tests/CMakeFiles/test_a.dir/Unity/unity_0_cxx.cxx.o":
+                    "test_a (unity_0_cxx.cxx)"}.items():
             self.assertEqual(ninja_log.source(output), source)
 
     def test_errors(self):
