@@ -93,6 +93,8 @@ void update_parameter(const KernelArgs& args, const UpdateLayout& layout, int nu
     RowWriter new_values = writer(output(layout.new_param(number)));
     std::vector<RowReader> states;
     std::vector<RowWriter> new_states;
+    states.reserve(kStates);  // their buffers are not to be moved
+    new_states.reserve(kStates);
     for (int k = 0; k < kStates; ++k) {
       states.push_back(reader(input(layout.state(number, k))));
       new_states.push_back(writer(output(layout.new_state(number, k))));

@@ -111,12 +111,13 @@ class Cascade {
     clear(0);
   }
 
-  /// `rows` rows of `width` values of `size` bytes, one after another.
-  void add(const char* values, std::int64_t rows, std::int64_t width, std::int64_t size) {
+  /// `rows` rows of `width` values of `size` bytes, `stride` values apart.
+  void add(const char* values, std::int64_t rows, std::int64_t width, std::int64_t stride,
+           std::int64_t size) {
     while (rows > 0) {
       const std::int64_t count = std::min(rows, kFan - rows_ % kFan);
-      combination_.add(levels_[0], values, count, width);
-      values += count * width * size;
+      combination_.add(levels_[0], values, count, width, stride);
+      values += count * stride * size;
       rows -= count;
       rows_ += count;
       if (rows_ % kFan == 0) carry();
@@ -170,8 +171,9 @@ class Reduction {
       : plan_(plan),
         combination_(combination),
         dtype_(input.dtype),
-        size_(element_access(input.dtype).size),
-        value_size_(element_access(input.dtype).value_size),
+        access_(element_access(input.dtype)),
+        size_(access_.size),
+        value_size_(access_.value_size),
         input_(input.as<const char>()),
         tiles_of_row_((plan.columns + kColumns - 1) / kColumns) {}
 
@@ -214,9 +216,10 @@ class Reduction {
         const std::int64_t block = std::min(kBlock, n - i);
         const auto* values = static_cast<const char*>(reader.untyped_block(i, block));
         const std::int64_t full = block / kColumns;
-        cascade.add(values, full, kColumns, value_size_);
+        cascade.add(values, full, kColumns, kColumns, value_size_);
         const std::int64_t rest = block % kColumns;
-        if (rest > 0) cascade.add(values + full * kColumns * value_size_, 1, rest, value_size_);
+        if (rest > 0)
+          cascade.add(values + full * kColumns * value_size_, 1, rest, rest, value_size_);
       }
       at += n;
     }
@@ -228,13 +231,24 @@ class Reduction {
     Cascade cascade(combination_, width);
     const int last = plan_.reduced_sizes.size() - 1;
     const std::int64_t run = plan_.reduced_sizes[last];
+    const std::int64_t stride = plan_.reduced_strides[last];
+    const bool in_place = access_.is_value && plan_.column_stride == 1;
+    BlockBuffer buffer;
     for (std::int64_t at = begin; at < end;) {
       const std::int64_t n = std::min(run - at % run, end - at);
       const char* row = base + size_ * offset_of(at, plan_.reduced_sizes, plan_.reduced_strides);
-      for (std::int64_t i = 0; i < n; ++i, row += size_ * plan_.reduced_strides[last]) {
-        RowReader reader(dtype_, row, plan_.column_stride * size_, width);
-        cascade.add(static_cast<const char*>(reader.untyped_block(0, width)), 1, width,
-                    value_size_);
+      if (in_place) {
+        cascade.add(row, n, width, stride, size_);
+      } else {
+        const std::int64_t together = kBlock / width;
+        for (std::int64_t i = 0; i < n; i += together) {
+          const std::int64_t rows = std::min(together, n - i);
+          for (std::int64_t k = 0; k < rows; ++k, row += size_ * stride) {
+            access_.load(row, plan_.column_stride * size_, width,
+                         buffer.bytes + k * width * value_size_);
+          }
+          cascade.add(reinterpret_cast<const char*>(buffer.bytes), rows, width, width, value_size_);
+        }
       }
       at += n;
     }
@@ -245,6 +259,7 @@ class Reduction {
   const ReducePlan& plan_;
   const Combination& combination_;
   DType dtype_;
+  const ElementAccess& access_;
   std::int64_t size_;        // bytes of an element
   std::int64_t value_size_;  // and of a value
   const char* input_;

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "tensor/cpu/elementwise.h"
@@ -49,9 +50,9 @@ struct Combination {
   std::size_t accumulator_size = 0;  // bytes, at most kAccumulatorBytes
   /// Sets `n` accumulators to what changes nothing.
   void (*clear)(void* accumulators, std::int64_t n) = nullptr;
-  /// Combines the `rows` rows of `width` values with `width` accumulators, row after row.
-  void (*add)(void* accumulators, const void* values, std::int64_t rows,
-              std::int64_t width) = nullptr;
+  /// Combines `rows` rows of `width` values, `stride` values apart, with `width` accumulators in turn.
+  void (*add)(void* accumulators, const void* values, std::int64_t rows, std::int64_t width,
+              std::int64_t stride) = nullptr;
   /// Combines `n` accumulators with as many others.
   void (*merge)(void* accumulators, const void* others, std::int64_t n) = nullptr;
   /// The results, of the output's compute type, of `n` accumulators.
@@ -76,15 +77,20 @@ void run_reduction(const KernelArgs& args, const ReducePlan& plan, const Finish&
       [](void* accumulators, std::int64_t n) {
         std::fill_n(static_cast<A*>(accumulators), n, R::identity());
       },
-      [](void* accumulators, const void* values, std::int64_t rows, std::int64_t width) {
-        auto* columns = static_cast<A*>(accumulators);
-        const auto* row = static_cast<const C*>(values);
-        for (std::int64_t i = 0; i < rows; ++i, row += width) {
+      [](void* accumulators, const void* values, std::int64_t rows, std::int64_t width,
+         std::int64_t stride) {
+        const auto add = [&](auto columns_of_row) {
+          auto* columns = static_cast<A*>(accumulators);
+          const auto* row = static_cast<const C*>(values);
+          for (std::int64_t i = 0; i < rows; ++i, row += stride) {
 #pragma GCC ivdep
-          for (std::int64_t j = 0; j < width; ++j) {
-            columns[j] = R::combine(columns[j], static_cast<A>(row[j]));
+            for (std::int64_t j = 0; j < columns_of_row; ++j) {
+              columns[j] = R::combine(columns[j], static_cast<A>(row[j]));
+            }
           }
-        }
+        };
+        if (width == kColumns) return add(std::integral_constant<std::int64_t, kColumns>{});
+        add(width);
       },
       [](void* accumulators, const void* others, std::int64_t n) {
         auto* columns = static_cast<A*>(accumulators);
