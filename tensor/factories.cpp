@@ -152,6 +152,8 @@ template Tensor from_vector(const std::vector<Half>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<BFloat16>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::int64_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::int32_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<std::int16_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<std::int8_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::uint8_t>&, const Shape&, Device);
 
 }  // namespace tenon

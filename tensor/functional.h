@@ -225,14 +225,16 @@ Tensor select(const Tensor& input, std::int64_t dim, std::int64_t index);
 /// The lower (upper) triangle of the last two axes, zero elsewhere; diagonal > 0 is above the main.
 Tensor tril(const Tensor& input, std::int64_t diagonal = 0);
 Tensor triu(const Tensor& input, std::int64_t diagonal = 0);
-/// Element type conversion: floats round to nearest even, float to integer truncates.
+/// Element type conversion: floats round to nearest even; a float becomes an integer by truncation,
+/// saturating at its range, NaN as 0; an integer becomes a narrower one modulo its range.
 Tensor cast(const Tensor& input, DType dtype);
 
 // --- lookup -------------------------------------------------------------------------------------
-/// Rows of weight (V, D) by index (int64 or int32, any shape): (…) -> (…, D). ValueError for an
-/// index outside [0, V) on the CPU; on CUDA such a row is NaN.
+// Indices are int64, int32, int16 or int8.
+/// Rows of weight (V, D) by index (any shape): (…) -> (…, D). ValueError for an index outside [0, V)
+/// on the CPU; on CUDA such a row is NaN.
 Tensor embedding(const Tensor& input, const Tensor& weight);
-/// The slices of `input` along `dim` at index (1-D, int64 or int32).
+/// The slices of `input` along `dim` at index (1-D).
 Tensor index_select(const Tensor& input, std::int64_t dim, const Tensor& index);
 /// output[i][j] = input[index[i][j]][j] for dim 0, and so on: the shape is that of index.
 Tensor gather(const Tensor& input, std::int64_t dim, const Tensor& index);

@@ -44,6 +44,8 @@ enum class Trait : std::uint32_t {
   /// Element i of an operand is read by the thread that writes element i of the results, before it
   /// does: a result may lie where an operand of its layout lies. Elementwise ops do so anyway.
   update = 64,
+  /// Moves, compares or casts elements without computing with them: takes int16 and int8, as views do.
+  storage_dtypes = 128,
 };
 
 /// Shape inference sees the operands' specs. `has(i)` is false for an absent optional operand.

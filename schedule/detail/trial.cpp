@@ -200,7 +200,10 @@ Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
   if (!is_floating(spec.dtype)) {
     std::vector<double> indices = uniform_numbers(sizes.product());
-    for (double& index : indices) index = std::floor(index * static_cast<double>(index_bound_));
+    // An index of the table may be more than a narrow dtype holds.
+    const double bound = std::min(static_cast<double>(index_bound_),
+                                  std::ldexp(1.0, 8 * static_cast<int>(size_of(spec.dtype)) - 1));
+    for (double& index : indices) index = std::floor(index * bound);
     return from_doubles(indices, sizes, spec.dtype);
   }
   if (values == InputValues::special) return special_numbers(spec, sizes);

@@ -113,6 +113,13 @@ float before_narrowing(C value) {
   }
 }
 
+/// A float, cut to the range of an int16 or int8: values of their compute type would wrap. NaN stays.
+template <class C>
+C cut_to_range(C value, DType dtype) {
+  const C limit = dtype == DType::int16 ? C(0x1p15) : C(0x1p7);
+  return std::clamp(value, -limit, limit - 1);
+}
+
 }  // namespace
 
 void copy_strided(const TensorView& source, const TensorView& target) {
@@ -132,6 +139,13 @@ void cast_strided(const TensorView& source, const TensorView& target) {
     if (narrows) {
       return run_elementwise<float, From>(target, inputs,
                                           [](From x) { return before_narrowing(x); });
+    }
+    if constexpr (std::is_floating_point_v<From>) {
+      if (is_storage_only(target.dtype)) {
+        return run_elementwise<std::int32_t, From>(target, inputs, [dtype = target.dtype](From x) {
+          return convert<std::int32_t>(cut_to_range(x, dtype));
+        });
+      }
     }
     AllDTypes::dispatch(target.dtype, [&]<class To>() {
       run_elementwise<To, From>(target, inputs, [](From x) { return convert<To>(x); });

@@ -1,6 +1,7 @@
 #include "tensor/detail/index_rules.h"
 
 #include "tensor/detail/check.h"
+#include "tensor/ops/infer_rules.h"
 
 namespace tenon::ops {
 
@@ -9,6 +10,11 @@ void require_index(const InferContext& context, int i) {
   TENON_CHECK(dtype == DType::int64 || dtype == DType::int32, DTypeError,
               "[{}] operand '{}' is {}; needed int64 or int32", context.op().name,
               context.op().operands[static_cast<std::size_t>(i)].name, name(dtype));
+}
+
+Tensor wide_index(const Tensor& index) {
+  if (in_pattern() || !index.defined() || !is_storage_only(index.dtype())) return index;
+  return cast(index, DType::int32);
 }
 
 }  // namespace tenon::ops

@@ -10,7 +10,7 @@ namespace tenon {
 
 Tensor embedding(const Tensor& input, const Tensor& weight) {
   static const Op& op = get_op("embedding");
-  return apply1(op, {input, weight});
+  return apply1(op, {ops::wide_index(input), weight});
 }
 
 namespace ops {
