@@ -70,10 +70,11 @@ void GraphBuilder::note_storage(const Tensor& tensor) {
   std::vector<Tensor>& others = on_storage_[tensor.storage().get()];
   Memory& memory = memories_[known_states_.at(tensor.impl().get()).handle.memory];
   for (const Tensor& other : others) {
-    const Memory& changed = memories_[known_states_.at(other.impl().get()).handle.memory];
-    if (changed.changes == 0 || !overlap(tensor.view_of_data(), other.view_of_data())) continue;
+    const KnownTensor& known = known_states_.at(other.impl().get());
+    const bool is_changed = known.handle.value != known.state;
+    if (!is_changed || !overlap(tensor.view_of_data(), other.view_of_data())) continue;
     memory.changes = 1;
-    memory.changed = changed.changed;
+    memory.changed = known.state;
   }
   others.push_back(tensor);
 }

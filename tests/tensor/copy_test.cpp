@@ -2,10 +2,14 @@
 // targets that cannot be written. The references work element by element on plain vectors.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <random>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "autograd/autograd.h"
+#include "tensor/error.h"
 #include "tests/tensor/layouts.h"
 
 namespace tenon::test {
