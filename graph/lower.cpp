@@ -239,7 +239,7 @@ Location Lowering::emit_copy(const Location& source) {
 
 void Lowering::emit_copy_to(const Location& source, const Location& target) {
   Instruction copy;
-  copy.op = &get_op("contiguous");
+  copy.op = &get_op("clone");
   copy.inputs = {view_of(source)};
   copy.outputs = {view_of(target)};
   copy.input_places = {{source.buffer, source.layout.offset}};

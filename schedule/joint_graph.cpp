@@ -54,7 +54,8 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   std::vector<ValueId> ids;
   for (const Tensor& result : results) ids.push_back(builder_.value_of(result, "return"));
   graph_.set_outputs(std::move(ids));
-  builder_.check_views_of_written_state();
+  results.clear();
+  builder_.forget_temporaries();
   graph_.eliminate_dead_code();
   if (passes.join_slices) join_slices(graph_);
   if (passes.fuse_gelu_gradient) fuse_gelu_gradients(graph_);

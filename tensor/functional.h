@@ -211,6 +211,12 @@ Tensor unsqueeze(const Tensor& input, std::int64_t dim);
 Tensor squeeze(const Tensor& input, std::int64_t dim);
 /// Row-major copy, or the input itself when it is that already.
 Tensor contiguous(const Tensor& input);
+/// Row-major copy in memory of its own, whatever the input's layout; the gradient flows back.
+Tensor clone(const Tensor& input);
+/// The input itself where it is on `device`, else a contiguous copy there, whose gradient is moved back.
+/// DeviceError when there is no such device. Under the tracer TraceError for what the Graph computes and
+/// for state of the model: a Graph runs on one device. A constant is moved as the trace is made.
+Tensor to_device(const Tensor& input, Device device);
 /// Pieces of `split_size` along `dim`, the last one smaller if it does not divide.
 std::vector<Tensor> split(const Tensor& input, std::int64_t split_size, std::int64_t dim = 0);
 std::vector<Tensor> split(const Tensor& input, const std::vector<std::int64_t>& sizes,

@@ -98,7 +98,7 @@ struct Program::Impl {
   std::vector<OutputSlot> outputs;
   std::vector<StateSlot> states;
   std::vector<ParameterSlot> parameters;
-  std::vector<std::shared_ptr<Storage>> written;  // by state writes
+  std::vector<std::shared_ptr<Storage>> written;  // by state writes; in order of address
   std::shared_ptr<Storage> arena;
   std::size_t arena_bytes = 0;
   std::size_t live_bound_bytes = 0;

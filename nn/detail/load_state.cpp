@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "nn/detail/tensor_bytes.h"
 #include "nn/detail/text.h"
@@ -110,6 +111,22 @@ LoadReport match(Targets& targets, const StateDict& state, const LoadOptions& op
   return report;
 }
 
+/// Copies what is given, all of it as it was before: it may lie where another target does.
+void copy_all(Targets& targets) {
+  std::unordered_set<const Storage*> written;
+  for (const Target& target : targets.list) written.insert(target.tensor.storage().get());
+  for (Target& target : targets.list) {
+    if (target.sources.empty()) continue;
+    Tensor& source = target.sources.front().second;
+    if (!source.is_same(target.tensor) && written.contains(source.storage().get())) {
+      source = source.clone();
+    }
+  }
+  for (Target& target : targets.list) {
+    if (!target.sources.empty()) target.tensor.copy_(target.sources.front().second);
+  }
+}
+
 }  // namespace
 
 LoadReport check_state(const StateDict& own, const StateDict& given, const LoadOptions& options) {
@@ -125,9 +142,7 @@ LoadReport load_state(const StateDict& own, const StateDict& given, const LoadOp
               "[load_state_dict] {} cannot take this state dict, nothing was changed:{}", owner,
               report.problems());
   const NoGradGuard no_grad;
-  for (Target& target : targets.list) {
-    if (!target.sources.empty()) target.tensor.copy_(target.sources.front().second);
-  }
+  copy_all(targets);
   return report;
 }
 

@@ -157,8 +157,8 @@ void run_view_copy(const KernelArgs& args) {
   const TensorView& input = args.inputs[0];
   TensorView target = args.outputs[0];
   TensorView source = input;
-  const Attrs attrs = args.attrs ? *args.attrs : Attrs();
-  if (const auto layout = args.op->view({input.sizes, input.strides, 0}, target.sizes, attrs)) {
+  if (const auto layout =
+          args.op->view({input.sizes, input.strides, 0}, target.sizes, *args.attrs)) {
     source.data = static_cast<char*>(input.data) +
                   layout->offset * static_cast<std::int64_t>(size_of(input.dtype));
     source.sizes = layout->sizes;
