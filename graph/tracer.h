@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -22,6 +23,8 @@ struct ModuleTree {
     std::string type;
     std::string repr;
     bool leaf = false;
+    std::shared_ptr<const HookSet> hooks = {};  // may be null
+    std::vector<std::int64_t> hook_numbers = {};
   };
   struct State {
     std::string name;

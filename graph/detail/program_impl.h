@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "graph/graph.h"
 #include "graph/program.h"
 #include "tensor/device_backend.h"
 #include "tensor/op.h"
@@ -98,6 +99,7 @@ struct Program::Impl {
   std::vector<OutputSlot> outputs;
   std::vector<StateSlot> states;
   std::vector<ParameterSlot> parameters;
+  std::vector<RecordedHooks> hooks;
   std::vector<std::shared_ptr<Storage>> written;  // by state writes
   std::shared_ptr<Storage> arena;
   std::size_t arena_bytes = 0;
