@@ -1,6 +1,7 @@
 #include "tensor/detail/index_rules.h"
 
 #include "tensor/detail/check.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::ops {
 
@@ -10,5 +11,7 @@ void require_index(const InferContext& context, int i) {
               "[{}] operand '{}' is {}; needed int64 or int32", context.op().name,
               context.op().operands[static_cast<std::size_t>(i)].name, name(dtype));
 }
+
+std::int64_t axis_attribute(const Attrs& attrs) { return attrs.as<AxisAttrs>().dim; }
 
 }  // namespace tenon::ops

@@ -82,6 +82,7 @@ Op define_gather() {
           "range is an error on the CPU and NaN, or 0 where there is no NaN, on CUDA.")
       .operand("input")
       .operand("index")
+      .selects_by({.index = 1, .table = 0, .axis = axis_attribute})
       .infer(infer_gather)
       .vjp(vjp_gather)
       .saves_inputs({1})

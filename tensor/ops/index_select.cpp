@@ -74,6 +74,7 @@ Op define_index_select() {
           "the CPU; on CUDA its slice is NaN, or 0 where there is no NaN.")
       .operand("input")
       .operand("index")
+      .selects_by({.index = 1, .table = 0, .axis = axis_attribute})
       .infer(infer_index_select)
       .vjp(vjp_index_select)
       .saves_inputs({1})
