@@ -335,6 +335,7 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
 
 std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
                                const LowerOptions& options) {
+  require_current(graph);
   return std::make_unique<Program>(Lowering(graph, options).run(inputs));
 }
 

@@ -69,6 +69,7 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
                 "built; build again",
                 slot.name);
   }
+  require_current(p.hooks);
   std::vector<Tensor> held;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const InputSlot& slot = p.inputs[i];

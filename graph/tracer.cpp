@@ -369,6 +369,10 @@ void GraphBuilder::enter_module(const ModuleFrame& frame, std::span<const Tensor
     call.type = found->second.type;
     call.repr = found->second.repr;
     call.leaf = found->second.leaf;
+    if (const auto& hooks = found->second.hooks) {
+      graph_.record_hooks(
+          {fmt::format("module '{}'", call.path), hooks, found->second.hook_numbers});
+    }
   } else {
     call.type = *frame.type;
     TENON_CHECK(call.parent != kNone, TraceError, "the traced module is not in its module tree");

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -24,6 +25,8 @@ struct ModuleTree {
     std::string type;
     std::string repr;
     bool leaf = false;
+    std::shared_ptr<const HookSet> hooks = {};  // may be null
+    std::vector<std::int64_t> hook_numbers = {};
   };
   struct State {
     std::string name;

@@ -16,7 +16,8 @@ Tensor global_norm(std::span<const Tensor> gradients);
 /// The same with min(1, max_norm/(norm + 1e-6)), PyTorch's coefficient, for a positive max_norm.
 GlobalNorm global_norm(std::span<const Tensor> gradients, double max_norm);
 /// Scales the parameters' gradients so that their norm is at most max_norm, and returns the norm
-/// before. ValueError naming a parameter that requires a gradient and has none.
+/// before. ValueError, changing none, naming a parameter that requires a gradient and has none, or one
+/// of another dtype, shape or device.
 Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm);
 
 namespace detail {

@@ -126,7 +126,8 @@ GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
         if (!roots.empty()) {
           std::vector<Tensor> wanted;
           for (const auto& [name, leaf] : leaves) wanted.push_back(leaf);
-          const auto gradients = grad(roots, wanted, cotangents, {.allow_unused = true});
+          const auto gradients =
+              grad(roots, wanted, cotangents, {.allow_unused = true, .leaf_hooks = false});
           for (std::size_t i = 0; i < leaves.size(); ++i) {
             if (!gradients[i]) continue;
             result.outputs.push_back("gradient of " + leaves[i].first);

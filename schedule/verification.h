@@ -7,6 +7,9 @@
 // was dropped), and for special inputs (zeros, ties, large numbers, fully masked rows), at more than
 // one set of sizes. Do the kernels that will run compute it well: at the model's dtype and device, the
 // error to the float64 reference is at most twice that of the unscheduled model plus a rounding floor.
+//
+// Integer inputs are drawn such that every index computed from them is in the table that it selects
+// from; sizes are chosen so that this is possible. Inputs that select nothing are below 7.
 #pragma once
 
 #include <cstdint>
@@ -57,6 +60,8 @@ struct VerifyReport {
   /// What could not be compared: another number of outputs, state that is not the model's, a run that
   /// the model survives and the schedule does not.
   std::vector<std::string> errors;
+  /// Trials that the model itself refuses, so that there was nothing to compare: no failure.
+  std::vector<std::string> notes;
   double milliseconds = 0;
   bool ok() const;
   /// The largest max_abs_difference.

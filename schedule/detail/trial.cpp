@@ -139,25 +139,30 @@ class MaskRecorder final : public Interpreter {
 void TrialMaker::choose_sizes(const std::vector<std::vector<std::int64_t>>& given,
                               const std::vector<std::vector<std::int64_t>>& candidates) {
   if (!given.empty()) {
-    sizes_ = bind_sizes(graph_, given);
+    take(bind_sizes(graph_, given));
     return;
   }
   for (const auto& numbers : candidates) {
-    if (auto found = assign_sizes(graph_, numbers)) {
-      sizes_ = std::move(*found);
-      return;
-    }
+    const auto found = assign_sizes(graph_, numbers);
+    if (found && take(*found)) return;
   }
   const auto examples = assign_sizes(graph_, {});
   TENON_INTERNAL(examples.has_value(), "the example's own sizes break a guard");
-  sizes_ = *examples;
+  take(*examples);
 }
 
-bool TrialMaker::has_indices() const {
-  return std::any_of(graph_.inputs().begin(), graph_.inputs().end(), [&](ValueId id) {
-    const DType dtype = graph_.value(id).spec.dtype;
-    return !is_floating(dtype) && dtype != DType::boolean;
-  });
+bool TrialMaker::take(DimBindings sizes) {
+  sizes_ = std::move(sizes);
+  indices_.reset();
+  inputs(InputValues::drawn);
+  return !misfit_;
+}
+
+std::vector<Tensor> TrialMaker::inputs(InputValues values) {
+  std::vector<Tensor> result;
+  for (ValueId id : graph_.inputs()) result.push_back(input(graph_.value(id).spec, values));
+  misfit_ = indices_.draw(result, generator_);
+  return result;
 }
 
 bool TrialMaker::has_masks() const {
@@ -168,7 +173,7 @@ bool TrialMaker::has_masks() const {
 Trial TrialMaker::make(std::string name, InputValues values, StateChange change) {
   Trial trial;
   trial.name = std::move(name);
-  for (ValueId id : graph_.inputs()) trial.inputs.push_back(input(graph_.value(id).spec, values));
+  trial.inputs = inputs(values);
   for (ValueId id : graph_.outputs()) {
     const TensorSpec& spec = graph_.value(id).spec;
     trial.cotangents.push_back(is_floating(spec.dtype) ? input(spec, InputValues::drawn)
@@ -199,12 +204,7 @@ Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
   const Extents sizes = evaluated(spec.shape, sizes_);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
   if (!is_floating(spec.dtype)) {
-    std::vector<double> indices = uniform_numbers(sizes.product());
-    // An index of the table may be more than a narrow dtype holds.
-    const double bound = std::min(static_cast<double>(index_bound_),
-                                  std::ldexp(1.0, 8 * static_cast<int>(size_of(spec.dtype)) - 1));
-    for (double& index : indices) index = std::floor(index * bound);
-    return from_doubles(indices, sizes, spec.dtype);
+    return zeros(Shape(std::vector<Dim>(sizes.begin(), sizes.end())), {spec.dtype});
   }
   if (values == InputValues::special) return special_numbers(spec, sizes);
   std::vector<double> numbers = normal(sizes.product());

@@ -9,6 +9,7 @@
 
 #include "graph/program.h"
 #include "graph/tracer.h"
+#include "schedule/detail/index_inputs.h"
 #include "tensor/random.h"
 
 namespace tenon::detail {
@@ -42,16 +43,17 @@ enum class StateChange : std::uint8_t {
 class TrialMaker {
  public:
   TrialMaker(const Graph& graph, const ModuleTree& tree, std::uint64_t seed)
-      : graph_(graph), tree_(tree), generator_(seed) {}
+      : graph_(graph), tree_(tree), generator_(seed), indices_(graph) {}
 
   /// Sizes for all inputs: `given`, or the first of `candidates` that the guards allow, by which each
-  /// free size symbol takes the next number; at last the example's. The sizes stay until the next call.
+  /// free size symbol takes the next number, and at which every index can be in its table; at last the
+  /// example's. The sizes stay until the next call.
   void choose_sizes(const std::vector<std::vector<std::int64_t>>& given,
                     const std::vector<std::vector<std::int64_t>>& candidates);
   const DimBindings& sizes() const { return sizes_; }
-  /// Integers in the trials are in [0, bound).
-  void set_index_bound(std::int64_t bound) { index_bound_ = bound; }
-  bool has_indices() const;
+  IndexInputs& indices() { return indices_; }
+  /// What selects from where it cannot, whatever the integers of these sizes are.
+  const std::optional<IndexMisfit>& misfit() const { return misfit_; }
   bool has_masks() const;
 
   Trial make(std::string name, InputValues values, StateChange change);
@@ -60,6 +62,10 @@ class TrialMaker {
   Trial nudged(const Trial& trial) const;
 
  private:
+  /// True when every index of `drawn` inputs is in its table.
+  bool take(DimBindings sizes);
+  std::vector<Tensor> inputs(InputValues values);
+  /// Zeros for integers.
   Tensor input(const TensorSpec& spec, InputValues values);
   Tensor special_numbers(const TensorSpec& spec, const Extents& sizes);
   Tensor truth_values(const Extents& sizes, InputValues values);
@@ -70,8 +76,9 @@ class TrialMaker {
   const Graph& graph_;
   const ModuleTree& tree_;
   Generator generator_;
+  IndexInputs indices_;
   DimBindings sizes_;
-  std::int64_t index_bound_ = 2;
+  std::optional<IndexMisfit> misfit_;
 };
 
 /// The Graph without nodes that do something beside their result: those pass operand 0 on.

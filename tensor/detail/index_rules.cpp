@@ -2,6 +2,7 @@
 
 #include "tensor/detail/check.h"
 #include "tensor/ops/infer_rules.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::ops {
 
@@ -16,5 +17,7 @@ Tensor wide_index(const Tensor& index) {
   if (in_pattern() || !index.defined() || !is_storage_only(index.dtype())) return index;
   return cast(index, DType::int32);
 }
+
+std::int64_t axis_attribute(const Attrs& attrs) { return attrs.as<AxisAttrs>().dim; }
 
 }  // namespace tenon::ops

@@ -51,6 +51,7 @@ Op define_embedding() {
           "CPU and a row of NaN on CUDA.")
       .operand("input")
       .operand("weight")
+      .selects_by({.index = 0, .table = 1})
       .infer(infer_embedding)
       .vjp(vjp_embedding)
       .saves_inputs({0})

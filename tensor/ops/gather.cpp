@@ -83,6 +83,7 @@ Op define_gather() {
       .operand("input")
       .operand("index")
       .trait(Trait::storage_dtypes)
+      .selects_by({.index = 1, .table = 0, .axis = axis_attribute})
       .infer(infer_gather)
       .vjp(vjp_gather)
       .saves_inputs({1})

@@ -76,6 +76,7 @@ Op define_index_select() {
       .operand("input")
       .operand("index")
       .trait(Trait::storage_dtypes)
+      .selects_by({.index = 1, .table = 0, .axis = axis_attribute})
       .infer(infer_index_select)
       .vjp(vjp_index_select)
       .saves_inputs({1})
