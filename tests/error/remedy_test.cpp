@@ -49,16 +49,24 @@ const DType kDouble = DType::float64;
 const std::vector<Advice>& advice_on_calls() {
   static const std::vector<Advice> table = {
       {"convert with cast",
-       [](const Tensor& x) { return x + full({2, 3}, 1, {kDouble}); },
-       {[](const Tensor& x) { return x + cast(full({2, 3}, 1, {kDouble}), DType::float32); },
-        [](const Tensor& x) { return cast(x, kDouble) + full({2, 3}, 1, {kDouble}); }}},
-      {"convert with cast",
-       [](const Tensor& x) { return where(gt(x, 0), x, full({2, 3}, 1, {kDouble})); },
-       {[](const Tensor& x) { return where(gt(x, 0), cast(x, kDouble), full({2, 3}, 1, {kDouble})); }}},
+       [](const Tensor& x) {
+         return x + full({2, 3}, 1, {kDouble});
+       },
+       {[](const Tensor& x) {
+          return x + cast(full({2, 3}, 1, {kDouble}), DType::float32);
+        },
+        [](const Tensor& x) {
+          return cast(x, kDouble) + full({2, 3}, 1, {kDouble});
+        }}},
       {"convert with cast",
        [](const Tensor& x) {
-         return scaled_dot_product_attention(x, cast(x, kDouble), x);
+         return where(gt(x, 0), x, full({2, 3}, 1, {kDouble}));
        },
+       {[](const Tensor& x) {
+         return where(gt(x, 0), cast(x, kDouble), full({2, 3}, 1, {kDouble}));
+       }}},
+      {"convert with cast",
+       [](const Tensor& x) { return scaled_dot_product_attention(x, cast(x, kDouble), x); },
        {[](const Tensor& x) {
          return scaled_dot_product_attention(x, cast(cast(x, kDouble), DType::float32), x);
        }}},
@@ -192,7 +200,8 @@ const std::vector<Advice>& eager_advice() {
          return grad(std::vector{sum(leaf() * 2.0)}, std::vector{leaf()}).at(0);
        },
        {[](const Tensor&) {
-         return grad(std::vector{sum(leaf() * 2.0)}, std::vector{leaf()}, {}, {.allow_unused = true})
+         return grad(std::vector{sum(leaf() * 2.0)}, std::vector{leaf()}, {},
+                     {.allow_unused = true})
              .at(0);
        }}},
       {"call reshape, or contiguous first",
@@ -200,7 +209,9 @@ const std::vector<Advice>& eager_advice() {
        {[](const Tensor& x) { return x.transpose(0, 1).reshape({6}); },
         [](const Tensor& x) { return x.transpose(0, 1).contiguous().view({6}); }}},
       {"Freeze it with requires_grad_(false), or leave it out",
-       [](const Tensor&) { return nn::clip_grad_norm_({{"w", leaf()}}, 1); },
+       [](const Tensor&) {
+         return nn::clip_grad_norm_({{"w", leaf()}}, 1);
+       },
        {[](const Tensor&) {
           Tensor used = leaf();
           backward(sum(used));
@@ -277,7 +288,8 @@ const std::vector<Advice>& traced_advice() {
          y.mul_(3.0);
          return y;
        }}},
-      {"changed in place since; eager code would see the change in some mode: change a clone() instead",
+      {"changed in place since; eager code would see the change in some mode: change a clone() "
+       "instead",
        [](const Tensor& x) {
          const Tensor h = x * 2.0;
          Tensor y = dropout(h, 0.5);
@@ -364,7 +376,9 @@ TEST(Remedy, OfProgramsAndSchedules) {
   const auto stale = [&](const Function& f) { f(ones({2, 3}, {kDouble})); };
   model->to(kDouble);
   follow({"build again",
-          [&](const Tensor&) { return run(ones({2, 3})); },
+          [&](const Tensor&) {
+            return run(ones({2, 3}));
+          },
           {[&](const Tensor& x) { return build(create_schedule(model, {x}))(x); }}},
          stale);
   follow({"trace it again for other sizes",
@@ -392,20 +406,21 @@ TEST(Remedy, OfProgramsAndSchedules) {
             return Tensor();
           }}},
          stale);
-  follow({"give the list of sizes or use chunk",
-          [&](const Tensor&) {
-            sch.find([](const Tensor& x) { return split(relu(x), 1, 0); });
-            return Tensor();
-          },
-          {[&](const Tensor&) {
-             sch.find([](const Tensor& x) { return split(relu(x), std::vector<std::int64_t>{1, 1}); });
-             return Tensor();
-           },
-           [&](const Tensor&) {
-             sch.find([](const Tensor& x) { return chunk(relu(x), 2); });
-             return Tensor();
-           }}},
-         stale);
+  follow(
+      {"give the list of sizes or use chunk",
+       [&](const Tensor&) {
+         sch.find([](const Tensor& x) { return split(relu(x), 1, 0); });
+         return Tensor();
+       },
+       {[&](const Tensor&) {
+          sch.find([](const Tensor& x) { return split(relu(x), std::vector<std::int64_t>{1, 1}); });
+          return Tensor();
+        },
+        [&](const Tensor&) {
+          sch.find([](const Tensor& x) { return chunk(relu(x), 2); });
+          return Tensor();
+        }}},
+      stale);
 }
 
 }  // namespace remedy_test
