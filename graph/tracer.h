@@ -152,7 +152,7 @@ class GraphBuilder final : public Interpreter {
   // The tensors of known_states_ by storage; gathered when the first is changed.
   std::unordered_map<const Storage*, std::vector<Tensor>> on_storage_;
   bool states_known_ =
-      false;  // gathered when first asked for: most rewrites add views and products
+      false;               // gathered when first asked for: most rewrites add views and products
   int resumed_calls_ = 0;  // depth of gradient emission
   bool records_gradients_ = false;
   bool root_training_ = true;
