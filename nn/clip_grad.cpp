@@ -34,6 +34,12 @@ std::vector<Tensor> defined(std::span<const Tensor> gradients) {
   return result;
 }
 
+/// gradient·coefficient, rounded once: a 16-bit float has few digits for a factor, or none.
+Tensor scaled(const Tensor& gradient, const Tensor& coefficient) {
+  const DType dtype = accumulation_dtype(gradient.dtype());
+  return mul(gradient.to(dtype), coefficient.to(dtype)).to(gradient.dtype());
+}
+
 }  // namespace
 
 Tensor global_norm(std::span<const Tensor> gradients) {
@@ -55,7 +61,7 @@ Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm) 
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i]) continue;
     Tensor parameter = parameters[i].second;
-    parameter.set_grad(mul(gradients[i], coefficient.to(gradients[i].dtype())));
+    parameter.set_grad(scaled(gradients[i], coefficient));
   }
   return norm;
 }
