@@ -7,6 +7,9 @@
 // was dropped), and for special inputs (zeros, ties, large numbers, fully masked rows), at more than
 // one set of sizes. Do the kernels that will run compute it well: at the model's dtype and device, the
 // error to the float64 reference is at most twice that of the unscheduled model plus a rounding floor.
+//
+// One difference is allowed, and noted: attention with a mask gives zeros to a query that sees no key,
+// where the softmax that a model wrote out gives NaN.
 #pragma once
 
 #include <cstdint>
@@ -57,6 +60,8 @@ struct VerifyReport {
   /// What could not be compared: another number of outputs, state that is not the model's, a run that
   /// the model survives and the schedule does not.
   std::vector<std::string> errors;
+  /// Where the schedule may give another result than the model, and does no harm by it.
+  std::vector<std::string> notes;
   double milliseconds = 0;
   bool ok() const;
   /// The largest max_abs_difference.

@@ -161,17 +161,18 @@ bool TrialMaker::has_indices() const {
 }
 
 bool TrialMaker::has_masks() const {
-  return std::any_of(graph_.inputs().begin(), graph_.inputs().end(),
+  return !additive_masks_.empty() ||
+         std::any_of(graph_.inputs().begin(), graph_.inputs().end(),
                      [&](ValueId id) { return graph_.value(id).spec.dtype == DType::boolean; });
 }
 
 Trial TrialMaker::make(std::string name, InputValues values, StateChange change) {
   Trial trial;
   trial.name = std::move(name);
-  for (ValueId id : graph_.inputs()) trial.inputs.push_back(input(graph_.value(id).spec, values));
+  for (ValueId id : graph_.inputs()) trial.inputs.push_back(input(id, values));
   for (ValueId id : graph_.outputs()) {
     const TensorSpec& spec = graph_.value(id).spec;
-    trial.cotangents.push_back(is_floating(spec.dtype) ? input(spec, InputValues::drawn)
+    trial.cotangents.push_back(is_floating(spec.dtype) ? numbers(spec, InputValues::drawn)
                                                        : Tensor());
   }
   trial.states = states(change);
@@ -195,14 +196,40 @@ Trial TrialMaker::nudged(const Trial& trial) const {
   return moved;
 }
 
-Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
+Tensor TrialMaker::input(ValueId id, InputValues values) {
+  const TensorSpec& spec = graph_.value(id).spec;
   const Extents sizes = evaluated(spec.shape, sizes_);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
-  if (!is_floating(spec.dtype)) {
-    std::vector<double> indices = uniform_numbers(sizes.product());
-    for (double& index : indices) index = std::floor(index * static_cast<double>(index_bound_));
-    return from_doubles(indices, sizes, spec.dtype);
+  if (!is_floating(spec.dtype)) return indices(sizes, spec.dtype, values);
+  const bool hides = values == InputValues::masked && additive_masks_.contains(id);
+  return hides ? additive_mask(spec) : numbers(spec, values);
+}
+
+Tensor TrialMaker::indices(const Extents& sizes, DType dtype, InputValues values) {
+  std::vector<double> indices = uniform_numbers(sizes.product());
+  // One axis is a number for each row of something else: a length, a class.
+  const std::int64_t columns = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes.back());
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    const std::size_t row = i / static_cast<std::size_t>(columns);
+    indices[i] = std::floor(indices[i] * static_cast<double>(index_bound_));
+    if (values == InputValues::masked && row % 3 < 2) indices[i] = row % 3 == 0 ? 1 : 0;
   }
+  return from_doubles(indices, sizes, dtype);
+}
+
+/// Rows of drawn numbers, of -inf, and of both.
+Tensor TrialMaker::additive_mask(const TensorSpec& spec) {
+  const Extents sizes = evaluated(spec.shape, sizes_);
+  std::vector<double> numbers = normal(sizes.product());
+  const std::vector<double> hidden = truth_values(sizes, InputValues::masked).to_doubles();
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    if (hidden[i] == 0) numbers[i] = -HUGE_VAL;
+  }
+  return from_doubles(numbers, sizes, spec.dtype);
+}
+
+Tensor TrialMaker::numbers(const TensorSpec& spec, InputValues values) {
+  const Extents sizes = evaluated(spec.shape, sizes_);
   if (values == InputValues::special) return special_numbers(spec, sizes);
   std::vector<double> numbers = normal(sizes.product());
   if (values == InputValues::large) {

@@ -4,11 +4,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "graph/program.h"
 #include "graph/tracer.h"
+#include "schedule/detail/hidden_rows.h"
 #include "tensor/random.h"
 
 namespace tenon::detail {
@@ -29,7 +31,7 @@ enum class InputValues : std::uint8_t {
   drawn,    ///< normal; both truth values in every row of a bool input
   special,  ///< zeros, ties, small ones, equal rows
   large,    ///< exponentials of some overflow
-  masked,   ///< drawn, but bool inputs have rows of one value: all true, all false
+  masked,   ///< drawn, but masks and integers have rows of one value: all true, all false, all -inf
 };
 
 /// Which values the state of a trial has.
@@ -42,7 +44,10 @@ enum class StateChange : std::uint8_t {
 class TrialMaker {
  public:
   TrialMaker(const Graph& graph, const ModuleTree& tree, std::uint64_t seed)
-      : graph_(graph), tree_(tree), generator_(seed) {}
+      : graph_(graph),
+        tree_(tree),
+        additive_masks_(additive_mask_inputs(graph)),
+        generator_(seed) {}
 
   /// Sizes for all inputs: `given`, or the first of `candidates` that the guards allow, by which each
   /// free size symbol takes the next number; at last the example's. The sizes stay until the next call.
@@ -52,6 +57,7 @@ class TrialMaker {
   /// Integers in the trials are in [0, bound).
   void set_index_bound(std::int64_t bound) { index_bound_ = bound; }
   bool has_indices() const;
+  /// Bool inputs, or floating ones that attention adds to its scores.
   bool has_masks() const;
 
   Trial make(std::string name, InputValues values, StateChange change);
@@ -60,7 +66,10 @@ class TrialMaker {
   Trial nudged(const Trial& trial) const;
 
  private:
-  Tensor input(const TensorSpec& spec, InputValues values);
+  Tensor input(ValueId id, InputValues values);
+  Tensor numbers(const TensorSpec& spec, InputValues values);
+  Tensor indices(const Extents& sizes, DType dtype, InputValues values);
+  Tensor additive_mask(const TensorSpec& spec);
   Tensor special_numbers(const TensorSpec& spec, const Extents& sizes);
   Tensor truth_values(const Extents& sizes, InputValues values);
   StateValues states(StateChange change);
@@ -69,6 +78,7 @@ class TrialMaker {
 
   const Graph& graph_;
   const ModuleTree& tree_;
+  const std::set<ValueId> additive_masks_;
   Generator generator_;
   DimBindings sizes_;
   std::int64_t index_bound_ = 2;
