@@ -33,7 +33,16 @@ class RecordedCall final : public VjpContext {
     const SavedTensor& saved = node_.saved_inputs.at(at(i));
     TENON_INTERNAL(saved.tensor, "[{}] its vjp reads operand {}, which it does not save",
                    node_.op->name, i);
-    require_unchanged(saved, "operand", node_.op->operands[std::min(at(i), last_operand())].name);
+    const std::string& name = node_.op->operands[std::min(at(i), last_operand())].name;
+    require_unchanged(saved, "operand", name);
+    const std::shared_ptr<TensorImpl>& leaf = node_.edges[at(i)].leaf;
+    if (!leaf || !saved.tensor.is_eager()) return saved.tensor;
+    // Gradients of gradients know a leaf by its identity.
+    if (holds_the_data_of(*leaf, saved.tensor)) return Tensor(leaf);
+    TENON_CHECK(!grad_enabled(), ValueError,
+                "backward of [{}] with create_graph needs its operand '{}', whose data was replaced "
+                "since forward (by to(), set_data_() or packing); run forward again",
+                node_.op->name, name);
     return saved.tensor;
   }
   Tensor output(int i) const override {
@@ -62,6 +71,10 @@ class RecordedCall final : public VjpContext {
  private:
   static std::size_t at(int i) { return static_cast<std::size_t>(i); }
   std::size_t last_operand() const { return node_.op->operands.size() - 1; }
+  static bool holds_the_data_of(const TensorImpl& leaf, const Tensor& saved) {
+    return leaf.storage == saved.storage() && leaf.layout == saved.layout() &&
+           leaf.spec.dtype == saved.dtype();
+  }
   void require_unchanged(const SavedTensor& saved, const char* what,
                          const std::string& which) const {
     if (!saved.tensor.is_eager()) return;
@@ -77,23 +90,9 @@ class RecordedCall final : public VjpContext {
   const std::vector<bool> needed_;  // per operand
 };
 
-Tensor run_hooks(const AutogradRecord* record, Tensor gradient, const TensorSpec& spec) {
-  if (record == nullptr) return gradient;
-  const auto hooks = static_cast<const HookList*>(record)->hooks;  // a hook may remove itself
-  for (const auto& [id, hook] : hooks) {
-    Tensor replaced = hook(gradient);
-    if (!replaced) continue;
-    TENON_CHECK(replaced.shape().same_as(spec.shape) && replaced.dtype() == spec.dtype, ShapeError,
-                "a gradient hook returned {} for a gradient {}", replaced.spec().to_string(),
-                spec.to_string());
-    gradient = std::move(replaced);
-  }
-  return gradient;
-}
-
 class Walk {
  public:
-  Walk(const BackwardOptions& options, std::span<const Tensor> inputs)
+  Walk(const GradOptions& options, std::span<const Tensor> inputs)
       : options_(options), accumulates_(inputs.empty()) {
     for (const Tensor& input : inputs) {
       wanted_.push_back(edge_of(input));
@@ -160,13 +159,23 @@ class Walk {
     if (edge.leaf) {
       auto [found, inserted] = leaves_.try_emplace(edge.leaf.get(), leaf_order_.size());
       if (inserted) leaf_order_.push_back({edge.leaf, {}});
-      accumulate(leaf_order_[found->second].second, gradient);
+      accumulate(leaf_order_[found->second].second, as_now(*edge.leaf, gradient));
       return;
     }
     Pending& entry = pending_[edge.node->sequence];
     entry.node = edge.node;
     entry.cotangents.resize(edge.node->outputs.size());
     accumulate(entry.cotangents[static_cast<std::size_t>(edge.output)], gradient);
+  }
+
+  /// The gradient in the leaf's dtype and on its device, which to() may have changed since forward.
+  static Tensor as_now(const TensorImpl& leaf, const Tensor& gradient) {
+    if (!leaf.storage || !gradient.is_eager()) return gradient;
+    TENON_CHECK(gradient.layout().sizes == leaf.layout.sizes, ValueError,
+                "backward: a gradient {} for a leaf that is {} now: its data was replaced since "
+                "forward; run forward again",
+                gradient.spec().to_string(), leaf.spec.to_string());
+    return gradient.to(leaf.spec.dtype).to(leaf.spec.device);
   }
 
   static void accumulate(Tensor& sum, const Tensor& gradient) {
@@ -232,18 +241,20 @@ class Walk {
 
   void finish_leaves() {
     for (auto& [leaf, gradient] : leaf_order_) {
-      gradient = run_hooks(leaf->hooks.get(), gradient, leaf->spec);
-      if (accumulates_) {
-        leaf->grad = (leaf->grad ? tenon::add(Tensor(leaf->grad), gradient) : own(gradient)).impl();
-        continue;
-      }
+      if (options_.leaf_hooks) gradient = run_hooks(leaf->hooks.get(), gradient, leaf->spec);
+      if (!accumulates_) continue;
+      gradient = leaf->grad ? tenon::add(Tensor(leaf->grad), gradient) : own(gradient);
+    }
+    // Only now, when nothing throws any more: a hook that does leaves every grad() as it was.
+    for (auto& [leaf, gradient] : leaf_order_) {
+      if (accumulates_) leaf->grad = gradient.impl();
       for (std::size_t i = 0; i < wanted_.size(); ++i) {
         if (wanted_[i].leaf == leaf) results_[i] = gradient;
       }
     }
   }
 
-  const BackwardOptions options_;
+  const GradOptions options_;
   const bool accumulates_;                       // into all leaves; else only wanted_ counts
   std::unordered_set<const void*> ends_;         // nodes and leaves of wanted_
   std::unordered_set<const TapeNode*> on_path_;  // between the roots and wanted_
@@ -282,6 +293,21 @@ void seed_all(Walk& walk, std::span<const Tensor> roots, std::span<const Tensor>
 }
 
 }  // namespace
+
+Tensor run_hooks(const AutogradRecord* record, Tensor gradient, const TensorSpec& spec) {
+  if (record == nullptr) return gradient;
+  const auto hooks = static_cast<const HookList*>(record)->hooks;  // a hook may remove itself
+  for (const auto& [id, hook] : hooks) {
+    Tensor replaced = hook(gradient);
+    if (!replaced) continue;
+    TENON_CHECK(replaced.shape().same_as(spec.shape) && replaced.dtype() == spec.dtype, ShapeError,
+                "a gradient hook returned {} for a gradient {}", replaced.spec().to_string(),
+                spec.to_string());
+    gradient = std::move(replaced);
+  }
+  return gradient;
+}
+
 }  // namespace autograd
 
 void backward(const Tensor& root, const Tensor& cotangent, const BackwardOptions& options) {
@@ -290,7 +316,7 @@ void backward(const Tensor& root, const Tensor& cotangent, const BackwardOptions
 
 void backward(std::span<const Tensor> roots, std::span<const Tensor> cotangents,
               const BackwardOptions& options) {
-  autograd::Walk walk(options, {});
+  autograd::Walk walk({options.retain_graph, options.create_graph}, {});
   autograd::seed_all(walk, roots, cotangents);
   walk.run();
 }
@@ -301,7 +327,7 @@ std::vector<Tensor> grad(std::span<const Tensor> outputs, std::span<const Tensor
   for (const Tensor& input : inputs) {
     TENON_CHECK(input.requires_grad(), ValueError, "grad: an input requires no gradient");
   }
-  autograd::Walk walk({options.retain_graph, options.create_graph}, inputs);
+  autograd::Walk walk(options, inputs);
   autograd::seed_all(walk, outputs, cotangents);
   walk.run();
   std::vector<Tensor> results = walk.take_results();

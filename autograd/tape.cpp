@@ -34,10 +34,12 @@ void require_current(const Op& op, const Tensor& input) {
 }
 
 /// A handle of the tape's own: the operand itself may be changed in place and then lead back to the
-/// node that keeps it, a cycle. Leaves stay what they are: gradients are known by their identity.
+/// node that keeps it, a cycle, or be given other data.
 Tensor kept(const Tensor& operand) {
-  if (operand.requires_grad() && operand.is_leaf()) return operand;
-  return Tensor(std::make_shared<TensorImpl>(*operand.impl()));
+  auto impl = std::make_shared<TensorImpl>(*operand.impl());
+  impl->grad = nullptr;
+  impl->hooks = nullptr;
+  return Tensor(std::move(impl));
 }
 
 std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs,
@@ -56,6 +58,13 @@ std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs
     }
   }
   return node;
+}
+
+/// A leaf's own; made when first asked for.
+std::shared_ptr<HookList> hook_list(const Tensor& leaf) {
+  auto& slot = leaf.impl()->hooks;
+  if (!slot) slot = std::make_shared<HookList>();
+  return std::static_pointer_cast<HookList>(slot);
 }
 
 }  // namespace
@@ -157,17 +166,25 @@ std::function<void()> register_hook(const Tensor& tensor, GradientHook hook) {
     if (!slot) slot = std::make_shared<autograd::HookList>();
     list = slot;
   } else {
-    auto& slot = tensor.impl()->hooks;
-    if (!slot) slot = std::make_shared<autograd::HookList>();
-    list = std::static_pointer_cast<autograd::HookList>(slot);
+    list = autograd::hook_list(tensor);
   }
-  const std::int64_t id = list->next++;
+  const std::int64_t id = list->numbers.add();
   list->hooks.emplace_back(id, std::move(hook));
   return [weak = std::weak_ptr(list), id] {
     if (const auto alive = weak.lock()) {
       std::erase_if(alive->hooks, [id](const auto& entry) { return entry.first == id; });
+      alive->numbers.remove(id);
     }
   };
+}
+
+Tensor apply_hooks(const Tensor& leaf, const Tensor& gradient) {
+  return autograd::run_hooks(leaf.impl()->hooks.get(), gradient, leaf.spec());
+}
+
+std::shared_ptr<const HookSet> hooks_of(const Tensor& leaf) {
+  const std::shared_ptr<autograd::HookList> list = autograd::hook_list(leaf);
+  return {list, &list->numbers};
 }
 
 }  // namespace tenon

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "tensor/hook_set.h"
 #include "tensor/op.h"
 #include "tensor/tensor.h"
 
@@ -103,6 +104,13 @@ struct ModuleCall {
   std::string name() const { return path.substr(path.rfind('.') + 1); }
 };
 
+/// Hooks that ran while a Graph was recorded: what they did is part of it.
+struct RecordedHooks {
+  std::string owner;  // "module 'up'", "parameter 'up.weight'"
+  std::shared_ptr<const HookSet> hooks;
+  std::vector<std::int64_t> numbers;  // before the recording
+};
+
 class Graph {
  public:
   Graph();
@@ -128,6 +136,7 @@ class Graph {
   bool shares_node(const Graph& other, NodeId id) const;
   bool shares_value(const Graph& other, ValueId id) const;
   const std::shared_ptr<GuardList>& guards() const { return guards_; }
+  const std::vector<RecordedHooks>& recorded_hooks() const { return recorded_hooks_; }
 
   /// The call whose nodes patterns and listings see this node among: the innermost one, except that
   /// a leaf with one node shows it in its parent and a flattened call shows all below it.
@@ -162,6 +171,8 @@ class Graph {
   void annotate(const std::string& name, const std::string& key, std::string value) {
     annotations_[name][key] = std::move(value);
   }
+  /// A module, or a parameter in a training Graph, whose hooks must stay as they are; once is enough.
+  void record_hooks(RecordedHooks hooks);
   /// Gives this Graph a guard list of its own, with the guards that are there now.
   void own_guards() { guards_ = std::make_shared<GuardList>(*guards_); }
   void set_region(NodeId id, std::int32_t region) { mutable_node(id).region = region; }
@@ -175,7 +186,7 @@ class Graph {
   void mark_recomputed(NodeId id) { mutable_node(id).recomputed = true; }
   /// Marks a node as emitted by backward.
   void mark_gradient(NodeId id) { mutable_node(id).gradient = true; }
-  /// The inputs, module calls and guards of this Graph, without nodes, state or outputs.
+  /// The inputs, module calls, hooks and guards of this Graph, without nodes, state or outputs.
   Graph without_nodes() const;
   /// Names a node `base`, or `base_<n>` where that is taken among the nodes seen with it.
   void rename(NodeId id, const std::string& base);
@@ -233,10 +244,16 @@ class Graph {
   std::vector<CallId> first_child_;
   std::vector<CallId> next_sibling_;
   std::shared_ptr<GuardList> guards_;
+  std::vector<RecordedHooks> recorded_hooks_;
   Annotations annotations_;
   std::set<std::int32_t> discarding_regions_;
   std::vector<std::pair<ValueId, ValueId>> replaced_values_;
 };
+
+/// StaleProgram where what the Graph recorded is no longer so: a state has another dtype, shape or
+/// device (Module::to), or a module or parameter has got or lost a hook.
+void require_current(const Graph& graph);
+void require_current(std::span<const RecordedHooks> recorded);
 
 /// One line a node, names by module path; what "the Graph's text" means everywhere.
 std::string to_text(const Graph& graph);

@@ -239,7 +239,7 @@ Location Lowering::emit_copy(const Location& source) {
 
 void Lowering::emit_copy_to(const Location& source, const Location& target) {
   Instruction copy;
-  copy.op = &get_op("contiguous");
+  copy.op = &get_op("clone");
   copy.inputs = {view_of(source)};
   copy.outputs = {view_of(target)};
   copy.input_places = {{source.buffer, source.layout.offset}};
@@ -335,6 +335,7 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
 
 std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
                                const LowerOptions& options) {
+  require_current(graph);
   return std::make_unique<Program>(Lowering(graph, options).run(inputs));
 }
 

@@ -1,5 +1,6 @@
 // Lowering's last part: which results leave the arena, how state is written back, and the arena.
 #include <algorithm>
+#include <cstddef>
 
 #include "graph/detail/lowering.h"
 #include "tensor/detail/check.h"
@@ -8,25 +9,20 @@ namespace tenon {
 
 namespace {
 
-/// Whether an instruction's operand or result may lie where `state` does.
-bool overlaps(const TensorView& view, const Place& place, const Location& state) {
+/// Whether an instruction's operand or result may lie where `state` does, in one buffer.
+bool overlaps(TensorView view, const Place& place, const Location& state) {
   if (!view.present || place.buffer != state.buffer) return false;
-  const auto begin = [](std::int64_t offset, DType dtype) {
-    return offset * static_cast<std::int64_t>(size_of(dtype));
-  };
-  const auto end = [&](std::int64_t offset, DType dtype, const Extents& sizes,
-                       const Extents& strides) {
-    std::int64_t last = offset;
-    for (int axis = 0; axis < sizes.size(); ++axis) {
-      if (sizes[axis] == 0) return begin(offset, dtype);
-      last += (sizes[axis] - 1) * strides[axis];
-    }
-    return begin(last + 1, dtype);
-  };
-  return begin(place.offset, view.dtype) <
-             end(state.layout.offset, state.dtype, state.layout.sizes, state.layout.strides) &&
-         begin(state.layout.offset, state.dtype) <
-             end(place.offset, view.dtype, view.sizes, view.strides);
+  const auto element = static_cast<std::ptrdiff_t>(size_of(view.dtype));
+  const auto state_element = static_cast<std::ptrdiff_t>(size_of(state.dtype));
+  TensorView other;
+  other.dtype = state.dtype;
+  other.device = view.device;
+  other.sizes = state.layout.sizes;
+  other.strides = state.layout.strides;
+  // Only their distance counts.
+  view.data = reinterpret_cast<void*>(place.offset * element);
+  other.data = reinterpret_cast<void*>(state.layout.offset * state_element);
+  return overlap(view, other);
 }
 
 }  // namespace
@@ -103,11 +99,10 @@ bool Lowering::write_in_place(const Location& value, const Location& state) {
       if (overlaps(at->outputs[k], at->output_places[k], state)) return false;
     }
   }
+  const int moved = value.buffer;
   const auto move = [&](std::vector<Place>& places) {
     for (Place& place : places) {
-      if (place.buffer == value.buffer) {
-        place = {state.buffer, place.offset + state.layout.offset};
-      }
+      if (place.buffer == moved) place = {state.buffer, place.offset + state.layout.offset};
     }
   };
   for (auto at = maker; at != instructions.end(); ++at) {
@@ -122,7 +117,6 @@ void Lowering::place_writes() {
   struct Pending {
     Location value;
     Location state;
-    ValueId id = kNone;
   };
   std::vector<Pending> pending;
   for (const StateWrite& write : graph_.writes()) {
@@ -130,18 +124,33 @@ void Lowering::place_writes() {
     TENON_CHECK(!options_.float_dtype || converted(state.spec.dtype) == state.spec.dtype,
                 GraphError, "[lower] %{} is written, which another dtype does not allow",
                 state.name);
+    TENON_CHECK(state.tensor.device() == program_->device, GraphError,
+                "[lower] %{} is written, on {}; a program on {} has only a copy of it", state.name,
+                state.tensor.device().to_string(), program_->device.to_string());
     Location target = location_of(state_tensor(write.state));
     Location value = location_of(graph_.value(write.value).tensor ? state_tensor(write.value)
                                                                   : tensors_.at(write.value));
     const bool is_state =
         program_->buffers[static_cast<std::size_t>(value.buffer)].kind == BufferKind::state;
     if (is_state) value = emit_copy(value);  // another write may come before it is read
-    pending.push_back({value, target, write.state});
+    pending.push_back({value, target});
+    program_->written.push_back(state.tensor.storage());
   }
-  for (const Pending& write : pending) {
-    program_->written.push_back(graph_.value(write.id).tensor.storage());
-    if (write_in_place(write.value, write.state)) continue;
-    emit_copy_to(write.value, write.state);
+  std::sort(program_->written.begin(), program_->written.end());
+  const auto same = std::unique(program_->written.begin(), program_->written.end());
+  program_->written.erase(same, program_->written.end());
+  for (std::size_t i = 0; i < pending.size(); ++i) {
+    const auto [value, state] = pending[i];
+    if (!write_in_place(value, state)) {
+      emit_copy_to(value, state);
+      continue;
+    }
+    for (std::size_t k = i + 1; k < pending.size(); ++k) {  // the same value, or a view of it
+      Location& other = pending[k].value;
+      if (other.buffer != value.buffer) continue;
+      other.buffer = state.buffer;
+      other.layout.offset += state.layout.offset;
+    }
   }
 }
 

@@ -69,6 +69,7 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
                 "built; build again",
                 slot.name);
   }
+  require_current(p.hooks);
   std::vector<Tensor> held;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const InputSlot& slot = p.inputs[i];
@@ -78,7 +79,10 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
                 "[run] input '{}' is {} on {}; the program was lowered for {}({}) on {}", slot.name,
                 inputs[i].spec().to_string(), inputs[i].device().to_string(), name(slot.dtype),
                 fmt::join(slot.sizes, ", "), p.device.to_string());
-    held.push_back(inputs[i].contiguous());
+    // A state may be given as an input too, which a run reads as it was before its writes.
+    const bool is_written =
+        std::binary_search(p.written.begin(), p.written.end(), inputs[i].storage());
+    held.push_back(is_written ? inputs[i].clone() : inputs[i].contiguous());
   }
   const std::lock_guard lock(p.mutex);
   std::vector<Tensor> outputs;

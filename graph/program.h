@@ -49,7 +49,8 @@ class Program {
 
   /// Runs on inputs of exactly the lowered specs. The outputs are the caller's own. In training mode
   /// the generator advances to a new forward first. Runs of one Program exclude each other.
-  /// StaleProgram when a parameter moved to another storage, dtype or device since lowering.
+  /// StaleProgram when a parameter moved to another storage, dtype or device since lowering, or when a
+  /// hook that would be part of it was added or taken off.
   std::vector<Tensor> run(std::span<const Tensor> inputs,
                           Generator& generator = default_generator());
 
@@ -81,7 +82,7 @@ class Program {
 
 /// Makes sizes concrete, chooses kernels and plans memory. It never fuses. `inputs` are the specs of
 /// the graph's inputs with sizes as numbers; ShapeError or DTypeError when they do not fit them,
-/// TraceError naming the guard that these sizes break.
+/// TraceError naming the guard that these sizes break, StaleProgram as require_current.
 std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
                                const LowerOptions& options = {});
 

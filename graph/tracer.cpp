@@ -1,26 +1,40 @@
 #include "graph/tracer.h"
 
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "tensor/detail/check.h"
 #include "tensor/functional.h"
+#include "tensor/ops/attributes.h"
 
 namespace tenon {
-namespace {
 
 /// The value of a Graph under construction that a tensor stands for.
-class TracedValue final : public TracedPayload {
+class GraphBuilder::TracedValue final : public TracedPayload {
  public:
-  TracedValue(const GraphBuilder* maker, ValueId value, Shape shape)
-      : builder(maker), id(value), shape_(std::move(shape)) {}
+  TracedValue(const GraphBuilder* maker, const Handle& traced, Shape shape)
+      : builder(maker), handle(traced), shape_(std::move(shape)) {}
   Dim size(int axis) const override { return shape_[axis]; }
   bool is_pattern() const override { return false; }
   const GraphBuilder* builder;
-  ValueId id;
+  Handle handle;
 
  private:
   Shape shape_;
 };
+
+namespace {
+
+/// Of a captured value: later changes in place do not concern it.
+constexpr std::uint64_t kCaptured = std::numeric_limits<std::uint64_t>::max();
+
+/// Whether eager code may find the result in the memory of operand 0, in some mode.
+bool may_alias(const Op& op, const Attrs& attrs) {
+  if (op.view) return true;
+  return op.identity && (op.identity(attrs, true) || op.identity(attrs, false));
+}
+
 
 }  // namespace
 
@@ -33,14 +47,44 @@ void GraphBuilder::know_states() {
   if (std::exchange(states_known_, true)) return;
   for (ValueId id : graph_.values()) {
     const Value& value = graph_.value(id);
-    if (value.tensor) known_states_.emplace(value.tensor.impl().get(), id);
+    if (value.tensor) know(value.tensor, id);
   }
 }
 
-Tensor GraphBuilder::tensor(ValueId id) const {
-  const TensorSpec& spec = graph_.value(id).spec;
-  return Tensor::symbolic(spec, std::make_shared<TracedValue>(this, id, spec.shape));
+std::size_t GraphBuilder::new_memory(ValueId owner) {
+  memories_.push_back({owner});
+  return memories_.size() - 1;
 }
+
+GraphBuilder::KnownTensor& GraphBuilder::know(const Tensor& tensor, ValueId state) {
+  const auto [known, is_new] = known_states_.try_emplace(tensor.impl().get());
+  if (is_new) {
+    known->second = {tensor, state, {state, new_memory(state)}};
+    if (!on_storage_.empty()) note_storage(tensor);
+  }
+  return known->second;
+}
+
+/// Lists the tensor by its storage. What was changed there before it was seen concerns it too.
+void GraphBuilder::note_storage(const Tensor& tensor) {
+  std::vector<Tensor>& others = on_storage_[tensor.storage().get()];
+  Memory& memory = memories_[known_states_.at(tensor.impl().get()).handle.memory];
+  for (const Tensor& other : others) {
+    const KnownTensor& known = known_states_.at(other.impl().get());
+    const bool is_changed = known.handle.value != known.state;
+    if (!is_changed || !overlap(tensor.view_of_data(), other.view_of_data())) continue;
+    memory.changes = 1;
+    memory.changed = known.state;
+  }
+  others.push_back(tensor);
+}
+
+Tensor GraphBuilder::traced(const Handle& handle) const {
+  const TensorSpec& spec = graph_.value(handle.value).spec;
+  return Tensor::symbolic(spec, std::make_shared<TracedValue>(this, handle, spec.shape));
+}
+
+Tensor GraphBuilder::tensor(ValueId id) { return traced({id, new_memory(id)}); }
 
 void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_prefix) {
   const auto prefixed = [&](const std::string& path) {
@@ -59,21 +103,21 @@ void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_pref
   }
 }
 
-ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
-  if (!tensor) return kNone;
+GraphBuilder::Handle GraphBuilder::handle_of(const Tensor& tensor, std::string_view op_name) {
+  if (!tensor) return {};
   if (const auto* traced = dynamic_cast<const TracedValue*>(tensor.impl()->payload.get())) {
     TENON_CHECK(traced->builder == this, TraceError,
                 "[{}] an operand comes from another trace; a traced tensor lives as long as its "
                 "trace",
                 op_name);
-    return traced->id;
+    return traced->handle;
   }
   TENON_CHECK(tensor.is_eager(), TraceError,
               "[{}] an operand holds neither data nor a traced value", op_name);
   know_states();
   const TensorImpl* identity = tensor.impl().get();
   if (const auto known = known_states_.find(identity); known != known_states_.end()) {
-    return known->second;
+    return known->second.handle;
   }
   ValueKind kind = ValueKind::constant;
   std::string name;
@@ -85,10 +129,33 @@ ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
   } else {
     name = fmt::format("constant_{}", constants_++);
   }
-  const ValueId id = graph_.add_state(kind, std::move(name), std::move(held));
-  known_states_.emplace(identity, id);
-  kept_alive_.push_back(tensor);
-  return id;
+  return know(tensor, graph_.add_state(kind, std::move(name), std::move(held))).handle;
+}
+
+ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
+  const Handle handle = handle_of(tensor, op_name);
+  require_current(handle, op_name);
+  return handle.value;
+}
+
+/// The call that reads a value, for errors: the node itself does not exist yet.
+std::string GraphBuilder::reader(std::string_view op_name) const {
+  const std::string path = calls_.empty() ? "" : graph_.call(calls_.back()).path;
+  return path.empty() ? std::string(op_name) : fmt::format("{}.{}", path, op_name);
+}
+
+void GraphBuilder::require_current(const Handle& handle, std::string_view op_name) const {
+  if (handle.value == kNone) return;
+  const Memory& memory = memories_[handle.memory];
+  if (handle.seen >= memory.changes) return;
+  const bool is_alias = memory.owner != kNone && handle.value != memory.owner;
+  TENON_CHECK(!is_alias, TraceError,
+              "{} reads a view of {}, which was changed in place since; take the view again",
+              reader(op_name), graph_.value_name(memory.owner));
+  detail::fail<TraceError>(
+      "{} reads {}, which may lie in the memory of {}, changed in place since; eager code would "
+      "see the change in some mode: change a clone() instead",
+      reader(op_name), graph_.value_name(handle.value), graph_.value_name(memory.changed));
 }
 
 Attrs GraphBuilder::pin_mode(const Op& op, const Attrs& attrs) const {
@@ -117,75 +184,127 @@ NodeId GraphBuilder::add(const Op& op, std::vector<ValueId> operands, Attrs attr
 
 std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> inputs,
                                         const Attrs& attrs) {
+  static const Op& to_device = get_op("to_device");
+  static const Op& detach = get_op("detach");
   TENON_CHECK(!calls_.empty(), TraceError, "[{}] called outside of the traced module", op.name);
+  if (&op == &to_device) return {moved_constant(op, inputs[0], attrs)};
   std::vector<ValueId> operands;
   for (const Tensor& input : inputs) operands.push_back(value_of(input, op.name));
   const NodeId id = add(op, std::move(operands), pin_mode(op, attrs));
-  static const Op& detach = get_op("detach");
+  const bool aliases = may_alias(op, graph_.node(id).attrs);
+  const Handle first = aliases ? handle_of(inputs[0], op.name) : Handle();
+  if (op.view) memories_[first.memory].viewed = first.value;
   const bool cut_off = !records_gradients_ && !grad_enabled() && !op.not_differentiable;
   std::vector<Tensor> outputs;
   for (ValueId output : std::vector<ValueId>(graph_.node(id).outputs)) {
     if (cut_off && is_floating(graph_.value(output).spec.dtype)) {
       output = graph_.node(add(detach, {output}, {})).outputs[0];
     }
-    outputs.push_back(tensor(output));
+    outputs.push_back(traced(aliases ? Handle{output, first.memory, first.seen, op.view != nullptr}
+                                     : Handle{output, new_memory()}));
   }
   return outputs;
 }
 
+/// What code moves to another device while it is traced: a constant may be, now. State would be a
+/// constant from then on, and what the Graph computes has its device.
+Tensor GraphBuilder::moved_constant(const Op& op, const Tensor& tensor, const Attrs& attrs) {
+  const std::string device = attrs.as<ToDeviceAttrs>().device;
+  TENON_CHECK(tensor.is_eager(), TraceError,
+              "[to_device] under the tracer {} cannot move from {} to {}: a Graph runs on one "
+              "device; move the model and its inputs with to({}) before the trace",
+              graph_.value_name(value_of(tensor, op.name)), tensor.device().to_string(), device,
+              device);
+  know_states();
+  const auto shares = [&](const Tensor& state) {
+    return state.is_eager() && state.storage() == tensor.storage();
+  };
+  std::string owner;
+  for (const auto& [identity, state] : states_) {
+    if (shares(state.tensor)) owner = state.name;
+  }
+  for (const auto& [identity, known] : known_states_) {
+    const Value& value = graph_.value(known.state);
+    const bool is_state = value.kind != ValueKind::constant || known.handle.value != known.state;
+    if (is_state && shares(known.tensor)) owner = value.name;
+  }
+  if (owner.empty() && tensor.requires_grad()) owner = "a tensor that requires a gradient";
+  TENON_CHECK(owner.empty(), TraceError,
+              "[to_device] under the tracer {} cannot move from {} to {}: its copy would be a "
+              "constant of the Graph, which later changes do not reach; move the model with to({}) "
+              "before the trace",
+              owner, tensor.device().to_string(), device, device);
+  return apply_eager(op, {&tensor, 1}, attrs).at(0);
+}
+
 Tensor GraphBuilder::capture(const Tensor& tensor) {
   auto impl = std::make_shared<TensorImpl>(*tensor.impl());
-  const ValueId id = value_of(tensor, "capture");
-  impl->payload = std::make_shared<TracedValue>(this, id, graph_.value(id).spec.shape);
+  Handle handle = handle_of(tensor, "capture");
+  require_current(handle, "capture");
+  handle.seen = kCaptured;
+  impl->payload =
+      std::make_shared<TracedValue>(this, handle, graph_.value(handle.value).spec.shape);
   impl->storage = nullptr;
   return Tensor(std::move(impl));
 }
 
 void GraphBuilder::assign(const Tensor& target, const Tensor& source) {
   const ValueId value = value_of(source, "copy_");
-  const ValueId current = value_of(target, "copy_");
-  if (!target.is_eager()) {
-    TENON_CHECK(graph_.value(current).kind != ValueKind::input, TraceError,
-                "[copy_] under the tracer an input cannot be changed in place; change a clone()");
-    require_no_views(current);
-    target.impl()->payload =
-        std::make_shared<TracedValue>(this, value, graph_.value(value).spec.shape);
-    return;
-  }
-  const auto [state, first] = states_written_.try_emplace(target.impl().get(), current);
-  graph_.set_write(state->second, value);
-  written_at_[state->second] = added_.size();
-  known_states_[target.impl().get()] = value;
+  Handle handle = handle_of(target, "copy_");
+  require_current(handle, "copy_");
+  if (target.is_eager()) return change_state(target, value);
+  require_changeable(handle);
+  Memory& memory = memories_[handle.memory];
+  memory.changed = handle.value;
+  handle = {value, handle.memory, ++memory.changes};
+  target.impl()->payload =
+      std::make_shared<TracedValue>(this, handle, graph_.value(value).spec.shape);
 }
 
-void GraphBuilder::require_no_views(ValueId id) const {
-  const Value& value = graph_.value(id);
-  const bool is_view = value.producer != kNone && graph_.node(value.producer).op->view;
-  const bool has_views = std::any_of(value.uses.begin(), value.uses.end(), [&](const Use& use) {
-    return graph_.node(use.node).op->view != nullptr;
-  });
-  TENON_CHECK(!is_view && !has_views, TraceError,
-              "[copy_] under the tracer {} cannot be changed in place: {}; change a clone()",
-              graph_.value_name(id), is_view ? "it is a view" : "there are views of it");
-}
-
-void GraphBuilder::check_views_of_written_state() const {
-  std::unordered_map<NodeId, std::size_t> place;
-  for (std::size_t i = 0; i < added_.size(); ++i) place[added_[i]] = i;
-  for (const auto& [state, written] : written_at_) {
-    std::vector<ValueId> aliases{state};
-    while (!aliases.empty()) {
-      const ValueId alias = aliases.back();
-      aliases.pop_back();
-      for (const Use& use : graph_.value(alias).uses) {
-        const Node& user = graph_.node(use.node);
-        TENON_CHECK(alias == state || place.at(use.node) < written, TraceError,
-                    "{} reads a view of {}, which was changed in place since; take the view again",
-                    graph_.full_name(use.node), graph_.value_name(state));
-        if (user.op->view) aliases.insert(aliases.end(), user.outputs.begin(), user.outputs.end());
-      }
+/// The state holds `value` from here on; what overlaps it is changed too, in memory, but not known.
+void GraphBuilder::change_state(const Tensor& target, ValueId value) {
+  if (on_storage_.empty()) {
+    for (const auto& [identity, known] : known_states_) {
+      on_storage_[known.tensor.storage().get()].push_back(known.tensor);
     }
   }
+  KnownTensor& changed = known_states_.at(target.impl().get());
+  for (const Tensor& other : on_storage_.at(target.storage().get())) {
+    if (!other.is_same(target) && !overlap(other.view_of_data(), target.view_of_data())) continue;
+    Memory& memory = memories_[known_states_.at(other.impl().get()).handle.memory];
+    memory.changed = changed.state;
+    ++memory.changes;
+  }
+  graph_.set_write(changed.state, value);
+  changed.handle.value = value;
+  changed.handle.seen = memories_[changed.handle.memory].changes;
+}
+
+void GraphBuilder::forget_temporaries() {
+  constexpr long kOwnHandles = 3;  // in known_states_, on_storage_ and the Graph
+  for (const StateWrite& write : std::vector<StateWrite>(graph_.writes())) {
+    const Value& state = graph_.value(write.state);
+    const bool is_lost = state.kind == ValueKind::constant &&
+                         state.tensor.impl().use_count() == kOwnHandles &&
+                         state.tensor.storage().use_count() == 1;
+    if (is_lost) graph_.drop_write(write.state);
+  }
+}
+
+/// A value that the traced code made may be changed, while no view shows it.
+void GraphBuilder::require_changeable(const Handle& handle) const {
+  const ValueId owner = memories_[handle.memory].owner;
+  const bool has_views = memories_[handle.memory].viewed == handle.value;
+  TENON_CHECK(owner != handle.value, TraceError,
+              "[copy_] under the tracer an input cannot be changed in place; change a clone()");
+  TENON_CHECK(!handle.is_view && !has_views, TraceError,
+              "[copy_] under the tracer {} cannot be changed in place: {}; change a clone()",
+              graph_.value_name(handle.value),
+              handle.is_view ? "it is a view" : "there are views of it");
+  TENON_CHECK(owner == kNone, TraceError,
+              "[copy_] under the tracer {} cannot be changed in place: it may be {} itself; change a "
+              "clone()",
+              graph_.value_name(handle.value), graph_.value_name(owner));
 }
 
 void GraphBuilder::resume_call(std::int32_t call) {
@@ -234,8 +353,8 @@ std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Te
   for (ValueId id : source.outputs()) outputs.push_back(tensor_of(id));
   const NoGradGuard no_grad;
   std::vector<std::pair<Tensor, Tensor>> writes;
-  for (const StateWrite& write : source.writes()) {
-    writes.emplace_back(source.value(write.state).tensor, tensor_of(write.value));
+  for (const StateWrite& write : source.writes()) {  // of values as they were before all writes
+    writes.emplace_back(source.value(write.state).tensor, capture(tensor_of(write.value)));
   }
   for (auto& [state, value] : writes) state.copy_(value);
   return outputs;
@@ -250,12 +369,16 @@ void GraphBuilder::enter_module(const ModuleFrame& frame, std::span<const Tensor
     call.type = found->second.type;
     call.repr = found->second.repr;
     call.leaf = found->second.leaf;
+    if (const auto& hooks = found->second.hooks) {
+      graph_.record_hooks(
+          {fmt::format("module '{}'", call.path), hooks, found->second.hook_numbers});
+    }
   } else {
     call.type = *frame.type;
     TENON_CHECK(call.parent != kNone, TraceError, "the traced module is not in its module tree");
     call.path = graph_.unique_call_path(graph_.call(call.parent).path, call.type);
   }
-  for (const Tensor& input : inputs) call.inputs.push_back(value_of(input, call.type));
+  for (const Tensor& input : inputs) call.inputs.push_back(handle_of(input, call.type).value);
   if (!root_seen_) {
     root_training_ = frame.training;
     root_seen_ = true;
@@ -265,7 +388,7 @@ void GraphBuilder::enter_module(const ModuleFrame& frame, std::span<const Tensor
 
 void GraphBuilder::exit_module(const ModuleFrame&, std::span<const Tensor> outputs) {
   ModuleCall& call = graph_.mutable_call(calls_.back());
-  for (const Tensor& output : outputs) call.outputs.push_back(value_of(output, call.type));
+  for (const Tensor& output : outputs) call.outputs.push_back(handle_of(output, call.type).value);
   calls_.pop_back();
   // A library layer that is one node is known by the layer's name: q_proj, not linear.
   if (!call.leaf || call.parent == kNone) return;
@@ -313,7 +436,8 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
     ids.push_back(builder.value_of(output, "return"));
   }
   graph.set_outputs(std::move(ids));
-  builder.check_views_of_written_state();
+  outputs.clear();
+  builder.forget_temporaries();
   graph.eliminate_dead_code();
   return graph;
 }

@@ -5,8 +5,11 @@
 // keep its guards. Parameters and buffers are recognized by identity and become state.
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -22,6 +25,8 @@ struct ModuleTree {
     std::string type;
     std::string repr;
     bool leaf = false;
+    std::shared_ptr<const HookSet> hooks = {};  // may be null
+    std::vector<std::int64_t> hook_numbers = {};
   };
   struct State {
     std::string name;
@@ -62,9 +67,11 @@ class GraphBuilder final : public Interpreter {
   /// New nodes go to `position` of the order and belong to `call`.
   GraphBuilder(Graph& graph, std::size_t position, CallId call);
 
-  /// The tensor that stands for a value while this builder is the innermost interpreter.
-  Tensor tensor(ValueId id) const;
+  /// A tensor that stands for a value while this builder is the innermost interpreter. It cannot be
+  /// changed in place: the value is an input of the Graph or of the code that is traced now.
+  Tensor tensor(ValueId id);
   /// The value behind a tensor: traced by this builder, or state that is added when first seen.
+  /// TraceError when eager code might see another value there, changed in place since.
   ValueId value_of(const Tensor& tensor, std::string_view op_name);
   /// Modules and state that calls and tensors may refer to, beside what the Graph has already.
   void add_tree(const ModuleTree& tree, const std::string& path_prefix);
@@ -73,11 +80,12 @@ class GraphBuilder final : public Interpreter {
   /// autograd recording, the forward half of a training Graph. `inputs` stand for source's inputs;
   /// calls keep their ids, so this Graph starts as source.without_nodes(). State writes are repeated.
   std::vector<Tensor> replay(const Graph& source, std::span<const Tensor> inputs);
+  /// Ends the trace of code that makes a Graph of its own: a tensor that the code made, changed in
+  /// place and let go is made anew by each eager call, so no run writes it back.
+  void forget_temporaries();
   /// Lets autograd record the calls: for a training Graph. A forward Graph only notes where grad mode
   /// is off, by a `detach` behind each node.
   void record_gradients() { records_gradients_ = true; }
-  /// TraceError when a view of a state is read after the state was changed in place.
-  void check_views_of_written_state() const;
   /// Nodes added so far.
   const std::vector<NodeId>& added() const { return added_; }
 
@@ -86,6 +94,7 @@ class GraphBuilder final : public Interpreter {
   void assign(const Tensor& target, const Tensor& source) override;
   Tensor capture(const Tensor& tensor) override;
   bool records_gradients() const override { return records_gradients_; }
+  bool is_tracer() const override { return true; }
   std::int32_t current_call() const override { return calls_.empty() ? kNoCall : calls_.back(); }
   void resume_call(std::int32_t call) override;
   void leave_call() override;
@@ -93,9 +102,41 @@ class GraphBuilder final : public Interpreter {
   void exit_module(const ModuleFrame& frame, std::span<const Tensor> outputs) override;
 
  private:
+  /// Memory as eager code would have it. Values that may lie in one piece of it in some mode (an
+  /// operand, its views, what dropout makes of it) share a Memory, which counts changes in place.
+  struct Memory {
+    ValueId owner = kNone;    // the input or state that lies there; kNone: made by the traced code
+    ValueId changed = kNone;  // what was changed last
+    ValueId viewed = kNone;   // what a view was taken of last
+    std::uint64_t changes = 0;
+  };
+  /// What a tensor stands for.
+  struct Handle {
+    ValueId value = kNone;
+    std::size_t memory = 0;
+    std::uint64_t seen = 0;  // changes of that memory that `value` includes
+    bool is_view = false;    // made by a view op
+  };
+  /// A tensor with data that the Graph knows, and what it stands for now.
+  struct KnownTensor {
+    Tensor tensor;          // kept alive: tensors are known by address
+    ValueId state = kNone;  // its value before the first change
+    Handle handle;
+  };
+  class TracedValue;
+
   NodeId add(const Op& op, std::vector<ValueId> operands, Attrs attrs);
   void know_states();
-  void require_no_views(ValueId id) const;
+  Tensor traced(const Handle& handle) const;
+  Handle handle_of(const Tensor& tensor, std::string_view op_name);
+  std::size_t new_memory(ValueId owner = kNone);
+  KnownTensor& know(const Tensor& tensor, ValueId state);
+  void note_storage(const Tensor& tensor);
+  void change_state(const Tensor& target, ValueId value);
+  std::string reader(std::string_view op_name) const;
+  void require_current(const Handle& handle, std::string_view op_name) const;
+  void require_changeable(const Handle& handle) const;
+  Tensor moved_constant(const Op& op, const Tensor& tensor, const Attrs& attrs);
   /// Nodes added from `first` on stand for `node`: its name, region and bound kernel are theirs.
   void carry_marks(const Node& node, std::size_t first);
   Attrs pin_mode(const Op& op, const Attrs& attrs) const;
@@ -106,14 +147,13 @@ class GraphBuilder final : public Interpreter {
   std::vector<NodeId> added_;
   std::unordered_map<const void*, ModuleTree::Module> modules_;
   std::unordered_map<const TensorImpl*, ModuleTree::State> states_;
-  std::unordered_map<const TensorImpl*, ValueId> known_states_;
+  std::vector<Memory> memories_;
+  std::unordered_map<const TensorImpl*, KnownTensor> known_states_;
+  // The tensors of known_states_ by storage; gathered when the first is changed.
+  std::unordered_map<const Storage*, std::vector<Tensor>> on_storage_;
   bool states_known_ =
       false;  // gathered when first asked for: most rewrites add views and products
-  std::vector<Tensor> kept_alive_;  // constants are known by address
-  std::unordered_map<const TensorImpl*, ValueId>
-      states_written_;                                   // the value before the first write
-  std::unordered_map<ValueId, std::size_t> written_at_;  // state: nodes added before its last write
-  int resumed_calls_ = 0;                                // depth of gradient emission
+  int resumed_calls_ = 0;  // depth of gradient emission
   bool records_gradients_ = false;
   bool root_training_ = true;
   bool root_seen_ = false;

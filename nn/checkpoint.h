@@ -1,9 +1,10 @@
 // Checkpoints: a JSON manifest (format "tenon.checkpoint", version 1), with large tensors in a
-// .safetensors file beside it. Bare .safetensors files are read too.
+// .safetensors file beside it; or a .safetensors file alone, which other programs read too.
 //
 //   nn::Checkpoint checkpoint = nn::load_checkpoint("attention.json");
 //   nn::load_into(*model, checkpoint);
 //   nn::save_checkpoint("copy.json", {.tensors = model->state_dict()});
+//   nn::save_checkpoint("copy.safetensors", {.tensors = model->state_dict()});
 //
 // A tensor of the manifest has "dtype", "shape" and one of
 //   "data"    a flat row-major array; non-finite values are the strings "nan", "inf", "-inf";
@@ -59,7 +60,7 @@ struct Checkpoint {
   std::string path{};     ///< where it was read from, for messages
   JsonObject metadata{};  ///< who made it
   JsonObject config{};    ///< the model's own settings
-  StateDict tensors{};    ///< on the CPU, in file order
+  StateDict tensors{};    ///< on the CPU, in file order; `skipped()`: those it could not take
   std::vector<std::pair<std::string, std::string>>
       aliases{};  ///< further name -> name in `tensors`
   std::vector<RecordedTest> tests{};
@@ -76,7 +77,9 @@ struct LoadCheckpointOptions {
 };
 
 /// Reads a manifest or a bare .safetensors file. CheckpointError names the file, the tensor and the
-/// reason for anything that is not exactly as the format says.
+/// reason for anything that is not exactly as the format says. Tensors of a .safetensors file whose
+/// dtype Tenon lacks (F8_E4M3, U16, …) are skipped and named in `tensors.skipped()`; a load into a
+/// module that needs one fails and says so.
 Checkpoint load_checkpoint(const std::string& path, const LoadCheckpointOptions& options = {});
 
 struct SaveCheckpointOptions {
@@ -88,8 +91,14 @@ struct SaveCheckpointOptions {
 
 /// Writes `path` and, when there are large tensors, a side file named after it. Both appear whole
 /// or not at all and the manifest last, so `path` is a complete checkpoint at every moment; the side
-/// file of a checkpoint that is replaced is removed afterwards. Every bit is kept. A tensor that
-/// stands under several names is written once, with aliases.
+/// file of a checkpoint that is replaced is removed afterwards, and no other file is touched. Every
+/// bit is kept. A tensor that stands under several names is written once, with aliases.
+///
+/// A `path` that ends in ".safetensors" becomes one .safetensors file: the tensors, each under all its
+/// names, and the metadata, whose values must be strings. CheckpointError for what such a file cannot
+/// hold (config, recorded tests) and for the side file of a manifest beside it.
+///
+/// Where `path` is a symbolic link, what it leads to is replaced.
 void save_checkpoint(const std::string& path, const Checkpoint& checkpoint,
                      const SaveCheckpointOptions& options = {});
 

@@ -88,7 +88,11 @@ Checkpoint load_safetensors(InputFile& file, const std::string& path, const std:
     const char* fault = detail::fault_of_name(entry.name);
     TENON_CHECK(fault == nullptr, CheckpointError, "{}: tensor {}: the name {}", where,
                 quote(entry.name), fault);
-    requests.push_back(request_for("tensor " + quote(entry.name), entry.dtype, entry.sizes,
+    if (!entry.dtype) {
+      checkpoint.tensors.add_skipped(entry.name, entry.spec());
+      continue;
+    }
+    requests.push_back(request_for("tensor " + quote(entry.name), *entry.dtype, entry.sizes,
                                    entry.begin, entry.end));
     checkpoint.tensors.add(entry.name, requests.back().tensor);
   }
@@ -151,10 +155,9 @@ void SideFileReader::check_header(const detail::SafetensorsHeader& header) const
     TENON_CHECK(entry.dtype == tensor.dtype && entry.sizes == tensor.sizes &&
                     entry.begin == tensor.begin && entry.end == tensor.end,
                 CheckpointError,
-                "{}: {}: the manifest says {}{} at [{}, {}], the file's header {}{} at [{}, {}]",
+                "{}: {}: the manifest says {}{} at [{}, {}], the file's header {} at [{}, {}]",
                 where_, tensor.label, name(tensor.dtype), detail::shape_text(tensor.sizes),
-                tensor.begin, tensor.end, name(entry.dtype), detail::shape_text(entry.sizes),
-                entry.begin, entry.end);
+                tensor.begin, tensor.end, entry.spec(), entry.begin, entry.end);
   }
 }
 
@@ -235,7 +238,8 @@ Checkpoint load_manifest(InputFile& file, const std::string& path, const std::st
   std::string text(file.size(), '\0');
   file.read(std::as_writable_bytes(std::span(text)));
   detail::Manifest manifest = detail::parse_manifest(text, where);
-  resolve_files(manifest, path, where, options.verify_sha256);
+  // Side files stand beside the manifest itself, not beside a link to it.
+  resolve_files(manifest, detail::follow_links(path, where), where, options.verify_sha256);
   Checkpoint checkpoint;
   checkpoint.path = path;
   checkpoint.metadata.text = std::move(manifest.metadata);
@@ -259,12 +263,11 @@ Checkpoint load_checkpoint(const std::string& path, const LoadCheckpointOptions&
   const std::size_t count = std::min<std::uint64_t>(start.size(), file.size());
   file.read(std::span(start).first(count));
   file.seek(0);
-  const bool named_safetensors = fs::path(path).extension() == ".safetensors";
   if (detail::looks_like_safetensors(std::span(start).first(count), file.size())) {
     return load_safetensors(file, path, where);
   }
   refuse_foreign({reinterpret_cast<const char*>(start.data()), count}, where);
-  if (named_safetensors) return load_safetensors(file, path, where);
+  if (detail::is_named_safetensors(path)) return load_safetensors(file, path, where);
   return load_manifest(file, path, where, options);
 }
 

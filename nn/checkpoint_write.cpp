@@ -1,7 +1,9 @@
-// Writing: the side file first, the manifest last, each through an AtomicFile.
+// Writing: the side file first, the manifest last, each through an AtomicFile; or one .safetensors
+// file alone.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -27,7 +29,7 @@ namespace {
 
 constexpr std::string_view kSideKey = "weights";
 
-// One tensor to be written; `side` is its entry in the side file, if it goes there.
+// One tensor to be written; `side` is its entry in the .safetensors file, if it goes there.
 struct Item {
   std::string name;
   Tensor tensor;
@@ -38,8 +40,9 @@ class CheckpointWriter {
  public:
   CheckpointWriter(const std::string& path, const Checkpoint& checkpoint,
                    const SaveCheckpointOptions& options)
-      : path_(path),
-        where_("[save_checkpoint] " + detail::escape(path)),
+      : where_("[save_checkpoint] " + detail::escape(path)),
+        path_(detail::follow_links(path, where_)),
+        is_bare_(detail::is_named_safetensors(path) || detail::is_named_safetensors(path_)),
         checkpoint_(checkpoint),
         options_(options) {}
   void write();
@@ -49,14 +52,21 @@ class CheckpointWriter {
   void collect_tests();
   void check(const std::string& name, const Tensor& tensor) const;
   void check_object(std::string_view what, const JsonObject& object) const;
+  void check_fits_bare() const;
+  std::string entry_name(std::string name) const;
   void plan_side_file();
-  void write_side_file();
-  void write_manifest();
+  void write_tensors(AtomicFile& file, std::string_view metadata);
+  void write_bare();
+  fs::path free_side_path() const;
+  void write_side_file(const fs::path& replaced);
+  void write_manifest(AtomicFile& file) const;
+  void write_with_side_file();
   void append_tensor(std::string& out, const Item& item) const;
   void append_tests(AtomicFile& file) const;
 
-  fs::path path_;
   std::string where_;
+  fs::path path_;
+  bool is_bare_;  // one .safetensors file and no manifest
   const Checkpoint& checkpoint_;
   const SaveCheckpointOptions& options_;
   std::vector<Item> items_;       // of "tensors"
@@ -84,14 +94,50 @@ void CheckpointWriter::check_object(std::string_view what, const JsonObject& obj
   reader.finish();
 }
 
+// A .safetensors file has tensors by name and metadata of strings; what else there is would be lost.
+void CheckpointWriter::check_fits_bare() const {
+  constexpr std::string_view kRemedy = "save under a name that ends in .json";
+  std::string key;
+  detail::JsonReader config(checkpoint_.config.text, where_ + ": config");
+  config.begin_object();
+  if (config.next_member(key)) {
+    config.fail(
+        fmt::format("{}: a .safetensors file has no place for it; {}", quote(key), kRemedy));
+  }
+  detail::JsonReader metadata(checkpoint_.metadata.text, where_ + ": metadata");
+  metadata.begin_object();
+  while (metadata.next_member(key)) {
+    if (const detail::JsonKind kind = metadata.peek(); kind != detail::JsonKind::string) {
+      metadata.fail(
+          fmt::format("{} is {}; a .safetensors file holds strings only: make it one, or {}",
+                      quote(key), describe(kind), kRemedy));
+    }
+    metadata.string();
+  }
+  TENON_CHECK(checkpoint_.tests.empty(), CheckpointError,
+              "{}: has {} recorded tests, for which a .safetensors file has no place; {}", where_,
+              checkpoint_.tests.size(), kRemedy);
+  for (const Item& item : items_) {
+    TENON_CHECK(item.name != detail::kMetadataKey, CheckpointError,
+                "{}: tensor {}: the name means the metadata in a .safetensors file; {}", where_,
+                quote(item.name), kRemedy);
+  }
+}
+
 void CheckpointWriter::collect() {
   check_object("metadata", checkpoint_.metadata);
   check_object("config", checkpoint_.config);
+  for (const SkippedTensor& skipped : checkpoint_.tensors.skipped()) {
+    throw CheckpointError(
+        fmt::format("{}: tensor {}: is {} in the file it was read from, of a dtype that Tenon "
+                    "lacks, and would be lost; save a StateDict of the others",
+                    where_, quote(skipped.name), skipped.spec));
+  }
   std::unordered_map<const void*, std::string> first_names;
   for (const auto& [name, tensor] : checkpoint_.tensors) {
     check(name, tensor);
     const auto [entry, is_new] = first_names.emplace(tensor.impl().get(), name);
-    if (is_new) {
+    if (is_new || is_bare_) {
       items_.push_back({name, tensor});
     } else {
       aliases_.emplace_back(name, entry->second);
@@ -108,9 +154,19 @@ void CheckpointWriter::collect() {
     const Tensor* tensor = checkpoint_.tensors.find(target);
     TENON_CHECK(tensor != nullptr, CheckpointError, "{}: alias {}: no tensor {}", where_,
                 quote(name), quote(target));
-    aliases_.emplace_back(name, first_names.at(tensor->impl().get()));
+    if (is_bare_) {
+      items_.push_back({name, *tensor});
+    } else {
+      aliases_.emplace_back(name, first_names.at(tensor->impl().get()));
+    }
   }
   collect_tests();
+}
+
+// A name in the side file that no tensor has and that is not the metadata's.
+std::string CheckpointWriter::entry_name(std::string name) const {
+  while (name == detail::kMetadataKey || checkpoint_.tensors.contains(name)) name += '_';
+  return name;
 }
 
 void CheckpointWriter::collect_tests() {
@@ -126,8 +182,7 @@ void CheckpointWriter::collect_tests() {
     for (const auto& [kind, list] :
          {std::pair("inputs", &test.inputs), {"outputs", &test.outputs}}) {
       for (std::size_t j = 0; j < list->size(); ++j) {
-        std::string name = fmt::format("tests.{}.{}.{}", i, kind, j);
-        while (checkpoint_.tensors.contains(name)) name += '_';
+        const std::string name = entry_name(fmt::format("tests.{}.{}.{}", i, kind, j));
         check(name, (*list)[j]);
         test_items_.push_back({name, (*list)[j]});
       }
@@ -144,8 +199,9 @@ void CheckpointWriter::plan_side_file() {
   for (auto list : {&items_, &test_items_}) {
     for (Item& item : *list) {
       const std::uint64_t bytes = bytes_of(item.tensor);
-      if (bytes > options_.data_limit && bytes > options_.base64_limit)
+      if (is_bare_ || (bytes > options_.data_limit && bytes > options_.base64_limit)) {
         side_items_.push_back(&item);
+      }
     }
   }
   std::ranges::stable_sort(side_items_, std::ranges::greater(),
@@ -154,22 +210,17 @@ void CheckpointWriter::plan_side_file() {
   side_entries_.reserve(side_items_.size());  // items point into it
   for (Item* item : side_items_) {
     const std::uint64_t end = position + bytes_of(item->tensor);
-    side_entries_.push_back(
-        {item->name, item->tensor.dtype(), item->tensor.layout().sizes, position, end});
+    const bool is_reserved = item->name == detail::kMetadataKey;
+    side_entries_.push_back({is_reserved ? entry_name(item->name) : item->name,
+                             item->tensor.dtype(), item->tensor.layout().sizes, position, end});
     item->side = &side_entries_.back();
     position = end;
   }
 }
 
-// "model.safetensors"; when that is there already, "model-<12 digits of the SHA-256>.safetensors":
-// until the manifest is replaced, the old one must find its old side file.
-void CheckpointWriter::write_side_file() {
-  if (side_items_.empty()) return;
-  side_path_ = path_;
-  side_path_.replace_extension(".safetensors");
-  AtomicFile file(side_path_, where_);
+void CheckpointWriter::write_tensors(AtomicFile& file, std::string_view metadata) {
   detail::Sha256 hash;
-  const std::string header = detail::safetensors_header(side_entries_);
+  const std::string header = detail::safetensors_header(side_entries_, metadata);
   file.write(header);
   hash.update(std::as_bytes(std::span(header)));
   side_size_ = header.size();
@@ -180,11 +231,104 @@ void CheckpointWriter::write_side_file() {
     side_size_ += bytes.span().size();
   }
   side_sha256_ = hash.hex();
-  std::error_code error;
-  if (fs::exists(fs::symlink_status(side_path_, error))) {
-    side_path_.replace_filename(path_.stem().string() + '-' + side_sha256_.substr(0, 12) +
-                                ".safetensors");
+}
+
+// Whether free_side_path() gives a manifest of this stem such a name.
+bool is_own_name(std::string_view name, std::string_view stem) {
+  constexpr std::string_view kEnd = ".safetensors";
+  constexpr std::size_t kDigits = 12;
+  if (!name.starts_with(stem)) return false;
+  name.remove_prefix(stem.size());
+  if (!name.ends_with(kEnd)) return false;
+  name.remove_suffix(kEnd.size());
+  if (name.empty()) return true;
+  const std::size_t end = std::min(name.find('-', 1), name.size());  // of "-<digits>", then "-2"
+  return name[0] == '-' && end == 1 + kDigits &&
+         name.find_first_not_of("-0123456789abcdef") == std::string_view::npos;
+}
+
+// The side files that the checkpoint now at `path` refers to, if they are named as this file names
+// them; none when it cannot be parsed.
+std::vector<detail::ManifestFile> own_side_files(const fs::path& path) {
+  std::vector<detail::ManifestFile> result;
+  try {
+    detail::InputFile file(path, "");
+    if (file.size() > LoadCheckpointOptions().max_manifest_bytes) return result;
+    std::string text(file.size(), '\0');
+    file.read(std::as_writable_bytes(std::span(text)));
+    for (detail::ManifestFile& side : detail::parse_manifest(text, "").files) {
+      if (is_own_name(side.path, path.stem().string())) result.push_back(std::move(side));
+    }
+  } catch (const Error&) {
+    result.clear();
   }
+  return result;
+}
+
+// Whether the file is still the one that the manifest speaks of: something else may have been saved
+// under its name.
+bool is_unchanged(const fs::path& path, const detail::ManifestFile& side) {
+  try {
+    detail::InputFile file(path, "");
+    if (file.size() != side.size) return false;
+    detail::Sha256 hash;
+    read_ranges(file, file.size(), {}, &hash);
+    return hash.hex() == side.sha256;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+// A manifest in the folder of `path` that would lose its side file with it, if any.
+std::optional<fs::path> manifest_beside(const fs::path& path) {
+  std::error_code error;
+  const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  const std::string name = path.filename().string();
+  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+    const fs::path& manifest = at->path();
+    if (detail::is_named_safetensors(manifest)) continue;
+    if (!is_own_name(name, manifest.stem().string())) continue;
+    for (const detail::ManifestFile& side : own_side_files(manifest)) {
+      if (side.path == name && is_unchanged(path, side)) return manifest;
+    }
+  }
+  return std::nullopt;
+}
+
+// Metadata is written even when there is none: no side file has any, so none is taken for this one.
+void CheckpointWriter::write_bare() {
+  check_fits_bare();
+  if (const auto manifest = manifest_beside(path_)) {
+    throw CheckpointError(
+        fmt::format("{}: is the side file of {}, which would lose its tensors; save under another "
+                    "name",
+                    where_, detail::escape(manifest->string())));
+  }
+  AtomicFile file(path_, where_);
+  write_tensors(file, checkpoint_.metadata.text);
+  file.commit();
+}
+
+// "model.safetensors", with the digits of a hash where that is there already: until the manifest is
+// replaced, the old one must find its old side file, and somebody else's file is never replaced.
+fs::path CheckpointWriter::free_side_path() const {
+  const std::string stem = path_.stem().string();
+  const std::string hashed = stem + '-' + side_sha256_.substr(0, 12);
+  fs::path path = path_;
+  std::error_code error;
+  path.replace_filename(stem + ".safetensors");
+  for (int i = 1; fs::exists(fs::symlink_status(path, error)); ++i) {
+    path.replace_filename(hashed + (i == 1 ? "" : fmt::format("-{}", i)) + ".safetensors");
+  }
+  return path;
+}
+
+// A new side file has the mode of the one that it replaces.
+void CheckpointWriter::write_side_file(const fs::path& replaced) {
+  if (side_items_.empty()) return;
+  AtomicFile file(replaced, where_);
+  write_tensors(file, "");
+  side_path_ = free_side_path();
   file.commit_as(side_path_);
 }
 
@@ -228,8 +372,7 @@ void CheckpointWriter::append_tests(AtomicFile& file) const {
   }
 }
 
-void CheckpointWriter::write_manifest() {
-  AtomicFile file(path_, where_);
+void CheckpointWriter::write_manifest(AtomicFile& file) const {
   file.write(fmt::format("{{\"format\": \"{}\", \"version\": {},\n", detail::kFormatName,
                          detail::kFormatVersion));
   file.write(" \"metadata\": " + checkpoint_.metadata.text + ",\n");
@@ -261,52 +404,31 @@ void CheckpointWriter::write_manifest() {
   file.write("},\n \"tests\": [");
   append_tests(file);
   file.write("]}\n");
-  file.commit();
 }
 
-// The side files that the checkpoint now at `path` refers to, if they are named as this file names
-// them; none when it cannot be parsed.
-std::vector<fs::path> own_side_files(const fs::path& path) {
-  std::vector<fs::path> result;
-  const std::string stem = path.stem().string();
+void CheckpointWriter::write_with_side_file() {
+  const std::vector<detail::ManifestFile> replaced = own_side_files(path_);
+  const fs::path folder = path_.parent_path();
+  AtomicFile manifest(path_, where_);
+  std::error_code error;
   try {
-    detail::InputFile file(path, "");
-    if (file.size() > LoadCheckpointOptions().max_manifest_bytes) return result;
-    std::string text(file.size(), '\0');
-    file.read(std::as_writable_bytes(std::span(text)));
-    for (const detail::ManifestFile& side : detail::parse_manifest(text, "").files) {
-      std::string_view middle = side.path;
-      if (!middle.starts_with(stem) || !middle.ends_with(".safetensors")) continue;
-      middle.remove_prefix(stem.size());
-      middle.remove_suffix(std::string_view(".safetensors").size());
-      const bool is_hash =
-          middle.size() == 13 && middle[0] == '-' &&
-          middle.find_first_not_of("0123456789abcdef", 1) == std::string_view::npos;
-      if (middle.empty() || is_hash) result.push_back(path.parent_path() / side.path);
-    }
-  } catch (const Error&) {
-    result.clear();
+    write_side_file(replaced.empty() ? path_ : folder / replaced.front().path);
+    write_manifest(manifest);
+    manifest.commit();
+  } catch (...) {
+    if (!side_path_.empty() && !manifest.is_in_place()) fs::remove(side_path_, error);
+    throw;
   }
-  return result;
+  for (const detail::ManifestFile& side : replaced) {  // one that stays only takes space
+    const fs::path old = folder / side.path;
+    if (is_unchanged(old, side) && !manifest_beside(old)) fs::remove(old, error);
+  }
 }
 
 void CheckpointWriter::write() {
   collect();
   plan_side_file();
-  const std::vector<fs::path> replaced = own_side_files(path_);
-  write_side_file();
-  try {
-    write_manifest();
-  } catch (...) {
-    std::error_code error;
-    const bool was_there = std::ranges::find(replaced, side_path_) != replaced.end();
-    if (!side_path_.empty() && !was_there) fs::remove(side_path_, error);
-    throw;
-  }
-  std::error_code error;  // a file that cannot be removed only takes space
-  for (const fs::path& old : replaced) {
-    if (old != side_path_) fs::remove(old, error);
-  }
+  is_bare_ ? write_bare() : write_with_side_file();
 }
 
 }  // namespace

@@ -60,8 +60,15 @@ Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm) 
   const auto [norm, coefficient] = global_norm(gradients, max_norm);
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i]) continue;
-    Tensor parameter = parameters[i].second;
-    parameter.set_grad(scaled(gradients[i], coefficient));
+    const auto& [name, parameter] = parameters[i];
+    TENON_CHECK(
+        gradients[i].spec() == parameter.spec(), ValueError,
+        "[clip_grad_norm] parameter {} is {} and its gradient {}; needed a gradient like it",
+        detail::quote(name), parameter.spec().to_string(), gradients[i].spec().to_string());
+    gradients[i] = scaled(gradients[i], coefficient);
+  }
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    if (gradients[i]) Tensor(parameters[i].second).set_grad(gradients[i]);
   }
   return norm;
 }

@@ -18,7 +18,7 @@ using detail::quote;
 namespace detail {
 
 struct HookTable {
-  std::int64_t next_id = 1;
+  HookSet numbers;
   std::vector<std::pair<std::int64_t, ForwardPreHook>> before;
   std::vector<std::pair<std::int64_t, ForwardHook>> after;
 };
@@ -52,6 +52,7 @@ void HookHandle::remove() {
   if (const auto table = table_.lock()) {
     std::erase_if(table->before, [&](const auto& entry) { return entry.first == id_; });
     std::erase_if(table->after, [&](const auto& entry) { return entry.first == id_; });
+    table->numbers.remove(id_);
   }
   table_.reset();
 }
@@ -254,16 +255,26 @@ std::vector<Tensor> Module::unique_tensors() const {
 }
 
 void Module::convert(const std::function<TensorOptions(const Tensor&)>& target) {
-  std::vector<std::pair<Tensor, Tensor>> changes;
-  for (const Tensor& tensor : unique_tensors()) {
+  const NoGradGuard no_grad;
+  const auto converted = [&](const Tensor& tensor) {
+    if (!tensor) return tensor;
     const TensorOptions options = target(tensor);
-    if (options.dtype == tensor.dtype() && options.device == tensor.device()) continue;
-    Tensor converted = empty(tensor.layout().sizes, options);
-    const NoGradGuard no_grad;
-    converted.copy_(tensor);
-    changes.emplace_back(tensor, std::move(converted));
+    if (options.dtype == tensor.dtype() && options.device == tensor.device()) return tensor;
+    Tensor result = empty(tensor.layout().sizes, options);
+    result.copy_(tensor);
+    return result;
+  };
+  struct Change {
+    Tensor tensor, data, gradient;
+  };
+  std::vector<Change> changes;
+  for (const Tensor& tensor : unique_tensors()) {
+    changes.push_back({tensor, converted(tensor), converted(tensor.grad())});
   }
-  for (auto& [tensor, converted] : changes) tensor.set_data_(converted);
+  for (auto& [tensor, data, gradient] : changes) {
+    if (!data.is_same(tensor)) tensor.set_data_(data);
+    if (gradient) tensor.set_grad(gradient);
+  }
 }
 
 void Module::to(Device device) {
@@ -290,19 +301,24 @@ void Module::to(Device device, DType dtype) {
 
 HookHandle Module::register_forward_pre_hook(ForwardPreHook hook) {
   TENON_CHECK(hook != nullptr, ModuleError, "[register_forward_pre_hook] the hook is empty");
-  if (!hooks_) hooks_ = std::make_shared<detail::HookTable>();
-  const std::int64_t id = hooks_->next_id++;
+  const std::int64_t id = hook_table()->numbers.add();
   hooks_->before.emplace_back(id, std::move(hook));
   return {hooks_, id};
 }
 
 HookHandle Module::register_forward_hook(ForwardHook hook) {
   TENON_CHECK(hook != nullptr, ModuleError, "[register_forward_hook] the hook is empty");
-  if (!hooks_) hooks_ = std::make_shared<detail::HookTable>();
-  const std::int64_t id = hooks_->next_id++;
+  const std::int64_t id = hook_table()->numbers.add();
   hooks_->after.emplace_back(id, std::move(hook));
   return {hooks_, id};
 }
+
+const std::shared_ptr<detail::HookTable>& Module::hook_table() {
+  if (!hooks_) hooks_ = std::make_shared<detail::HookTable>();
+  return hooks_;
+}
+
+std::shared_ptr<const HookSet> Module::hooks() { return {hook_table(), &hook_table()->numbers}; }
 
 void Module::run_pre_hooks(std::span<Tensor> inputs) {
   if (!hooks_) return;

@@ -26,6 +26,7 @@
 
 #include "nn/state_dict.h"
 #include "tensor/error.h"
+#include "tensor/hook_set.h"
 #include "tensor/tensor.h"
 
 namespace tenon::nn {
@@ -98,9 +99,11 @@ class Module {
   void eval() { train(false); }
   bool training() const { return training_; }
 
-  /// Moves parameters and buffers; handles and names stay. All are copied before any is changed.
+  /// Moves parameters, their gradients and buffers; handles and names stay. All are copied before any
+  /// is changed. Programs built before throw StaleProgram; a backward that is still to come reads what
+  /// forward saw; optimizers follow at their next step.
   void to(Device device);
-  /// Converts floating-point parameters and buffers; DTypeError unless `dtype` is one.
+  /// Converts floating-point parameters, gradients and buffers; DTypeError unless `dtype` is one.
   void to(DType dtype);
   void to(Device device, DType dtype);
 
@@ -119,6 +122,8 @@ class Module {
   HookHandle register_forward_pre_hook(ForwardPreHook hook);
   HookHandle register_forward_hook(ForwardHook hook);
   bool has_hooks() const;
+  /// Which hooks it has; it stays the module's when hooks come and go, and may outlive it.
+  std::shared_ptr<const HookSet> hooks();
   /// Calls `forward` on the inputs with this module's hooks around it: what stands in for the module
   /// keeps them.
   std::vector<Tensor> call_with_hooks(
@@ -165,13 +170,14 @@ class Module {
   const Module* find_module(std::string_view path) const;
   std::vector<Tensor> unique_tensors() const;
   void convert(const std::function<TensorOptions(const Tensor&)>& target);
+  const std::shared_ptr<detail::HookTable>& hook_table();
   void run_pre_hooks(std::span<Tensor> inputs);
   void run_hooks(std::span<const Tensor> inputs, std::span<Tensor> outputs);
 
   std::vector<Named> parameters_;
   std::vector<Named> buffers_;
   std::vector<std::pair<std::string, std::shared_ptr<Module>>> children_;
-  std::shared_ptr<detail::HookTable> hooks_;  // null until a hook is registered
+  std::shared_ptr<detail::HookTable> hooks_;  // null until it is asked for
   bool training_ = true;
 };
 

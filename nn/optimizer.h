@@ -11,6 +11,11 @@
 //
 // Nothing here looks at numbers: step counts and learning rates are tensors, so a Graph made of a
 // step stays valid when the host changes them.
+//
+// Parameters may be converted or moved (Module::to) at any time: the next step first brings master
+// weights and state to the dtype and device that each parameter then has. A 16-bit parameter that had
+// no master weight gets one with its value; that of a parameter which is no longer 16-bit is dropped.
+// A step that is refused, for whatever reason, changes nothing.
 #pragma once
 
 #include <cstddef>
@@ -55,14 +60,16 @@ class Optimizer {
   /// Updates every parameter by its gradient, given in the order of parameters(). One without a
   /// gradient keeps its value and state. With clipping, returns the global norm before it, a tensor
   /// of shape (), and refuses a missing gradient with ValueError unless the parameter is frozen;
-  /// otherwise returns an undefined tensor.
+  /// otherwise returns an undefined tensor. ShapeError, DTypeError or DeviceError for a gradient that
+  /// does not fit, ValueError for a parameter whose shape changed or that is on another device than
+  /// the first.
   Tensor update(std::span<const Tensor> gradients);
   /// Clears the gradients of all parameters.
   void zero_grad();
 
   /// All parameters, group by group.
   NamedTensors parameters() const;
-  std::size_t num_groups() const { return lr_.size(); }
+  std::size_t num_groups() const { return state_.lr.size(); }
   /// The learning rate of a group, a float32 tensor of shape (). ValueError for a group out of range.
   Tensor lr(std::size_t group = 0) const;
   /// Sets the learning rate of all groups, or of one.
@@ -70,7 +77,8 @@ class Optimizer {
   void set_lr(std::size_t group, double lr);
 
   /// The tensors that steps change: "step" (P), one count a parameter, "exp_avg.<parameter>" and so
-  /// on, "master.<parameter>"; then "lr.<group>", which steps read.
+  /// on, "master.<parameter>"; then "lr.<group>", which steps read. As the next step will have them:
+  /// where a parameter was converted since the last one, copies.
   NamedTensors state_tensors() const;
   /// The same for checkpoints: "step.<parameter>" in place of "step". Shared, not copied.
   StateDict state_dict() const;
@@ -78,6 +86,9 @@ class Optimizer {
   LoadReport load_state_dict(const StateDict& state, const LoadOptions& options = {});
   /// Copies the parameters into their master weights: call it after loading the model alone.
   void refresh_master_weights();
+  /// Brings master weights and state to the parameters' dtypes and devices now; what step() does
+  /// first, and what must have been done before a step is traced. ValueError as update().
+  void follow_parameters();
 
  protected:
   /// A group as the base class sees it.
@@ -110,20 +121,39 @@ class Optimizer {
     std::vector<std::string> state_names;
     std::vector<Tensor> state;
 
-    Tensor& updated() { return master ? master : param; }
+    const Tensor& updated() const { return master ? master : param; }
     RoundedCopy copies() const;
   };
+  /// All that steps read and change.
+  struct State {
+    std::vector<Slot> slots;
+    std::vector<Tensor> lr;  // one a group
+    Tensor steps;            // float32 (P)
+
+    NamedTensors tensors() const;  // without the steps
+  };
+  /// The results of one op, and whose they are.
+  struct Updated {
+    std::vector<const Slot*> slots;
+    std::vector<UpdatedParameter> values;
+  };
+
   void add_slot(const std::string& name, const Tensor& param, std::size_t group,
                 const std::vector<std::string>& state_names);
-  void count_steps(std::span<const Tensor> gradients);
-  void update_slots(std::span<const Tensor> gradients, Updates updates);
-  NamedTensors slot_tensors() const;
+  bool has_master(const Tensor& param) const;
+  bool follows(const Slot& slot) const;
+  bool follows_all() const;
+  /// The state as the parameters need it now; shares what fits.
+  State followed() const;
+  void follow(Slot& slot) const;
+  void adopt(const State& state);
+  Tensor counted(const State& state, std::span<const Tensor> gradients) const;
+  Updated updated(const State& state, const Tensor& steps, std::span<const Tensor> gradients,
+                  Updates updates) const;
 
   std::string type_;
   OptimizerOptions options_;
-  std::vector<Slot> slots_;
-  std::vector<Tensor> lr_;  // one a group
-  Tensor steps_;            // float32 (P)
+  State state_;
 };
 
 namespace detail {

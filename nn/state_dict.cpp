@@ -8,13 +8,29 @@ namespace tenon::nn {
 
 using detail::quote;
 
-void StateDict::add(std::string name, Tensor tensor) {
+void StateDict::check_new(const std::string& name) const {
   TENON_CHECK(!name.empty(), ModuleError, "[state_dict] a tensor needs a name that is not empty");
+  TENON_CHECK(!contains(name) && find_skipped(name) == nullptr, ModuleError,
+              "[state_dict] {} is there already", quote(name));
+}
+
+void StateDict::add(std::string name, Tensor tensor) {
+  check_new(name);
   TENON_CHECK(tensor.defined(), ModuleError, "[state_dict] {} is undefined; needed a tensor",
               quote(name));
-  const bool is_new = index_.emplace(name, entries_.size()).second;
-  TENON_CHECK(is_new, ModuleError, "[state_dict] {} is there already", quote(name));
+  index_.emplace(name, entries_.size());
   entries_.emplace_back(std::move(name), std::move(tensor));
+}
+
+void StateDict::add_skipped(std::string name, std::string spec) {
+  check_new(name);
+  skipped_index_.emplace(name, skipped_.size());
+  skipped_.push_back({std::move(name), std::move(spec)});
+}
+
+const SkippedTensor* StateDict::find_skipped(std::string_view name) const {
+  const auto found = skipped_index_.find(std::string(name));
+  return found == skipped_index_.end() ? nullptr : &skipped_[found->second];
 }
 
 const Tensor* StateDict::find(std::string_view name) const {
@@ -24,6 +40,12 @@ const Tensor* StateDict::find(std::string_view name) const {
 
 Tensor StateDict::at(std::string_view name) const {
   if (const Tensor* tensor = find(name)) return *tensor;
+  if (const SkippedTensor* skipped = find_skipped(name)) {
+    throw ModuleError(
+        fmt::format("[state_dict] tensor {} was skipped: {} is of a dtype that Tenon "
+                    "lacks; convert it in the file",
+                    quote(name), skipped->spec));
+  }
   std::vector<std::string> names;
   for (const Entry& entry : entries_) names.push_back(entry.first);
   throw ModuleError(fmt::format("[state_dict] no tensor {} among {}{}", quote(name), size(),
@@ -65,6 +87,7 @@ std::string LoadReport::to_string() const {
     text += fmt::format(", {} passed over", allowed_unexpected.size());
   text += problems();
   append_issues(text, "converted", converted);
+  append_issues(text, "skipped", skipped);
   return text;
 }
 

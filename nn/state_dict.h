@@ -12,6 +12,12 @@
 
 namespace tenon::nn {
 
+/// A tensor of a file whose dtype Tenon lacks, so that only its name is known: "F8_E4M3(128, 128)".
+struct SkippedTensor {
+  std::string name;
+  std::string spec;
+};
+
 /// Tensors by dotted name, in insertion order. Copies share the tensors.
 class StateDict {
  public:
@@ -19,10 +25,13 @@ class StateDict {
 
   /// ModuleError for a name that is empty or there already, or an undefined tensor.
   void add(std::string name, Tensor tensor);
+  /// Notes a tensor that could not be read: a load that needs it then fails by name. Same errors.
+  void add_skipped(std::string name, std::string spec);
+  const std::vector<SkippedTensor>& skipped() const { return skipped_; }
   /// The tensor of that name, or null.
   const Tensor* find(std::string_view name) const;
   bool contains(std::string_view name) const { return find(name) != nullptr; }
-  /// ModuleError that names the nearest names when there is none.
+  /// ModuleError when there is none: why it was skipped, or the nearest names.
   Tensor at(std::string_view name) const;
 
   std::size_t size() const { return entries_.size(); }
@@ -31,8 +40,13 @@ class StateDict {
   auto end() const { return entries_.end(); }
 
  private:
+  void check_new(const std::string& name) const;
+  const SkippedTensor* find_skipped(std::string_view name) const;
+
   std::vector<Entry> entries_;
-  std::unordered_map<std::string, std::size_t> index_;
+  std::vector<SkippedTensor> skipped_;
+  std::unordered_map<std::string, std::size_t> index_;  // of entries_
+  std::unordered_map<std::string, std::size_t> skipped_index_;
 };
 
 /// What a load may leave open. Globs (*, ?, [a-z]) match whole dotted names.
@@ -51,11 +65,12 @@ struct LoadIssue {
 /// What a load did, or would do.
 struct LoadReport {
   std::vector<std::string> loaded;     ///< names of the module that get new values
-  std::vector<LoadIssue> missing;      ///< in the module only, and not allowed
+  std::vector<LoadIssue> missing;      ///< without values for the module, and not allowed
   std::vector<LoadIssue> unexpected;   ///< in the state dict only, and not allowed
   std::vector<LoadIssue> mismatched;   ///< another shape, or a dtype that is not converted
   std::vector<LoadIssue> conflicting;  ///< names of one tied tensor with different values
   std::vector<LoadIssue> converted;    ///< from one floating dtype to another
+  std::vector<LoadIssue> skipped;      ///< in the state dict, in a dtype that Tenon lacks
   std::vector<std::string> allowed_missing;
   std::vector<std::string> allowed_unexpected;
 
@@ -65,7 +80,7 @@ struct LoadReport {
   }
   /// The four kinds of problems, one line a kind, every name listed; "" when ok().
   std::string problems() const;
-  /// Counts of all kinds, and the problems and conversions by name.
+  /// Counts of all kinds, and the problems, conversions and skipped tensors by name.
   std::string to_string() const;
 };
 

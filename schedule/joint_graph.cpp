@@ -54,7 +54,8 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   std::vector<ValueId> ids;
   for (const Tensor& result : results) ids.push_back(builder_.value_of(result, "return"));
   graph_.set_outputs(std::move(ids));
-  builder_.check_views_of_written_state();
+  results.clear();
+  builder_.forget_temporaries();
   graph_.eliminate_dead_code();
   if (passes.join_slices) join_slices(graph_);
   if (passes.fuse_gelu_gradient) fuse_gelu_gradients(graph_);
@@ -125,7 +126,8 @@ GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
         if (!roots.empty()) {
           std::vector<Tensor> wanted;
           for (const auto& [name, leaf] : leaves) wanted.push_back(leaf);
-          const auto gradients = grad(roots, wanted, cotangents, {.allow_unused = true});
+          const auto gradients =
+              grad(roots, wanted, cotangents, {.allow_unused = true, .leaf_hooks = false});
           for (std::size_t i = 0; i < leaves.size(); ++i) {
             if (!gradients[i]) continue;
             result.outputs.push_back("gradient of " + leaves[i].first);

@@ -55,7 +55,8 @@ class JointGraph {
 
 /// The forward Graph with gradients: outputs are those of `forward`, then the gradient of
 /// Σ output·cotangent by each name in `gradients`, then the values of its state writes, which are not
-/// written. Inputs are those of `forward`, then a cotangent for each output that has one.
+/// written. Inputs are those of `forward`, then a cotangent for each output that has one. The user's
+/// gradient hooks do not run: these gradients are for comparing, none of a training step.
 struct GradientGraph {
   Graph graph;
   std::vector<std::string> outputs;  // "output 0", "gradient of q.weight", "buffer bn.running_mean"

@@ -7,7 +7,9 @@
 
 #include "graph/program.h"
 #include "schedule/detail/hidden_rows.h"
+#include "schedule/detail/index_inputs.h"
 #include "schedule/detail/state.h"
+#include "schedule/detail/trial.h"
 #include "schedule/joint_graph.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
@@ -24,7 +26,6 @@ Tensor random_input(const TensorSpec& spec, const Shape& shape, Generator& gener
   if (is_floating(spec.dtype)) {
     return randn(shape, {}, &generator).to(spec.dtype).to(spec.device);
   }
-  // Indices and flags: 0 and 1 are valid whatever they select.
   return cast(uniform(shape, 0, 2, {}, &generator), spec.dtype).to(spec.device);
 }
 
@@ -41,6 +42,7 @@ std::vector<Tensor> choose_inputs(const Graph& graph, const ReportOptions& optio
     inputs.push_back(
         random_input(spec, Shape(std::vector<Dim>(sizes.begin(), sizes.end())), generator));
   }
+  detail::IndexInputs(detail::without_effects(graph)).draw(inputs, generator);
   return inputs;
 }
 

@@ -275,6 +275,7 @@ nn::Module& Schedule::model() const { return *state_->model; }
 const std::shared_ptr<nn::Module>& Schedule::shared_model() const { return state_->model; }
 
 Executor build(const Schedule& schedule, const BuildOptions& options) {
+  require_current(schedule.graph());
   if (options.verify) {
     const VerifyReport report = verify(schedule);
     if (!report.ok()) {

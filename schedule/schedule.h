@@ -206,7 +206,9 @@ struct BuildOptions {
 };
 
 /// Verifies the schedule, packs the parameters that it joins, and returns what runs it. Throws
-/// VerificationError when a result differs; the model keeps its parameters either way.
+/// VerificationError when a result differs; the model keeps its parameters either way. StaleProgram,
+/// now and at a run, when the model was converted or moved since it was traced, or a module has got or
+/// lost a hook. Gradient hooks concern no forward pass: none runs, and they may come and go.
 Executor build(const Schedule& schedule, const BuildOptions& options = {});
 
 }  // namespace tenon

@@ -55,8 +55,10 @@ void ScheduleState::transact(AppliedPrimitive primitive,
 ModuleTree module_tree(nn::Module& root) {
   ModuleTree tree;
   for (const auto& [path, module] : root.named_modules()) {
-    tree.modules.emplace(module, ModuleTree::Module{path, module->type_name(), module->extra_repr(),
-                                                    module->is_leaf()});
+    const auto hooks = module->hooks();
+    tree.modules.emplace(module,
+                         ModuleTree::Module{path, module->type_name(), module->extra_repr(),
+                                            module->is_leaf(), hooks, hooks->numbers()});
   }
   for (const auto& [name, tensor] : root.named_parameters()) {
     tree.states.push_back({name, ValueKind::parameter, tensor});

@@ -15,8 +15,13 @@ namespace {
 
 /// What the gradients of a step are taken by, and, with micro-batches, where they add up.
 struct Target {
+  Target(std::string target_name, const Tensor& tensor)
+      : name(std::move(target_name)),
+        parameter(tensor),
+        hooks{fmt::format("parameter '{}'", name), hooks_of(tensor), hooks_of(tensor)->numbers()} {}
   std::string name;
   Tensor parameter;
+  RecordedHooks hooks;
   Tensor accumulator = {};  // float32 for 16-bit parameters
 };
 
@@ -31,11 +36,11 @@ std::vector<Target> targets_of(const Schedule& schedule, const nn::Optimizer* op
   std::vector<Target> targets;
   if (optimizer != nullptr) {
     for (const auto& [name, parameter] : optimizer->parameters())
-      targets.push_back({name, parameter});
+      targets.emplace_back(name, parameter);
     return targets;
   }
   for (const auto& [name, parameter] : parameters_of(schedule)) {
-    if (parameter.requires_grad()) targets.push_back({name, parameter});
+    if (parameter.requires_grad()) targets.emplace_back(name, parameter);
   }
   return targets;
 }
@@ -107,7 +112,7 @@ class StepTrace {
 
   /// Forward and backward, whose gradients are only added up.
   Graph accumulating() {
-    return joint_.record(
+    return record(
         [&](std::span<const Tensor> outputs) {
           const Tensor loss = loss_of(options_, outputs, extra_);
           const auto gradients = gradients_of(loss);
@@ -117,14 +122,13 @@ class StepTrace {
             if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
           }
           return std::vector{loss};
-        },
-        options_.passes);
+        });
   }
 
   /// Forward, backward and the optimizer's update; without an optimizer the gradients are returned,
   /// and `names` says whose they are.
   Graph updating(std::vector<std::string>& names) {
-    return joint_.record(
+    return record(
         [&](std::span<const Tensor> outputs) {
           const Tensor loss = loss_of(options_, outputs, extra_);
           auto gradients = gradients_of(loss);
@@ -142,15 +146,37 @@ class StepTrace {
             results.push_back(gradients[i]);
           }
           return results;
-        },
-        options_.passes);
+        });
   }
 
  private:
+  Graph record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step) {
+    Graph graph = joint_.record(step, options_.passes);
+    for (const Target& target : targets_) graph.record_hooks(target.hooks);
+    return graph;
+  }
+
   std::vector<Tensor> gradients_of(const Tensor& loss) const {
     std::vector<Tensor> parameters;
     for (const Target& target : targets_) parameters.push_back(target.parameter);
-    return grad(std::span(&loss, 1), parameters, {}, {.allow_unused = true});
+    auto gradients = grad(std::span(&loss, 1), parameters, {},
+                          {.allow_unused = true, .leaf_hooks = false});
+    for (std::size_t i = 0; i < targets_.size(); ++i) {
+      if (gradients[i]) gradients[i] = hooked(targets_[i], gradients[i]);
+    }
+    return gradients;
+  }
+
+  /// What the hooks of a parameter make of its gradient, as ops of the Graph.
+  static Tensor hooked(const Target& target, const Tensor& gradient) {
+    try {
+      return apply_hooks(target.parameter, gradient);
+    } catch (const TraceError& error) {
+      throw ScheduleError(fmt::format(
+          "build_training: a gradient hook of parameter '{}' cannot be recorded: {}. Take it off, "
+          "or let it call ops only; a step built without an optimizer returns gradients to read",
+          target.name, error.what()));
+    }
   }
 
   void add_accumulated(std::vector<Tensor>& gradients) const {
@@ -179,9 +205,11 @@ void require_verified(const Schedule& schedule) {
 }  // namespace
 
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options) {
+  require_current(schedule.graph());
   std::vector<Target> targets = targets_of(schedule, options.optimizer.get());
   check_options(schedule, options, targets);
   if (options.verify) require_verified(schedule);
+  if (options.optimizer) options.optimizer->follow_parameters();
   if (options.micro_batches > 1) {
     for (Target& target : targets) {
       const Tensor& parameter = target.parameter;

@@ -50,8 +50,8 @@ constexpr double kConditioningBound = 8;
 const std::vector<std::vector<std::int64_t>> kSizes = {{3, 7, 5, 11}};
 const std::vector<std::vector<std::int64_t>> kOtherSizes = {
     {1, 9, 2, 6}, {2, 9, 4, 6}, {5, 3, 7, 2}};
-/// Integer inputs are below the largest of these that the model takes.
-constexpr std::int64_t kIndexBounds[] = {7, 5, 3, 2};
+/// Where the Graph does not tell what an index may be: the largest of these that the model takes.
+constexpr std::int64_t kIndexBounds[] = {7, 5, 3, 2, 1};
 
 std::vector<Tensor> run(const Graph& graph, const std::vector<Tensor>& inputs,
                         const LowerOptions& options, std::uint64_t seed) {
@@ -371,7 +371,8 @@ class Verification {
       zeroed_ = differentiate(detail::with_zeros_for_hidden_rows(original_, rewritten_), tree_);
     }
     maker_.choose_sizes(options_.sizes, kSizes);
-    if (maker_.has_indices()) choose_index_bound();
+    if (selects_from_nothing()) return std::move(report_);
+    if (!maker_.indices().all_known()) choose_index_bound();
     compare_masks(original_, rewritten_, maker_.sizes(), report_);
     compare(maker_.make("drawn inputs", InputValues::drawn, StateChange::none), kFloat64, true);
     compare(maker_.make("special inputs", InputValues::special, StateChange::none),
@@ -387,15 +388,22 @@ class Verification {
   }
 
  private:
+  bool selects_from_nothing() {
+    const auto& misfit = maker_.misfit();
+    if (!misfit || misfit->size > 0) return false;
+    report_.errors.push_back(misfit->to_string());
+    return true;
+  }
+
   void choose_index_bound() {
     for (const std::int64_t bound : kIndexBounds) {
-      maker_.set_index_bound(bound);
+      maker_.indices().limit(bound);
       try {
         run_float64(before_, maker_.make("", InputValues::drawn, StateChange::none), false,
                     options_.seed);
         return;
       } catch (const ValueError&) {
-        // An index outside of what it selects from: a smaller bound, or the last one as it is.
+        // An index outside of what it selects from: a smaller bound; at last the model refuses.
       }
     }
   }
@@ -420,20 +428,26 @@ class Verification {
       } catch (const InternalError&) {
         throw;
       } catch (const Error& error) {
-        if (!bound && !model_runs(trial, training)) continue;
-        report_.errors.push_back(fmt::format("on {} ({}): {}", trial.name,
-                                             training ? "training" : "eval", error.what()));
+        const char* mode = training ? "training" : "eval";
+        const auto refusal = refusal_of_model(trial, training);
+        if (refusal) {
+          report_.notes.push_back(
+              fmt::format("not compared on {} ({}), which the model itself refuses: {}", trial.name,
+                          mode, *refusal));
+          continue;
+        }
+        report_.errors.push_back(fmt::format("on {} ({}): {}", trial.name, mode, error.what()));
       }
     }
   }
 
-  /// Where the model itself refuses a trial there is nothing to compare.
-  bool model_runs(const Trial& trial, bool training) const {
+  /// Where the model itself refuses a trial, an index for example, there is nothing to compare.
+  std::optional<std::string> refusal_of_model(const Trial& trial, bool training) const {
     try {
       run_float64(before_, trial, training, options_.seed);
-      return true;
-    } catch (const Error&) {
-      return false;
+      return std::nullopt;
+    } catch (const Error& error) {
+      return error.what();
     }
   }
 
@@ -493,7 +507,7 @@ std::string VerifyReport::to_string() const {
     text += fmt::format("FAIL a dropout mask is drawn that the model does not: {}\n", mask);
   }
   for (const std::string& error : errors) text += fmt::format("FAIL {}\n", error);
-  for (const std::string& note : notes) text += fmt::format("note {}\n", note);
+  for (const std::string& note : notes) text += fmt::format("note: {}\n", note);
   for (const TrialSummary& trial : trials) {
     const auto in_trial = [&](const Comparison& c) { return c.trial == trial.name; };
     const auto compared = std::count_if(results.begin(), results.end(), in_trial);

@@ -22,6 +22,8 @@ constexpr std::array<DTypeFacts, kNumDTypes> kFacts = {{
     {"bfloat16", 2, true, DType::float32, 0x1p-8},
     {"int64", 8, false, DType::int64, 0},
     {"int32", 4, false, DType::int64, 0},
+    {"int16", 2, false, DType::int64, 0},
+    {"int8", 1, false, DType::int64, 0},
     {"uint8", 1, false, DType::int64, 0},
     {"bool", 1, false, DType::int64, 0},
 }};
@@ -41,7 +43,8 @@ DType parse_dtype(std::string_view text) {
     if (kFacts[static_cast<std::size_t>(i)].name == text) return static_cast<DType>(i);
   }
   detail::fail<DTypeError>(
-      "unknown dtype '{}'; known: float32, float64, float16, bfloat16, int64, int32, uint8, bool",
+      "unknown dtype '{}'; known: float32, float64, float16, bfloat16, int64, int32, int16, int8, "
+      "uint8, bool",
       text.substr(0, 40));
 }
 

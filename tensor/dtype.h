@@ -1,5 +1,5 @@
-// Element types: float32, float64, float16, bfloat16, int64, int32, uint8, bool, their host value
-// types, and dispatch from a run-time DType to a compile-time type by lambda.
+// Element types: float32, float64, float16, bfloat16, int64, int32, int16, int8, uint8, bool, their
+// host value types, and dispatch from a run-time DType to a compile-time type by lambda.
 #pragma once
 
 #include <bit>
@@ -17,11 +17,13 @@ enum class DType : std::uint8_t {
   bfloat16,
   int64,
   int32,
+  int16,
+  int8,
   uint8,
   boolean
 };
 
-inline constexpr int kNumDTypes = 8;
+inline constexpr int kNumDTypes = 10;
 
 /// Bytes of one element.
 std::size_t size_of(DType dtype);
@@ -31,6 +33,10 @@ std::string_view name(DType dtype);
 DType parse_dtype(std::string_view text);
 /// float32, float64, float16 or bfloat16.
 bool is_floating(DType dtype);
+/// int16 or int8: stored, moved, compared, cast and used as indices, but not computed with.
+constexpr bool is_storage_only(DType dtype) {
+  return dtype == DType::int16 || dtype == DType::int8;
+}
 /// The type that sums, statistics and products of `dtype` are accumulated in.
 DType accumulation_dtype(DType dtype);
 /// Unit roundoff 2^-p of a floating type (float32: 2^-24), 0 for the others.
@@ -119,6 +125,14 @@ struct DTypeOf<std::int32_t> {
   static constexpr DType value = DType::int32;
 };
 template <>
+struct DTypeOf<std::int16_t> {
+  static constexpr DType value = DType::int16;
+};
+template <>
+struct DTypeOf<std::int8_t> {
+  static constexpr DType value = DType::int8;
+};
+template <>
 struct DTypeOf<std::uint8_t> {
   static constexpr DType value = DType::uint8;
 };
@@ -129,7 +143,8 @@ struct DTypeOf<bool> {
 template <class T>
 inline constexpr DType dtype_of = DTypeOf<T>::value;
 
-/// The type that values of T are computed and accumulated in: float for 16-bit floats, else T.
+/// The type that values of T are computed and accumulated in: float for 16-bit floats, int32 for
+/// int16 and int8, else T.
 template <class T>
 struct ComputeType {
   using type = T;
@@ -141,6 +156,14 @@ struct ComputeType<Half> {
 template <>
 struct ComputeType<BFloat16> {
   using type = float;
+};
+template <>
+struct ComputeType<std::int16_t> {
+  using type = std::int32_t;
+};
+template <>
+struct ComputeType<std::int8_t> {
+  using type = std::int32_t;
 };
 template <class T>
 using compute_type = typename ComputeType<T>::type;
@@ -159,15 +182,25 @@ decltype(auto) dispatch_float(DType dtype, F&& f) {
   }
 }
 
-/// Calls `f.template operator()<T>()` with the host type of any dtype.
+/// Calls `f.template operator()<T>()` with the host type of any dtype that ops compute with.
 template <class F>
-decltype(auto) dispatch_all(DType dtype, F&& f) {
+decltype(auto) dispatch_computed(DType dtype, F&& f) {
   switch (dtype) {
     case DType::int64: return f.template operator()<std::int64_t>();
     case DType::int32: return f.template operator()<std::int32_t>();
     case DType::uint8: return f.template operator()<std::uint8_t>();
     case DType::boolean: return f.template operator()<bool>();
     default: return dispatch_float(dtype, std::forward<F>(f));
+  }
+}
+
+/// Calls `f.template operator()<T>()` with the host type of any dtype.
+template <class F>
+decltype(auto) dispatch_all(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::int16: return f.template operator()<std::int16_t>();
+    case DType::int8: return f.template operator()<std::int8_t>();
+    default: return dispatch_computed(dtype, std::forward<F>(f));
   }
 }
 

@@ -3,6 +3,7 @@
 #include <numbers>
 
 #include "tensor/detail/check.h"
+#include "tensor/detail/move_data.h"
 #include "tensor/device_backend.h"
 #include "tensor/parallel.h"
 #include "tensor/philox.h"
@@ -40,7 +41,7 @@ Tensor generate(const Shape& shape, const TensorOptions& options, const F& value
       }
     });
   });
-  return host.to(options.device);
+  return detail::moved_to(host, options.device);
 }
 
 /// 32 random bits for element i of the given stream: word i % 4 of Philox block i / 4.
@@ -143,7 +144,7 @@ Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device devi
               shape.to_string(), shape.numel().value());
   const Tensor host = empty(shape, {dtype_of<T>, kCpu});
   std::copy(values.begin(), values.end(), host.data<T>());
-  return host.to(device);
+  return detail::moved_to(host, device);
 }
 
 template Tensor from_vector(const std::vector<float>&, const Shape&, Device);
@@ -152,6 +153,8 @@ template Tensor from_vector(const std::vector<Half>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<BFloat16>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::int64_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::int32_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<std::int16_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<std::int8_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::uint8_t>&, const Shape&, Device);
 
 }  // namespace tenon

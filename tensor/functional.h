@@ -214,6 +214,12 @@ Tensor unsqueeze(const Tensor& input, std::int64_t dim);
 Tensor squeeze(const Tensor& input, std::int64_t dim);
 /// Row-major copy, or the input itself when it is that already.
 Tensor contiguous(const Tensor& input);
+/// Row-major copy in memory of its own, whatever the input's layout; the gradient flows back.
+Tensor clone(const Tensor& input);
+/// The input itself where it is on `device`, else a contiguous copy there, whose gradient is moved back.
+/// DeviceError when there is no such device. Under the tracer TraceError for what the Graph computes and
+/// for state of the model: a Graph runs on one device. A constant is moved as the trace is made.
+Tensor to_device(const Tensor& input, Device device);
 /// Pieces of `split_size` along `dim`, the last one smaller if it does not divide.
 std::vector<Tensor> split(const Tensor& input, std::int64_t split_size, std::int64_t dim = 0);
 std::vector<Tensor> split(const Tensor& input, const std::vector<std::int64_t>& sizes,
@@ -228,14 +234,16 @@ Tensor select(const Tensor& input, std::int64_t dim, std::int64_t index);
 /// The lower (upper) triangle of the last two axes, zero elsewhere; diagonal > 0 is above the main.
 Tensor tril(const Tensor& input, std::int64_t diagonal = 0);
 Tensor triu(const Tensor& input, std::int64_t diagonal = 0);
-/// Element type conversion: floats round to nearest even, float to integer truncates.
+/// Element type conversion: floats round to nearest even; a float becomes an integer by truncation,
+/// saturating at its range, NaN as 0; an integer becomes a narrower one modulo its range.
 Tensor cast(const Tensor& input, DType dtype);
 
 // --- lookup -------------------------------------------------------------------------------------
-/// Rows of weight (V, D) by index (int64 or int32, any shape): (…) -> (…, D). ValueError for an
-/// index outside [0, V) on the CPU; on CUDA such a row is NaN.
+// Indices are int64, int32, int16 or int8.
+/// Rows of weight (V, D) by index (any shape): (…) -> (…, D). ValueError for an index outside [0, V)
+/// on the CPU; on CUDA such a row is NaN.
 Tensor embedding(const Tensor& input, const Tensor& weight);
-/// The slices of `input` along `dim` at index (1-D, int64 or int32).
+/// The slices of `input` along `dim` at index (1-D).
 Tensor index_select(const Tensor& input, std::int64_t dim, const Tensor& index);
 /// output[i][j] = input[index[i][j]][j] for dim 0, and so on: the shape is that of index.
 Tensor gather(const Tensor& input, std::int64_t dim, const Tensor& index);

@@ -55,17 +55,20 @@ EagerInterpreter& eager() {
   return interpreter;
 }
 
+/// Copies between two layouts of one device and dtype that do not overlap.
+void copy_data(const TensorView& source, const TensorView& target) {
+  static const Op& clone = get_op("clone");
+  KernelArgs args{.op = &clone, .inputs = {&source, 1}, .outputs = {&target, 1}};
+  args.stream = device_backend(target.device.type).stream(target.device.index);
+  const Kernel* kernel = select_kernel(clone, target.device.type, args);
+  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", target.device.to_string());
+  if (target.numel() > 0) detail::run_kernel(*kernel, args);
+}
+
 /// A row-major copy of `input` on its device.
 Tensor packed_copy(const Tensor& input) {
-  const Op& copy = get_op("contiguous");
   Tensor result = empty(input.layout().sizes, {input.dtype(), input.device()});
-  const TensorView source[] = {input.view_of_data()};
-  const TensorView target[] = {result.view_of_data()};
-  KernelArgs args{.op = &copy, .inputs = source, .outputs = target, .attrs = nullptr};
-  args.stream = device_backend(input.device().type).stream(input.device().index);
-  const Kernel* kernel = select_kernel(copy, input.device().type, args);
-  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", input.device().to_string());
-  if (input.layout().numel() > 0) detail::run_kernel(*kernel, args);
+  copy_data(input.view_of_data(), result.view_of_data());
   return result;
 }
 
@@ -113,14 +116,13 @@ std::vector<Tensor> allocate(const Op& op, const std::vector<TensorSpec>& specs)
 }  // namespace
 
 void Interpreter::assign(const Tensor& target, const Tensor& source) {
-  const Op& copy = get_op("contiguous");
-  const TensorView sources[] = {source.view_of_data()};
-  const TensorView targets[] = {target.view_of_data()};
-  KernelArgs args{.op = &copy, .inputs = sources, .outputs = targets, .attrs = nullptr};
-  args.stream = device_backend(target.device().type).stream(target.device().index);
-  const Kernel* kernel = select_kernel(copy, target.device().type, args);
-  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", target.device().to_string());
-  if (sources[0].numel() > 0) detail::run_kernel(*kernel, args);
+  const TensorView to = target.view_of_data();
+  TensorView from = source.view_of_data();
+  if (to.data != from.data || !(to.strides == from.strides)) {
+    Tensor before;  // the source's elements, where writing the target would change them
+    if (overlap(to, from)) from = (before = packed_copy(source)).view_of_data();
+    copy_data(from, to);
+  }
   target.storage()->bump_version();
 }
 

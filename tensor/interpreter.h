@@ -26,7 +26,7 @@ class Interpreter {
                                     const Attrs& attrs) = 0;
   virtual void enter_module(const ModuleFrame&, std::span<const Tensor> /*inputs*/) {}
   virtual void exit_module(const ModuleFrame&, std::span<const Tensor> /*outputs*/) {}
-  /// Makes `target` hold the values of `source`, which has its dtype and shape.
+  /// Makes `target` hold the values of `source`, which has its dtype, shape and device.
   virtual void assign(const Tensor& target, const Tensor& source);
   /// Whether autograd records the calls that this interpreter sees.
   virtual bool records_gradients() const { return true; }
@@ -40,6 +40,8 @@ class Interpreter {
   virtual void leave_call() {}
   /// Shapes are unknown until a match: op front ends must not ask for ranks or sizes.
   virtual bool is_pattern() const { return false; }
+  /// Calls become a Graph, which may run often: what is done to tensors beside op calls is not in it.
+  virtual bool is_tracer() const { return false; }
 };
 
 /// Makes an interpreter the innermost one of this thread for the guard's lifetime.

@@ -91,6 +91,10 @@ OpBuilder& OpBuilder::not_differentiable() {
   op_->not_differentiable = true;
   return *this;
 }
+OpBuilder& OpBuilder::selects_by(const IndexOperand& operand) {
+  op_->selects_by = operand;
+  return *this;
+}
 OpBuilder& OpBuilder::cpu(const Kernel& kernel) {
   op_->add_kernel(DeviceType::cpu, kernel);
   return *this;

@@ -44,6 +44,8 @@ enum class Trait : std::uint32_t {
   /// Element i of an operand is read by the thread that writes element i of the results, before it
   /// does: a result may lie where an operand of its layout lies. Elementwise ops do so anyway.
   update = 64,
+  /// Moves, compares or casts elements without computing with them: takes int16 and int8, as views do.
+  storage_dtypes = 128,
 };
 
 /// Shape inference sees the operands' specs. `has(i)` is false for an absent optional operand.
@@ -99,6 +101,14 @@ struct Operand {
   bool variadic = false;  // the last operand: any number >= 1 of tensors
 };
 
+/// An operand of integers that are positions along an axis of another operand.
+struct IndexOperand {
+  int index = 0;
+  int table = 0;
+  std::int64_t (*axis)(const Attrs&) = nullptr;     // null: axis 0
+  std::int64_t (*ignored)(const Attrs&) = nullptr;  // a number that selects nothing; null: none
+};
+
 class Op {
  public:
   using Infer = std::vector<TensorSpec> (*)(const InferContext&);
@@ -141,6 +151,8 @@ class Op {
   std::string rederived_by;
   /// No gradient flows through: comparisons, argmax, detach.
   bool not_differentiable = false;
+  /// What selects from what: an index outside of [0, the axis's size) is an error.
+  std::optional<IndexOperand> selects_by;
 
   bool has(Trait trait) const { return (traits & static_cast<std::uint32_t>(trait)) != 0; }
   const std::vector<Kernel>& kernels(DeviceType device) const {
@@ -184,6 +196,8 @@ class OpBuilder {
   /// See Op::rederived_by.
   OpBuilder& rederived_by(std::string_view op);
   OpBuilder& not_differentiable();
+  /// See Op::selects_by.
+  OpBuilder& selects_by(const IndexOperand& operand);
   OpBuilder& cpu(const Kernel& kernel);
   Op done();
 

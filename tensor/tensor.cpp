@@ -1,8 +1,7 @@
 #include "tensor/tensor.h"
 
 #include "tensor/detail/check.h"
-#include "tensor/detail/launch_count.h"
-#include "tensor/device_backend.h"
+#include "tensor/detail/move_data.h"
 #include "tensor/interpreter.h"
 
 namespace tenon {
@@ -103,13 +102,12 @@ Tensor Tensor::to_host_contiguous(DType wanted) const {
   TENON_CHECK(dtype() == wanted, DTypeError, "the data of a {} tensor was read as {}",
               name(dtype()), name(wanted));
   eager_impl(impl_);
-  return cpu().contiguous();
+  return detail::host_data_of(*this);
 }
 
 std::vector<double> Tensor::to_doubles() const {
-  Tensor host = cpu();
-  // Numbers that are there can be read under a tracer too, which would record a copy.
-  if (!host.layout().is_contiguous()) host = host.contiguous();
+  eager_impl(impl_);
+  const Tensor host = detail::host_data_of(*this);
   std::vector<double> values(static_cast<std::size_t>(host.layout().numel()));
   dispatch_all(host.dtype(), [&]<typename T>() {
     const T* source = host.data<T>();
@@ -133,6 +131,11 @@ void Tensor::copy_(const Tensor& source) {
   TENON_CHECK(same_sizes(source.shape(), shape()), ShapeError,
               "copy_ of a tensor of shape {} into one of shape {}", source.shape().to_string(),
               shape().to_string());
+  TENON_CHECK(!is_eager() || !overlaps_itself(impl_->layout), ValueError,
+              "[copy_] into a tensor of shape {} and strides ({}), some of whose elements lie in "
+              "one place, as those of an expanded tensor do; write into a clone(), or into the "
+              "tensor that it is a view of",
+              shape().to_string(), fmt::join(impl_->layout.strides, ", "));
   Tensor typed = source.dtype() == dtype() ? source : cast(source, dtype());
   if (typed.device() != device()) typed = typed.to(device());
   const bool tracked = grad_enabled() && (requires_grad() || typed.requires_grad());
@@ -185,6 +188,9 @@ Tensor Tensor::detach() const { return tenon::detach(*this); }
 void Tensor::set_data_(const Tensor& other) {
   const TensorImpl& source = eager_impl(other.impl_);
   eager_impl(impl_);
+  TENON_CHECK(!current_interpreter().is_tracer(), TraceError,
+              "[set_data_] under the tracer: a Graph cannot give a tensor other storage; change it "
+              "with copy_, or call set_data_ outside of forward");
   impl_->spec = source.spec;
   impl_->layout = source.layout;
   impl_->storage = source.storage;
@@ -192,28 +198,8 @@ void Tensor::set_data_(const Tensor& other) {
 
 Tensor Tensor::to(DType dtype) const { return this->dtype() == dtype ? *this : cast(*this, dtype); }
 
-Tensor Tensor::to(Device device) const {
-  if (this->device() == device) return *this;
-  TENON_CHECK(is_eager(), TraceError, "to({}) under the tracer: a Graph runs on one device",
-              device.to_string());
-  // Under the tracer too this moves data now: factories make their tensors on the host.
-  const Tensor packed = is_contiguous() ? *this : contiguous();
-  Tensor result = empty(layout().sizes, {dtype(), device});
-  const std::size_t bytes = static_cast<std::size_t>(layout().numel()) * size_of(dtype());
-  if (bytes > 0) {
-    const DeviceType mover = device.is_cuda() ? device.type : this->device().type;
-    device_backend(mover).copy(result.view_of_data().data, device, packed.view_of_data().data,
-                               this->device(), bytes);
-  }
-  return result;
-}
-
-Tensor Tensor::clone() const {
-  Tensor result = empty(layout().sizes, {dtype(), device()});
-  result.copy_(*this);
-  return result;
-}
-
+Tensor Tensor::to(Device device) const { return to_device(*this, device); }
+Tensor Tensor::clone() const { return tenon::clone(*this); }
 Tensor Tensor::contiguous() const { return tenon::contiguous(*this); }
 Tensor Tensor::view(const Shape& shape) const { return tenon::view(*this, shape); }
 Tensor Tensor::reshape(const Shape& shape) const { return tenon::reshape(*this, shape); }

@@ -112,9 +112,12 @@ class Tensor {
 
   // Changes in place. Eagerly they write this storage and bump its version, so that backward notices
   // a changed saved value; under the tracer the handle stands for a new value from here on. Refused
-  // with ValueError while grad mode is on: a leaf that requires a gradient, and a view where
-  // gradients flow; under the tracer also what has views (TraceError).
-  /// Copies values from `source` (same shape; dtype and device may differ).
+  // with ValueError: a tensor that has several elements in one place (expand makes such) and, while
+  // grad mode is on, a leaf that requires a gradient, and a view where gradients flow. Under the
+  // tracer refused with TraceError: an input, a view, and what has views; and later a read of another
+  // tensor that eagerly may have changed with it.
+  /// Copies values from `source` (same shape; layout, dtype and device may differ), as they were
+  /// before where the two share memory. Differentiable.
   void copy_(const Tensor& source);
   void add_(const Tensor& other);
   void mul_(const Scalar& factor);
@@ -133,6 +136,7 @@ class Tensor {
   /// The same values, cut off from the tape.
   Tensor detach() const;
   /// Lets this handle, and all that share it, refer to another tensor's storage, dtype and layout.
+  /// TraceError under the tracer.
   void set_data_(const Tensor& other);
 
   // Ops; see tensor/functional.h for their documentation.

@@ -85,6 +85,9 @@ struct Layout {
   friend bool operator==(const Layout&, const Layout&) = default;
 };
 
+/// Whether two elements lie in one place, as those of an expanded tensor or of windows that overlap do.
+bool overlaps_itself(const Layout& layout);
+
 /// A kernel's operand. `present` is false for an absent optional operand.
 struct TensorView {
   void* data = nullptr;
@@ -104,5 +107,9 @@ struct TensorView {
     return static_cast<T*>(data);
   }
 };
+
+/// Whether the two have a byte of memory in common; exact for any strides: columns of one matrix do
+/// not overlap other columns of it.
+bool overlap(const TensorView& a, const TensorView& b);
 
 }  // namespace tenon

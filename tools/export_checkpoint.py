@@ -36,6 +36,8 @@ DTYPES = {  # torch dtype -> (Tenon's name, .safetensors' name)
     torch.bfloat16: ("bfloat16", "BF16"),
     torch.int64: ("int64", "I64"),
     torch.int32: ("int32", "I32"),
+    torch.int16: ("int16", "I16"),
+    torch.int8: ("int8", "I8"),
     torch.uint8: ("uint8", "U8"),
     torch.bool: ("bool", "BOOL"),
 }
@@ -197,8 +199,8 @@ def write_checkpoint(path, state, *, metadata=None, config=None, tests=(), inlin
     """
     tensors, aliases = split_aliases(state)
     side, side_path = SideFile(), os.path.splitext(path)[0] + ".safetensors"
-    if os.path.abspath(side_path) == os.path.abspath(path):
-        raise ValueError(f"{path}: the manifest needs another name than its side file")
+    if path.lower().endswith(".safetensors"):
+        raise ValueError(f"{path}: the manifest needs another name than a side file")
 
     def describe(name, tensor):
         size = tensor.numel() * tensor.element_size()

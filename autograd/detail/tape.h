@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/autograd.h"
+#include "tensor/hook_set.h"
 
 namespace tenon::autograd {
 
@@ -16,11 +17,12 @@ class TapeNode;
 /// Hooks on the gradient of one tensor, by number.
 struct HookList final : AutogradRecord {
   std::vector<std::pair<std::int64_t, GradientHook>> hooks;
-  std::int64_t next = 0;
+  HookSet numbers;
 };
 
-/// A value kept for backward, with the version its storage had. An output of the node itself is kept
-/// without its link back to the node, which would be a cycle.
+/// A value kept for backward: a handle of the tape's own, so that set_data_ on the tensor does not
+/// reach it, and the version its storage had. An output of the node itself is kept without its link
+/// back to the node, which would be a cycle.
 struct SavedTensor {
   Tensor tensor;
   std::uint64_t version = 0;
@@ -53,6 +55,9 @@ class TapeNode final : public AutogradRecord, public std::enable_shared_from_thi
   /// Forgets the saved values.
   void release();
 };
+
+/// What the hooks make of a gradient of this spec. ShapeError when one returns a misfit.
+Tensor run_hooks(const AutogradRecord* record, Tensor gradient, const TensorSpec& spec);
 
 /// The edge that the gradient of `tensor` flows along; not needed() when it requires none.
 Edge edge_of(const Tensor& tensor);

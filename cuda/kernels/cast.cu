@@ -80,6 +80,8 @@ __global__ void __launch_bounds__(kThreads) cast_kernel(const CastParams p) {
     case DType::bfloat16: from.template operator()<BFloat16>(); break;
     case DType::int64: from.template operator()<std::int64_t>(); break;
     case DType::int32: from.template operator()<std::int32_t>(); break;
+    case DType::int16: from.template operator()<std::int16_t>(); break;
+    case DType::int8: from.template operator()<std::int8_t>(); break;
     case DType::uint8: from.template operator()<std::uint8_t>(); break;
     case DType::boolean: from.template operator()<bool>(); break;
   }

@@ -6,6 +6,7 @@
 #include "cuda/kernels/copy.h"
 #include "cuda/kernels/element_size.h"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/move_data.h"
 #include "tensor/op.h"
 
 namespace tenon::cuda {
@@ -104,14 +105,12 @@ void copy_transposed(Stream stream, const char* name, StridedAxes axes, int row_
 }
 
 /// The input seen with the output's sizes: as the op's own view rule says or, for reshape of strides
-/// that have no such view, the output seen with the input's sizes. A call without attributes is a
-/// plain copy, to any strides.
+/// that have no such view, the output seen with the input's sizes.
 void run_view_copy(const KernelArgs& args) {
   TensorView source = args.inputs[0];
   TensorView target = args.outputs[0];
   if (target.numel() == 0) return;
   const char* name = args.name();
-  if (args.attrs == nullptr) return copy_strided(stream_of(args), name, source, target);
   const Layout input{source.sizes, source.strides, 0};
   if (const auto layout = args.op->view(input, target.sizes, *args.attrs)) {
     source.data = static_cast<char*>(source.data) +
@@ -123,6 +122,10 @@ void run_view_copy(const KernelArgs& args) {
     target.strides = contiguous_strides(source.sizes);
   }
   copy_strided(stream_of(args), name, source, target);
+}
+
+void run_clone(const KernelArgs& args) {
+  copy_strided(stream_of(args), args.name(), args.inputs[0], args.outputs[0]);
 }
 
 }  // namespace
@@ -141,6 +144,13 @@ void copy_strided(Stream stream, const char* name, const TensorView& source,
 }
 
 void register_copy_kernels() {
+  register_kernel("clone", DeviceType::cuda,
+                  {.name = "cuda.copy",
+                   .run = run_clone,
+                   .accepts = any_layout,
+                   .strided_output = true});
+  register_kernel("to_device", DeviceType::cuda,
+                  {.name = "cuda.to_device", .run = detail::run_to_device});
   constexpr std::pair<std::string_view, std::string_view> kNames[] = {
       {"contiguous", "cuda.contiguous"}, {"view", "cuda.view"},
       {"reshape", "cuda.reshape"},       {"permute", "cuda.permute"},

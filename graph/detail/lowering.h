@@ -41,6 +41,7 @@ class Lowering final : public Interpreter {
  public:
   Lowering(const Graph& graph, const LowerOptions& options)
       : graph_(graph), options_(options), program_(std::make_unique<Program::Impl>()) {
+    program_->hooks = graph.recorded_hooks();
     program_->training = options.training;
   }
 

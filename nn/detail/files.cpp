@@ -37,6 +37,19 @@ const char* kind_of(mode_t mode) {
 
 }  // namespace
 
+std::filesystem::path follow_links(std::filesystem::path path, const std::string& where) {
+  constexpr int kMaxLinks = 40;  // Linux's own limit
+  std::error_code error;
+  for (int i = 0; std::filesystem::is_symlink(std::filesystem::symlink_status(path, error)); ++i) {
+    TENON_CHECK(i < kMaxLinks, CheckpointError, "{}: cannot be opened: {}", where,
+                reason_of(ELOOP));
+    const std::filesystem::path target = std::filesystem::read_symlink(path, error);
+    TENON_CHECK(!error, CheckpointError, "{}: cannot be opened: {}", where, error.message());
+    path = path.parent_path() / target;  // the target alone where it is absolute
+  }
+  return path;
+}
+
 FileHandle& FileHandle::operator=(FileHandle&& other) noexcept {
   if (this != &other) {
     if (descriptor_ >= 0) ::close(descriptor_);
@@ -83,6 +96,10 @@ void InputFile::seek(std::uint64_t offset) {
 
 AtomicFile::AtomicFile(std::filesystem::path target, std::string where)
     : target_(std::move(target)), where_(std::move(where)) {
+  struct stat status {};
+  const bool is_there = ::stat(target_.c_str(), &status) == 0;
+  TENON_CHECK(!is_there || S_ISREG(status.st_mode) || S_ISDIR(status.st_mode), CheckpointError,
+              "{}: is {}; needed a regular file or a new name", where_, kind_of(status.st_mode));
   static std::atomic<unsigned> counter{0};
   // A temporary of a killed process must not block this one, so the number counts on.
   for (int attempt = 0; attempt < 1000 && file_.get() < 0; ++attempt) {
@@ -95,9 +112,7 @@ AtomicFile::AtomicFile(std::filesystem::path target, std::string where)
     temporary_.clear();
     fail("cannot be created");
   }
-  struct stat status {};
-  if (::stat(target_.c_str(), &status) == 0 && S_ISREG(status.st_mode) &&
-      ::fchmod(file_.get(), status.st_mode & 07777) != 0) {
+  if (is_there && S_ISREG(status.st_mode) && ::fchmod(file_.get(), status.st_mode & 07777) != 0) {
     fail("cannot get the mode of the file it replaces");
   }
 }
@@ -143,6 +158,7 @@ void AtomicFile::commit_as(const std::filesystem::path& target) {
   if (::close(file_.release()) != 0) fail("cannot be closed");
   if (::rename(temporary_.c_str(), target.c_str()) != 0) fail("cannot be renamed into place");
   temporary_.clear();
+  is_in_place_ = true;
   const FileHandle folder(::open(folder_of(target).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Some file systems cannot sync a folder and say so with EINVAL.
   if (folder.get() < 0 || (::fsync(folder.get()) != 0 && errno != EINVAL)) {

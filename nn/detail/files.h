@@ -24,6 +24,10 @@ class FileHandle {
   int descriptor_ = -1;
 };
 
+/// Where the symbolic links of `path` itself lead, be there a file or not; `path` when it is none.
+/// CheckpointError that starts with `where` for links in a circle.
+std::filesystem::path follow_links(std::filesystem::path path, const std::string& where);
+
 /// An open regular file, read from start to end. Every failure is a CheckpointError that starts
 /// with `where` ("[load_checkpoint] model.json").
 class InputFile {
@@ -43,7 +47,8 @@ class InputFile {
 };
 
 /// A temporary file in the target's folder; commit() syncs it, renames it over the target and syncs
-/// the folder. Without a commit it is removed and the target is as it was.
+/// the folder. Without a commit it is removed and the target is as it was. A link that stands at the
+/// target is replaced, not followed; what is neither a file nor a folder (a device) is refused.
 class AtomicFile {
  public:
   AtomicFile(std::filesystem::path target, std::string where);
@@ -56,6 +61,8 @@ class AtomicFile {
   void commit() { commit_as(target_); }
   /// Renames to another name of the same folder instead.
   void commit_as(const std::filesystem::path& target);
+  /// Whether the file stands under its name: commit() may fail after that, in syncing the folder.
+  bool is_in_place() const { return is_in_place_; }
 
  private:
   void flush();
@@ -66,6 +73,7 @@ class AtomicFile {
   std::string where_;
   FileHandle file_;
   std::string buffer_;
+  bool is_in_place_ = false;
 };
 
 }  // namespace tenon::nn::detail

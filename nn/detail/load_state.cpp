@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "nn/detail/tensor_bytes.h"
 #include "nn/detail/text.h"
@@ -20,6 +21,7 @@ struct Target {
   std::vector<std::string> names;
   std::vector<std::pair<std::string, Tensor>> sources;
   bool is_named = false;  // the state dict has one of its names, be it with an unfit tensor
+  std::string skipped;    // what the state dict says of a name that was not read
 };
 
 struct Targets {
@@ -32,7 +34,7 @@ Targets targets_of(const StateDict& own) {
   std::unordered_map<const void*, std::size_t> by_tensor;
   for (const auto& [name, tensor] : own) {
     const auto [entry, is_new] = by_tensor.emplace(tensor.impl().get(), targets.list.size());
-    if (is_new) targets.list.push_back({tensor, {}, {}, false});
+    if (is_new) targets.list.push_back({tensor, {}, {}, false, ""});
     targets.list[entry->second].names.push_back(name);
     targets.by_name.emplace(name, entry->second);
   }
@@ -76,7 +78,7 @@ void report_target(const Target& target, const LoadOptions& options, LoadReport&
     if (matches_any(options.allow_missing, name)) {
       report.allowed_missing.push_back(name);
     } else {
-      report.missing.push_back({name, "", target.tensor.spec().to_string()});
+      report.missing.push_back({name, target.skipped, target.tensor.spec().to_string()});
     }
   }
 }
@@ -95,8 +97,34 @@ LoadReport match(Targets& targets, const StateDict& state, const LoadOptions& op
       report.unexpected.push_back({name, tensor.spec().to_string(), ""});
     }
   }
+  for (const SkippedTensor& skipped : state.skipped()) {
+    const auto found = targets.by_name.find(skipped.name);
+    const bool is_needed = found != targets.by_name.end();
+    report.skipped.push_back(
+        {skipped.name, skipped.spec,
+         is_needed ? targets.list[found->second].tensor.spec().to_string() : ""});
+    if (is_needed) {
+      targets.list[found->second].skipped = skipped.spec + ", of a dtype that Tenon lacks";
+    }
+  }
   for (const Target& target : targets.list) report_target(target, options, report);
   return report;
+}
+
+/// Copies what is given, all of it as it was before: it may lie where another target does.
+void copy_all(Targets& targets) {
+  std::unordered_set<const Storage*> written;
+  for (const Target& target : targets.list) written.insert(target.tensor.storage().get());
+  for (Target& target : targets.list) {
+    if (target.sources.empty()) continue;
+    Tensor& source = target.sources.front().second;
+    if (!source.is_same(target.tensor) && written.contains(source.storage().get())) {
+      source = source.clone();
+    }
+  }
+  for (Target& target : targets.list) {
+    if (!target.sources.empty()) target.tensor.copy_(target.sources.front().second);
+  }
 }
 
 }  // namespace
@@ -114,9 +142,7 @@ LoadReport load_state(const StateDict& own, const StateDict& given, const LoadOp
               "[load_state_dict] {} cannot take this state dict, nothing was changed:{}", owner,
               report.problems());
   const NoGradGuard no_grad;
-  for (Target& target : targets.list) {
-    if (!target.sources.empty()) target.tensor.copy_(target.sources.front().second);
-  }
+  copy_all(targets);
   return report;
 }
 

@@ -244,7 +244,7 @@ void ManifestParser::read_dtype(ManifestTensor& tensor) {
   }
   reader_.fail(
       fmt::format("unknown dtype {}; needed float32, float64, float16, bfloat16, int64, "
-                  "int32, uint8 or bool",
+                  "int32, int16, int8, uint8 or bool",
                   quote(text)));
 }
 

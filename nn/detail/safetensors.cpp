@@ -17,23 +17,45 @@ constexpr std::uint64_t kMaxHeader = 100'000'000;  // the reference implementati
 constexpr std::size_t kPrefix = 8;
 constexpr std::size_t kAlignment = 64;
 
-constexpr std::pair<std::string_view, DType> kNames[] = {
-    {"F32", DType::float32},   {"F64", DType::float64}, {"F16", DType::float16},
-    {"BF16", DType::bfloat16}, {"I64", DType::int64},   {"I32", DType::int32},
-    {"U8", DType::uint8},      {"BOOL", DType::boolean}};
+/// The format's dtypes of whole bytes. Those of fewer bits, and names yet to come, are not listed:
+/// their sizes cannot be checked.
+struct Element {
+  std::string_view name;
+  std::size_t bytes;
+  std::optional<DType> dtype{};
+};
+constexpr Element kElements[] = {{"F32", 4, DType::float32},
+                                 {"F64", 8, DType::float64},
+                                 {"F16", 2, DType::float16},
+                                 {"BF16", 2, DType::bfloat16},
+                                 {"I64", 8, DType::int64},
+                                 {"I32", 4, DType::int32},
+                                 {"I16", 2, DType::int16},
+                                 {"I8", 1, DType::int8},
+                                 {"U8", 1, DType::uint8},
+                                 {"BOOL", 1, DType::boolean},
+                                 {"U16", 2},
+                                 {"U32", 4},
+                                 {"U64", 8},
+                                 {"F8_E4M3", 1},
+                                 {"F8_E5M2", 1},
+                                 {"F8_E8M0", 1},
+                                 {"C64", 8}};
 
 std::string_view safetensors_name(DType dtype) {
-  return std::ranges::find(kNames, dtype, &std::pair<std::string_view, DType>::second)->first;
+  return std::ranges::find(kElements, std::optional(dtype), &Element::dtype)->name;
 }
 
-DType read_dtype(JsonReader& reader) {
+/// Returns the bytes of an element, 0 where they are not known.
+std::size_t read_dtype(JsonReader& reader, SafetensorsEntry& entry) {
   reader.expect(JsonKind::string, "dtype");
   const std::string text = reader.string();
-  for (const auto& [known, dtype] : kNames) {
-    if (known == text) return dtype;
-  }
-  reader.fail(fmt::format("unknown dtype {}; needed F32, F64, F16, BF16, I64, I32, U8 or BOOL",
-                          quote(text)));
+  if (text.empty()) reader.fail("dtype is empty");
+  const auto* known = std::ranges::find(kElements, text, &Element::name);
+  const bool is_known = known != std::end(kElements);
+  if (is_known) entry.dtype = known->dtype;
+  if (!entry.dtype) entry.foreign_dtype = escape(text);
+  return is_known ? known->bytes : 0;
 }
 
 void read_offsets(JsonReader& reader, SafetensorsEntry& entry) {
@@ -54,12 +76,13 @@ SafetensorsEntry read_entry(JsonReader& reader, const std::string& name) {
   SafetensorsEntry entry;
   entry.name = name;
   bool has_dtype = false, has_shape = false, has_offsets = false;
+  std::size_t element = 0;
   reader.expect(JsonKind::object, "the tensor's entry");
   reader.begin_object();
   std::string key;
   while (reader.next_member(key)) {
     if (key == "dtype") {
-      entry.dtype = read_dtype(reader);
+      element = read_dtype(reader, entry);
       has_dtype = true;
     } else if (key == "shape") {
       entry.sizes = read_shape(reader);
@@ -76,10 +99,11 @@ SafetensorsEntry read_entry(JsonReader& reader, const std::string& name) {
                                              : !has_shape ? "shape"
                                                           : "data_offsets"));
   }
-  const std::uint64_t bytes = byte_size(reader, entry.dtype, entry.sizes);
-  if (entry.end < entry.begin || entry.end - entry.begin != bytes) {
-    reader.fail(fmt::format("data_offsets [{}, {}] do not span the {} bytes of {}{}", entry.begin,
-                            entry.end, bytes, tenon::name(entry.dtype), shape_text(entry.sizes)));
+  const bool is_known = element != 0;
+  const std::uint64_t bytes = byte_size(reader, entry.dtype_text(), element, entry.sizes);
+  if (entry.end < entry.begin || (is_known && entry.end - entry.begin != bytes)) {
+    reader.fail(fmt::format("data_offsets [{}, {}] do not span the {}bytes of {}", entry.begin,
+                            entry.end, is_known ? std::to_string(bytes) + " " : "", entry.spec()));
   }
   return entry;
 }
@@ -126,6 +150,16 @@ void check_cover(const SafetensorsHeader& header, const std::string& where) {
 
 }  // namespace
 
+std::string SafetensorsEntry::spec() const { return dtype_text() + shape_text(sizes); }
+
+bool is_named_safetensors(const std::filesystem::path& path) {
+  std::string name = path.filename().string();
+  for (char& c : name) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');  // in no locale's way
+  }
+  return name.ends_with(".safetensors");
+}
+
 bool looks_like_safetensors(std::span<const std::byte> start, std::uint64_t size) {
   if (size <= kPrefix || start.size() <= kPrefix || start[kPrefix] != std::byte{'{'}) return false;
   std::uint64_t length = 0;
@@ -161,7 +195,7 @@ SafetensorsHeader read_safetensors_header(InputFile& file, const std::string& wh
   reader.begin_object();
   std::string name;
   while (reader.next_member(name)) {
-    if (name == "__metadata__") {
+    if (name == kMetadataKey) {
       header.metadata = read_metadata(reader);
       continue;
     }
@@ -174,14 +208,16 @@ SafetensorsHeader read_safetensors_header(InputFile& file, const std::string& wh
   return header;
 }
 
-std::string safetensors_header(std::span<const SafetensorsEntry> entries) {
+std::string safetensors_header(std::span<const SafetensorsEntry> entries,
+                               std::string_view metadata) {
   std::string text = "{";
+  if (!metadata.empty()) text += fmt::format("\"{}\":{}", kMetadataKey, metadata);
   for (const SafetensorsEntry& entry : entries) {
     if (text.size() > 1) text += ',';
     append_string(text, entry.name);
     text +=
         fmt::format(R"(:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                    safetensors_name(entry.dtype), join(entry.sizes, ","), entry.begin, entry.end);
+                    safetensors_name(*entry.dtype), join(entry.sizes, ","), entry.begin, entry.end);
   }
   text += '}';
   text.resize((kPrefix + text.size() + kAlignment - 1) / kAlignment * kAlignment - kPrefix, ' ');

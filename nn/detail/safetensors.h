@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "nn/detail/files.h"
@@ -14,12 +17,22 @@
 
 namespace tenon::nn::detail {
 
+inline constexpr std::string_view kMetadataKey = "__metadata__";
+
 struct SafetensorsEntry {
   std::string name;
-  DType dtype = DType::float32;
-  Extents sizes;
+  std::optional<DType> dtype{};
+  Extents sizes{};
   std::uint64_t begin = 0;  // from the first byte after the header
   std::uint64_t end = 0;
+  std::string foreign_dtype{};  // what the file says where Tenon has no such dtype: "F8_E4M3"
+
+  /// "float32", "F8_E4M3".
+  std::string dtype_text() const {
+    return dtype ? std::string(tenon::name(*dtype)) : foreign_dtype;
+  }
+  /// "float32(2, 3)".
+  std::string spec() const;
 };
 
 struct SafetensorsHeader {
@@ -28,15 +41,20 @@ struct SafetensorsHeader {
   std::uint64_t data_size = 0;
 };
 
+/// Whether a path ends in ".safetensors", in capitals or not.
+bool is_named_safetensors(const std::filesystem::path& path);
 /// Whether a file of `size` bytes that starts with these may be one.
 bool looks_like_safetensors(std::span<const std::byte> start, std::uint64_t size);
 
 /// Reads and checks the header; the file then stands at the first data byte, and `hash`, if any,
-/// has seen all before it. Every fault is a CheckpointError that starts with `where`.
+/// has seen all before it. Every fault is a CheckpointError that starts with `where`; a dtype that
+/// Tenon lacks is none.
 SafetensorsHeader read_safetensors_header(InputFile& file, const std::string& where, Sha256* hash);
 
 /// Length and header of a file with these tensors, padded so that the data starts 64-aligned.
-std::string safetensors_header(std::span<const SafetensorsEntry> entries);
+/// `metadata`: a JSON object of strings, or empty for none.
+std::string safetensors_header(std::span<const SafetensorsEntry> entries,
+                               std::string_view metadata);
 
 /// Bytes [begin, end) of the data, to be read to `target`.
 struct ReadRange {

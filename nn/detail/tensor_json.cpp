@@ -134,9 +134,14 @@ Extents read_shape(JsonReader& reader) {
 }
 
 std::uint64_t byte_size(const JsonReader& reader, DType dtype, const Extents& sizes) {
+  return byte_size(reader, name(dtype), size_of(dtype), sizes);
+}
+
+std::uint64_t byte_size(const JsonReader& reader, std::string_view dtype, std::size_t element,
+                        const Extents& sizes) {
   std::int64_t bytes = 0;
-  if (__builtin_mul_overflow(sizes.product(), static_cast<std::int64_t>(size_of(dtype)), &bytes)) {
-    reader.fail(fmt::format("{}{} has more than 2^63 bytes", name(dtype), shape_text(sizes)));
+  if (__builtin_mul_overflow(sizes.product(), static_cast<std::int64_t>(element), &bytes)) {
+    reader.fail(fmt::format("{}{} has more than 2^63 bytes", dtype, shape_text(sizes)));
   }
   return static_cast<std::uint64_t>(bytes);
 }

@@ -18,6 +18,9 @@ std::string shape_text(const Extents& sizes);
 Extents read_shape(JsonReader& reader);
 /// Bytes of such a tensor; fails when they do not fit an int64.
 std::uint64_t byte_size(const JsonReader& reader, DType dtype, const Extents& sizes);
+/// The same for elements of `element` bytes of a dtype by any name.
+std::uint64_t byte_size(const JsonReader& reader, std::string_view dtype, std::size_t element,
+                        const Extents& sizes);
 
 /// A flat array of exactly the shape's number of values. Floats: decimal numbers, rounded once to
 /// nearest, or "nan", "inf", "-inf"; what would overflow is refused, what underflows becomes 0.

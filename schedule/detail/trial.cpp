@@ -139,25 +139,31 @@ class MaskRecorder final : public Interpreter {
 void TrialMaker::choose_sizes(const std::vector<std::vector<std::int64_t>>& given,
                               const std::vector<std::vector<std::int64_t>>& candidates) {
   if (!given.empty()) {
-    sizes_ = bind_sizes(graph_, given);
+    take(bind_sizes(graph_, given));
     return;
   }
   for (const auto& numbers : candidates) {
-    if (auto found = assign_sizes(graph_, numbers)) {
-      sizes_ = std::move(*found);
-      return;
-    }
+    const auto found = assign_sizes(graph_, numbers);
+    if (found && take(*found)) return;
   }
   const auto examples = assign_sizes(graph_, {});
   TENON_INTERNAL(examples.has_value(), "the example's own sizes break a guard");
-  sizes_ = *examples;
+  take(*examples);
 }
 
-bool TrialMaker::has_indices() const {
-  return std::any_of(graph_.inputs().begin(), graph_.inputs().end(), [&](ValueId id) {
-    const DType dtype = graph_.value(id).spec.dtype;
-    return !is_floating(dtype) && dtype != DType::boolean;
-  });
+bool TrialMaker::take(DimBindings sizes) {
+  sizes_ = std::move(sizes);
+  indices_.reset();
+  inputs(InputValues::drawn);
+  return !misfit_;
+}
+
+std::vector<Tensor> TrialMaker::inputs(InputValues values) {
+  std::vector<Tensor> result;
+  for (ValueId id : graph_.inputs()) result.push_back(input(id, values));
+  misfit_ = indices_.draw(result, generator_);
+  if (values == InputValues::masked && indices_.all_known()) hide_rows(result);
+  return result;
 }
 
 bool TrialMaker::has_masks() const {
@@ -169,7 +175,7 @@ bool TrialMaker::has_masks() const {
 Trial TrialMaker::make(std::string name, InputValues values, StateChange change) {
   Trial trial;
   trial.name = std::move(name);
-  for (ValueId id : graph_.inputs()) trial.inputs.push_back(input(id, values));
+  trial.inputs = inputs(values);
   for (ValueId id : graph_.outputs()) {
     const TensorSpec& spec = graph_.value(id).spec;
     trial.cotangents.push_back(is_floating(spec.dtype) ? numbers(spec, InputValues::drawn)
@@ -200,21 +206,29 @@ Tensor TrialMaker::input(ValueId id, InputValues values) {
   const TensorSpec& spec = graph_.value(id).spec;
   const Extents sizes = evaluated(spec.shape, sizes_);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
-  if (!is_floating(spec.dtype)) return indices(sizes, spec.dtype, values);
+  if (!is_floating(spec.dtype)) {
+    return zeros(Shape(std::vector<Dim>(sizes.begin(), sizes.end())), {spec.dtype});
+  }
   const bool hides = values == InputValues::masked && additive_masks_.contains(id);
   return hides ? additive_mask(spec) : numbers(spec, values);
 }
 
-Tensor TrialMaker::indices(const Extents& sizes, DType dtype, InputValues values) {
-  std::vector<double> indices = uniform_numbers(sizes.product());
-  // One axis is a number for each row of something else: a length, a class.
-  const std::int64_t columns = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes.back());
-  for (std::size_t i = 0; i < indices.size(); ++i) {
-    const std::size_t row = i / static_cast<std::size_t>(columns);
-    indices[i] = std::floor(indices[i] * static_cast<double>(index_bound_));
-    if (values == InputValues::masked && row % 3 < 2) indices[i] = row % 3 == 0 ? 1 : 0;
+/// Makes rows of the integers all 1 and all 0, where the tables that they select from have these.
+void TrialMaker::hide_rows(std::vector<Tensor>& inputs) const {
+  for (std::size_t k = 0; k < inputs.size(); ++k) {
+    const Tensor drawn = inputs[k];
+    if (is_floating(drawn.dtype()) || drawn.dtype() == DType::boolean) continue;
+    const Extents& sizes = drawn.layout().sizes;
+    // One axis is a number for each row of something else: a length, a class.
+    const std::int64_t columns = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes.back());
+    std::vector<double> values = drawn.to_doubles();
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::size_t row = i / static_cast<std::size_t>(columns);
+      if (row % 3 < 2) values[i] = row % 3 == 0 ? 1 : 0;
+    }
+    inputs[k] = from_doubles(values, sizes, drawn.dtype());
+    if (indices_.first_misfit(inputs)) inputs[k] = drawn;
   }
-  return from_doubles(indices, sizes, dtype);
 }
 
 /// Rows of drawn numbers, of -inf, and of both.

@@ -11,6 +11,7 @@
 #include "graph/program.h"
 #include "graph/tracer.h"
 #include "schedule/detail/hidden_rows.h"
+#include "schedule/detail/index_inputs.h"
 #include "tensor/random.h"
 
 namespace tenon::detail {
@@ -47,16 +48,18 @@ class TrialMaker {
       : graph_(graph),
         tree_(tree),
         additive_masks_(additive_mask_inputs(graph)),
-        generator_(seed) {}
+        generator_(seed),
+        indices_(graph) {}
 
   /// Sizes for all inputs: `given`, or the first of `candidates` that the guards allow, by which each
-  /// free size symbol takes the next number; at last the example's. The sizes stay until the next call.
+  /// free size symbol takes the next number, and at which every index can be in its table; at last the
+  /// example's. The sizes stay until the next call.
   void choose_sizes(const std::vector<std::vector<std::int64_t>>& given,
                     const std::vector<std::vector<std::int64_t>>& candidates);
   const DimBindings& sizes() const { return sizes_; }
-  /// Integers in the trials are in [0, bound).
-  void set_index_bound(std::int64_t bound) { index_bound_ = bound; }
-  bool has_indices() const;
+  IndexInputs& indices() { return indices_; }
+  /// What selects from where it cannot, whatever the integers of these sizes are.
+  const std::optional<IndexMisfit>& misfit() const { return misfit_; }
   /// Bool inputs, or floating ones that attention adds to its scores.
   bool has_masks() const;
 
@@ -66,10 +69,14 @@ class TrialMaker {
   Trial nudged(const Trial& trial) const;
 
  private:
+  /// True when every index of `drawn` inputs is in its table.
+  bool take(DimBindings sizes);
+  std::vector<Tensor> inputs(InputValues values);
+  /// Zeros for integers.
   Tensor input(ValueId id, InputValues values);
   Tensor numbers(const TensorSpec& spec, InputValues values);
-  Tensor indices(const Extents& sizes, DType dtype, InputValues values);
   Tensor additive_mask(const TensorSpec& spec);
+  void hide_rows(std::vector<Tensor>& inputs) const;
   Tensor special_numbers(const TensorSpec& spec, const Extents& sizes);
   Tensor truth_values(const Extents& sizes, InputValues values);
   StateValues states(StateChange change);
@@ -80,8 +87,9 @@ class TrialMaker {
   const ModuleTree& tree_;
   const std::set<ValueId> additive_masks_;
   Generator generator_;
+  IndexInputs indices_;
   DimBindings sizes_;
-  std::int64_t index_bound_ = 2;
+  std::optional<IndexMisfit> misfit_;
 };
 
 /// The Graph without nodes that do something beside their result: those pass operand 0 on.

@@ -113,6 +113,13 @@ float before_narrowing(C value) {
   }
 }
 
+/// A float, cut to the range of an int16 or int8: values of their compute type would wrap. NaN stays.
+template <class C>
+C cut_to_range(C value, DType dtype) {
+  const C limit = dtype == DType::int16 ? C(0x1p15) : C(0x1p7);
+  return std::clamp(value, -limit, limit - 1);
+}
+
 }  // namespace
 
 void copy_strided(const TensorView& source, const TensorView& target) {
@@ -133,6 +140,13 @@ void cast_strided(const TensorView& source, const TensorView& target) {
       return run_elementwise<float, From>(target, inputs,
                                           [](From x) { return before_narrowing(x); });
     }
+    if constexpr (std::is_floating_point_v<From>) {
+      if (is_storage_only(target.dtype)) {
+        return run_elementwise<std::int32_t, From>(target, inputs, [dtype = target.dtype](From x) {
+          return convert<std::int32_t>(cut_to_range(x, dtype));
+        });
+      }
+    }
     AllDTypes::dispatch(target.dtype, [&]<class To>() {
       run_elementwise<To, From>(target, inputs, [](From x) { return convert<To>(x); });
     });
@@ -143,8 +157,8 @@ void run_view_copy(const KernelArgs& args) {
   const TensorView& input = args.inputs[0];
   TensorView target = args.outputs[0];
   TensorView source = input;
-  const Attrs attrs = args.attrs ? *args.attrs : Attrs();
-  if (const auto layout = args.op->view({input.sizes, input.strides, 0}, target.sizes, attrs)) {
+  if (const auto layout =
+          args.op->view({input.sizes, input.strides, 0}, target.sizes, *args.attrs)) {
     source.data = static_cast<char*>(input.data) +
                   layout->offset * static_cast<std::int64_t>(size_of(input.dtype));
     source.sizes = layout->sizes;

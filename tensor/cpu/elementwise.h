@@ -165,7 +165,9 @@ struct Numbers {
   static void dispatch(DType dtype, F&& f) {
     switch (dtype) {
       case DType::int64: return f.template operator()<std::int64_t>();
-      case DType::int32: return f.template operator()<std::int32_t>();
+      case DType::int32:
+      case DType::int16:
+      case DType::int8: return f.template operator()<std::int32_t>();
       case DType::uint8: return f.template operator()<std::uint8_t>();
       default: return Floats::dispatch(dtype, std::forward<F>(f));
     }

@@ -34,7 +34,7 @@ Kernel comparison_kernel(std::string_view name, F) {
 /// An op of `input` and `other`, which is a tensor or, where absent, the number in BinaryAttrs.
 inline OpBuilder comparison_op(std::string_view name, std::string_view doc, const Kernel& cpu) {
   OpBuilder builder = binary_op(name, doc, infer_comparison, cpu);
-  builder.not_differentiable();
+  builder.trait(Trait::storage_dtypes).not_differentiable();
   return builder;
 }
 

@@ -1,6 +1,8 @@
 #include "tensor/detail/index_rules.h"
 
 #include "tensor/detail/check.h"
+#include "tensor/ops/infer_rules.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon::ops {
 
@@ -10,5 +12,12 @@ void require_index(const InferContext& context, int i) {
               "[{}] operand '{}' is {}; needed int64 or int32", context.op().name,
               context.op().operands[static_cast<std::size_t>(i)].name, name(dtype));
 }
+
+Tensor wide_index(const Tensor& index) {
+  if (in_pattern() || !index.defined() || !is_storage_only(index.dtype())) return index;
+  return cast(index, DType::int32);
+}
+
+std::int64_t axis_attribute(const Attrs& attrs) { return attrs.as<AxisAttrs>().dim; }
 
 }  // namespace tenon::ops

@@ -119,7 +119,7 @@ void run_argmax(const KernelArgs& args) {
     for (int i = axis + 1; i < input.rank(); ++i) inner *= input.sizes[i];
   }
   auto* output = args.outputs[0].as<std::int64_t>();
-  dispatch_all(input.dtype, [&]<class T>() {
+  dispatch_computed(input.dtype, [&]<class T>() {
     if (inner == 1) {
       search_lines(input.as<T>(), outputs, length, output);
     } else {

@@ -122,6 +122,7 @@ constexpr const AttrsType& (*kTypes[])() = {attrs_type<AdamAttrs>,
                                             attrs_type<SgdAttrs>,
                                             attrs_type<ShapeAttrs>,
                                             attrs_type<SoftplusAttrs>,
+                                            attrs_type<ToDeviceAttrs>,
                                             attrs_type<VarAttrs>};
 
 }  // namespace

@@ -24,6 +24,12 @@ struct PrintAttrs {
   static constexpr auto fields() { return std::tuple{field("label", &PrintAttrs::label)}; }
 };
 
+/// to_device; "cpu" or "cuda:0".
+struct ToDeviceAttrs {
+  std::string device = "cpu";
+  static constexpr auto fields() { return std::tuple{field("device", &ToDeviceAttrs::device)}; }
+};
+
 /// scaled_dot_product_attention; the mask drawn for (…, L, S) probabilities.
 struct AttentionAttrs {
   double dropout_p = 0;

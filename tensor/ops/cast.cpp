@@ -29,6 +29,7 @@ Op define_cast() {
           "truncation, saturating, NaN as 0; anything but 0 is true.")
       .operand("input")
       .trait(Trait::elementwise)
+      .trait(Trait::storage_dtypes)
       .infer(infer_cast)
       .cpu({"cpu.cast", run_cast, nullptr, any_layout, true})
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {

@@ -75,6 +75,7 @@ Op define_cat() {
       .doc("The tensors one after another along axis dim; other sizes must be equal.")
       .variadic("tensors")
       .trait(Trait::concatenation)
+      .trait(Trait::storage_dtypes)
       .infer(infer_cat)
       .vjp(vjp_cat)
       .cpu({"cpu.cat", run_cat, nullptr, any_layout, true})

@@ -156,6 +156,10 @@ bool cross_entropy_backward_accepts(int operand, const TensorView& view) {
 
 }  // namespace
 
+std::int64_t ignored_target(const Attrs& attrs) {
+  return attrs.as<CrossEntropyAttrs>().ignore_index;
+}
+
 CrossEntropyAttrs cross_entropy_attrs(const char* op, const CrossEntropyOptions& options) {
   // In a pattern a NaN codes a wildcard.
   TENON_CHECK(in_pattern() || (options.label_smoothing >= 0 && options.label_smoothing <= 1),
@@ -188,6 +192,10 @@ Op define_cross_entropy() {
           "gives 0 and does not count in the mean, which is NaN when none counts.")
       .operand("input")
       .operand("target")
+      .selects_by({.index = 1,
+                   .table = 0,
+                   .axis = [](const Attrs&) { return std::int64_t{1}; },
+                   .ignored = ignored_target})
       .infer(infer_cross_entropy)
       .vjp(vjp_cross_entropy)
       .saves_inputs({0, 1})

@@ -83,7 +83,7 @@ void run_cumsum(const KernelArgs& args) {
   const std::int64_t tiles = (inner + kColumns - 1) / kColumns;
   const std::int64_t first = attrs.reverse ? (length - 1) * inner : 0;
   const std::int64_t step = attrs.reverse ? -inner : inner;
-  dispatch_all(input.dtype, [&]<class T>() {
+  dispatch_computed(input.dtype, [&]<class T>() {
     using Out = std::conditional_t<std::is_integral_v<T>, std::int64_t, T>;
     const std::int64_t tasks = input.numel() / (length * inner) * tiles;
     const std::int64_t grain =

@@ -10,7 +10,7 @@ namespace tenon {
 
 Tensor embedding(const Tensor& input, const Tensor& weight) {
   static const Op& op = get_op("embedding");
-  return apply1(op, {input, weight});
+  return apply1(op, {ops::wide_index(input), weight});
 }
 
 namespace ops {
@@ -51,6 +51,7 @@ Op define_embedding() {
           "CPU and a row of NaN on CUDA.")
       .operand("input")
       .operand("weight")
+      .selects_by({.index = 0, .table = 1})
       .infer(infer_embedding)
       .vjp(vjp_embedding)
       .saves_inputs({0})

@@ -11,7 +11,7 @@ namespace tenon {
 
 Tensor gather(const Tensor& input, std::int64_t dim, const Tensor& index) {
   static const Op& op = get_op("gather");
-  return apply1(op, {input, index}, AxisAttrs{ops::axis_of("gather", input, dim)});
+  return apply1(op, {input, ops::wide_index(index)}, AxisAttrs{ops::axis_of("gather", input, dim)});
 }
 
 namespace ops {
@@ -82,6 +82,8 @@ Op define_gather() {
           "range is an error on the CPU and NaN, or 0 where there is no NaN, on CUDA.")
       .operand("input")
       .operand("index")
+      .trait(Trait::storage_dtypes)
+      .selects_by({.index = 1, .table = 0, .axis = axis_attribute})
       .infer(infer_gather)
       .vjp(vjp_gather)
       .saves_inputs({1})

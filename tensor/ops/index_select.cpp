@@ -11,7 +11,8 @@ namespace tenon {
 
 Tensor index_select(const Tensor& input, std::int64_t dim, const Tensor& index) {
   static const Op& op = get_op("index_select");
-  return apply1(op, {input, index}, AxisAttrs{ops::axis_of("index_select", input, dim)});
+  return apply1(op, {input, ops::wide_index(index)},
+                AxisAttrs{ops::axis_of("index_select", input, dim)});
 }
 
 namespace ops {
@@ -74,6 +75,8 @@ Op define_index_select() {
           "the CPU; on CUDA its slice is NaN, or 0 where there is no NaN.")
       .operand("input")
       .operand("index")
+      .trait(Trait::storage_dtypes)
+      .selects_by({.index = 1, .table = 0, .axis = axis_attribute})
       .infer(infer_index_select)
       .vjp(vjp_index_select)
       .saves_inputs({1})

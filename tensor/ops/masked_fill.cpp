@@ -46,6 +46,7 @@ Op define_masked_fill() {
       .operand("input")
       .operand("mask")
       .trait(Trait::elementwise)
+      .trait(Trait::storage_dtypes)
       .infer(infer_masked_fill)
       .cpu(cpu::elementwise_kernel("cpu.masked_fill", run_masked_fill))
       .saves_inputs({1})

@@ -88,6 +88,8 @@
   X(unsqueeze) \
   X(squeeze) \
   X(contiguous) \
+  X(clone) \
+  X(to_device) \
   X(detach) \
   X(print) \
   X(cat) \

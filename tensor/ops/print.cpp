@@ -32,6 +32,7 @@ Op define_print() {
           "an empty tensor; the function print returns its input.")
       .operand("input")
       .trait(Trait::effect)
+      .trait(Trait::storage_dtypes)
       .infer(infer_print)
       .not_differentiable()
       .cpu({.name = "cpu.print",

@@ -1,4 +1,5 @@
 // The table of all ops, built once from the explicit list in op_list.h.
+#include <algorithm>
 #include <unordered_map>
 
 #include "tensor/detail/check.h"
@@ -66,11 +67,26 @@ const Kernel* select_kernel(const Op& op, DeviceType device, const KernelArgs& a
   return nullptr;
 }
 
+namespace {
+
+[[noreturn]] void refuse_storage_dtype(const Op& op, std::size_t i, DType dtype) {
+  const std::string& operand = op.operands[std::min(i, op.operands.size() - 1)].name;
+  detail::fail<DTypeError>(
+      "[{}] operand '{}' is {}, which is for storage, casts, comparisons and indices; convert with "
+      "cast, to int32 for instance",
+      op.name, operand, name(dtype));
+}
+
+}  // namespace
+
 std::vector<TensorSpec> infer(const Op& op, std::span<const TensorSpec* const> inputs,
                               const Attrs& attrs) {
   const TensorSpec* first = nullptr;
-  for (const TensorSpec* spec : inputs) {
+  const bool computes = !op.has(Trait::storage_dtypes) && !op.has(Trait::view);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const TensorSpec* spec = inputs[i];
     if (spec == nullptr) continue;
+    if (computes && is_storage_only(spec->dtype)) refuse_storage_dtype(op, i, spec->dtype);
     if (first == nullptr) first = spec;
     TENON_CHECK(spec->device == first->device, DeviceError,
                 "[{}] operands are on different devices, {} and {}; move them with to(device)",

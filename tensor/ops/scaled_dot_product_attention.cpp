@@ -5,6 +5,7 @@
 #include "tensor/cpu/attention.h"
 #include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
+#include "tensor/detail/move_data.h"
 #include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
@@ -91,7 +92,7 @@ Tensor causal_mask(const Dim& queries, const Dim& keys, Device device) {
   for (std::int64_t i = 0; i < rows; ++i) {
     std::fill_n(values + i * cols, std::min(i + 1, cols), true);
   }
-  return mask.to(device);
+  return detail::moved_to(mask, device);
 }
 
 std::vector<Tensor> decompose_attention(std::span<const Tensor> inputs, const Attrs& attributes) {

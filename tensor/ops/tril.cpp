@@ -73,6 +73,7 @@ Op define_triangle(const char* name, const char* kernel, const char* doc) {
   return OpBuilder(name)
       .doc(doc)
       .operand("input")
+      .trait(Trait::storage_dtypes)
       .infer(infer_triangle)
       .vjp(vjp_triangle<kLower>)
       .cpu({kernel, run_triangle<kLower>, nullptr, nullptr, false})

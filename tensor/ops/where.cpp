@@ -58,6 +58,7 @@ Op define_where() {
       .operand("input")
       .operand("other")
       .trait(Trait::elementwise)
+      .trait(Trait::storage_dtypes)
       .infer(infer_where)
       .cpu(cpu::elementwise_kernel("cpu.where", run_where))
       .saves_inputs({0})

@@ -113,6 +113,14 @@ void add_views(Samples& samples) {
   add(samples, "expand", "to nothing", leaf({1, 3}), [](const Tensor& x) {
     return expand(x, {0, 3});
   });
+  add_view(samples, "clone", clone);
+  add(samples, "clone", "zero-size", leaf({2, 0}), clone);
+  // To the device where it is, which the function to_device does not call the op for.
+  const auto moved = [](const Tensor& x) {
+    return apply1(get_op("to_device"), {x}, ToDeviceAttrs{"cpu"});
+  };
+  add_view(samples, "to_device", moved);
+  add(samples, "to_device", "zero-size", leaf({2, 0}), moved);
   // A contiguous operand is returned as it is, without a call.
   add(samples, "contiguous", "permuted", leaf({2, 3}, kPermuted), contiguous);
   add(samples, "contiguous", "expanded", leaf({2, 3}, kExpanded), contiguous);

@@ -170,7 +170,7 @@ TEST(CheckpointTensor, KeysAndNames) {
        at("tensor \"w\": the key \"shape\" stands twice", 103)},
       {with_tensor(R"({"dtype": "Float32", "shape": [1], "data": [1]})"),
        at("tensor \"w\": unknown dtype \"Float32\"; needed float32, float64, float16, bfloat16, "
-          "int64, int32, uint8 or bool",
+          "int64, int32, int16, int8, uint8 or bool",
           82)},
       {with_tensor(R"({"dtype": 32, "shape": [1], "data": [1]})"),
        at("tensor \"w\": dtype is a number; needed a string", 73)},

@@ -1,7 +1,11 @@
 // State writes: changes in place under the tracer become values that a run writes back, last.
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
 #include "graph/executor.h"
+#include "graph/tracer.h"
 #include "graph/verify.h"
 #include "schedule/schedule.h"
 #include "tensor/interpreter.h"
@@ -144,6 +148,192 @@ TEST(StateWrite, RefusesWhatWouldBreakAliases) {
                "mul reads a view of %constant_0, which was changed in place since; take the view "
                "again",
                create_schedule(stale, {ones({4})}));
+}
+
+/// What two states, given as views of memory of their own kind, hold after `step`.
+struct TwoStates {
+  const char* what;
+  Tensor (*step)(Tensor a, Tensor b, const Tensor& x);
+};
+const TwoStates kSteps[] = {
+    {"both get one value",
+     [](Tensor a, Tensor b, const Tensor& x) {
+       const Tensor t = x * 2.0;
+       a.copy_(t);
+       b.copy_(t);
+       return t + 1.0;
+     }},
+    {"one gets a value, the other a view of it",
+     [](Tensor a, Tensor b, const Tensor& x) {
+       const Tensor t = x * 2.0;
+       a.copy_(t);
+       b.copy_(t.transpose(0, 1));
+       return x + 1.0;
+     }},
+    {"both get a value that is returned",
+     [](Tensor a, Tensor b, const Tensor& x) {
+       const Tensor t = x * 2.0;
+       a.copy_(t);
+       b.copy_(t);
+       return t;
+     }},
+    {"a state gets its own transposed",
+     [](Tensor a, Tensor b, const Tensor& x) {
+       a.copy_(a.transpose(0, 1));
+       b.add_(a);
+       return a + x;
+     }},
+    {"each gets the other's transposed",
+     [](Tensor a, Tensor b, const Tensor& x) {
+       const Tensor t = (a + x).transpose(0, 1);
+       a.copy_(b.transpose(0, 1));
+       b.copy_(t);
+       return t * 1.0;
+     }},
+    {"one is read before the other is changed",
+     [](Tensor a, Tensor b, const Tensor& x) {
+       const Tensor y = b + x;
+       a.mul_(2.0);
+       return y;
+     }},
+    {"one is set to zero, then to the other",
+     [](Tensor a, Tensor b, const Tensor& x) {
+       const Tensor y = a + x;
+       a.zero_();
+       a.add_(b);
+       return y;
+     }},
+};
+
+/// Two (4, 4) states in memory of one kind.
+std::vector<Tensor> states_in(const std::string& memory) {
+  const Tensor values = arange(64).view({4, 16});
+  if (memory == "columns of one matrix") return {values.narrow(1, 0, 4), values.narrow(1, 4, 4)};
+  const Tensor a = values.narrow(1, 0, 4) * 1.0;
+  const Tensor b = values.narrow(1, 4, 4) * 1.0;
+  if (memory == "transposed") return {a.transpose(0, 1), b.transpose(0, 1)};
+  return {a, b};
+}
+
+TEST(StateWrite, AProgramLeavesInStatesOfAnyLayoutWhatEagerLeaves) {
+  for (const std::string memory : {"dense", "columns of one matrix", "transposed"}) {
+    for (const TwoStates& example : kSteps) {
+      SCOPED_TRACE(std::string(example.what) + ", " + memory);
+      std::vector<std::vector<double>> seen[2];
+      for (const bool eager : {true, false}) {
+        const std::vector<Tensor> s = states_in(memory);
+        const auto model =
+            function_model([&](const Tensor& x) { return example.step(s[0], s[1], x); });
+        const Tensor x = arange(16).view({4, 4});
+        Executor run(eager ? Graph() : create_schedule(model, {x}).graph());
+        for (int i = 0; i < 2; ++i) {
+          seen[eager].push_back((eager ? model(x) : run(x)).to_doubles());
+          for (const Tensor& state : s) seen[eager].push_back(state.to_doubles());
+        }
+      }
+      EXPECT_EQ(seen[0], seen[1]);
+    }
+  }
+}
+
+TEST(StateWrite, OfStatesThatShareMemoryOnlyTheChangedOneIsReadAfterwards) {
+  const Tensor whole = arange(16).view({4, 4});
+  const Tensor part = whole.narrow(0, 1, 2);
+  const Tensor apart = whole.narrow(0, 3, 1);
+  const auto traced = [&](auto f) { create_schedule(function_model(f), {ones({2, 4})}); };
+  EXPECT_NO_THROW(traced([&](const Tensor& x) {
+    const Tensor before = whole.narrow(0, 0, 2) * x;
+    Tensor(part).add_(x);
+    return before + part + apart;  // disjoint memory of one storage
+  }));
+  const auto stale = [&](const Tensor& x) {
+    Tensor(part).add_(x);
+    return whole.narrow(0, 0, 2) * x;
+  };
+  EXPECT_THROW(traced(stale), TraceError);
+  const auto written = [&](const Tensor& x) {
+    Tensor(whole).mul_(2.0);
+    Tensor(part).add_(x);
+    return x;
+  };
+  EXPECT_THROW(traced(written), TraceError);
+}
+
+TEST(StateWrite, ATensorMadeAndChangedInForwardIsMadeAnewByEachRun) {
+  const auto model = function_model([](const Tensor& x) {
+    Tensor sum = zeros({4});
+    for (int i = 0; i < 3; ++i) sum.add_(x);
+    return sum;
+  });
+  const Schedule sch = create_schedule(model, {ones({4})});
+  EXPECT_TRUE(sch.graph().writes().empty());
+  Executor run(sch.graph());
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(run(ones({4})).to_doubles(), std::vector<double>(4, 3.0));
+}
+
+TEST(StateWrite, ATensorMadeInForwardAndKeptByTheModelIsAState) {
+  struct Counter : nn::Module {
+    Tensor forward(const Tensor& x) {
+      if (!count) count = zeros({2});
+      count.add_(x);
+      return count;
+    }
+    Tensor count;
+  };
+  const auto model = nn::make<Counter>();
+  Executor run(create_schedule(model, {ones({2})}).graph());
+  EXPECT_EQ(run(ones({2})).to_doubles(), std::vector<double>(2, 1.0));
+  EXPECT_EQ(run(ones({2})).to_doubles(), std::vector<double>(2, 2.0));
+  EXPECT_EQ(model->count.to_doubles(), std::vector<double>(2, 2.0));
+}
+
+TEST(StateWrite, AStateThatIsAlsoTheInputIsReadAsItWasBefore) {
+  const Tensor state = full({4}, 1);
+  const auto model = function_model([state](const Tensor& x) {
+    Tensor s = state;
+    s.mul_(3.0);
+    return x + s;
+  });
+  Executor run(create_schedule(model, {ones({4})}).graph());
+  EXPECT_EQ(run(state).to_doubles(), std::vector<double>(4, 4.0));
+  EXPECT_EQ(state.to_doubles(), std::vector<double>(4, 3.0));
+}
+
+TEST(StateWrite, ChangesWithGradModeOffAreNotTakenForThoseOfAView) {
+  const auto model = function_model([](const Tensor& x) {
+    const NoGradGuard no_grad;
+    Tensor y = x * 2.0;
+    y.add_(x);
+    return y;
+  });
+  Executor run(create_schedule(model, {ones({4})}).graph());
+  EXPECT_EQ(run(ones({4})).to_doubles(), std::vector<double>(4, 3.0));
+}
+
+TEST(StateWrite, ReplayedWritesUseTheValuesBeforeAllWrites) {
+  const Tensor a = full({2}, 1);
+  const Tensor b = full({2}, 2);
+  const auto model = function_model([a, b](const Tensor& x) {
+    const Tensor old = a * 1.0;
+    Tensor(a).copy_(b);
+    Tensor(b).copy_(old);
+    return x * 1.0;
+  });
+  Graph graph = create_schedule(model, {ones({2})}).graph();
+  const ValueId old = graph.writes().at(1).value;  // as a rewrite would that knows 1 changes nothing
+  graph.replace_all_uses(old, graph.node(graph.value(old).producer).inputs[0]);
+  graph.eliminate_dead_code();
+  Graph again = graph.without_nodes();
+  GraphBuilder builder(again, SIZE_MAX, 0);
+  {
+    const InterpreterGuard guard(builder);
+    const std::vector<Tensor> inputs = {builder.tensor(again.inputs()[0])};
+    again.set_outputs({builder.value_of(builder.replay(graph, inputs).at(0), "return")});
+  }
+  Executor run(again);
+  run(ones({2}));
+  EXPECT_EQ(a.to_doubles(), std::vector<double>(2, 2.0));
+  EXPECT_EQ(b.to_doubles(), std::vector<double>(2, 1.0));
 }
 
 TEST(StateWrite, GradModeOffIsRecordedAsDetach) {

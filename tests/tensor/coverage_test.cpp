@@ -35,6 +35,8 @@ const std::map<std::string, std::string> kOracleTests = {
     {"linear_cross_entropy", "tensor_loss: cross_entropy of linear, and finite differences"},
     {"linear_cross_entropy_with_gradients", "tensor_loss: the gradients of the same"},
     {"detach", "autograd_backward: cuts off"},
+    {"clone", "tensor_shape: element by element"},
+    {"to_device", "autograd_devices: element by element, between two devices"},
     {"print", "tensor_print: text of every dtype and layout"},
     {"cast", "tensor_shape_ops: element by element"},
     {"narrow_backward", "tensor_shape_gradients: columns of narrow's Jacobian"},

@@ -61,7 +61,7 @@ const AxisSample kAxisSamples[] = {
 TEST(Indexing, IndexSelectOnEveryDTypeAndLayout) {
   unsigned seed = 1;
   for (const AxisSample& sample : kAxisSamples) {
-    for (const DType dtype : kAllDTypes) {
+    for (const DType dtype : kStoredDTypes) {
       for (const Memory memory : kAllMemory) {
         const Tensor x = random_tensor(sample.sizes, dtype, memory, ++seed, 0, 100);
         const DType kind = seed % 2 == 0 ? DType::int64 : DType::int32;
@@ -93,7 +93,7 @@ TEST(Indexing, IndexSelectOnEveryDTypeAndLayout) {
 TEST(Indexing, GatherOnEveryDTypeAndLayout) {
   unsigned seed = 1;
   for (const AxisSample& sample : kAxisSamples) {
-    for (const DType dtype : kAllDTypes) {
+    for (const DType dtype : kStoredDTypes) {
       for (const Memory memory : kAllMemory) {
         const Tensor x = random_tensor(sample.sizes, dtype, memory, ++seed, 0, 100);
         // Any number of places along the axis, and no more than the input has along the others.
@@ -162,7 +162,7 @@ TEST(Indexing, TrianglesOnEveryDTypeAndLayout) {
   const Extents all_sizes[] = {{1, 1},    {4, 5},    {5, 4},      {2, 33, 17},
                                {2, 0, 3}, {2, 3, 0}, {2, 3, 4, 5}};
   for (const Extents& sizes : all_sizes) {
-    for (const DType dtype : kAllDTypes) {
+    for (const DType dtype : kStoredDTypes) {
       for (const Memory memory : kAllMemory) {
         const Tensor x = random_tensor(sizes, dtype, memory, 6, 0, 100);
         const Values in(x);

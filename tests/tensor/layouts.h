@@ -32,6 +32,11 @@ inline constexpr DType kAllDTypes[] = {DType::float32,  DType::float64, DType::f
                                        DType::bfloat16, DType::int64,   DType::int32,
                                        DType::uint8,    DType::boolean};
 
+/// Those above are computed with; these are stored, moved, compared and cast as well.
+inline constexpr DType kStoredDTypes[] = {
+    DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int64,
+    DType::int32,   DType::int16,   DType::int8,    DType::uint8,    DType::boolean};
+
 inline const char* name(Memory memory) {
   constexpr const char* kNames[] = {"contiguous", "permuted", "narrowed", "expanded"};
   return kNames[static_cast<int>(memory)];
