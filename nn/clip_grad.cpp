@@ -34,6 +34,12 @@ std::vector<Tensor> defined(std::span<const Tensor> gradients) {
   return result;
 }
 
+/// gradient·coefficient, rounded once: a 16-bit float has few digits for a factor, or none.
+Tensor scaled(const Tensor& gradient, const Tensor& coefficient) {
+  const DType dtype = accumulation_dtype(gradient.dtype());
+  return mul(gradient.to(dtype), coefficient.to(dtype)).to(gradient.dtype());
+}
+
 }  // namespace
 
 Tensor global_norm(std::span<const Tensor> gradients) {
@@ -55,10 +61,11 @@ Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm) 
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i]) continue;
     const auto& [name, parameter] = parameters[i];
-    TENON_CHECK(gradients[i].spec() == parameter.spec(), ValueError,
-                "[clip_grad_norm] parameter {} is {} and its gradient {}; needed a gradient like it",
-                detail::quote(name), parameter.spec().to_string(), gradients[i].spec().to_string());
-    gradients[i] = mul(gradients[i], coefficient.to(gradients[i].dtype()));
+    TENON_CHECK(
+        gradients[i].spec() == parameter.spec(), ValueError,
+        "[clip_grad_norm] parameter {} is {} and its gradient {}; needed a gradient like it",
+        detail::quote(name), parameter.spec().to_string(), gradients[i].spec().to_string());
+    gradients[i] = scaled(gradients[i], coefficient);
   }
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (gradients[i]) Tensor(parameters[i].second).set_grad(gradients[i]);

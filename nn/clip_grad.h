@@ -15,9 +15,11 @@ namespace tenon::nn {
 Tensor global_norm(std::span<const Tensor> gradients);
 /// The same with min(1, max_norm/(norm + 1e-6)), PyTorch's coefficient, for a positive max_norm.
 GlobalNorm global_norm(std::span<const Tensor> gradients, double max_norm);
-/// Scales the parameters' gradients so that their norm is at most max_norm, and returns the norm
-/// before. ValueError, changing none, naming a parameter that requires a gradient and has none, or one
-/// of another dtype, shape or device.
+/// Scales the parameters' gradients by global_norm's coefficient, so that their norm is at most
+/// max_norm, and returns the norm before. 16-bit gradients are scaled in float32 and rounded once, by
+/// which each may grow by half a unit in its last place. An infinite gradient becomes NaN and the
+/// finite ones zeros, a NaN makes all NaN, as in PyTorch. ValueError, changing none, naming a parameter
+/// that requires a gradient and has none, or one of another dtype, shape or device.
 Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm);
 
 namespace detail {

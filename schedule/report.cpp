@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "graph/program.h"
+#include "schedule/detail/hidden_rows.h"
 #include "schedule/detail/index_inputs.h"
 #include "schedule/detail/state.h"
 #include "schedule/detail/trial.h"
@@ -83,7 +84,11 @@ class Reporter {
     add_row("traced", "", schedule_.graph_before(0));
     for (std::size_t i = 0; i < schedule_.applied().size(); ++i) {
       const AppliedPrimitive& step = schedule_.applied()[i];
-      add_row(step.primitive, step.path, schedule_.graph_before(i + 1));
+      const Graph& graph = schedule_.graph_before(i + 1);
+      add_row(step.primitive, step.path, graph);
+      if (detail::turns_hidden_rows_to_zeros(schedule_.graph_before(i), graph)) {
+        report_.rows.back().note = detail::kHiddenRowsNote;
+      }
     }
     return std::move(report_);
   }
@@ -205,6 +210,7 @@ std::string ScheduleReport::to_string() const {
     text += fmt::format(
         "{:8} {:10.2f} {:10.2f} {:10.4f} {:11.3g}\n", row.kernels, row.bytes_moved / kMegabyte,
         static_cast<double>(row.arena_bytes) / kMegabyte, row.milliseconds, row.max_error);
+    if (!row.note.empty()) text += fmt::format("    note: {}\n", row.note);
   }
   return text;
 }
@@ -221,6 +227,7 @@ void to_json(nlohmann::ordered_json& json, const ScheduleReport& report) {
                                      {"ms", row.milliseconds},
                                      {"max_error", row.max_error}};
     if (!row.failure.empty()) fields["failure"] = row.failure;
+    if (!row.note.empty()) fields["note"] = row.note;
     json.push_back(std::move(fields));
   }
 }

@@ -42,6 +42,8 @@ struct ReportRow {
   double max_error = 0;
   /// Why this Graph cannot run alone; the figures are then 0.
   std::string failure;
+  /// Where this primitive may change results and does no harm by it; "": nowhere.
+  std::string note = {};
 };
 
 struct ScheduleReport {
@@ -49,7 +51,7 @@ struct ScheduleReport {
   bool training = false;
   std::vector<std::vector<std::int64_t>> sizes;  // of the inputs
 
-  /// An aligned table, one line a row.
+  /// An aligned table, one line a row, and one more where a row has a note.
   std::string to_string() const;
 };
 

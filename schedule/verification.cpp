@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "graph/program.h"
+#include "schedule/detail/hidden_rows.h"
 #include "schedule/detail/state.h"
 #include "schedule/detail/trial.h"
 #include "schedule/joint_graph.h"
@@ -154,14 +157,18 @@ void drop_non_finite(std::vector<double>& a, std::vector<double>& b) {
   }
 }
 
+bool all_ok(const std::vector<Comparison>& results) {
+  return std::all_of(results.begin(), results.end(), [](const Comparison& c) { return c.ok; });
+}
+
 /// The results of both Graphs in one trial and mode, compared name by name.
 class Comparing {
  public:
   Comparing(const GradientGraph& before, const GradientGraph& after,
-            const detail::TrialMaker& maker, VerifyReport& report, std::uint64_t seed)
-      : before_(before), after_(after), maker_(maker), report_(report), seed_(seed) {}
+            const detail::TrialMaker& maker, std::uint64_t seed)
+      : before_(before), after_(after), maker_(maker), seed_(seed) {}
 
-  void run(Trial trial, bool training, const Float64Bound& allowed, bool bound) {
+  std::vector<Comparison> run(Trial trial, bool training, const Float64Bound& allowed, bool bound) {
     plain_ = run_float64(before_, trial, training, seed_);
     finite_ = outputs_are_finite(plain_);
     if (!finite_) {
@@ -182,6 +189,7 @@ class Comparing {
     for (const std::string& name : after_.outputs) {
       if (!plain_.contains(name)) names.push_back(name);
     }
+    std::vector<Comparison> results;
     for (const std::string& name : names) {
       Comparison c;
       c.trial = trial.name;
@@ -196,8 +204,9 @@ class Comparing {
         }
         compare(c, allowed);
       }
-      report_.results.push_back(std::move(c));
+      results.push_back(std::move(c));
     }
+    return results;
   }
 
  private:
@@ -279,7 +288,6 @@ class Comparing {
   const GradientGraph& before_;
   const GradientGraph& after_;
   const detail::TrialMaker& maker_;
-  VerifyReport& report_;
   std::uint64_t seed_;
   Named plain_, scheduled_, plain_bound_, scheduled_bound_;
   Named nudged_;  // plain_ of the nudged trial; empty until it is asked for
@@ -358,6 +366,10 @@ class Verification {
     before_ = differentiate(original_, tree_);
     after_ = differentiate(rewritten_, rewritten_tree_);
     drop_added_parameters(after_, rewritten_, tree_);
+    if (detail::turns_hidden_rows_to_zeros(original_, rewritten_)) {
+      report_.notes.emplace_back(detail::kHiddenRowsNote);
+      zeroed_ = differentiate(detail::with_zeros_for_hidden_rows(original_, rewritten_), tree_);
+    }
     maker_.choose_sizes(options_.sizes, kSizes);
     if (selects_from_nothing()) return std::move(report_);
     if (!maker_.indices().all_known()) choose_index_bound();
@@ -365,7 +377,7 @@ class Verification {
     compare(maker_.make("drawn inputs", InputValues::drawn, StateChange::none), kFloat64, true);
     compare(maker_.make("special inputs", InputValues::special, StateChange::none),
             kFloat64Special);
-    if (maker_.has_masks()) {
+    if (maker_.has_masks() || detail::loses_masked_attention(original_, rewritten_)) {
       compare(maker_.make("rows of one truth value", InputValues::masked, StateChange::none),
               kFloat64);
     }
@@ -403,8 +415,16 @@ class Verification {
     for (const bool training : {false, true}) {
       if (!(training ? options_.training : options_.eval)) continue;
       try {
-        Comparing(before_, after_, maker_, report_, options_.seed)
-            .run(trial, training, allowed, bound);
+        const auto compared_with = [&](const GradientGraph& model) {
+          return Comparing(model, after_, maker_, options_.seed)
+              .run(trial, training, allowed, bound);
+        };
+        std::vector<Comparison> results = compared_with(before_);
+        if (zeroed_ && !all_ok(results)) {
+          std::vector<Comparison> others = compared_with(*zeroed_);
+          if (all_ok(others)) results = std::move(others);
+        }
+        std::move(results.begin(), results.end(), std::back_inserter(report_.results));
       } catch (const InternalError&) {
         throw;
       } catch (const Error& error) {
@@ -436,6 +456,7 @@ class Verification {
   Graph original_, rewritten_;
   detail::TrialMaker maker_;
   GradientGraph before_, after_;
+  std::optional<GradientGraph> zeroed_;  // before_ as if queries that see no key gave zeros
   VerifyReport report_;
 };
 
@@ -463,8 +484,7 @@ std::string shapes_of(const TrialSummary& trial) {
 }  // namespace
 
 bool VerifyReport::ok() const {
-  return masks_missing.empty() && masks_added.empty() && errors.empty() &&
-         std::all_of(results.begin(), results.end(), [](const Comparison& c) { return c.ok; });
+  return masks_missing.empty() && masks_added.empty() && errors.empty() && all_ok(results);
 }
 
 double VerifyReport::max_abs_difference() const {

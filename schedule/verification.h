@@ -10,6 +10,9 @@
 //
 // Integer inputs are drawn such that every index computed from them is in the table that it selects
 // from; sizes are chosen so that this is possible. Inputs that select nothing are below 7.
+//
+// One difference is allowed, and noted: attention with a mask gives zeros to a query that sees no key,
+// where the softmax that a model wrote out gives NaN.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +63,8 @@ struct VerifyReport {
   /// What could not be compared: another number of outputs, state that is not the model's, a run that
   /// the model survives and the schedule does not.
   std::vector<std::string> errors;
-  /// Trials that the model itself refuses, so that there was nothing to compare: no failure.
+  /// No failures: trials that the model itself refuses, so that there was nothing to compare, and where
+  /// the schedule gives zeros and the model NaN.
   std::vector<std::string> notes;
   double milliseconds = 0;
   bool ok() const;

@@ -107,7 +107,8 @@ Tensor linear_residual(const Tensor& input, const Tensor& weight, const Tensor& 
                        const Tensor& residual);
 
 // --- reductions ---------------------------------------------------------------------------------
-/// Over the given axes (all when empty). Accumulated in float32 (float64 for float64).
+/// Over the given axes (all when empty). Accumulated in float32 (float64 for float64). Over no
+/// elements, sum is 0 and mean NaN; amax, amin and argmax refuse with ShapeError.
 Tensor sum(const Tensor& input, const std::vector<std::int64_t>& dim = {}, bool keepdim = false);
 Tensor mean(const Tensor& input, const std::vector<std::int64_t>& dim = {}, bool keepdim = false);
 Tensor amax(const Tensor& input, const std::vector<std::int64_t>& dim = {}, bool keepdim = false);
@@ -144,7 +145,8 @@ Tensor dropout(const Tensor& input, double p = 0.5, DropoutMode mode = DropoutMo
 
 /// Per channel (axis 1) of (N, C, …): (x - mean)/√(var + eps)·weight + bias. In training, with the
 /// batch's statistics (population variance), and running_mean and running_var, if defined, move by
-/// `momentum` towards them (unbiased variance) in place; in eval with the running ones.
+/// `momentum` towards them (unbiased variance) in place; in eval with the running ones. An empty batch
+/// leaves them as they are; ValueError for one value a channel in training.
 Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
                   const Tensor& weight = {}, const Tensor& bias = {},
                   DropoutMode mode = DropoutMode::follow, double momentum = 0.1, double eps = 1e-5);
@@ -156,8 +158,8 @@ struct AttentionOptions {
   DropoutMode mode = DropoutMode::follow;
 };
 /// softmax(query·keyᵀ·scale + mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> (…, L, Ev). A bool
-/// mask lets through where true, a floating mask is added; it broadcasts to (…, L, S). A row whose
-/// keys are all masked gives NaN, as PyTorch's math path does.
+/// mask lets through where true, a floating mask is added; it broadcasts to (…, L, S). A query that
+/// sees no key (all hidden by the mask, or S = 0) gives zeros and has zero gradients, as in PyTorch.
 Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                                     const Tensor& attn_mask = {},
                                     const AttentionOptions& options = {});
@@ -179,6 +181,7 @@ Tensor max_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 pa
 Tensor avg_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 padding = {0, 0});
 
 // --- losses -------------------------------------------------------------------------------------
+// A mean over nothing (an empty batch, every target ignored) is NaN, as PyTorch's; its gradients are 0.
 /// (input - target)², reduced.
 Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction = Reduction::mean);
 struct CrossEntropyOptions {

@@ -434,9 +434,11 @@ __global__ __launch_bounds__(kSimtThreads) void statistics_kernel(
     delta = reduce_across(delta, [](C a, C b) { return a + b; });
     if (x != 0 || query >= params.length) continue;
     const std::int64_t index = batch * params.length + query;
-    // -inf where no key is visible
-    statistics[index] =
-        lse == nullptr ? top[i] + log2(total) : lse[index] * static_cast<C>(1 / kLn2);
+    C of_scores = lse == nullptr ? top[i] + log2(total) : lse[index] * static_cast<C>(1 / kLn2);
+    // A query that the mask shows no key: any finite number gives probabilities of 0.
+    const bool masked = params.mask_kind != AttentionMask::none;
+    if (masked && of_scores == -static_cast<C>(INFINITY)) of_scores = C(0);
+    statistics[index] = of_scores;
     statistics[params.batches * params.length + index] = delta;
   }
 }

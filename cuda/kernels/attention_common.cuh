@@ -102,6 +102,14 @@ __device__ __forceinline__ int seen_keys(const AttentionParams& params, std::int
   return row < key0 ? 0 : static_cast<int>(row - key0) + 1;
 }
 
+/// What the sums of a row are multiplied by in the end, from that of its exponentials. A query that the
+/// mask shows no key gets zeros; without a mask a sum of 0 means scores that overflowed, and gives NaN.
+template <class C>
+__device__ __forceinline__ C row_factor(const AttentionParams& params, C sum) {
+  if (params.mask_kind != AttentionMask::none && sum == C(0)) return C(0);
+  return static_cast<C>(params.keep_scale) / sum;
+}
+
 /// A masked score: `score` is in units of log2; the mask's (row, column) must exist.
 template <class T, class C>
 __device__ __forceinline__ C apply_mask(const AttentionParams& params, const char* mask,

@@ -185,7 +185,7 @@ __device__ __forceinline__ void write_output(const AttentionParams& params,
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
     const C sum = reduce_across(state.sum[i], [](C a, C b) { return a + b; });
-    const C factor = static_cast<C>(params.keep_scale) / sum;
+    const C factor = row_factor(params, sum);
     const std::int64_t row = row0 + y + 8 * i;
     if (params.lse != nullptr && column0 == 0 && x == 0 && row < params.length) {
       static_cast<C*>(params.lse)[block.batch * params.length + row] =

@@ -134,7 +134,7 @@ __device__ __forceinline__ void finish_softmax(const AttentionParams& params,
       float sum = state.sum[i][h];
       sum += __shfl_xor_sync(0xffffffffU, sum, 1);
       sum += __shfl_xor_sync(0xffffffffU, sum, 2);
-      factor[i][h] = static_cast<float>(params.keep_scale) / sum;
+      factor[i][h] = row_factor(params, sum);
       const std::int64_t query = row0 + 16 * i + 8 * h + (lane >> 2);
       if (params.lse != nullptr && (lane & 3) == 0 && query < params.length) {
         static_cast<float*>(params.lse)[batch * params.length + query] =

@@ -154,8 +154,7 @@ BatchNormParams params_of(const ops::ChannelSizes& sizes, bool of_batch) {
 void run_batch_norm(const KernelArgs& args) {
   const auto& attrs = args.attributes<BatchNormAttrs>();
   const ops::ChannelSizes sizes(args.inputs[0]);
-  const bool of_batch = ops::uses_batch_statistics(attrs.mode, args.training);
-  ops::require_values_per_channel(sizes, of_batch);
+  const bool of_batch = ops::uses_batch_statistics(attrs.mode, args.training, sizes);
   BatchNormParams p = params_of(sizes, of_batch);
   p.input = args.inputs[0].data;
   p.running_mean = data_of(args.inputs[1]);
@@ -179,8 +178,9 @@ void run_batch_norm(const KernelArgs& args) {
 void run_batch_norm_backward(const KernelArgs& args) {
   const auto& attrs = args.attributes<BatchNormBackwardAttrs>();
   const ops::WantedGradients wanted(args, attrs);
-  BatchNormParams p = params_of(ops::ChannelSizes(args.inputs[1]),
-                                ops::uses_batch_statistics(attrs.mode, args.training));
+  const ops::ChannelSizes sizes(args.inputs[1]);
+  BatchNormParams p =
+      params_of(sizes, ops::uses_batch_statistics(attrs.mode, args.training, sizes));
   p.grad = args.inputs[0].data;
   p.input = args.inputs[1].data;
   p.weight = data_of(args.inputs[2]);

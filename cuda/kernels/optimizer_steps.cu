@@ -337,6 +337,17 @@ __device__ __forceinline__ C own_squares(const void* data, std::int64_t begin, i
   return sum;
 }
 
+/// The same, of elements of the entry's dtype.
+template <class C>
+__device__ __forceinline__ C own_squares(const NormEntry& entry, std::int64_t begin, int size) {
+  switch (entry.dtype) {
+    case DType::float64: return own_squares<double, C>(entry.data, begin, size, entry.vectors);
+    case DType::float16: return own_squares<Half, C>(entry.data, begin, size, entry.vectors);
+    case DType::bfloat16: return own_squares<BFloat16, C>(entry.data, begin, size, entry.vectors);
+    default: return own_squares<float, C>(entry.data, begin, size, entry.vectors);
+  }
+}
+
 template <class C>
 __global__ void __launch_bounds__(kThreads)
     sum_of_squares_kernel(const __grid_constant__ NormTable table) {
@@ -347,19 +358,16 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t begin = (block - entry.first_block) * kNormChunk;
   const std::int64_t rest = entry.numel - begin;
   const int size = rest < kNormChunk ? static_cast<int>(rest) : kNormChunk;
-  C sum = C(0);
-  switch (entry.dtype) {
-    case DType::float64:
-      sum = own_squares<double, C>(entry.data, begin, size, entry.vectors);
-      break;
-    case DType::float16: sum = own_squares<Half, C>(entry.data, begin, size, entry.vectors); break;
-    case DType::bfloat16:
-      sum = own_squares<BFloat16, C>(entry.data, begin, size, entry.vectors);
-      break;
-    default: sum = own_squares<float, C>(entry.data, begin, size, entry.vectors); break;
+  const C sum = group_reduce(own_squares<C>(entry, begin, size), kThreads, scratch, Sum{});
+  double total = static_cast<double>(sum);
+  if constexpr (sizeof(C) < sizeof(double)) {
+    // Squares of finite numbers overflow float32 where double has room: the block adds up again.
+    if (!isfinite(sum)) {
+      __shared__ double wide[kWarp];
+      total = group_reduce(own_squares<double>(entry, begin, size), kThreads, wide, Sum{});
+    }
   }
-  sum = group_reduce(sum, kThreads, scratch, Sum{});
-  if (threadIdx.x == 0) table.partials[block] = static_cast<double>(sum);
+  if (threadIdx.x == 0) table.partials[block] = total;
 }
 
 /// The norm from the partial sums, by one block; the coefficient where `coefficient` is not null.

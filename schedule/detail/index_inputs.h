@@ -34,6 +34,8 @@ class IndexInputs {
   /// Replaces the integers among `inputs`, which are all there, by random ones. What it returns no
   /// integers mend. The ranges that were found stay for later calls.
   std::optional<IndexMisfit> draw(std::vector<Tensor>& inputs, Generator& generator);
+  /// Indices computed from these inputs that are in no table; nothing when all are.
+  std::optional<IndexMisfit> first_misfit(const std::vector<Tensor>& inputs) const;
   /// Forgets the ranges found: for other sizes.
   void reset();
   /// Integers are in [0, bound) from now on, or in less.
@@ -58,7 +60,6 @@ class IndexInputs {
 
   void add_selection(const Graph& graph, const Node& node);
   Tensor numbers(const Tensor& like, const Window& window, Generator& generator) const;
-  std::optional<IndexMisfit> first_misfit(const std::vector<Tensor>& inputs) const;
   bool narrow_windows(const IndexMisfit& misfit);
 
   std::vector<DType> dtypes_;  // by input

@@ -160,13 +160,15 @@ bool TrialMaker::take(DimBindings sizes) {
 
 std::vector<Tensor> TrialMaker::inputs(InputValues values) {
   std::vector<Tensor> result;
-  for (ValueId id : graph_.inputs()) result.push_back(input(graph_.value(id).spec, values));
+  for (ValueId id : graph_.inputs()) result.push_back(input(id, values));
   misfit_ = indices_.draw(result, generator_);
+  if (values == InputValues::masked && indices_.all_known()) hide_rows(result);
   return result;
 }
 
 bool TrialMaker::has_masks() const {
-  return std::any_of(graph_.inputs().begin(), graph_.inputs().end(),
+  return !additive_masks_.empty() ||
+         std::any_of(graph_.inputs().begin(), graph_.inputs().end(),
                      [&](ValueId id) { return graph_.value(id).spec.dtype == DType::boolean; });
 }
 
@@ -176,7 +178,7 @@ Trial TrialMaker::make(std::string name, InputValues values, StateChange change)
   trial.inputs = inputs(values);
   for (ValueId id : graph_.outputs()) {
     const TensorSpec& spec = graph_.value(id).spec;
-    trial.cotangents.push_back(is_floating(spec.dtype) ? input(spec, InputValues::drawn)
+    trial.cotangents.push_back(is_floating(spec.dtype) ? numbers(spec, InputValues::drawn)
                                                        : Tensor());
   }
   trial.states = states(change);
@@ -200,12 +202,48 @@ Trial TrialMaker::nudged(const Trial& trial) const {
   return moved;
 }
 
-Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
+Tensor TrialMaker::input(ValueId id, InputValues values) {
+  const TensorSpec& spec = graph_.value(id).spec;
   const Extents sizes = evaluated(spec.shape, sizes_);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
   if (!is_floating(spec.dtype)) {
     return zeros(Shape(std::vector<Dim>(sizes.begin(), sizes.end())), {spec.dtype});
   }
+  const bool hides = values == InputValues::masked && additive_masks_.contains(id);
+  return hides ? additive_mask(spec) : numbers(spec, values);
+}
+
+/// Makes rows of the integers all 1 and all 0, where the tables that they select from have these.
+void TrialMaker::hide_rows(std::vector<Tensor>& inputs) const {
+  for (std::size_t k = 0; k < inputs.size(); ++k) {
+    const Tensor drawn = inputs[k];
+    if (is_floating(drawn.dtype()) || drawn.dtype() == DType::boolean) continue;
+    const Extents& sizes = drawn.layout().sizes;
+    // One axis is a number for each row of something else: a length, a class.
+    const std::int64_t columns = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes.back());
+    std::vector<double> values = drawn.to_doubles();
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::size_t row = i / static_cast<std::size_t>(columns);
+      if (row % 3 < 2) values[i] = row % 3 == 0 ? 1 : 0;
+    }
+    inputs[k] = from_doubles(values, sizes, drawn.dtype());
+    if (indices_.first_misfit(inputs)) inputs[k] = drawn;
+  }
+}
+
+/// Rows of drawn numbers, of -inf, and of both.
+Tensor TrialMaker::additive_mask(const TensorSpec& spec) {
+  const Extents sizes = evaluated(spec.shape, sizes_);
+  std::vector<double> numbers = normal(sizes.product());
+  const std::vector<double> hidden = truth_values(sizes, InputValues::masked).to_doubles();
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    if (hidden[i] == 0) numbers[i] = -HUGE_VAL;
+  }
+  return from_doubles(numbers, sizes, spec.dtype);
+}
+
+Tensor TrialMaker::numbers(const TensorSpec& spec, InputValues values) {
+  const Extents sizes = evaluated(spec.shape, sizes_);
   if (values == InputValues::special) return special_numbers(spec, sizes);
   std::vector<double> numbers = normal(sizes.product());
   if (values == InputValues::large) {

@@ -4,11 +4,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "graph/program.h"
 #include "graph/tracer.h"
+#include "schedule/detail/hidden_rows.h"
 #include "schedule/detail/index_inputs.h"
 #include "tensor/random.h"
 
@@ -30,7 +32,7 @@ enum class InputValues : std::uint8_t {
   drawn,    ///< normal; both truth values in every row of a bool input
   special,  ///< zeros, ties, small ones, equal rows
   large,    ///< exponentials of some overflow
-  masked,   ///< drawn, but bool inputs have rows of one value: all true, all false
+  masked,   ///< drawn, but masks and integers have rows of one value: all true, all false, all -inf
 };
 
 /// Which values the state of a trial has.
@@ -43,7 +45,11 @@ enum class StateChange : std::uint8_t {
 class TrialMaker {
  public:
   TrialMaker(const Graph& graph, const ModuleTree& tree, std::uint64_t seed)
-      : graph_(graph), tree_(tree), generator_(seed), indices_(graph) {}
+      : graph_(graph),
+        tree_(tree),
+        additive_masks_(additive_mask_inputs(graph)),
+        generator_(seed),
+        indices_(graph) {}
 
   /// Sizes for all inputs: `given`, or the first of `candidates` that the guards allow, by which each
   /// free size symbol takes the next number, and at which every index can be in its table; at last the
@@ -54,6 +60,7 @@ class TrialMaker {
   IndexInputs& indices() { return indices_; }
   /// What selects from where it cannot, whatever the integers of these sizes are.
   const std::optional<IndexMisfit>& misfit() const { return misfit_; }
+  /// Bool inputs, or floating ones that attention adds to its scores.
   bool has_masks() const;
 
   Trial make(std::string name, InputValues values, StateChange change);
@@ -66,7 +73,10 @@ class TrialMaker {
   bool take(DimBindings sizes);
   std::vector<Tensor> inputs(InputValues values);
   /// Zeros for integers.
-  Tensor input(const TensorSpec& spec, InputValues values);
+  Tensor input(ValueId id, InputValues values);
+  Tensor numbers(const TensorSpec& spec, InputValues values);
+  Tensor additive_mask(const TensorSpec& spec);
+  void hide_rows(std::vector<Tensor>& inputs) const;
   Tensor special_numbers(const TensorSpec& spec, const Extents& sizes);
   Tensor truth_values(const Extents& sizes, InputValues values);
   StateValues states(StateChange change);
@@ -75,6 +85,7 @@ class TrialMaker {
 
   const Graph& graph_;
   const ModuleTree& tree_;
+  const std::set<ValueId> additive_masks_;
   Generator generator_;
   IndexInputs indices_;
   DimBindings sizes_;

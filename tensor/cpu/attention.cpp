@@ -133,8 +133,9 @@ void write_rows(const Problem& p, const QueryBlock<compute_type<T>>& block) {
   T* output = p.output.as<T>() + p.offset(p.output, block.head);
   for (std::int64_t i = 0; i < block.rows; ++i) {
     C* row = block.sums + i * block.value_columns;
-    // Without keys the sum over them is zero; with keys that are all masked it is 0/0.
-    const bool empty = p.keys == 0 || (p.dropout.active && p.dropout.scale == 0);
+    // Without a mask a sum of 0 means scores that overflowed, which are NaN as softmax's.
+    const bool unseen = p.keys == 0 || (p.mask.present && block.sum[i] == 0);
+    const bool empty = unseen || (p.dropout.active && p.dropout.scale == 0);
     const double factor = empty ? 0 : p.dropout.scale / block.sum[i];
     if (empty) std::fill_n(row, p.value_depth, C{0});
     scale_row(row, p.value_depth, static_cast<C>(factor));

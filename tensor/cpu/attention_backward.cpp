@@ -149,8 +149,14 @@ void finish_row(const Problem& p, QueryBlock<compute_type<T>>& block, std::int64
   if (p.mask.present) mask_row<T>(p, block.head, query, 0, seen, weights);
   pad_row(weights, n);
   const C max = row_max(weights, n);
-  // A row that sees nothing gets 0 · 1/0: its gradients are NaN, as its output is.
-  const auto factor = static_cast<C>(1 / exp_row(weights, n, max == kLowest ? C{0} : max));
+  const double sum = exp_row(weights, n, max == kLowest ? C{0} : max);
+  const std::int64_t end = round_up(n + kPanelRows - 1, kPanelColumns<C>);
+  if (p.mask.present && sum == 0) {  // the query sees no key
+    std::fill(weights, weights + end, C{0});
+    std::fill(d_scores, d_scores + end, C{0});
+    return;
+  }
+  const auto factor = static_cast<C>(1 / sum);
   const auto delta = static_cast<C>(block.delta[i]);
   if (!p.dropout.active) {
     for (std::int64_t j = 0; j < n; ++j) {
@@ -170,7 +176,6 @@ void finish_row(const Problem& p, QueryBlock<compute_type<T>>& block, std::int64
       weights[j] = probability * kept[j];
     }
   }
-  const std::int64_t end = round_up(n + kPanelRows - 1, kPanelColumns<C>);
   std::fill(weights + n, weights + end, C{0});
   std::fill(d_scores + n, d_scores + end, C{0});
 }

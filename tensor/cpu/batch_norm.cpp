@@ -158,8 +158,7 @@ void run_channel_backward(const KernelArgs& args, const Channel<T>& channel, boo
 void batch_norm(const KernelArgs& args) {
   const ChannelSizes sizes(args.inputs[0]);
   const bool of_batch =
-      ops::uses_batch_statistics(args.attributes<BatchNormAttrs>().mode, args.training);
-  ops::require_values_per_channel(sizes, of_batch);
+      ops::uses_batch_statistics(args.attributes<BatchNormAttrs>().mode, args.training, sizes);
   dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
     parallel_for(sizes.channels, [&](std::int64_t c) {
       run_channel<T>(args, {sizes, c}, of_batch);
@@ -171,7 +170,7 @@ void batch_norm_backward(const KernelArgs& args) {
   const ChannelSizes sizes(args.inputs[1]);
   const auto& attrs = args.attributes<BatchNormBackwardAttrs>();
   const WantedGradients gradients(args, attrs);
-  const bool of_batch = ops::uses_batch_statistics(attrs.mode, args.training);
+  const bool of_batch = ops::uses_batch_statistics(attrs.mode, args.training, sizes);
   dispatch_float(args.inputs[1].dtype, [&]<typename T>() {
     parallel_for(sizes.channels, [&](std::int64_t c) {
       run_channel_backward<T>(args, {sizes, c}, of_batch, gradients);

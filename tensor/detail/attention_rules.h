@@ -1,6 +1,7 @@
 // What the definitions of attention and of its gradient share.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "tensor/op.h"
@@ -16,9 +17,12 @@ std::vector<TensorSpec> infer_attention(const InferContext& context);
 inline Dim keep_bits_columns(const Dim& keys) { return (keys + 127) / 128 * 16; }
 
 /// softmax(query·keyᵀ·scale + mask), (…, L, S), before dropout, by plain ops; attn_mask may be
-/// undefined.
+/// undefined. Rows that the mask hides whole are zeros, but for a pattern, which is a plain softmax.
 Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Tensor& attn_mask,
                                const AttentionAttrs& attrs);
+
+/// softmax along `dim`, whose rows of -inf, and rows of no elements, are zeros with zero gradients.
+Tensor softmax_or_zeros(const Tensor& scores, std::int64_t dim);
 
 /// How many (query, key) pairs one call of attention scores, over all heads.
 double attention_pairs(const TensorView& query, const TensorView& key, bool is_causal);

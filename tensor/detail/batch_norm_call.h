@@ -25,7 +25,8 @@ inline bool uses_batch_statistics(DropoutMode mode, bool training) {
   return mode == DropoutMode::train || (mode == DropoutMode::follow && training);
 }
 
-/// ValueError for one value a channel in training: it has no variance.
-void require_values_per_channel(const ChannelSizes& sizes, bool batch_statistics);
+/// The same for a batch of these sizes: an empty one has no statistics, and running ones stay as they
+/// are. ValueError for one value a channel in training, which has no variance.
+bool uses_batch_statistics(DropoutMode mode, bool training, const ChannelSizes& sizes);
 
 }  // namespace tenon::ops

@@ -44,9 +44,11 @@ Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor&
 
 namespace ops {
 
-void require_values_per_channel(const ChannelSizes& sizes, bool batch_statistics) {
-  TENON_CHECK(!batch_statistics || sizes.channels == 0 || sizes.count() != 1, ValueError,
+bool uses_batch_statistics(DropoutMode mode, bool training, const ChannelSizes& sizes) {
+  if (!uses_batch_statistics(mode, training) || sizes.count() == 0) return false;
+  TENON_CHECK(sizes.channels == 0 || sizes.count() != 1, ValueError,
               "[batch_norm] one value a channel in training; needed at least two");
+  return true;
 }
 
 namespace {
@@ -187,7 +189,9 @@ Op define_batch_norm() {
           "population variance are the batch's, else the running ones. Further outputs: mean and "
           "1/√(var + eps) as used, and the new running statistics if there are old ones: in "
           "training "
-          "moved by momentum towards the batch's mean and unbiased variance.")
+          "moved by momentum towards the batch's mean and unbiased variance. An empty batch has no "
+          "statistics: the running ones, or 0 and 1, serve and stay. One value a channel is "
+          "refused in training.")
       .operand("input")
       .optional("running_mean")
       .optional("running_var")

@@ -117,6 +117,13 @@ double attention_flops(const KernelArgs& args) {
          static_cast<double>(query.size(-1) + args.inputs[2].size(-1));
 }
 
+Tensor softmax_or_zeros(const Tensor& scores, std::int64_t dim) {
+  const Tensor seen = ne(scores, -std::numeric_limits<double>::infinity());  // NaN is seen
+  // Counted, not compared by the maximum, which a row of no elements has not.
+  const Tensor none = eq(sum(cast(seen, DType::float32), {dim}, /*keepdim=*/true), 0);
+  return masked_fill(softmax(masked_fill(scores, none, 0), dim), none, 0);
+}
+
 Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Tensor& attn_mask,
                                const AttentionAttrs& attrs) {
   Tensor mask = attn_mask;
@@ -128,7 +135,8 @@ Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Ten
   } else if (mask) {
     scores = scores + mask;
   }
-  return softmax(scores, -1);
+  // What a model writes down, and with it the pattern, is a plain softmax.
+  return attn_mask && !in_pattern() ? softmax_or_zeros(scores, -1) : softmax(scores, -1);
 }
 
 double attention_pairs(const TensorView& query, const TensorView& key, bool is_causal) {
@@ -151,8 +159,9 @@ Op define_scaled_dot_product_attention() {
           "softmax(query·keyᵀ·scale + attn_mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> "
           "(…, L, Ev), with dropout on the probabilities. A bool mask lets through where true, a "
           "floating one is added; it broadcasts to (…, L, S). is_causal: query i sees keys j <= i. "
-          "A row whose keys are all masked is NaN. The CPU kernel is FlashAttention's online "
-          "softmax; a NaN in the value of a masked key may or may not reach the output.")
+          "A query that sees no key, because the mask hides all or S = 0, gives zeros, and a log-"
+          "sum-exp of -inf. The CPU kernel is FlashAttention's online softmax; a NaN in the value "
+          "of a masked key may or may not reach the output.")
       .operand("query")
       .operand("key")
       .operand("value")

@@ -119,8 +119,8 @@ Op define_scaled_dot_product_attention_backward() {
           "(…, L, E), key (…, S, E), value (…, S, Ev) -> d_query, d_key, d_value and, with "
           "mask_gradient, that of an additive attn_mask, summed to its shape. lse and keep_bits "
           "are those of scaled_dot_product_attention_lse; without them they are computed again. No "
-          "kernel stores an (L, S) matrix of floats. A row whose keys are all masked makes the "
-          "gradients of its head NaN.")
+          "kernel stores an (L, S) matrix of floats. A query whose keys are all masked has a zero "
+          "gradient and adds nothing to the others.")
       .operand("grad")
       .operand("query")
       .operand("key")

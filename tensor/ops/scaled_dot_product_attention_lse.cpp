@@ -40,7 +40,7 @@ Op define_scaled_dot_product_attention_lse() {
           "scaled_dot_product_attention as autograd records it: output (…, L, Ev), lse and "
           "keep_bits. "
           "lse (…, L), in float32 or, for float64, float64, is the natural log of the sum of "
-          "exp(scaled and masked score) over the keys: -inf where there is none. keep_bits is "
+          "exp(scaled and masked score) over the keys: -inf where none is seen. keep_bits is "
           "uint8 "
           "(…, L, 16·ceil(S/128)), so that rows are 16-byte aligned: bit i of byte j is set when "
           "dropout keeps key 8j + i; bits of keys that causality hides, and of those past S, are "

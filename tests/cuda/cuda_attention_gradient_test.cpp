@@ -379,18 +379,6 @@ TEST_P(CudaGradient, OfAttentionGoesStraightIntoPackedQkv) {
   }
 }
 
-TEST_P(CudaGradient, OfARowThatSeesNothingIsNan) {
-  Generator generator(3);
-  std::vector<double> visible(3 * 70, 1);
-  std::fill_n(visible.begin() + 70, 70, 0);
-  const auto make = [&](std::int64_t rows) {
-    return both(random({2, rows, 64}, GetParam(), generator));
-  };
-  const Operand2 mask = both(tensor(visible, {3, 70}, {DType::boolean, kCpu}));
-  check("scaled_dot_product_attention", {make(3), make(70), make(70), mask},
-        AttentionAttrs{.scale = 0.125}, make(3), 12, 256, "hidden row");
-}
-
 TEST_P(CudaGradient, OfAttentionOverNothingIsZero) {
   Generator generator(3);
   const struct {

@@ -185,6 +185,40 @@ std::vector<Tensor> train(Device device, DType dtype) {
   return results;
 }
 
+TEST(CudaOptimizer, ClippingSixteenBitGradientsMatchesTheCpu) {
+  SKIP_WITHOUT_GPU();
+  // Squares that overflow float16 and float32, coefficients that float16 has no digits for, or no number.
+  for (const auto& [dtype, magnitude] : {std::pair{DType::float16, 1.0},
+                                         {DType::float16, 60000.0},
+                                         {DType::float16, 1e-3},
+                                         {DType::bfloat16, 1.0},
+                                         {DType::bfloat16, 1e20},
+                                         {DType::float32, 1e20}}) {
+    for (const std::int64_t n : {1, 1000, 300001}) {
+      for (const double max_norm : {1e-2, 3.0}) {
+        Generator generator(7);
+        const Tensor values =
+            (uniform({n}, 0.5, 1, {DType::float64}, &generator) * magnitude).to(dtype);
+        const auto clipped = [&](Device device) {
+          Tensor parameter = zeros({n}, {dtype, device}).requires_grad_();
+          parameter.set_grad(values.to(device));
+          const double norm = nn::clip_grad_norm_({{"p", parameter}}, max_norm).item();
+          return std::pair{norm, parameter.grad().to_doubles()};
+        };
+        const auto [norm, want] = clipped(kCpu);
+        const auto [cuda_norm, got] = clipped(kCuda);
+        EXPECT_NEAR(cuda_norm, norm, 1e-5 * norm) << name(dtype) << " " << magnitude << " x " << n;
+        const double smallest = dtype == DType::float16 ? 0x1p-24 : 0;
+        for (std::size_t i = 0; i < want.size(); ++i) {
+          ASSERT_NEAR(got[i], want[i],
+                      2.01 * unit_roundoff(dtype) * want[i] + 1e-5 * want[i] + smallest)
+              << name(dtype) << " " << magnitude << " x " << n << ", element " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaOptimizer, AdamWWithClippingMatchesTheCpu) {
   SKIP_WITHOUT_GPU();
   expect_near(train(kCuda, DType::float64), train(kCpu, DType::float64), 1e-12);

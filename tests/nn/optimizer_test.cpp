@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -173,6 +174,73 @@ TEST(Optimizer, ClipsByTheGlobalNormAndReturnsIt) {
       clip_grad_norm_(parameters, 100).item(),
       global_norm(std::vector{parameters[0].second.grad(), parameters[1].second.grad()}).item());
   EXPECT_NEAR(parameters[1].second.grad().item(), 6, 1e-5) << "a small norm is left alone";
+}
+
+/// Gradients of one value each, and the norm to clip them to.
+struct Clipped {
+  DType dtype;
+  double gradient, max_norm;
+};
+const Clipped kClipped[] = {
+    {DType::float16, 1, 1e-2},     {DType::float16, 60000, 1e-2}, {DType::float16, 60000, 3},
+    {DType::float16, 60000, 1e4},  {DType::float16, 1e-3, 1e-2},  {DType::float16, 60000, 65000},
+    {DType::bfloat16, 1, 1e-2},    {DType::bfloat16, 1e20, 1e-2}, {DType::bfloat16, 1e20, 1},
+    {DType::bfloat16, 1e-3, 1e-2}, {DType::bfloat16, 3e38, 1},    {DType::bfloat16, 100, 1e-30},
+    {DType::float32, 1e20, 1e-2},  {DType::float64, 1e100, 1e-2},
+};
+
+TEST(Optimizer, ClippingRoundsAScaledGradientOnce) {
+  constexpr std::int64_t kCount = 1000;
+  for (const Clipped& c : kClipped) {
+    SCOPED_TRACE(std::string(name(c.dtype)) + " " + std::to_string(c.gradient) + " to " +
+                 std::to_string(c.max_norm));
+    Tensor parameter = zeros({kCount}, {c.dtype, kCpu}).requires_grad_();
+    parameter.set_grad(full({kCount}, c.gradient, {c.dtype, kCpu}));
+    const double gradient = parameter.grad().to_doubles()[0];
+    const double norm = std::sqrt(static_cast<double>(kCount)) * gradient;
+    const double reported = clip_grad_norm_({{"p", parameter}}, c.max_norm).item();
+    EXPECT_TRUE(norm > 3e38 || std::abs(reported - norm) <= 1e-6 * norm) << reported;
+    const double scaled = gradient * std::min(1.0, c.max_norm / (norm + 1e-6));
+    const double unit = unit_roundoff(c.dtype), float32 = unit_roundoff(DType::float32);
+    const double smallest = c.dtype == DType::float16 ? 0x1p-25 : 0;  // half of it
+    const double allowed = scaled * (unit + 3 * float32) + smallest;
+    for (const double value : parameter.grad().to_doubles()) ASSERT_NEAR(value, scaled, allowed);
+    // What the header promises: at most max_norm, but for one rounding of each element.
+    const double after = std::sqrt(static_cast<double>(kCount)) * parameter.grad().to_doubles()[0];
+    EXPECT_LE(after, c.max_norm * (1 + unit + 3 * float32) + smallest * std::sqrt(kCount));
+  }
+}
+
+TEST(Optimizer, ClippingByANormThatIsNotFiniteIsPyTorchs) {
+  for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+    const auto clipped = [&](double special) {
+      Tensor parameter = leaf({0, 0, 0}, dtype);
+      parameter.set_grad(tensor({1, special, -2}, {3}, {dtype, kCpu}));
+      EXPECT_FALSE(std::isfinite(clip_grad_norm_({{"p", parameter}}, 1).item()));
+      return parameter.grad().to_doubles();
+    };
+    const auto infinite = clipped(HUGE_VAL);
+    EXPECT_EQ(infinite[0], 0);
+    EXPECT_TRUE(std::isnan(infinite[1]));
+    EXPECT_EQ(infinite[2], 0);
+    for (const double value : clipped(NAN)) EXPECT_TRUE(std::isnan(value));
+  }
+}
+
+TEST(Optimizer, ScalesSixteenBitGradientsInFloat32) {
+  for (const DType dtype : {DType::float16, DType::bfloat16}) {
+    const double gradient = dtype == DType::float16 ? 60000 : 1e20;
+    for (const bool master : {true, false}) {
+      const NamedTensors parameters = {{"w", leaf({0, 0, 0, 0}, dtype)}};
+      SGD optimizer(parameters, {.lr = 1}, {.max_grad_norm = 1e-2, .master_weights = master});
+      const std::vector<Tensor> gradients = {full({4}, gradient, {dtype, kCpu})};
+      const double norm = optimizer.update(gradients).item();
+      EXPECT_NEAR(norm, 2 * gradients[0].to_doubles()[0], 1e-6 * norm);
+      for (const double value : parameters[0].second.to_doubles()) {
+        EXPECT_NEAR(value, -5e-3, 5e-3 * unit_roundoff(dtype) * 1.01);
+      }
+    }
+  }
 }
 
 TEST(Optimizer, UnusedParameters) {

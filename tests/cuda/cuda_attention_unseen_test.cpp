@@ -1,0 +1,249 @@
+// Queries that see no key on CUDA, by every kernel that takes a mask: zeros, a log-sum-exp of -inf, zero
+// gradients, and nothing of them in the gradients of the others.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "autograd/autograd.h"
+#include "tensor/op.h"
+#include "tensor/ops/attributes.h"
+#include "tensor/ops/gradients.h"
+#include "tests/cuda/cuda_support.h"
+
+namespace tenon::test {
+namespace cuda_attention_unseen_test {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr std::int64_t kHeads = 3, kQueries = 150, kKeys = 170;
+
+/// One at each edge of tiles of 16, 64 and 128 queries, and a tile of 64 and its neighbours whole.
+bool is_hidden(std::int64_t query) {
+  return query == 0 || query == 15 || (query >= 60 && query < 130) || query == kQueries - 1;
+}
+
+struct MaskKind {
+  const char* name;
+  bool boolean;
+  Sizes sizes;
+};
+const MaskKind kMasks[] = {
+    {"bool (L, S)", true, {kQueries, kKeys}},
+    {"bool (H, 1, S)", true, {kHeads, 1, kKeys}},
+    {"bool (H, L, 1)", true, {kHeads, kQueries, 1}},
+    {"additive (L, S)", false, {kQueries, kKeys}},
+    {"additive (H, L, S)", false, {kHeads, kQueries, kKeys}},
+    {"additive (L, 1)", false, {kQueries, 1}},
+    {"additive (H, 1, 1)", false, {kHeads, 1, 1}},
+};
+
+/// A mask without a size for each query hides all of the first head.
+bool hides(const MaskKind& kind, std::int64_t head, std::int64_t query) {
+  return kind.sizes[kind.sizes.size() - 2] == 1 ? head == 0 : is_hidden(query);
+}
+
+Tensor make_mask(const MaskKind& kind, DType dtype, Generator& generator) {
+  std::vector<double> values = randn(to_shape(kind.sizes), {}, &generator).to_doubles();
+  const std::int64_t columns = kind.sizes.back();
+  const std::int64_t rows = kind.sizes[kind.sizes.size() - 2];
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::int64_t row = static_cast<std::int64_t>(i) / columns;
+    const std::int64_t column = static_cast<std::int64_t>(i) % columns;
+    const bool hidden = hides(kind, row / rows, row % rows);
+    // The first tiles of keys are hidden from the others: a row's maximum comes late.
+    const bool seen =
+        !hidden && (columns == 1 || (column >= 70 && values[i] > -0.5) || column == columns - 1);
+    if (kind.boolean) {
+      values[i] = seen ? 1 : 0;
+    } else if (!seen) {
+      values[i] = -kInf;
+    }
+  }
+  return tensor(values, to_shape(kind.sizes), {kind.boolean ? DType::boolean : dtype, kCpu});
+}
+
+/// Operands on the CPU, in the dtype's own numbers.
+struct Sample {
+  std::vector<Tensor> operands;
+  Tensor cotangent;
+  AttentionAttrs attrs;
+
+  Sample(const MaskKind& kind, DType dtype, std::int64_t head, double p)
+      : attrs{p, false, Scalar(0.3), DropoutMode::train, 3} {
+    Generator generator(21);
+    const auto make = [&](std::int64_t rows) {
+      return randn({kHeads, rows, head}, {}, &generator).to(dtype);
+    };
+    operands = {make(kQueries), make(kKeys), make(kKeys)};
+    operands.push_back(make_mask(kind, dtype, generator));
+    cotangent = make(kQueries);
+  }
+  std::vector<Tensor> on(Device device, bool in_float64) const {
+    std::vector<Tensor> result;
+    for (const Tensor& operand : operands) {
+      const bool widens = in_float64 && operand.dtype() != DType::boolean;
+      result.push_back((widens ? operand.to(DType::float64) : operand).to(device).detach());
+    }
+    return result;
+  }
+};
+
+/// Rows of `n` values: exactly `hidden_value` where hidden, else near `want`.
+void expect_rows(const Tensor& got, const Tensor& want, const MaskKind& kind, std::int64_t n,
+                 double hidden_value, double allowed, const std::string& what) {
+  const auto values = got.to_doubles(), exact = want.to_doubles();
+  ASSERT_EQ(values.size(), exact.size()) << what;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::int64_t row = static_cast<std::int64_t>(i) / n;
+    if (hides(kind, row / kQueries, row % kQueries)) {
+      ASSERT_EQ(values[i], hidden_value) << what << ", row " << row;
+      ASSERT_EQ(exact[i], hidden_value) << what << ", row " << row << " on the CPU";
+    } else {
+      ASSERT_NEAR(values[i], exact[i], allowed) << what << ", row " << row;
+    }
+  }
+}
+
+double tolerance(DType dtype) {
+  return 16 * unit_roundoff(dtype) + 2000 * unit_roundoff(accumulation_dtype(dtype));
+}
+
+/// Calls f(sample, kind, what) for every mask, without and with dropout, at head sizes for tensor cores
+/// and for multiply-adds.
+template <class F>
+void for_each_sample(DType dtype, F f) {
+  for (const MaskKind& kind : kMasks) {
+    for (const std::int64_t head : {64, 128, 20, 200}) {
+      for (const double p : {0.0, 0.3}) {
+        manual_seed(11);
+        f(Sample(kind, dtype, head, p), kind,
+          std::string(kind.name) + " head " + std::to_string(head) + " p=" + std::to_string(p));
+      }
+    }
+  }
+}
+
+class CudaAttentionUnseen : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override { SKIP_WITHOUT_GPU(); }
+};
+INSTANTIATE_TEST_SUITE_P(DTypes, CudaAttentionUnseen, testing::ValuesIn(kFloats),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+/// The output alone by every kernel that takes the call.
+std::vector<std::pair<std::string, Tensor>> outputs_of_kernels(const Sample& s) {
+  const Op& op = get_op("scaled_dot_product_attention");
+  const Attrs attrs = s.attrs;
+  const std::vector<Tensor> operands = s.on(kCuda, false);
+  std::vector<TensorView> inputs;
+  for (const Tensor& operand : operands) inputs.push_back(operand.view_of_data());
+  std::vector<std::pair<std::string, Tensor>> results;
+  for (const Kernel& kernel : op.kernels(DeviceType::cuda)) {
+    const Tensor output = empty(s.operands[0].shape(), {s.operands[0].dtype(), kCuda});
+    const TensorView outputs[] = {output.view_of_data()};
+    KernelArgs args{&op,
+                    inputs,
+                    outputs,
+                    &attrs,
+                    true,
+                    default_generator().state(),
+                    device_backend(DeviceType::cuda).stream(0)};
+    if (!kernel.supports(args)) continue;
+    const std::size_t bytes = kernel.workspace_bytes ? kernel.workspace_bytes(args) : 0;
+    const Tensor workspace = empty(Shape{static_cast<std::int64_t>(bytes)}, {DType::uint8, kCuda});
+    args.workspace = workspace.view_of_data().data;
+    kernel.run(args);
+    results.emplace_back(std::string(kernel.name), output);
+  }
+  return results;
+}
+
+TEST_P(CudaAttentionUnseen, QueriesGetZerosInEveryKernel) {
+  for_each_sample(GetParam(), [](const Sample& s, const MaskKind& kind, const std::string& what) {
+    const DType dtype = s.operands[0].dtype();
+    const std::int64_t head = s.operands[0].layout().sizes.back();
+    const Tensor want = apply(get_op("scaled_dot_product_attention"), s.on(kCpu, true), s.attrs)[0];
+    const auto results = outputs_of_kernels(s);
+    ASSERT_FALSE(results.empty());
+    for (const auto& [kernel, got] : results) {
+      expect_rows(got, want, kind, head, 0, 4 * tolerance(dtype), kernel + " " + what);
+    }
+  });
+}
+
+TEST_P(CudaAttentionUnseen, LogSumExpIsMinusInfinity) {
+  for_each_sample(GetParam(), [](const Sample& s, const MaskKind& kind, const std::string& what) {
+    const Op& op = get_op("scaled_dot_product_attention_lse");
+    const Attrs attrs = s.attrs;
+    const auto want = apply(op, s.on(kCpu, true), attrs),
+               got = apply(op, s.on(kCuda, false), attrs);
+    expect_rows(got[1], want[1], kind, 1, -kInf, 1e-3, what);
+  });
+}
+
+/// Gradients of the operands, in their order; undefined for a bool mask.
+std::vector<Tensor> gradients(const Sample& s, Device device, bool in_float64) {
+  std::vector<Tensor> leaves = s.on(device, in_float64);
+  for (Tensor& leaf : leaves) {
+    if (is_floating(leaf.dtype())) leaf.requires_grad_();
+  }
+  const Tensor g = in_float64 ? s.cotangent.to(DType::float64) : s.cotangent;
+  const Attrs attrs = s.attrs;
+  backward(apply(get_op("scaled_dot_product_attention"), leaves, attrs)[0], g.to(device));
+  std::vector<Tensor> result;
+  for (const Tensor& leaf : leaves) result.push_back(leaf.grad());
+  return result;
+}
+
+void expect_gradients(const std::vector<Tensor>& got, const std::vector<Tensor>& want,
+                      const Sample& s, const MaskKind& kind, const std::string& what) {
+  double largest = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    for (const double x : want[i].to_doubles()) largest = std::max(largest, std::abs(x));
+  }
+  const double allowed = tolerance(s.operands[0].dtype()) * largest;
+  const std::int64_t head = s.operands[0].layout().sizes.back();
+  expect_rows(got[0], want[0], kind, head, 0, allowed, what + " query");
+  for (std::size_t i = 1; i < got.size(); ++i) {
+    if (!got[i]) continue;
+    const auto values = got[i].to_doubles(), exact = want[i].to_doubles();
+    // A mask's gradient sums over what shares an element, and cancels.
+    const double terms =
+        i == 3 ? static_cast<double>(kHeads * kQueries * kKeys) / static_cast<double>(values.size())
+               : 1;
+    for (std::size_t k = 0; k < values.size(); ++k) {
+      ASSERT_NEAR(values[k], exact[k], allowed * terms) << what << ", operand " << i << ", " << k;
+    }
+  }
+}
+
+TEST_P(CudaAttentionUnseen, QueriesHaveNoGradientAndReachNoOther) {
+  for_each_sample(GetParam(), [](const Sample& s, const MaskKind& kind, const std::string& what) {
+    expect_gradients(gradients(s, kCuda, false), gradients(s, kCpu, true), s, kind, what);
+  });
+}
+
+TEST_P(CudaAttentionUnseen, TheBackwardOpNeedsNoStatisticsForIt) {
+  for_each_sample(GetParam(), [](const Sample& s, const MaskKind& kind, const std::string& what) {
+    const auto x = s.on(kCuda, false);
+    const Attrs forward = s.attrs;
+    const Tensor output = apply(get_op("scaled_dot_product_attention"), x, forward)[0];
+    auto got = ops::scaled_dot_product_attention_backward(
+        s.cotangent.to(kCuda), x[0], x[1], x[2], output, x[3], {s.attrs, !kind.boolean}, {});
+    expect_gradients(got, gradients(s, kCpu, true), s, kind, what);
+  });
+}
+
+TEST_P(CudaAttentionUnseen, ScoresThatOverflowWithoutAMaskAreSoftmaxs) {
+  if (GetParam() == DType::float16) GTEST_SKIP() << "its scores are finite in float32";
+  const double large = GetParam() == DType::float64 ? 1e200 : 1e30;
+  const TensorOptions options{GetParam(), kCuda};
+  const Tensor q = full({2, 70, 64}, large, options), k = full({2, 70, 64}, -large, options);
+  for (const double y : scaled_dot_product_attention(q, k, k).to_doubles()) {
+    ASSERT_TRUE(std::isnan(y));
+  }
+}
+
+}  // namespace cuda_attention_unseen_test
+}  // namespace tenon::test
