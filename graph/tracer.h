@@ -94,7 +94,7 @@ class GraphBuilder final : public Interpreter {
   void assign(const Tensor& target, const Tensor& source) override;
   Tensor capture(const Tensor& tensor) override;
   bool records_gradients() const override { return records_gradients_; }
-  bool is_tracer() const override { return true; }
+  bool is_recording() const override { return true; }
   std::int32_t current_call() const override { return calls_.empty() ? kNoCall : calls_.back(); }
   void resume_call(std::int32_t call) override;
   void leave_call() override;

@@ -532,10 +532,10 @@ std::string VerifyReport::to_string() const {
     if (c.bound || !c.ok) text += text_of(c);
   }
   for (const std::string& mask : masks_missing) {
-    text += fmt::format("FAIL a dropout mask of the model is not drawn: {}\n", mask);
+    text += fmt::format("FAIL what the model draws is not drawn: {}\n", mask);
   }
   for (const std::string& mask : masks_added) {
-    text += fmt::format("FAIL a dropout mask is drawn that the model does not: {}\n", mask);
+    text += fmt::format("FAIL what the model does not draw is drawn: {}\n", mask);
   }
   for (const std::string& error : errors) text += fmt::format("FAIL {}\n", error);
   for (const std::string& note : notes) text += fmt::format("note: {}\n", note);
