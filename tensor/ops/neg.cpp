@@ -1,4 +1,6 @@
 // neg: negation.
+#include <type_traits>
+
 #include "tensor/cpu/elementwise.h"
 #include "tensor/detail/pointwise.h"
 
@@ -14,7 +16,14 @@ namespace ops {
 Op define_neg() {
   return unary_op("neg", "-x, elementwise; integers wrap around.", infer_numeric_like_input,
                   cpu::unary_kernel<cpu::Numbers>(
-                      "cpu.neg", [](auto x) { return cpu::wrap_sub(decltype(x)(0), x); }))
+                      "cpu.neg",
+                      [](auto x) {
+                        // 0 - 0 would be +0.
+                        if constexpr (std::is_floating_point_v<decltype(x)>)
+                          return -x;
+                        else
+                          return cpu::wrap_sub(decltype(x)(0), x);
+                      }))
       .vjp([](const VjpContext& call) -> std::vector<Tensor> { return {neg(call.cotangent(0))}; })
       .done();
 }

@@ -4,9 +4,6 @@
 //   fuzz_schedules --pairs 2000 --seed 7 [--jobs 2] [--first 0] [--json]
 //
 // A mismatch prints the model, the schedule and the command that repeats it.
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -17,6 +14,7 @@
 #include "tensor/functional.h"
 #include "tensor/parallel.h"
 #include "tests/fuzz/pair.h"
+#include "tests/fuzz/workers.h"
 
 namespace {
 
@@ -87,54 +85,11 @@ Tally run_share(const Options& options, int job) {
   return tally;
 }
 
-/// A process a job: the generator that the eager model draws its masks with is one for all threads.
-struct Worker {
-  pid_t process = -1;
-  int output = -1;
-};
-
-Worker start_worker(const Options& options, int job) {
-  int ends[2];
-  if (pipe(ends) != 0) throw std::runtime_error("cannot make a pipe");
-  const pid_t process = fork();
-  if (process < 0) throw std::runtime_error("cannot start a process");
-  if (process > 0) {
-    close(ends[1]);
-    return {process, ends[0]};
-  }
-  close(ends[0]);
-  int status = 0;
-  try {
-    const std::string text = nlohmann::json(run_share(options, job)).dump();
-    if (write(ends[1], text.data(), text.size()) != static_cast<ssize_t>(text.size())) status = 2;
-  } catch (const std::exception& error) {
-    std::cerr << "error: " << error.what() << "\n";
-    status = 2;
-  }
-  _exit(status);
-}
-
-Tally collect(const Worker& worker) {
-  std::string text;
-  char buffer[4096];
-  for (ssize_t n = 0; (n = read(worker.output, buffer, sizeof buffer)) > 0;) {
-    text.append(buffer, static_cast<std::size_t>(n));
-  }
-  close(worker.output);
-  int status = 0;
-  waitpid(worker.process, &status, 0);
-  if (status != 0)
-    throw std::runtime_error("a job ended early, with status " + std::to_string(status));
-  return nlohmann::json::parse(text).get<Tally>();
-}
-
 Tally run_jobs(const Options& options) {
-  if (options.jobs == 1) return run_share(options, 0);
-  std::vector<Worker> workers;
-  for (int job = 0; job < options.jobs; ++job) workers.push_back(start_worker(options, job));
   Tally sum;
-  for (const Worker& worker : workers) {
-    const Tally tally = collect(worker);
+  for (const std::string& text : tenon::fuzz::run_jobs(
+           options.jobs, [&](int job) { return nlohmann::json(run_share(options, job)).dump(); })) {
+    const Tally tally = nlohmann::json::parse(text).get<Tally>();
     sum.pairs += tally.pairs;
     sum.mismatches += tally.mismatches;
     sum.with_three += tally.with_three;

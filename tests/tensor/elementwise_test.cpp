@@ -183,6 +183,14 @@ TEST(Elementwise, NumbersAdaptToTheTensor) {
   }
 }
 
+TEST(Elementwise, NegationChangesTheSignOfZero) {
+  for (const DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16}) {
+    const std::vector<double> values = neg(tensor({0.0, -0.0}, {2}, of(dtype))).to_doubles();
+    EXPECT_TRUE(std::signbit(values[0])) << name(dtype);
+    EXPECT_FALSE(std::signbit(values[1])) << name(dtype);
+  }
+}
+
 TEST(Elementwise, IntegersWrapAround) {
   const Tensor x = tensor({250, 3, 0, 128}, {4}, of(DType::uint8));
   const Tensor y = tensor({10, 5, 1, 2}, {4}, of(DType::uint8));

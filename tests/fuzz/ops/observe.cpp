@@ -1,0 +1,102 @@
+#include "tests/fuzz/ops/observe.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace tenon::op_fuzz {
+namespace {
+
+template <class T>
+Number number_of(T value) {
+  if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
+    return static_cast<float>(value);
+  } else {
+    return static_cast<Number>(value);
+  }
+}
+
+std::string at_element(std::size_t i, const std::string& found, const std::string& wanted) {
+  return fmt::format("element {} is {}; needed {}", i, found, wanted);
+}
+
+}  // namespace
+
+Numbers read(const Tensor& tensor) {
+  // All of the storage, as it lies: so strides are read here and nowhere else.
+  Tensor whole = tensor;
+  if (!tensor.device().is_cpu()) {
+    const auto count =
+        static_cast<std::int64_t>(tensor.storage()->bytes() / size_of(tensor.dtype()));
+    whole = Tensor(tensor.storage(), tensor.dtype(), Layout::contiguous({count})).cpu();
+  }
+  Array places;
+  places.sizes.assign(tensor.layout().sizes.begin(), tensor.layout().sizes.end());
+  places.strides.assign(tensor.layout().strides.begin(), tensor.layout().strides.end());
+  places.offset = tensor.layout().offset;
+  return dispatch_all(tensor.dtype(), [&]<class T>() {
+    const auto* data = static_cast<const T*>(whole.storage()->data());
+    Numbers result;
+    for (const std::int64_t place : places.places()) result.push_back(number_of(data[place]));
+    return result;
+  });
+}
+
+std::string compare_spec(const Tensor& tensor, const Array& array) {
+  if (!tensor) return "no tensor was returned";
+  const Sizes sizes = tensor.shape().hints();
+  if (sizes == array.sizes && tensor.dtype() == array.dtype) return "";
+  return fmt::format(
+      "it is {}; needed {}", tensor.spec().to_string(),
+      TensorSpec{array.dtype, Shape(std::vector<Dim>(array.sizes.begin(), array.sizes.end())),
+                 tensor.device()}
+          .to_string());
+}
+
+std::string compare_values(const Numbers& found, const Check& check) {
+  const DType dtype = check.handle->array.dtype;
+  if (check.allowed.empty()) return compare_exactly(found, rounded(check), check.signed_zero);
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const Number allowed = check.allowed[i];
+    const Number value = check.value[i];
+    if (allowed == kInfinity) continue;
+    if (std::isnan(value) || allowed == 0) {
+      if (same(found[i], round_to(dtype, value), check.signed_zero)) continue;
+      return at_element(i, to_text(found[i]), to_text(round_to(dtype, value)));
+    }
+    const Number low = round_to(dtype, value - allowed), high = round_to(dtype, value + allowed);
+    if (found[i] >= low && found[i] <= high) continue;
+    return at_element(i, to_text(found[i]),
+                      fmt::format("{} ± {}", to_text(value), static_cast<double>(allowed)));
+  }
+  return "";
+}
+
+std::string compare_exactly(const Numbers& found, const Numbers& wanted, bool signed_zero) {
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (same(found[i], wanted[i], signed_zero)) continue;
+    return at_element(i, to_text(found[i]), to_text(wanted[i]));
+  }
+  return "";
+}
+
+std::string compare_draw(const Numbers& found, const Draw& draw,
+                         const std::map<std::string, Numbers>& drawn) {
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (std::isfinite(found[i]) && found[i] >= draw.low && found[i] < draw.high) continue;
+    return at_element(i, to_text(found[i]),
+                      fmt::format("a number in [{}, {})", to_text(draw.low), to_text(draw.high)));
+  }
+  const auto before = drawn.find(draw.key);
+  if (before != drawn.end()) {
+    const std::string difference = compare_exactly(found, before->second, true);
+    if (!difference.empty()) return "after the same seed and calls " + difference;
+  }
+  for (const auto& [key, values] : drawn) {
+    const bool is_repeated = key != draw.key && values.size() == found.size() && values.size() >= 8;
+    if (is_repeated && values == found) return "the numbers of an earlier draw came again";
+  }
+  return "";
+}
+
+}  // namespace tenon::op_fuzz
