@@ -36,14 +36,10 @@ bool same_entry(const std::vector<std::shared_ptr<T>>& a, const std::vector<std:
 }  // namespace
 
 std::optional<Mask> mask_of(const Node& node) {
-  if (!node.op->has(Trait::random)) return std::nullopt;
   const std::size_t site = node.attrs.find("site");
-  if (site == node.attrs.size()) return std::nullopt;
-  if (node.op->identity && node.op->identity(node.attrs, true)) return std::nullopt;
+  if (site == node.attrs.size() || !draws(*node.op, node.attrs, true)) return std::nullopt;
   const std::size_t p = std::min(node.attrs.find("p"), node.attrs.find("dropout_p"));
   const double probability = p < node.attrs.size() ? std::get<double>(node.attrs.value(p)) : 1;
-  // A fused op whose probability is 0 draws nothing either, though it is no identity.
-  if (probability == 0) return std::nullopt;
   return Mask{std::get<std::int64_t>(node.attrs.value(site)), probability};
 }
 

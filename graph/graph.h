@@ -77,12 +77,12 @@ struct StateWrite {
   ValueId value = kNone;
 };
 
-/// The dropout mask that a random node draws in training.
+/// What a random node draws in training: a dropout mask, or a whole tensor (probability 1).
 struct Mask {
   std::int64_t site = kNone;
   double probability = 0;
 };
-/// Nothing for a node that draws none: no random op, or its probability is 0.
+/// Nothing for a node that draws nothing: no random op, or its probability is 0.
 std::optional<Mask> mask_of(const Node& node);
 inline bool draws_mask(const Node& node) { return mask_of(node).has_value(); }
 

@@ -43,7 +43,11 @@ void Lowering::find_device(const std::vector<TensorSpec>& inputs) {
     program_->device = value.tensor.device();
     return;
   }
-  if (!inputs.empty()) program_->device = inputs[0].device;
+  if (!inputs.empty()) {
+    program_->device = inputs[0].device;
+  } else if (!graph_.order().empty()) {
+    program_->device = graph_.value(graph_.node(graph_.order()[0]).outputs.at(0)).spec.device;
+  }
 }
 
 void Lowering::bind_inputs(const std::vector<TensorSpec>& inputs) {
@@ -99,6 +103,8 @@ Attrs Lowering::concrete(const Attrs& attrs) const {
       result = result.with(i, sizes);
     } else if (const auto* dtype = std::get_if<DType>(&value)) {
       result = result.with(i, converted(*dtype));
+    } else if (attrs.kind(i) == FieldKind::device) {
+      result = result.with(i, program_->device);
     }
   }
   return result;
@@ -223,6 +229,7 @@ void Lowering::emit(Instruction instruction) {
   for (const TensorView& view : instruction.inputs) info.bytes += bytes_of(view);
   for (const TensorView& view : instruction.outputs) info.bytes += bytes_of(view);
   if (instruction.op->has(Trait::effect)) program_->capturable = false;
+  program_->draws |= draws(*instruction.op, instruction.attrs, options_.training);
   plan_workspace(instruction);
   program_->infos.push_back(std::move(info));
   program_->instructions.push_back(std::move(instruction));
@@ -267,10 +274,10 @@ const Kernel* Lowering::find_kernel(const std::string& wanted, const Op& op,
     if (kernel.name != wanted) continue;
     if (kernel.supports == nullptr || kernel.supports(args)) return &kernel;
   }
+  const auto& operands = current_->inputs.empty() ? current_->outputs : current_->inputs;
   TENON_CHECK(wanted == kDecomposition, DeviceError,
               "[{}] {} is bound to {}, which does not take {}", op.name,
-              graph_.full_name(current_->id), wanted,
-              graph_.value(current_->inputs[0]).spec.to_string());
+              graph_.full_name(current_->id), wanted, graph_.value(operands[0]).spec.to_string());
   return nullptr;
 }
 

@@ -124,9 +124,6 @@ void Lowering::place_writes() {
     TENON_CHECK(!options_.float_dtype || converted(state.spec.dtype) == state.spec.dtype,
                 GraphError, "[lower] %{} is written, which another dtype does not allow",
                 state.name);
-    TENON_CHECK(state.tensor.device() == program_->device, GraphError,
-                "[lower] %{} is written, on {}; a program on {} has only a copy of it", state.name,
-                state.tensor.device().to_string(), program_->device.to_string());
     Location target = location_of(state_tensor(write.state));
     Location value = location_of(graph_.value(write.value).tensor ? state_tensor(write.value)
                                                                   : tensors_.at(write.value));

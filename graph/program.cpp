@@ -101,7 +101,7 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
   }
   for (const Patch& patch : p.patches) p.resolve(patch);
 
-  if (p.training) generator.advance_forward();
+  if (p.training || p.draws) generator.advance_forward();
   p.execute(generator.state());
   for (const auto& storage : p.written) storage->bump_version();
   return outputs;

@@ -35,7 +35,6 @@ bool may_alias(const Op& op, const Attrs& attrs) {
   return op.identity && (op.identity(attrs, true) || op.identity(attrs, false));
 }
 
-
 }  // namespace
 
 GraphBuilder::GraphBuilder(Graph& graph, std::size_t position, CallId call)
@@ -148,8 +147,7 @@ void GraphBuilder::require_current(const Handle& handle, std::string_view op_nam
   if (handle.value == kNone) return;
   const Memory& memory = memories_[handle.memory];
   if (handle.seen >= memory.changes) return;
-  const bool is_alias = memory.owner != kNone && handle.value != memory.owner;
-  TENON_CHECK(!is_alias, TraceError,
+  TENON_CHECK(memory.owner == kNone || memory.changed != memory.owner, TraceError,
               "{} reads a view of {}, which was changed in place since; take the view again",
               reader(op_name), graph_.value_name(memory.owner));
   detail::fail<TraceError>(
@@ -184,8 +182,8 @@ NodeId GraphBuilder::add(const Op& op, std::vector<ValueId> operands, Attrs attr
 
 std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> inputs,
                                         const Attrs& attrs) {
-  static const Op& to_device = get_op("to_device");
   static const Op& detach = get_op("detach");
+  static const Op& to_device = get_op("to_device");
   TENON_CHECK(!calls_.empty(), TraceError, "[{}] called outside of the traced module", op.name);
   if (&op == &to_device) return {moved_constant(op, inputs[0], attrs)};
   std::vector<ValueId> operands;
@@ -210,6 +208,7 @@ std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> in
 /// constant from then on, and what the Graph computes has its device.
 Tensor GraphBuilder::moved_constant(const Op& op, const Tensor& tensor, const Attrs& attrs) {
   const std::string device = attrs.as<ToDeviceAttrs>().device;
+  if (tensor.device().to_string() == device) return clone(tensor);
   TENON_CHECK(tensor.is_eager(), TraceError,
               "[to_device] under the tracer {} cannot move from {} to {}: a Graph runs on one "
               "device; move the model and its inputs with to({}) before the trace",
@@ -301,10 +300,11 @@ void GraphBuilder::require_changeable(const Handle& handle) const {
               "[copy_] under the tracer {} cannot be changed in place: {}; change a clone()",
               graph_.value_name(handle.value),
               handle.is_view ? "it is a view" : "there are views of it");
-  TENON_CHECK(owner == kNone, TraceError,
-              "[copy_] under the tracer {} cannot be changed in place: it may be {} itself; change a "
-              "clone()",
-              graph_.value_name(handle.value), graph_.value_name(owner));
+  TENON_CHECK(
+      owner == kNone, TraceError,
+      "[copy_] under the tracer {} cannot be changed in place: it may be {} itself; change a "
+      "clone()",
+      graph_.value_name(handle.value), graph_.value_name(owner));
 }
 
 void GraphBuilder::resume_call(std::int32_t call) {
@@ -428,6 +428,7 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
   {
     const InterpreterGuard guard(builder);
     const GradModeGuard grad_mode(true);
+    const RandomSiteScope sites(0);
     outputs = forward(tensors);
   }
   std::vector<ValueId> ids;

@@ -94,7 +94,7 @@ class GraphBuilder final : public Interpreter {
   void assign(const Tensor& target, const Tensor& source) override;
   Tensor capture(const Tensor& tensor) override;
   bool records_gradients() const override { return records_gradients_; }
-  bool is_tracer() const override { return true; }
+  bool is_recording() const override { return true; }
   std::int32_t current_call() const override { return calls_.empty() ? kNoCall : calls_.back(); }
   void resume_call(std::int32_t call) override;
   void leave_call() override;
@@ -152,7 +152,7 @@ class GraphBuilder final : public Interpreter {
   // The tensors of known_states_ by storage; gathered when the first is changed.
   std::unordered_map<const Storage*, std::vector<Tensor>> on_storage_;
   bool states_known_ =
-      false;  // gathered when first asked for: most rewrites add views and products
+      false;               // gathered when first asked for: most rewrites add views and products
   int resumed_calls_ = 0;  // depth of gradient emission
   bool records_gradients_ = false;
   bool root_training_ = true;

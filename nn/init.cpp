@@ -58,7 +58,7 @@ void uniform_(Tensor tensor, double low, double high, Generator* generator) {
 void normal_(Tensor tensor, double mean, double std, Generator* generator) {
   TENON_CHECK(std >= 0, ValueError, "[normal_] std is {}; needed at least 0", std);
   // Scaled in float64 and rounded once.
-  const Tensor standard = randn(tensor.shape(), {DType::float64}, generator);
+  const Tensor standard = randn(tensor.shape(), {DType::float64, tensor.device()}, generator);
   assign(tensor, add(mul(standard, std), mean));
 }
 
@@ -67,6 +67,9 @@ void trunc_normal_(Tensor tensor, double mean, double std, double low, double hi
   TENON_CHECK(low < high && std > 0, ValueError,
               "[trunc_normal_] std {} from {} to {}; needed std > 0 and low < high", std, low,
               high);
+  TENON_CHECK(!current_interpreter().is_recording(), TraceError,
+              "[trunc_normal_] called inside a trace, where no numbers are known yet; initialize "
+              "before");
   const Tensor values = uniform(tensor.shape(), normal_cdf((low - mean) / std),
                                 normal_cdf((high - mean) / std), {DType::float64}, generator);
   auto* data = values.data<double>();

@@ -273,7 +273,7 @@ void Module::convert(const std::function<TensorOptions(const Tensor&)>& target) 
   }
   for (auto& [tensor, data, gradient] : changes) {
     if (!data.is_same(tensor)) tensor.set_data_(data);
-    if (gradient) tensor.set_grad(gradient);
+    tensor.impl()->grad = gradient.impl();
   }
 }
 

@@ -22,6 +22,15 @@ std::vector<Dim> symbols_of(const Graph& graph) {
   return symbols;
 }
 
+/// What draws beside the forward Graph, a loss with dropout say, takes sites from here on.
+std::int64_t unused_site(const Graph& graph) {
+  std::int64_t next = 0;
+  for (NodeId id : graph.order()) {
+    if (const auto mask = mask_of(graph.node(id))) next = std::max(next, mask->site + 1);
+  }
+  return next;
+}
+
 }  // namespace
 
 JointGraph::JointGraph(const Graph& forward, const ModuleTree& tree)
@@ -48,6 +57,7 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   {
     const InterpreterGuard guard(builder_);
     const GradModeGuard grad_mode(true);
+    const RandomSiteScope sites(unused_site(forward_));
     const std::vector<Tensor> outputs = builder_.replay(forward_, inputs_);
     results = step(outputs);
   }

@@ -370,24 +370,56 @@ class Verification {
       report_.notes.emplace_back(detail::kHiddenRowsNote);
       zeroed_ = differentiate(detail::with_zeros_for_hidden_rows(original_, rewritten_), tree_);
     }
-    maker_.choose_sizes(options_.sizes, kSizes);
+    choose_sizes(kSizes);
     if (selects_from_nothing()) return std::move(report_);
     if (!maker_.indices().all_known()) choose_index_bound();
     compare_masks(original_, rewritten_, maker_.sizes(), report_);
-    compare(maker_.make("drawn inputs", InputValues::drawn, StateChange::none), kFloat64, true);
-    compare(maker_.make("special inputs", InputValues::special, StateChange::none),
-            kFloat64Special);
+    run({"drawn inputs", InputValues::drawn, StateChange::none, kFloat64, true});
+    run({"special inputs", InputValues::special, StateChange::none, kFloat64Special});
     if (maker_.has_masks() || detail::loses_masked_attention(original_, rewritten_)) {
-      compare(maker_.make("rows of one truth value", InputValues::masked, StateChange::none),
-              kFloat64);
+      run({"rows of one truth value", InputValues::masked, StateChange::none, kFloat64});
     }
-    compare(maker_.make("large numbers", InputValues::large, StateChange::scaled), kFloat64Large);
-    maker_.choose_sizes(options_.sizes, kOtherSizes);
-    compare(maker_.make("other state", InputValues::drawn, StateChange::shifted), kFloat64);
+    run({"large numbers", InputValues::large, StateChange::scaled, kFloat64Large});
+    choose_sizes(kOtherSizes);
+    run({"other state", InputValues::drawn, StateChange::shifted, kFloat64});
     return std::move(report_);
   }
 
  private:
+  struct TrialKind {
+    const char* name;
+    InputValues values;
+    StateChange change;
+    Float64Bound allowed;
+    bool bound = false;
+  };
+  /// What the model itself throws.
+  struct Refusal {
+    std::string text;
+    bool is_value = false;  // an index out of range, for one
+  };
+
+  void choose_sizes(const std::vector<std::vector<std::int64_t>>& candidates) {
+    maker_.choose_sizes(options_.sizes, candidates);
+    are_examples_ = false;
+  }
+
+  /// A model that refuses a trial's sizes takes the example's. Where it refuses those values as well
+  /// there is nothing to compare.
+  void run(const TrialKind& kind) {
+    auto refusal = compare(kind);
+    if (refusal && options_.sizes.empty() && !are_examples_) {
+      are_examples_ = true;
+      maker_.choose_sizes({}, {});
+      refusal = compare(kind);
+    }
+    if (!refusal) return;
+    const bool fails = kind.bound && !refusal->is_value;
+    (fails ? report_.errors : report_.notes)
+        .push_back(fmt::format("not compared on {}, which the model itself refuses: {}", kind.name,
+                               refusal->text));
+  }
+
   bool selects_from_nothing() {
     const auto& misfit = maker_.misfit();
     if (!misfit || misfit->size > 0) return false;
@@ -408,16 +440,17 @@ class Verification {
     }
   }
 
-  void compare(const Trial& trial, const Float64Bound& allowed, bool bound = false) {
+  /// Nothing, or why the model cannot run.
+  std::optional<Refusal> compare(const TrialKind& kind) {
+    const Trial trial = maker_.make(kind.name, kind.values, kind.change);
     TrialSummary summary{trial.name, {}};
     for (const Tensor& input : trial.inputs) summary.sizes.push_back(input.shape().hints());
-    report_.trials.push_back(std::move(summary));
     for (const bool training : {false, true}) {
       if (!(training ? options_.training : options_.eval)) continue;
       try {
         const auto compared_with = [&](const GradientGraph& model) {
           return Comparing(model, after_, maker_, options_.seed)
-              .run(trial, training, allowed, bound);
+              .run(trial, training, kind.allowed, kind.bound);
         };
         std::vector<Comparison> results = compared_with(before_);
         if (zeroed_ && !all_ok(results)) {
@@ -428,26 +461,23 @@ class Verification {
       } catch (const InternalError&) {
         throw;
       } catch (const Error& error) {
-        const char* mode = training ? "training" : "eval";
-        const auto refusal = refusal_of_model(trial, training);
-        if (refusal) {
-          report_.notes.push_back(
-              fmt::format("not compared on {} ({}), which the model itself refuses: {}", trial.name,
-                          mode, *refusal));
-          continue;
-        }
-        report_.errors.push_back(fmt::format("on {} ({}): {}", trial.name, mode, error.what()));
+        if (auto refusal = refusal_of_model(trial, training)) return refusal;
+        report_.errors.push_back(fmt::format("on {} ({}): {}", trial.name,
+                                             training ? "training" : "eval", error.what()));
       }
     }
+    report_.trials.push_back(std::move(summary));
+    return std::nullopt;
   }
 
-  /// Where the model itself refuses a trial, an index for example, there is nothing to compare.
-  std::optional<std::string> refusal_of_model(const Trial& trial, bool training) const {
+  std::optional<Refusal> refusal_of_model(const Trial& trial, bool training) const {
     try {
       run_float64(before_, trial, training, options_.seed);
       return std::nullopt;
+    } catch (const ValueError& error) {
+      return Refusal{error.what(), true};
     } catch (const Error& error) {
-      return error.what();
+      return Refusal{error.what(), false};
     }
   }
 
@@ -455,6 +485,7 @@ class Verification {
   ModuleTree tree_, rewritten_tree_;
   Graph original_, rewritten_;
   detail::TrialMaker maker_;
+  bool are_examples_ = false;  // the sizes
   GradientGraph before_, after_;
   std::optional<GradientGraph> zeroed_;  // before_ as if queries that see no key gave zeros
   VerifyReport report_;
@@ -501,10 +532,10 @@ std::string VerifyReport::to_string() const {
     if (c.bound || !c.ok) text += text_of(c);
   }
   for (const std::string& mask : masks_missing) {
-    text += fmt::format("FAIL a dropout mask of the model is not drawn: {}\n", mask);
+    text += fmt::format("FAIL what the model draws is not drawn: {}\n", mask);
   }
   for (const std::string& mask : masks_added) {
-    text += fmt::format("FAIL a dropout mask is drawn that the model does not: {}\n", mask);
+    text += fmt::format("FAIL what the model does not draw is drawn: {}\n", mask);
   }
   for (const std::string& error : errors) text += fmt::format("FAIL {}\n", error);
   for (const std::string& note : notes) text += fmt::format("note: {}\n", note);

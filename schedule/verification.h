@@ -57,7 +57,8 @@ struct TrialSummary {
 struct VerifyReport {
   std::vector<Comparison> results;
   std::vector<TrialSummary> trials;
-  /// Dropout masks that training draws: the same sites, probabilities and shapes are needed.
+  /// Dropout masks and random tensors that training draws: the same sites, probabilities and shapes
+  /// are needed.
   std::vector<std::string> masks_missing;  ///< drawn by the model only
   std::vector<std::string> masks_added;    ///< drawn by the schedule only
   /// What could not be compared: another number of outputs, state that is not the model's, a run that

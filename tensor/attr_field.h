@@ -13,6 +13,7 @@ enum class FieldKind : std::uint8_t {
   axes,      ///< a list of axes of operand 0, its order counts
   axis_set,  ///< axes of operand 0 in any order
   site,      ///< identifies the call (a dropout site): never compared, carried by rewrites
+  device,    ///< where the call runs: never compared, that of the Program where one was lowered
 };
 
 template <class A, class M>

@@ -62,7 +62,8 @@ std::string to_string(const AttrValue& value) {
                  },
                  [](const Dim& d) { return d.to_string(); },
                  [](const Shape& s) { return s.to_string(); },
-                 [](const Scalar& s) { return s.to_string(); }},
+                 [](const Scalar& s) { return s.to_string(); },
+                 [](const Device& d) { return d.to_string(); }},
       value);
 }
 

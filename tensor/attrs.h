@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "tensor/attr_field.h"
+#include "tensor/device.h"
 #include "tensor/dim.h"
 #include "tensor/dtype.h"
 
@@ -28,7 +29,7 @@ namespace tenon {
 
 /// Every type that a field may have, seen through one variant. Enums appear as their names.
 using AttrValue = std::variant<std::monostate, bool, std::int64_t, double, std::string, DType,
-                               std::vector<std::int64_t>, Dim, Shape, Scalar>;
+                               std::vector<std::int64_t>, Dim, Shape, Scalar, Device>;
 
 std::string to_string(const AttrValue& value);
 bool equal(const AttrValue& a, const AttrValue& b);

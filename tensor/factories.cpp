@@ -1,13 +1,8 @@
-// Functions that make tensors: filled, counted and random.
-#include <cmath>
-#include <numbers>
-
+// Functions that make tensors of given values; those of random ones are ops (ops/randn.cpp).
 #include "tensor/detail/check.h"
 #include "tensor/detail/move_data.h"
 #include "tensor/device_backend.h"
 #include "tensor/parallel.h"
-#include "tensor/philox.h"
-#include "tensor/random.h"
 #include "tensor/tensor.h"
 
 namespace tenon {
@@ -19,11 +14,10 @@ Extents numbers_of(const Shape& shape) {
   return sizes;
 }
 
-/// Elements that one thread fills at a time; a multiple of what one Philox block gives.
+/// Elements that one thread fills at a time.
 constexpr std::int64_t kGrain = 1 << 16;
 
-/// Fills a host tensor by value(i) for the i-th element in row-major order, then moves it. Each range
-/// of elements is filled by a copy of `value`, which may thus keep what it computed last.
+/// Fills a host tensor by value(i) for the i-th element in row-major order, then moves it.
 template <class F>
 Tensor generate(const Shape& shape, const TensorOptions& options, const F& value) {
   const Tensor host = empty(shape, {options.dtype, kCpu});
@@ -31,48 +25,16 @@ Tensor generate(const Shape& shape, const TensorOptions& options, const F& value
   dispatch_all(options.dtype, [&]<typename T>() {
     T* data = host.data<T>();
     parallel_ranges(n, kGrain, [&](std::int64_t begin, std::int64_t end) {
-      F element = value;
       for (std::int64_t i = begin; i < end; ++i) {
         if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
-          data[i] = T(static_cast<float>(element(i)));
+          data[i] = T(static_cast<float>(value(i)));
         } else {
-          data[i] = static_cast<T>(element(i));
+          data[i] = static_cast<T>(value(i));
         }
       }
     });
   });
   return detail::moved_to(host, options.device);
-}
-
-/// 32 random bits for element i of the given stream: word i % 4 of Philox block i / 4.
-class ElementBits {
- public:
-  explicit ElementBits(Generator& generator)
-      : seed_(generator.seed()), stream_(generator.next_tensor_stream()) {}
-  std::uint32_t operator()(std::int64_t i) {
-    if (i / 4 != block_index_) {
-      block_index_ = i / 4;
-      // Counter word 3 has its top bit set: these blocks are apart from dropout's (philox.h).
-      block_ = philox4x32_10(
-          {{static_cast<std::uint32_t>(block_index_),
-            static_cast<std::uint32_t>(block_index_ >> 32), static_cast<std::uint32_t>(stream_),
-            static_cast<std::uint32_t>(stream_ >> 32) | 0x80000000U}},
-          static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32));
-    }
-    return block_.word[i % 4];
-  }
-
- private:
-  std::uint64_t seed_;
-  std::uint64_t stream_;
-  std::int64_t block_index_ = -1;
-  PhiloxBlock block_{};
-};
-
-double unit_interval(std::uint32_t bits) { return (bits + 0.5) * 0x1p-32; }
-
-Generator& or_default(Generator* generator) {
-  return generator != nullptr ? *generator : default_generator();
 }
 
 }  // namespace
@@ -104,25 +66,6 @@ Tensor ones(const Shape& shape, TensorOptions options) { return full(shape, 1, o
 
 Tensor arange(std::int64_t n, TensorOptions options) {
   return generate(Shape{n}, options, [](std::int64_t i) { return i; });
-}
-
-Tensor randn(const Shape& shape, TensorOptions options, Generator* generator) {
-  return generate(shape, options,
-                  [bits = ElementBits(or_default(generator))](std::int64_t i) mutable {
-                    // Box-Muller on a pair of uniforms; even elements take the cosine, odd ones the sine.
-                    const std::int64_t pair = i - i % 2;
-                    const double radius = std::sqrt(-2.0 * std::log(unit_interval(bits(pair))));
-                    const double angle = 2.0 * std::numbers::pi * unit_interval(bits(pair + 1));
-                    return radius * (i % 2 == 0 ? std::cos(angle) : std::sin(angle));
-                  });
-}
-
-Tensor uniform(const Shape& shape, double low, double high, TensorOptions options,
-               Generator* generator) {
-  return generate(shape, options,
-                  [=, bits = ElementBits(or_default(generator))](std::int64_t i) mutable {
-                    return low + (high - low) * unit_interval(bits(i));
-                  });
 }
 
 Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {

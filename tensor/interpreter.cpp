@@ -28,6 +28,7 @@ class EagerInterpreter final : public Interpreter {
 /// Runs shape inference only: what an op with a decomposition but no inference of its own needs.
 class SpecInterpreter final : public Interpreter {
  public:
+  bool is_recording() const override { return true; }
   std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
                             const Attrs& attrs) override {
     std::vector<const TensorSpec*> specs;
@@ -44,6 +45,7 @@ struct ThreadState {
   std::vector<Interpreter*> interpreters;
   std::vector<ModuleFrame> modules;
   std::int64_t next_site = 0;
+  bool forward_begun = false;          // this outermost module call has its forward number
   const CallSite* replayed = nullptr;  // what a CallSiteScope stands for
   bool grad_enabled = true;
 };
@@ -166,18 +168,39 @@ GradModeGuard::GradModeGuard(bool enabled) : outer_(state.grad_enabled) {
 }
 GradModeGuard::~GradModeGuard() { state.grad_enabled = outer_; }
 
-std::int64_t next_dropout_site() {
-  if (state.modules.empty() && state.next_site + 1 >= kMaxDropoutSites) {
-    default_generator().advance_forward();
-    state.next_site = 0;
-  }
+namespace {
+
+void begin_forward() {
+  if (state.forward_begun || current_interpreter().is_recording()) return;
+  default_generator().advance_forward();
+  state.forward_begun = true;
+}
+
+}  // namespace
+
+bool counts_random_sites() {
+  // A hook that backward calls is outside of the modules whose calls are replayed around it.
+  return current_interpreter().is_recording() || (!state.modules.empty() && !state.replayed);
+}
+
+std::int64_t next_dropout_site(bool draws) {
+  if (!counts_random_sites()) return default_generator().next_outer_site();
+  TENON_CHECK(state.next_site < kFirstOuterSite, ValueError,
+              "more than {} random calls in one forward", kFirstOuterSite);
+  if (draws) begin_forward();
   return state.next_site++;
 }
+
+RandomSiteScope::RandomSiteScope(std::int64_t first) : outer_(state.next_site) {
+  state.next_site = first;
+}
+RandomSiteScope::~RandomSiteScope() { state.next_site = outer_; }
 
 ModuleScope::ModuleScope(const ModuleFrame& frame, std::span<const Tensor> inputs) : frame_(frame) {
   if (state.modules.empty()) {
     state.next_site = 0;
-    if (frame.training && state.interpreters.empty()) default_generator().advance_forward();
+    state.forward_begun = false;
+    if (frame.training) begin_forward();
   }
   current_interpreter().enter_module(frame_, inputs);
   state.modules.push_back(frame_);
@@ -239,7 +262,8 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
   const Kernel* kernel = select_kernel(op, device.type, args);
   if (kernel == nullptr) {
     TENON_CHECK(op.decompose != nullptr, DeviceError, "[{}] has no implementation on {} for {}",
-                op.name, device.to_string(), specs[0] ? specs[0]->to_string() : "these operands");
+                op.name, device.to_string(),
+                specs.empty() || !specs[0] ? "these operands" : specs[0]->to_string());
     const InterpreterGuard guard(eager());
     return op.decompose(inputs, attrs);
   }

@@ -40,8 +40,9 @@ class Interpreter {
   virtual void leave_call() {}
   /// Shapes are unknown until a match: op front ends must not ask for ranks or sizes.
   virtual bool is_pattern() const { return false; }
-  /// Calls become a Graph, which may run often: what is done to tensors beside op calls is not in it.
-  virtual bool is_tracer() const { return false; }
+  /// Calls are recorded to be run later, again and again: what they draw is not drawn now, and what is
+  /// done to tensors beside op calls is not in the recording.
+  virtual bool is_recording() const { return is_pattern(); }
 };
 
 /// Makes an interpreter the innermost one of this thread for the guard's lifetime.
@@ -53,8 +54,10 @@ class InterpreterGuard {
   InterpreterGuard& operator=(const InterpreterGuard&) = delete;
 };
 
-/// Marks a module call for the guard's lifetime. The outermost one starts a new forward: dropout
-/// sites count from 0 again and, in training mode, the generator's forward number advances.
+/// Marks a module call for the guard's lifetime. The outermost one starts a new forward: the sites
+/// of random calls count from 0 again, and the generator's forward number advances, in training
+/// mode at once, in evaluation with the first call that draws: what draws nothing leaves the
+/// generator alone.
 class ModuleScope {
  public:
   ModuleScope(const ModuleFrame& frame, std::span<const Tensor> inputs);
@@ -112,8 +115,26 @@ class NoGradGuard : public GradModeGuard {
 Interpreter& current_interpreter();
 /// The innermost module call of this thread, or null.
 const ModuleFrame* current_module();
-/// The number of the next dropout call of the current forward, in call order.
-std::int64_t next_dropout_site();
+/// Whether random calls are numbered by a module call or a recording; else a generator numbers
+/// them.
+bool counts_random_sites();
+/// The site of the next random call, dropout or random tensor, in call order: of the module call or
+/// the recording; outside of both, of the default generator. `draws`: false for a dropout in
+/// evaluation.
+std::int64_t next_dropout_site(bool draws = true);
+
+/// During its lifetime random calls of this thread are numbered from `first`; then as before. For
+/// what is recorded beside, or after, a module call.
+class RandomSiteScope {
+ public:
+  explicit RandomSiteScope(std::int64_t first);
+  ~RandomSiteScope();
+  RandomSiteScope(const RandomSiteScope&) = delete;
+  RandomSiteScope& operator=(const RandomSiteScope&) = delete;
+
+ private:
+  std::int64_t outer_;
+};
 
 /// Calls an op. Checks the number of operands, then asks the innermost interpreter; autograd records
 /// the call when an operand requires a gradient and grad mode is on.

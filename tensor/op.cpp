@@ -1,7 +1,10 @@
 // Declaring an op; see the header.
 #include "tensor/op.h"
 
+#include <algorithm>
 #include <utility>
+
+#include "tensor/op_options.h"
 
 namespace tenon {
 
@@ -13,6 +16,16 @@ const char* KernelArgs::name() const { return op->name.c_str(); }
 
 const void* KernelArgs::attributes_of_type(const std::type_info& type) const {
   return attrs->data_of_type(type);
+}
+
+bool draws(const Op& op, const Attrs& attrs, bool training) {
+  if (!op.has(Trait::random)) return false;
+  if (const std::size_t mode = attrs.find("mode"); mode != attrs.size()) {
+    const auto chosen = parse_enum(DropoutMode{}, std::get<std::string>(attrs.value(mode)));
+    if (!acts(chosen, training)) return false;
+  }
+  const std::size_t p = std::min(attrs.find("p"), attrs.find("dropout_p"));
+  return p == attrs.size() || std::get<double>(attrs.value(p)) != 0;
 }
 
 OpBuilder::OpBuilder(std::string_view name) : op_(std::make_unique<Op>()) { op_->name = name; }

@@ -37,7 +37,7 @@ struct TensorSpec {
 enum class Trait : std::uint32_t {
   elementwise = 1,  ///< each output element depends on the same (broadcast) element of the inputs
   view = 2,         ///< the output can alias operand 0's storage
-  random = 4,       ///< reads the random state in training mode
+  random = 4,       ///< reads the random state, unless `draws` says that it does not
   commutative = 8,  ///< the two operands can be swapped
   concatenation = 16,  ///< operands one after another along an axis; adjacent ones need no copy
   effect = 32,  ///< does something beside its result: never left out, repeated or run by backward
@@ -204,6 +204,10 @@ class OpBuilder {
  private:
   std::unique_ptr<Op> op_;
 };
+
+/// Whether a call reads the random state: a random op that has a mode in that mode, and none whose
+/// probability is 0.
+bool draws(const Op& op, const Attrs& attrs, bool training);
 
 /// All ops, in the order of tensor/ops/registry.cpp; the list is fixed at first use.
 const std::vector<const Op*>& all_ops();

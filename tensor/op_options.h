@@ -15,6 +15,10 @@ Approximate parse_enum(Approximate, std::string_view text);
 enum class DropoutMode : std::uint8_t { follow, train, eval };
 std::string_view enum_name(DropoutMode mode);
 DropoutMode parse_enum(DropoutMode, std::string_view text);
+/// Whether it acts now, in a module in this mode.
+inline bool acts(DropoutMode mode, bool training) {
+  return mode == DropoutMode::train || (mode == DropoutMode::follow && training);
+}
 
 /// What a loss returns of its elements.
 enum class Reduction : std::uint8_t { none, mean, sum };

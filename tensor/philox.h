@@ -1,5 +1,6 @@
-// Philox4x32-10 and the dropout mask, for host and device code. This file alone fixes the counter
-// layout; CPU and CUDA kernels, eager and scheduled, forward and backward, all call dropout_bits8.
+// Philox4x32-10, the dropout mask and the words of random tensors, for host and device code. This
+// file alone fixes the counter layouts; CPU and CUDA kernels, eager and scheduled, forward and
+// backward, all call dropout_bits8 and tensor_random4.
 //
 // Philox4x32-10: J. K. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 //
@@ -12,6 +13,18 @@
 //   counter3 = forward number
 //   element  = the (col % 8)-th 16-bit half-word, low half of each output word first
 // An element is kept when its half-word >= dropout_threshold(p).
+//
+// Random tensors (randn, uniform, randint, randperm), layout version 1. Elements are numbered in
+// row-major order; one Philox call serves 4 neighbours, 32 bits an element:
+//   key      = the 64-bit seed (low word, high word)
+//   counter0 = element / 4, low 32 bits
+//   counter1 = element / 4, high 31 bits; its top bit is set for the second 32 bits of an element,
+//              which 64-bit dtypes, randint and randperm have behind the first: more digits of it
+//   counter2 = in a module call the site; outside of modules the stream, low 32 bits
+//   counter3 = in a module call the forward number; outside the stream's high 30 bits, top bit set
+//   element  = word element % 4
+// One call of a forward has a site, dropout or random tensor, and forward numbers are below 2^31:
+// so no two calls of one seed share a counter.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +62,14 @@ TENON_HOST_DEVICE PhiloxBlock philox4x32_10(PhiloxBlock counter, std::uint32_t k
 inline constexpr std::int64_t kMaxDropoutRows = std::int64_t{1} << 40;
 inline constexpr std::int64_t kMaxDropoutCols = std::int64_t{1} << 35;
 inline constexpr std::int64_t kMaxDropoutSites = std::int64_t{1} << 24;
+/// Sites from here on are those of calls outside of modules.
+inline constexpr std::int64_t kFirstOuterSite = kMaxDropoutSites / 2;
+inline constexpr std::uint32_t kMaxForward = 0x7fffffff;
+/// Marks the site of a random tensor that has a stream of its own: the other bits are its number.
+inline constexpr std::int64_t kStreamSite = std::int64_t{1} << 62;
 
-/// Which mask a dropout call draws: the generator's state and the call's site.
+/// Which mask a dropout call, or which words a random tensor draws: the generator's state and the
+/// site.
 struct DropoutKey {
   std::uint64_t seed;
   std::uint32_t forward;
@@ -97,6 +116,25 @@ TENON_HOST_DEVICE std::uint32_t dropout_bits8(const DropoutKey& key, std::int64_
 TENON_HOST_DEVICE bool dropout_keep(const DropoutKey& key, std::int64_t row, std::int64_t col,
                                     std::uint32_t threshold) {
   return ((dropout_bits8(key, row, col / 8, threshold) >> (col % 8)) & 1U) != 0;
+}
+
+/// The key of a random tensor. A stream has its number in place of site and forward number.
+inline DropoutKey random_tensor_key(std::uint64_t seed, std::uint32_t forward,
+                                    const std::uint32_t* forward_cell, std::int64_t site) {
+  const auto low = static_cast<std::uint32_t>(site);
+  if ((site & kStreamSite) == 0) return {seed, forward, low, forward_cell};
+  return {seed, static_cast<std::uint32_t>((site & ~kStreamSite) >> 32) | 0x80000000U, low};
+}
+
+/// The first 32 bits of elements 4·group … 4·group + 3 of a random tensor, or their second ones.
+TENON_HOST_DEVICE PhiloxBlock tensor_random4(const DropoutKey& key, std::int64_t group,
+                                             bool second = false) {
+  const auto number = static_cast<std::uint64_t>(group);
+  return philox4x32_10({{static_cast<std::uint32_t>(number),
+                         static_cast<std::uint32_t>(number >> 32) | (second ? 0x80000000U : 0U),
+                         key.site, forward_of(key)}},
+                       static_cast<std::uint32_t>(key.seed),
+                       static_cast<std::uint32_t>(key.seed >> 32));
 }
 
 }  // namespace tenon

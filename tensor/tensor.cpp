@@ -188,7 +188,7 @@ Tensor Tensor::detach() const { return tenon::detach(*this); }
 void Tensor::set_data_(const Tensor& other) {
   const TensorImpl& source = eager_impl(other.impl_);
   eager_impl(impl_);
-  TENON_CHECK(!current_interpreter().is_tracer(), TraceError,
+  TENON_CHECK(!current_interpreter().is_recording(), TraceError,
               "[set_data_] under the tracer: a Graph cannot give a tensor other storage; change it "
               "with copy_, or call set_data_ outside of forward");
   impl_->spec = source.spec;

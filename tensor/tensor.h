@@ -174,11 +174,29 @@ Tensor ones(const Shape& shape, TensorOptions options = {});
 Tensor full(const Shape& shape, double value, TensorOptions options = {});
 /// 0, 1, …, n-1.
 Tensor arange(std::int64_t n, TensorOptions options = {});
-/// Standard normal values: Philox words through the Box-Muller transform; the same on every device.
+
+// Random tensors: the same bits on every device, eagerly and in a Program; tensor/random.h says
+// which numbers a call draws. In a module's forward they are new at each call and each run, in
+// evaluation too. `generator`, for eager calls only (TraceError in a trace), is one to draw from in
+// place of the default one. None is differentiable.
+
+/// Standard normal values (Box, Muller, 1958), computed in float64 and rounded once to a floating
+/// dtype (DTypeError): of 53 random bits in float64, of 32 in the others.
 Tensor randn(const Shape& shape, TensorOptions options = {}, Generator* generator = nullptr);
-/// Uniform in [low, high).
+/// A number from the real interval [low, high), rounded down to the dtype but not below `low` where
+/// the interval holds a number of the dtype: never `high`, unless low == high. ValueError unless
+/// both are finite, within the dtype's range and low <= high. float64 and int64 have 53 random
+/// bits, the others 32.
 Tensor uniform(const Shape& shape, double low, double high, TensorOptions options = {},
                Generator* generator = nullptr);
+/// Integers from low to high - 1, of 64 random bits. ValueError unless low < high and the dtype,
+/// integer or floating, holds each of them exactly.
+Tensor randint(const Dim& low, const Dim& high, const Shape& shape,
+               TensorOptions options = {.dtype = DType::int64}, Generator* generator = nullptr);
+/// 0, 1, …, n-1 in random order; ValueError unless the dtype holds n-1 exactly.
+Tensor randperm(const Dim& n, TensorOptions options = {.dtype = DType::int64},
+                Generator* generator = nullptr);
+
 /// Values in row-major order, converted to options.dtype; ShapeError when the count differs.
 Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options = {});
 Tensor tensor(std::initializer_list<double> values, const Shape& shape, TensorOptions options = {});

@@ -136,7 +136,8 @@ bool overlaps_itself(const Layout& layout) {
     if (last == 0) continue;
     if (stride == 0) return true;
     for (int other = 0; other < axis; ++other) {  // a step along one, a step back along the other
-      if (layout.sizes[other] > 1 && std::abs(layout.strides[other]) == std::abs(stride)) return true;
+      if (layout.sizes[other] > 1 && std::abs(layout.strides[other]) == std::abs(stride))
+        return true;
     }
     distances.add(stride, -last, last);
   }

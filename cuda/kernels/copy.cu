@@ -144,11 +144,9 @@ void copy_strided(Stream stream, const char* name, const TensorView& source,
 }
 
 void register_copy_kernels() {
-  register_kernel("clone", DeviceType::cuda,
-                  {.name = "cuda.copy",
-                   .run = run_clone,
-                   .accepts = any_layout,
-                   .strided_output = true});
+  register_kernel(
+      "clone", DeviceType::cuda,
+      {.name = "cuda.copy", .run = run_clone, .accepts = any_layout, .strided_output = true});
   register_kernel("to_device", DeviceType::cuda,
                   {.name = "cuda.to_device", .run = detail::run_to_device});
   constexpr std::pair<std::string_view, std::string_view> kNames[] = {

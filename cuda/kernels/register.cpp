@@ -27,6 +27,7 @@ void register_all_kernels() {
   register_cross_entropy_kernels();
   register_linear_cross_entropy_kernels();
   register_dropout_kernels();
+  register_random_kernels();
   register_argmax_kernels();
   register_cumsum_kernels();
   register_triangle_kernels();

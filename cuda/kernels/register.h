@@ -28,6 +28,7 @@ void register_print_kernel();
 void register_cross_entropy_kernels();
 void register_linear_cross_entropy_kernels();
 void register_dropout_kernels();
+void register_random_kernels();
 void register_argmax_kernels();
 void register_cumsum_kernels();
 void register_triangle_kernels();

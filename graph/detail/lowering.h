@@ -57,6 +57,7 @@ class Lowering final : public Interpreter {
 
   std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
                             const Attrs& attrs) override;
+  bool is_recording() const override { return true; }
 
  private:
   DType converted(DType dtype) const {

@@ -92,6 +92,7 @@ inline constexpr std::size_t kMaxCaptures =
 struct Program::Impl {
   Device device;
   bool training = false;
+  bool draws = false;  // some instruction reads the random state
   std::vector<Buffer> buffers;
   std::vector<Instruction> instructions;
   std::vector<InstructionInfo> infos;

@@ -176,6 +176,7 @@ json value_to_json(const AttrValue& value) {
                                [](const Dim& dim) { return dim_to_json(dim); },
                                [](const Shape& shape) { return shape_to_json(shape); },
                                [](const Scalar& scalar) { return scalar_to_json(scalar); },
+                               [](const Device& device) { return json(device.to_string()); },
                                [](const auto& plain) { return json(plain); }},
                     value);
 }
@@ -196,7 +197,8 @@ AttrValue value_from_json(const json& value, const AttrValue& like, const SizeSy
                  },
                  [&](const Dim&) { return AttrValue(dim_from_json(value, symbols)); },
                  [&](const Shape&) { return AttrValue(shape_from_json(value, symbols)); },
-                 [&](const Scalar&) { return AttrValue(scalar_from_json(value, symbols)); }},
+                 [&](const Scalar&) { return AttrValue(scalar_from_json(value, symbols)); },
+                 [&](const Device&) { return AttrValue(Device::parse(value.get<std::string>())); }},
       like);
 }
 

@@ -119,7 +119,8 @@ std::vector<PatternField> pattern_fields(const Attrs& attrs) {
     PatternField field{i, attrs.value(i), attrs.kind(i)};
     const WildcardInfo wildcard = wildcard_of(field.wanted);
     const bool captured = wildcard.is_wildcard && wildcard.capture >= 0;
-    if (!captured && (wildcard.is_wildcard || field.kind == FieldKind::site)) continue;
+    const bool compared = field.kind != FieldKind::site && field.kind != FieldKind::device;
+    if (!captured && (wildcard.is_wildcard || !compared)) continue;
     visit_symbols(field.wanted, [&](const DimSymbol& symbol) -> std::optional<Dim> {
       if (symbol.kind == DimSymbol::Kind::pattern) {
         field.sized_values.push_back(static_cast<int>(symbol.pattern_value));

@@ -60,6 +60,22 @@ void add_state(Graph& graph, const json& state) {
                   name, std::move(tensor));
 }
 
+/// The attributes with the device of a random tensor replaced: a schedule may be replayed
+/// elsewhere.
+Attrs placed(Attrs attrs, const Device& device) {
+  for (std::size_t i = 0; i < attrs.size(); ++i) {
+    if (attrs.kind(i) == FieldKind::device) attrs = attrs.with(i, device);
+  }
+  return attrs;
+}
+
+/// Where a Graph's nodes run.
+Device device_of(const Graph& graph) {
+  return graph.order().empty()
+             ? kCpu
+             : graph.value(graph.node(graph.order()[0]).outputs.at(0)).spec.device;
+}
+
 /// Writes the JSON of one edit.
 class EditWriter {
  public:
@@ -218,7 +234,11 @@ class EditWriter {
 class EditReader {
  public:
   EditReader(Graph& graph, const json& edit, GraphNumbering& numbering)
-      : graph_(graph), edit_(edit), numbering_(numbering), symbols_(size_symbols(graph)) {}
+      : graph_(graph),
+        edit_(edit),
+        numbering_(numbering),
+        symbols_(size_symbols(graph)),
+        device_(device_of(graph)) {}
 
   void run() {
     for (const json& state : list("states")) add_state(graph_, state);
@@ -292,7 +312,7 @@ class EditReader {
         after.is_null() ? 0 : graph_.position(numbering_.node_at(after.get<int>())) + 1;
     const NodeId id =
         graph_.add_node(get_op(fields.at("op").get<std::string>()), values(fields.at("inputs")),
-                        attrs_from_json(fields.at("attrs"), symbols_),
+                        placed(attrs_from_json(fields.at("attrs"), symbols_), device_),
                         numbering_.call_at(fields.at("call").get<int>()), position);
     numbering_.add_node(id);
     set_marks(id, fields);
@@ -310,7 +330,7 @@ class EditReader {
       }
     }
     if (fields.contains("attrs")) {
-      const Attrs attrs = attrs_from_json(fields.at("attrs"), symbols_);
+      const Attrs attrs = placed(attrs_from_json(fields.at("attrs"), symbols_), device_);
       for (std::size_t i = 0; i < attrs.size(); ++i) graph_.set_attribute(id, i, attrs.value(i));
     }
     set_marks(id, fields);
@@ -336,6 +356,7 @@ class EditReader {
   const json& edit_;
   GraphNumbering& numbering_;
   const SizeSymbols symbols_;
+  const Device device_;
   std::vector<std::pair<NodeId, std::string>> names_;
 };
 
@@ -432,7 +453,7 @@ std::vector<std::string> structure_lines(const Graph& traced) {
     for (ValueId input : node.inputs) {
       line += input == kNone ? "none, " : traced.value_name(input) + ", ";
     }
-    line += node.attrs.to_string() + ")";
+    line += placed(node.attrs, kCpu).to_string() + ")";
     for (ValueId output : node.outputs) line += " " + traced.value(output).spec.shape.to_string();
     lines.push_back(std::move(line));
   }

@@ -35,8 +35,10 @@ std::optional<std::unordered_set<ValueId>> sources_of(const Graph& graph, ValueI
   return sources;
 }
 
-/// What the indices are, on the CPU in float64 and eval mode.
-std::vector<double> run_on_host(const Graph& graph, const std::vector<Tensor>& inputs) {
+/// What the indices are, on the CPU in float64 and eval mode; nothing where the model itself throws, as
+/// it will in the trial.
+std::optional<std::vector<double>> run_on_host(const Graph& graph,
+                                               const std::vector<Tensor>& inputs) {
   std::vector<Tensor> wide;
   std::vector<TensorSpec> specs;
   for (const Tensor& input : inputs) {
@@ -45,7 +47,13 @@ std::vector<double> run_on_host(const Graph& graph, const std::vector<Tensor>& i
   }
   Generator generator(0);
   const LowerOptions options{.training = false, .float_dtype = DType::float64, .device = kCpu};
-  return lower(graph, specs, options)->run(wide, generator).at(0).to_doubles();
+  try {
+    return lower(graph, specs, options)->run(wide, generator).at(0).to_doubles();
+  } catch (const InternalError&) {
+    throw;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
 }
 
 DimBindings sizes_of(const Graph& graph, const std::vector<Tensor>& inputs) {
@@ -135,7 +143,9 @@ std::optional<IndexMisfit> IndexInputs::first_misfit(const std::vector<Tensor>& 
   for (const Selection& selection : selections_) {
     const std::int64_t size = selection.size.evaluate(sizes_of(selection.graph, inputs));
     IndexMisfit misfit{selection.node, size, HUGE_VAL, -HUGE_VAL, selection.inputs};
-    for (const double index : run_on_host(selection.graph, inputs)) {
+    const auto indices = run_on_host(selection.graph, inputs);
+    if (!indices) return IndexMisfit{selection.node, size, 0, 0, {}};
+    for (const double index : *indices) {
       if (index == selection.ignored) continue;
       misfit.smallest = std::min(misfit.smallest, index);
       misfit.largest = std::max(misfit.largest, index);

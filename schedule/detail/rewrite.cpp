@@ -34,17 +34,27 @@ CallId enclosing_call(const Graph& graph, const Branches& branches) {
   return parent;
 }
 
-/// The i-th mask of the replacement is the i-th mask of what it replaces.
+/// What matched nodes that draw do: masks drop, random tensors draw.
+const char* verb_of(const Graph& graph, const std::vector<NodeId>& matched) {
+  const bool tensors = std::any_of(matched.begin(), matched.end(), [&](NodeId id) {
+    return draws_mask(graph.node(id)) && graph.node(id).op->operands.empty();
+  });
+  return tensors ? "draw" : "drop";
+}
+
+/// The i-th mask, or random tensor, of the replacement is the i-th of what it replaces.
 void carry_sites(Graph& graph, const std::vector<AttrValue>& old_sites,
-                 const std::vector<NodeId>& added, const std::string& replacement) {
+                 const std::vector<NodeId>& added, const char* verb,
+                 const std::string& replacement) {
   std::vector<NodeId> drawing;
   for (NodeId id : added) {
     if (!active_sites(graph, {id}).empty()) drawing.push_back(id);
   }
   TENON_CHECK(drawing.size() == old_sites.size(), ScheduleError,
-              "the matched nodes drop at {} place{} in training, {} at {}; the results would "
+              "the matched nodes {} at {} place{} in training, {} at {}; the results would "
               "differ",
-              old_sites.size(), old_sites.size() == 1 ? "" : "s", replacement, drawing.size());
+              verb, old_sites.size(), old_sites.size() == 1 ? "" : "s", replacement,
+              drawing.size());
   for (std::size_t i = 0; i < drawing.size(); ++i) {
     graph.set_attribute(drawing[i], graph.node(drawing[i]).attrs.find("site"), old_sites[i]);
   }
@@ -75,6 +85,7 @@ std::vector<ValueId> Rewrite::run() {
   const std::vector<NodeId> matched = matched_nodes(branches);
   const std::int32_t region = common_region(graph, matched);
   const std::vector<AttrValue> old_sites = active_sites(graph, matched);
+  const char* verb = verb_of(graph, matched);
   const auto known = replacement.module ? value_set(graph) : std::unordered_set<ValueId>();
   const std::vector<ValueId>& inputs = branches[0]->inputs;
   const std::size_t position = position_after(graph, inputs);
@@ -107,7 +118,7 @@ std::vector<ValueId> Rewrite::run() {
                 {replacement, weights, branches, known, state_prefix, replaced_call != kNone,
                  replaced_call != kNone ? graph.call(replaced_call).path : "", own_call, position});
   }
-  carry_sites(graph, old_sites, builder.added(), replacement.name);
+  carry_sites(graph, old_sites, builder.added(), verb, replacement.name);
   for (NodeId id : builder.added()) graph.set_region(id, region);
   for (std::size_t i = 0; i < old.size(); ++i) {
     check_same_spec(graph, old[i], results[i], replacement.name);

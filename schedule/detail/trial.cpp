@@ -354,6 +354,12 @@ std::vector<std::string> masks_of(const Graph& graph, const DimBindings& sizes) 
   for (const NodeId id : graph.order()) {
     const Node& node = graph.node(id);
     if (!draws_mask(node)) continue;
+    if (node.op->operands.empty()) {
+      const Extents extents = evaluated(graph.value(node.outputs.at(0)).spec.shape, sizes);
+      recorder.masks.push_back(fmt::format("site {} {} of ({})", mask_of(node)->site, node.op->name,
+                                           fmt::join(extents, ", ")));
+      continue;
+    }
     std::vector<Tensor> inputs;
     for (const ValueId operand : node.inputs) {
       if (operand == kNone) {

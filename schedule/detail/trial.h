@@ -95,8 +95,8 @@ class TrialMaker {
 /// The Graph without nodes that do something beside their result: those pass operand 0 on.
 Graph without_effects(const Graph& graph);
 
-/// Every mask that training draws, as text: its site, probability, rows and columns at these sizes.
-/// A fused op's are those of its decomposition.
+/// All that training draws, as text: of a mask its site, probability, rows and columns at these
+/// sizes, of a random tensor its site, op and sizes. A fused op's are those of its decomposition.
 std::vector<std::string> masks_of(const Graph& graph, const DimBindings& sizes);
 
 }  // namespace tenon::detail

@@ -117,12 +117,15 @@ constexpr const AttrsType& (*kTypes[])() = {attrs_type<AdamAttrs>,
                                             attrs_type<Pool2dBackwardAttrs>,
                                             attrs_type<PowAttrs>,
                                             attrs_type<PrintAttrs>,
+                                            attrs_type<RandintAttrs>,
+                                            attrs_type<RandomTensorAttrs>,
                                             attrs_type<ReduceAttrs>,
                                             attrs_type<ResidualNormBackwardAttrs>,
                                             attrs_type<SgdAttrs>,
                                             attrs_type<ShapeAttrs>,
                                             attrs_type<SoftplusAttrs>,
                                             attrs_type<ToDeviceAttrs>,
+                                            attrs_type<UniformAttrs>,
                                             attrs_type<VarAttrs>};
 
 }  // namespace

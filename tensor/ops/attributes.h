@@ -45,6 +45,40 @@ struct AttentionAttrs {
   }
 };
 
+/// randn, randperm. A Graph may hold symbolic sizes.
+struct RandomTensorAttrs {
+  Shape shape;
+  DType dtype = DType::float32;
+  Device device = {};
+  std::int64_t site = 0;
+  static constexpr auto fields() {
+    using A = RandomTensorAttrs;
+    return std::tuple{field("shape", &A::shape), field("dtype", &A::dtype),
+                      field("device", &A::device, FieldKind::device),
+                      field("site", &A::site, FieldKind::site)};
+  }
+};
+
+struct UniformAttrs : RandomTensorAttrs {
+  double low = 0;
+  double high = 1;
+  static constexpr auto fields() {
+    return std::tuple_cat(
+        std::tuple{field("low", &UniformAttrs::low), field("high", &UniformAttrs::high)},
+        RandomTensorAttrs::fields());
+  }
+};
+
+struct RandintAttrs : RandomTensorAttrs {
+  Dim low;
+  Dim high = 1;
+  static constexpr auto fields() {
+    return std::tuple_cat(
+        std::tuple{field("low", &RandintAttrs::low), field("high", &RandintAttrs::high)},
+        RandomTensorAttrs::fields());
+  }
+};
+
 /// view, reshape, expand; a Graph holds the full shape, a pattern may hold -1.
 struct ShapeAttrs {
   Shape shape;

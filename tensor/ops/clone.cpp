@@ -24,10 +24,7 @@ Op define_clone() {
       .trait(Trait::elementwise)
       .infer(infer_like_input)
       .vjp([](const VjpContext& call) -> std::vector<Tensor> { return {call.cotangent(0)}; })
-      .cpu({.name = "cpu.copy",
-            .run = run_clone,
-            .accepts = any_layout,
-            .strided_output = true})
+      .cpu({.name = "cpu.copy", .run = run_clone, .accepts = any_layout, .strided_output = true})
       .done();
 }
 

@@ -35,7 +35,9 @@ DropoutAttrs dropout_call(std::string_view op, double p, DropoutMode mode) {
   // In a pattern a NaN codes a wildcard.
   TENON_CHECK(in_pattern() || (p >= 0 && p <= 1), ValueError,
               "[{}] dropout probability {}; needed a number from 0 to 1", op, p);
-  return {p, mode, p != 0 ? next_dropout_site() : 0};
+  const ModuleFrame* frame = current_module();
+  const bool active = acts(mode, frame == nullptr || frame->training);
+  return {p, mode, p != 0 ? next_dropout_site(active) : 0};
 }
 
 Tensor dropout_with(const Tensor& input, const DropoutAttrs& attrs) {
@@ -47,7 +49,7 @@ namespace {
 
 bool does_nothing(const Attrs& attrs, bool training) {
   const auto& a = attrs.as<DropoutAttrs>();
-  return a.p == 0 || a.mode == DropoutMode::eval || (a.mode == DropoutMode::follow && !training);
+  return a.p == 0 || !acts(a.mode, training);
 }
 
 /// The same call on the gradient: at the same site it draws the same mask.

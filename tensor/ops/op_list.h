@@ -116,7 +116,11 @@
   X(argmax) \
   X(cumsum) \
   X(tril) \
-  X(triu)
+  X(triu) \
+  X(randn) \
+  X(uniform) \
+  X(randint) \
+  X(randperm)
 
 // clang-format on
 

@@ -3,6 +3,7 @@
 // included, eager and in captured steps.
 #include <cstdlib>
 
+#include "autograd/autograd.h"
 #include "nn/nn.h"
 #include "schedule/training.h"
 #include "tensor/ops/optimizer_steps.h"
@@ -224,6 +225,88 @@ TEST(CudaOptimizer, AdamWWithClippingMatchesTheCpu) {
   expect_near(train(kCuda, DType::float64), train(kCpu, DType::float64), 1e-12);
   expect_near(train(kCuda, DType::float32), train(kCpu, DType::float32), 2e-5);
   expect_near(train(kCuda, DType::bfloat16), train(kCpu, DType::bfloat16), 2e-2);
+}
+
+/// Makes an optimizer on `first`, steps there if asked to, moves the model to `second` and steps on.
+std::vector<Tensor> train_across(Device first, Device second, DType dtype, bool steps_before) {
+  const auto model = nn::make<nn::Linear>(33, 5);
+  Generator generator(7);
+  {
+    const NoGradGuard no_grad;
+    for (auto& [name, tensor] : model->named_parameters()) {
+      Tensor(tensor).copy_(randn(tensor.shape(), {}, &generator));
+    }
+  }
+  model->to(first);
+  nn::AdamW optimizer(model->named_parameters(), {.lr = 1e-2}, {.max_grad_norm = 0.5});
+  const auto step = [&](Device device, DType type) {
+    const Tensor x = randn({7, 33}, {type}, &generator).to(device);
+    backward(mean(square(model(x))));
+    optimizer.step();
+    optimizer.zero_grad();
+  };
+  if (steps_before) step(first, DType::float32);
+  model->to(second, dtype);
+  for (int i = 0; i < 3; ++i) step(second, dtype);
+  std::vector<Tensor> results;
+  for (const auto& [name, tensor] : optimizer.state_dict()) {
+    EXPECT_EQ(tensor.device(), second) << name;
+    results.push_back(tensor.cpu());
+  }
+  for (const auto& [name, tensor] : model->named_parameters()) results.push_back(tensor.cpu());
+  return results;
+}
+
+TEST(CudaOptimizer, OneMadeBeforeTheModelMovedFollowsIt) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : {DType::float32, DType::float64, DType::bfloat16}) {
+    for (const bool steps_before : {false, true}) {
+      const auto stays = train_across(kCpu, kCpu, dtype, steps_before);
+      const double tolerance = dtype == DType::bfloat16 ? 4e-2 : 1e-4;
+      expect_near(train_across(kCpu, kCuda, dtype, steps_before), stays, tolerance);
+      expect_near(train_across(kCuda, kCpu, dtype, steps_before), stays, tolerance);
+      expect_near(train_across(kCuda, kCuda, dtype, steps_before), stays, tolerance);
+    }
+  }
+}
+
+TEST(CudaOptimizer, AModelThatMovedInPartIsRefusedAndNothingChanges) {
+  SKIP_WITHOUT_GPU();
+  const auto a = nn::make<nn::Linear>(3, 2, false);
+  const auto b = nn::make<nn::Linear>(3, 2, false);
+  nn::Module::NamedTensors parameters = {{"a", a->weight}, {"b", b->weight}};
+  nn::AdamW optimizer(parameters);
+  b->to(kCuda);
+  const Tensor before = a->weight.clone();
+  const std::vector<Tensor> gradients = {ones({2, 3}), ones({2, 3}, {DType::float32, kCuda})};
+  EXPECT_THROW(optimizer.update(gradients), ValueError);
+  EXPECT_EQ(max_difference(a->weight, before), 0);
+  b->to(kCpu);
+  EXPECT_EQ(optimizer.state_dict().at("step.a").item(), 0);
+  EXPECT_THROW(optimizer.update(gradients), DeviceError);
+  EXPECT_EQ(optimizer.state_dict().at("step.a").item(), 0);
+  EXPECT_EQ(max_difference(a->weight, before), 0);
+}
+
+TEST(CudaOptimizer, GradientsAndPendingBackwardsFollowAMove) {
+  SKIP_WITHOUT_GPU();
+  const auto model = nn::make<nn::Linear>(1, 1, false);
+  {
+    const NoGradGuard no_grad;
+    Tensor(model->weight).copy_(full({1, 1}, 3));
+  }
+  const Tensor weight = model->weight;
+  backward(sum(square(weight)));
+  const Tensor pending = sum(square(weight) * 5.0);
+  model->to(kCuda);
+  EXPECT_EQ(weight.grad().device(), kCuda);
+  {
+    const NoGradGuard no_grad;
+    Tensor(weight).copy_(full({1, 1}, 100));
+  }
+  backward(pending);
+  EXPECT_EQ(weight.grad().device(), kCuda);
+  EXPECT_EQ(weight.grad().item(), 6 + 30);
 }
 
 /// Parameters after steps with changing learning rates, each step a Program.

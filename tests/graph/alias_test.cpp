@@ -71,16 +71,27 @@ Tensor flat(const Tensor& a, const Tensor& b) {
 /// Of every op whose result may be its operand, or a view of it, calls on (2, 6).
 const std::map<std::string, std::vector<Function>> kCalls = {
     {"dropout",
-     {[](const Tensor& h) { return dropout(h, 0.5); }, [](const Tensor& h) { return dropout(h, 0); },
+     {[](const Tensor& h) { return dropout(h, 0.5); },
+      [](const Tensor& h) { return dropout(h, 0); },
       [](const Tensor& h) { return dropout(h, 0.5, DropoutMode::train); },
       [](const Tensor& h) { return dropout(h, 0.5, DropoutMode::eval); }}},
-    {"view", {[](const Tensor& h) { return view(h, {3, 4}); }}},
+    {"view", {[](const Tensor& h) {
+       return view(h, {3, 4});
+     }}},
     {"reshape",
-     {[](const Tensor& h) { return reshape(h, {2, 6}); },
-      [](const Tensor& h) { return reshape(h.transpose(0, 1), {3, 4}); }}},
-    {"permute", {[](const Tensor& h) { return permute(h, {1, 0}); }}},
+     {[](const Tensor& h) {
+        return reshape(h, {2, 6});
+      },
+      [](const Tensor& h) {
+        return reshape(h.transpose(0, 1), {3, 4});
+      }}},
+    {"permute", {[](const Tensor& h) {
+       return permute(h, {1, 0});
+     }}},
     {"transpose", {[](const Tensor& h) { return transpose(h, 0, 1); }}},
-    {"expand", {[](const Tensor& h) { return expand(h, {2, 6}); }}},
+    {"expand", {[](const Tensor& h) {
+       return expand(h, {2, 6});
+     }}},
     {"narrow", {[](const Tensor& h) { return narrow(h, 1, 2, 3); }}},
     {"unsqueeze", {[](const Tensor& h) { return unsqueeze(h, 1); }}},
     {"squeeze", {[](const Tensor& h) { return squeeze(h.unsqueeze(1), 1); }}},
@@ -296,12 +307,21 @@ TEST(Alias, ErrorsNameTheNodesAndTheRemedy) {
                  return y;
                }));
   const Tensor whole = ones({2, 6});
+  EXPECT_ERROR(
+      TraceError,
+      "add reads %constant_1, which may lie in the memory of %constant_0, changed in "
+      "place since; eager code would see the change in some mode: change a clone() instead",
+      traced([whole, part = whole.narrow(1, 0, 3)](const Tensor& x) {
+        Tensor(whole).copy_(x);
+        return part + 1.0;
+      }));
   EXPECT_ERROR(TraceError,
-               "add reads %constant_1, which may lie in the memory of %constant_0, changed in "
-               "place since; eager code would see the change in some mode: change a clone() instead",
+               "add reads %narrow, which may lie in the memory of %constant_1, changed in place "
+               "since; eager code would see the change in some mode: change a clone() instead",
                traced([whole, part = whole.narrow(1, 0, 3)](const Tensor& x) {
+                 const Tensor view = part.narrow(1, 0, 1);
                  Tensor(whole).copy_(x);
-                 return part + 1.0;
+                 return view + x;
                }));
 }
 

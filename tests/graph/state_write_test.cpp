@@ -320,7 +320,8 @@ TEST(StateWrite, ReplayedWritesUseTheValuesBeforeAllWrites) {
     return x * 1.0;
   });
   Graph graph = create_schedule(model, {ones({2})}).graph();
-  const ValueId old = graph.writes().at(1).value;  // as a rewrite would that knows 1 changes nothing
+  const ValueId old =
+      graph.writes().at(1).value;  // as a rewrite would that knows 1 changes nothing
   graph.replace_all_uses(old, graph.node(graph.value(old).producer).inputs[0]);
   graph.eliminate_dead_code();
   Graph again = graph.without_nodes();

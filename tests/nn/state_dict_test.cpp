@@ -55,6 +55,34 @@ TEST(StateDictContainer, KeepsOrderAndRefusesDuplicates) {
                state.at("aa"));
 }
 
+TEST(LoadStateDict, TakesTensorsOfAnyLayoutIntoWeightsOfAnyLayout) {
+  const Tensor whole = zeros({4, 8});
+  const auto model = nn::make<nn::Linear>(whole.narrow(1, 2, 4));
+  const Tensor values = arange(16).view({4, 4}).transpose(0, 1);
+  nn::StateDict state;
+  state.add("weight", values);
+  model->load_state_dict(state);
+  EXPECT_EQ(model->weight.to_doubles(), values.to_doubles());
+  EXPECT_EQ(whole.narrow(1, 0, 2).to_doubles(), std::vector<double>(8, 0.0));
+  EXPECT_EQ(whole.narrow(1, 6, 2).to_doubles(), std::vector<double>(8, 0.0));
+}
+
+TEST(LoadStateDict, ReadsTensorsOfTheModelItselfBeforeItWritesThem) {
+  struct Pair : nn::Module {
+    Pair()
+        : a(register_buffer("a", full({2, 2}, 1))),
+          b(register_buffer("b", arange(4).view({2, 2}))) {}
+    Tensor a, b;
+  };
+  const auto pair = nn::make<Pair>();
+  nn::StateDict swapped;
+  swapped.add("a", pair->b.transpose(0, 1));
+  swapped.add("b", pair->a);
+  pair->load_state_dict(swapped);
+  EXPECT_EQ(pair->a.to_doubles(), (std::vector<double>{0, 2, 1, 3}));
+  EXPECT_EQ(pair->b.to_doubles(), std::vector<double>(4, 1.0));
+}
+
 TEST(LoadStateDict, CopiesIntoTheExistingStorage) {
   const auto net = nn::make<Net>();
   const void* storage = net->fc->weight.storage().get();

@@ -260,6 +260,21 @@ TEST(IndexBounds, AreTriedOutWhereParametersDecide) {
   EXPECT_GT(verified.results.size(), 0U);
 }
 
+/// As many rows as the example has columns, without an integer input and without a guard.
+TEST(IndexBounds, SizesThatTheModelRefusesGiveWayToTheExamples) {
+  for (const std::int64_t rows : {1, 2, 4}) {
+    const auto model = nn::make<Selecting>(
+        rows, 1, [](auto& in, auto& table, auto&, auto& numbers) {
+          return in[0] + embedding(cumsum(numbers.narrow(0, 1, in[0].size(0)) * 0 + 1, 0) - 1, table);
+        });
+    Schedule sch = create_schedule(model, {TensorSpec{DType::float32, {rows, kHidden}, kCpu}});
+    sch["out"].decompose();
+    const VerifyReport verified = verify(sch);
+    EXPECT_TRUE(verified.ok() && verified.notes.empty()) << verified.to_string();
+    EXPECT_EQ(verified.trials.size(), 4U) << verified.to_string();
+  }
+}
+
 TEST(IndexBounds, WhatTheModelItselfRefusesIsNotedAndNoReasonToRefuse) {
   const auto model = nn::make<Selecting>(
       2, 9, [](auto& in, auto& table, auto& other, auto&) {
@@ -270,8 +285,8 @@ TEST(IndexBounds, WhatTheModelItselfRefusesIsNotedAndNoReasonToRefuse) {
   const VerifyReport verified = verify(sch);
   EXPECT_TRUE(verified.ok()) << verified.to_string();
   EXPECT_TRUE(verified.results.empty());
-  EXPECT_NE(verified.to_string().find("note: not compared on drawn inputs (eval), which the model "
-                                      "itself refuses: [embedding] index 2 at position 0"),
+  EXPECT_NE(verified.to_string().find("note: not compared on drawn inputs, which the model itself "
+                                      "refuses: [embedding] index 2 at position 0"),
             std::string::npos)
       << verified.to_string();
 }

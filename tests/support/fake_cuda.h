@@ -17,10 +17,10 @@ class FakeCuda final : public DeviceBackend {
   int device_count() const override { return 2; }
   std::string device_name(int) const override { return "fake"; }
   void* allocate(std::size_t bytes, int) override {
-    return ::operator new(bytes, std::align_val_t{256});
+    return ::operator new (bytes, std::align_val_t{256});
   }
   void free(void* data, std::size_t, int) noexcept override {
-    ::operator delete(data, std::align_val_t{256});
+    ::operator delete (data, std::align_val_t{256});
   }
   void copy(void* target, Device, const void* source, Device, std::size_t bytes) override {
     std::memcpy(target, source, bytes);

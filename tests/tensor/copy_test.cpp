@@ -56,10 +56,16 @@ struct Pair {
   std::vector<Tensor> (*views)(const Tensor&);
 };
 const Pair kPairs[] = {
-    {"transposed", {5, 5}, [](const Tensor& x) { return std::vector{x, x.transpose(0, 1)}; }},
+    {"transposed",
+     {5, 5},
+     [](const Tensor& x) {
+       return std::vector{x, x.transpose(0, 1)};
+     }},
     {"transposed, large",
      {300, 300},
-     [](const Tensor& x) { return std::vector{x.transpose(0, 1), x}; }},
+     [](const Tensor& x) {
+       return std::vector{x.transpose(0, 1), x};
+     }},
     {"up by one",
      {100000},
      [](const Tensor& x) {
@@ -95,7 +101,11 @@ const Pair kPairs[] = {
      [](const Tensor& x) {
        return std::vector{x, x.narrow(0, 20, 1).expand({40, 60})};
      }},
-    {"itself", {6, 5}, [](const Tensor& x) { return std::vector{x, x.view({6, 5})}; }},
+    {"itself",
+     {6, 5},
+     [](const Tensor& x) {
+       return std::vector{x, x.view({6, 5})};
+     }},
 };
 
 TEST(Copy, OverlapBehavesAsIfTheSourceHadBeenCopiedFirst) {
@@ -144,15 +154,14 @@ TEST(Copy, ATargetWithSeveralElementsInOnePlaceIsRefused) {
   const auto as_strided = [&](const Extents& sizes, const Extents& strides) {
     return Tensor(base.storage(), DType::float32, {sizes, strides, 0});
   };
-  const Tensor refused[] = {
-      zeros({3, 1}).expand({3, 4}),    zeros({}).expand({2}),
-      as_strided({3, 3}, {1, 1}),      as_strided({4, 2, 2}, {2, 4, 1}),
-      as_strided({5, 3, 2}, {3, 2, 1})};
+  const Tensor refused[] = {zeros({3, 1}).expand({3, 4}), zeros({}).expand({2}),
+                            as_strided({3, 3}, {1, 1}), as_strided({4, 2, 2}, {2, 4, 1}),
+                            as_strided({5, 3, 2}, {3, 2, 1})};
   for (Tensor target : refused) {
     const Tensor source = ones(target.shape());
-    const std::function<void()> changes[] = {
-        [&] { target.copy_(source); }, [&] { target.add_(source); }, [&] { target.mul_(2.0); },
-        [&] { target.zero_(); }};
+    const std::function<void()> changes[] = {[&] { target.copy_(source); },
+                                             [&] { target.add_(source); },
+                                             [&] { target.mul_(2.0); }, [&] { target.zero_(); }};
     for (const auto& change : changes) {
       expect_error<ValueError>(change, "some of whose elements lie in one place");
     }
@@ -178,8 +187,7 @@ TEST(Copy, ATargetWithSeveralElementsInOnePlaceIsRefused) {
 std::vector<std::int64_t> bytes_of(const TensorView& view, const void* origin) {
   std::vector<std::int64_t> bytes;
   const auto element = static_cast<std::int64_t>(size_of(view.dtype));
-  const std::int64_t start =
-      static_cast<const char*>(view.data) - static_cast<const char*>(origin);
+  const std::int64_t start = static_cast<const char*>(view.data) - static_cast<const char*>(origin);
   for_each_position({view.sizes, view.strides, 0}, [&](std::int64_t at) {
     for (std::int64_t i = 0; i < element; ++i) bytes.push_back(start + at * element + i);
   });
