@@ -4,6 +4,7 @@
 // everything is aligned. What the elements of a parameter share (bias corrections, step size) is
 // computed once a block, in double, from step, lr and grad_scale in device memory, so that a captured
 // launch can be replayed. The norm: a block leaves one partial sum, one more block adds them in order.
+#include <limits>
 #include <map>
 #include <utility>
 #include <vector>
@@ -362,7 +363,7 @@ __global__ void __launch_bounds__(kThreads)
   double total = static_cast<double>(sum);
   if constexpr (sizeof(C) < sizeof(double)) {
     // Squares of finite numbers overflow float32 where double has room: the block adds up again.
-    if (!isfinite(sum)) {
+    if (sum > std::numeric_limits<C>::max()) {
       __shared__ double wide[kWarp];
       total = group_reduce(own_squares<double>(entry, begin, size), kThreads, wide, Sum{});
     }

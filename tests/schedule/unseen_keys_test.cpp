@@ -119,7 +119,7 @@ TEST(UnseenKeys, AttentionForASoftmaxGivesZerosAndTheReportsSaySo) {
     const VerifyReport verified = verify(sch);
     EXPECT_TRUE(verified.ok()) << verified.to_string();
     EXPECT_EQ(verified.notes, std::vector<std::string>{kNote});
-    EXPECT_NE(verified.to_string().find(std::string("note ") + kNote), std::string::npos);
+    EXPECT_NE(verified.to_string().find(std::string("note: ") + kNote), std::string::npos);
 
     const ScheduleReport table = report(sch, {.runs = 1});
     EXPECT_EQ(table.rows.at(0).note, "");
