@@ -305,7 +305,6 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
   {
     const InterpreterGuard guard(builder);
     const GradModeGuard grad_mode(true);
-    const RandomSiteScope sites(0);
     outputs = forward(tensors);
   }
   std::vector<ValueId> ids;

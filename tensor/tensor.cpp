@@ -194,7 +194,9 @@ Tensor Tensor::to(DType dtype) const { return this->dtype() == dtype ? *this : c
 
 Tensor Tensor::to(Device device) const {
   if (this->device() == device) return *this;
-  TENON_CHECK(is_eager(), TraceError, "to({}) under the tracer: a Graph runs on one device",
+  TENON_CHECK(is_eager(), TraceError,
+              "to({}) under the tracer: a Graph runs on one device; make the tensor there, randn and "
+              "its like take a device",
               device.to_string());
   // Under the tracer too this moves data now: factories make their tensors on the host.
   const Tensor packed = is_contiguous() ? *this : contiguous();
