@@ -428,7 +428,6 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
   {
     const InterpreterGuard guard(builder);
     const GradModeGuard grad_mode(true);
-    const RandomSiteScope sites(0);
     outputs = forward(tensors);
   }
   std::vector<ValueId> ids;

@@ -41,8 +41,13 @@ class SpecInterpreter final : public Interpreter {
   }
 };
 
+struct PushedInterpreter {
+  Interpreter* interpreter = nullptr;
+  std::int64_t outer_site = 0;  // the next one before it was pushed
+};
+
 struct ThreadState {
-  std::vector<Interpreter*> interpreters;
+  std::vector<PushedInterpreter> interpreters;
   std::vector<ModuleFrame> modules;
   std::int64_t next_site = 0;
   bool forward_begun = false;          // this outermost module call has its forward number
@@ -129,12 +134,17 @@ void Interpreter::assign(const Tensor& target, const Tensor& source) {
 }
 
 InterpreterGuard::InterpreterGuard(Interpreter& interpreter) {
-  state.interpreters.push_back(&interpreter);
+  state.interpreters.push_back({&interpreter, state.next_site});
+  if (interpreter.is_recording()) state.next_site = 0;
 }
-InterpreterGuard::~InterpreterGuard() { state.interpreters.pop_back(); }
+InterpreterGuard::~InterpreterGuard() {
+  const PushedInterpreter& last = state.interpreters.back();
+  if (last.interpreter->is_recording()) state.next_site = last.outer_site;
+  state.interpreters.pop_back();
+}
 
 Interpreter& current_interpreter() {
-  return state.interpreters.empty() ? eager() : *state.interpreters.back();
+  return state.interpreters.empty() ? eager() : *state.interpreters.back().interpreter;
 }
 
 const ModuleFrame* current_module() {

@@ -45,7 +45,8 @@ class Interpreter {
   virtual bool is_recording() const { return is_pattern(); }
 };
 
-/// Makes an interpreter the innermost one of this thread for the guard's lifetime.
+/// Makes an interpreter the innermost one of this thread for the guard's lifetime. What is recorded
+/// numbers its random calls from 0; a call around it goes on with its own.
 class InterpreterGuard {
  public:
   explicit InterpreterGuard(Interpreter& interpreter);
