@@ -102,11 +102,11 @@ Tensor share(const Tensor& gradient, const Tensor& accumulator, int n) {
 
 class StepTrace {
  public:
-  StepTrace(const Schedule& schedule, const TrainingOptions& options,
+  StepTrace(const Schedule& schedule, const Graph& forward, const TrainingOptions& options,
             const std::vector<Target>& targets)
       : options_(options),
         targets_(targets),
-        joint_(schedule.graph(), tree_of(schedule, options, targets)) {
+        joint_(forward, tree_of(schedule, options, targets)) {
     for (const ExampleInput& target : options.targets) extra_.push_back(joint_.add_input(target));
   }
 
@@ -205,7 +205,9 @@ void require_verified(const Schedule& schedule) {
 }  // namespace
 
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options) {
-  require_current(schedule.graph());
+  Graph forward = schedule.graph();
+  if (!options.verify) forward.accept_hooks();
+  require_current(forward);
   std::vector<Target> targets = targets_of(schedule, options.optimizer.get());
   check_options(schedule, options, targets);
   if (options.verify) require_verified(schedule);
@@ -220,12 +222,12 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
   TrainingStep step;
   step.options_ = options;
   step.model_ = schedule.shared_model();
-  Graph update = StepTrace(schedule, options, targets).updating(step.gradient_names_);
+  Graph update = StepTrace(schedule, forward, options, targets).updating(step.gradient_names_);
   if (options.micro_batches > 1) {
     step.accumulate_ =
-        std::make_unique<Executor>(StepTrace(schedule, options, targets).accumulating());
+        std::make_unique<Executor>(StepTrace(schedule, forward, options, targets).accumulating());
   }
-  pack_parameters(schedule.graph());
+  pack_parameters(forward);
   step.returns_norm_ = options.optimizer && update.outputs().size() > 1;
   step.update_ = std::make_unique<Executor>(std::move(update));
   return step;

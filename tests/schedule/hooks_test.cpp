@@ -200,6 +200,20 @@ TEST_F(StaleHooks, AForwardHookAddedOrTakenOffAfterTracingStopsBuildAndRun) {
   }
 }
 
+TEST_F(StaleHooks, WithoutVerificationTheHooksOfTheBuildCount) {
+  const Schedule sch = scheduled();
+  nn::HookHandle hook = model->up->register_forward_hook([](auto&, auto, auto) {});
+  TrainingOptions unverified = options();
+  unverified.verify = false;
+  Executor run = build(sch, {.verify = false});
+  TrainingStep step = build_training(sch, unverified);
+  EXPECT_NO_THROW(run(x));
+  EXPECT_NO_THROW(step.run({x}));
+  hook.remove();
+  EXPECT_THROW(run(x), StaleProgram);
+  EXPECT_THROW(step.run({x}), StaleProgram);
+}
+
 TEST_F(StaleHooks, AModuleWithoutHooksMayGoAway) {
   Executor run = [&] {
     const auto other = nn::make<nn::Linear>(kHidden, 2);
