@@ -55,9 +55,10 @@ Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm) 
   for (std::size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i]) continue;
     const auto& [name, parameter] = parameters[i];
-    TENON_CHECK(gradients[i].spec() == parameter.spec(), ValueError,
-                "[clip_grad_norm] parameter {} is {} and its gradient {}; needed a gradient like it",
-                detail::quote(name), parameter.spec().to_string(), gradients[i].spec().to_string());
+    TENON_CHECK(
+        gradients[i].spec() == parameter.spec(), ValueError,
+        "[clip_grad_norm] parameter {} is {} and its gradient {}; needed a gradient like it",
+        detail::quote(name), parameter.spec().to_string(), gradients[i].spec().to_string());
     gradients[i] = mul(gradients[i], coefficient.to(gradients[i].dtype()));
   }
   for (std::size_t i = 0; i < gradients.size(); ++i) {

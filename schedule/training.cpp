@@ -104,49 +104,45 @@ class StepTrace {
  public:
   StepTrace(const Schedule& schedule, const Graph& forward, const TrainingOptions& options,
             const std::vector<Target>& targets)
-      : options_(options),
-        targets_(targets),
-        joint_(forward, tree_of(schedule, options, targets)) {
+      : options_(options), targets_(targets), joint_(forward, tree_of(schedule, options, targets)) {
     for (const ExampleInput& target : options.targets) extra_.push_back(joint_.add_input(target));
   }
 
   /// Forward and backward, whose gradients are only added up.
   Graph accumulating() {
-    return record(
-        [&](std::span<const Tensor> outputs) {
-          const Tensor loss = loss_of(options_, outputs, extra_);
-          const auto gradients = gradients_of(loss);
-          const NoGradGuard no_grad;
-          for (std::size_t i = 0; i < targets_.size(); ++i) {
-            Tensor sum = targets_[i].accumulator;
-            if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
-          }
-          return std::vector{loss};
-        });
+    return record([&](std::span<const Tensor> outputs) {
+      const Tensor loss = loss_of(options_, outputs, extra_);
+      const auto gradients = gradients_of(loss);
+      const NoGradGuard no_grad;
+      for (std::size_t i = 0; i < targets_.size(); ++i) {
+        Tensor sum = targets_[i].accumulator;
+        if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
+      }
+      return std::vector{loss};
+    });
   }
 
   /// Forward, backward and the optimizer's update; without an optimizer the gradients are returned,
   /// and `names` says whose they are.
   Graph updating(std::vector<std::string>& names) {
-    return record(
-        [&](std::span<const Tensor> outputs) {
-          const Tensor loss = loss_of(options_, outputs, extra_);
-          auto gradients = gradients_of(loss);
-          const NoGradGuard no_grad;
-          std::vector<Tensor> results{loss};
-          if (options_.micro_batches > 1) add_accumulated(gradients);
-          if (options_.optimizer) {
-            const Tensor norm = options_.optimizer->update(gradients);
-            if (norm) results.push_back(norm);
-            return results;
-          }
-          for (std::size_t i = 0; i < gradients.size(); ++i) {
-            if (!gradients[i]) continue;
-            names.push_back(targets_[i].name);
-            results.push_back(gradients[i]);
-          }
-          return results;
-        });
+    return record([&](std::span<const Tensor> outputs) {
+      const Tensor loss = loss_of(options_, outputs, extra_);
+      auto gradients = gradients_of(loss);
+      const NoGradGuard no_grad;
+      std::vector<Tensor> results{loss};
+      if (options_.micro_batches > 1) add_accumulated(gradients);
+      if (options_.optimizer) {
+        const Tensor norm = options_.optimizer->update(gradients);
+        if (norm) results.push_back(norm);
+        return results;
+      }
+      for (std::size_t i = 0; i < gradients.size(); ++i) {
+        if (!gradients[i]) continue;
+        names.push_back(targets_[i].name);
+        results.push_back(gradients[i]);
+      }
+      return results;
+    });
   }
 
  private:
@@ -159,8 +155,8 @@ class StepTrace {
   std::vector<Tensor> gradients_of(const Tensor& loss) const {
     std::vector<Tensor> parameters;
     for (const Target& target : targets_) parameters.push_back(target.parameter);
-    auto gradients = grad(std::span(&loss, 1), parameters, {},
-                          {.allow_unused = true, .leaf_hooks = false});
+    auto gradients =
+        grad(std::span(&loss, 1), parameters, {}, {.allow_unused = true, .leaf_hooks = false});
     for (std::size_t i = 0; i < targets_.size(); ++i) {
       if (gradients[i]) gradients[i] = hooked(targets_[i], gradients[i]);
     }
