@@ -103,8 +103,8 @@ void IndexInputs::add_selection(const Graph& graph, const Node& node) {
   selection.graph.eliminate_dead_code();
   if (operand.ignored) selection.ignored = static_cast<double>(operand.ignored(node.attrs));
   for (std::size_t i = 0; i < dtypes_.size(); ++i) {
-    if (is_integer(dtypes_[i]) && sources->contains(graph.inputs()[i]))
-      selection.inputs.push_back(i);
+    const bool reaches = is_integer(dtypes_[i]) && sources->contains(graph.inputs()[i]);
+    if (reaches) selection.inputs.push_back(i);
   }
   selections_.push_back(std::move(selection));
 }

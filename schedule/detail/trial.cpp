@@ -203,8 +203,9 @@ Trial TrialMaker::nudged(const Trial& trial) const {
 Tensor TrialMaker::input(const TensorSpec& spec, InputValues values) {
   const Extents sizes = evaluated(spec.shape, sizes_);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
-  if (!is_floating(spec.dtype))
+  if (!is_floating(spec.dtype)) {
     return zeros(Shape(std::vector<Dim>(sizes.begin(), sizes.end())), {spec.dtype});
+  }
   if (values == InputValues::special) return special_numbers(spec, sizes);
   std::vector<double> numbers = normal(sizes.product());
   if (values == InputValues::large) {
