@@ -39,10 +39,11 @@ class RecordedCall final : public VjpContext {
     if (!leaf || !saved.tensor.is_eager()) return saved.tensor;
     // Gradients of gradients know a leaf by its identity.
     if (holds_the_data_of(*leaf, saved.tensor)) return Tensor(leaf);
-    TENON_CHECK(!grad_enabled(), ValueError,
-                "backward of [{}] with create_graph needs its operand '{}', whose data was replaced "
-                "since forward (by to(), set_data_() or packing); run forward again",
-                node_.op->name, name);
+    TENON_CHECK(
+        !grad_enabled(), ValueError,
+        "backward of [{}] with create_graph needs its operand '{}', whose data was replaced "
+        "since forward (by to(), set_data_() or packing); run forward again",
+        node_.op->name, name);
     return saved.tensor;
   }
   Tensor output(int i) const override {

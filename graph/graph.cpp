@@ -327,6 +327,10 @@ void Graph::record_hooks(RecordedHooks hooks) {
   if (!known) recorded_hooks_.push_back(std::move(hooks));
 }
 
+void Graph::accept_hooks() {
+  for (RecordedHooks& recorded : recorded_hooks_) recorded.numbers = recorded.hooks->numbers();
+}
+
 void require_current(std::span<const RecordedHooks> recorded) {
   for (const RecordedHooks& r : recorded) {
     TENON_CHECK(r.hooks->numbers() == r.numbers, StaleProgram,

@@ -108,7 +108,7 @@ struct ModuleCall {
 struct RecordedHooks {
   std::string owner;  // "module 'up'", "parameter 'up.weight'"
   std::shared_ptr<const HookSet> hooks;
-  std::vector<std::int64_t> numbers;  // before the recording
+  std::vector<std::int64_t> numbers;  // that it had
 };
 
 class Graph {
@@ -173,6 +173,8 @@ class Graph {
   }
   /// A module, or a parameter in a training Graph, whose hooks must stay as they are; once is enough.
   void record_hooks(RecordedHooks hooks);
+  /// Takes what hooks there are now for those that were recorded.
+  void accept_hooks();
   /// Gives this Graph a guard list of its own, with the guards that are there now.
   void own_guards() { guards_ = std::make_shared<GuardList>(*guards_); }
   void set_region(NodeId id, std::int32_t region) { mutable_node(id).region = region; }

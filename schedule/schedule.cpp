@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <ostream>
 #include <unordered_set>
+#include <utility>
 
 #include "graph/dot.h"
 #include "graph/verify.h"
@@ -275,7 +276,9 @@ nn::Module& Schedule::model() const { return *state_->model; }
 const std::shared_ptr<nn::Module>& Schedule::shared_model() const { return state_->model; }
 
 Executor build(const Schedule& schedule, const BuildOptions& options) {
-  require_current(schedule.graph());
+  Graph graph = schedule.graph();
+  if (!options.verify) graph.accept_hooks();
+  require_current(graph);
   if (options.verify) {
     const VerifyReport report = verify(schedule);
     if (!report.ok()) {
@@ -283,8 +286,8 @@ Executor build(const Schedule& schedule, const BuildOptions& options) {
                               report.to_string());
     }
   }
-  pack_parameters(schedule.graph());
-  return Executor(schedule.graph());
+  pack_parameters(graph);
+  return Executor(std::move(graph));
 }
 
 }  // namespace tenon

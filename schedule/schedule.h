@@ -201,7 +201,8 @@ Schedule create_schedule(const nn::Child<T>& model, const std::vector<ExampleInp
 }
 
 struct BuildOptions {
-  /// Compare the scheduled with the unscheduled model first; see schedule/verification.h.
+  /// Compare the scheduled with the unscheduled model first; see schedule/verification.h. Off: modules'
+  /// hooks are taken to be those that were there when the model was traced, too.
   bool verify = true;
 };
 

@@ -102,51 +102,47 @@ Tensor share(const Tensor& gradient, const Tensor& accumulator, int n) {
 
 class StepTrace {
  public:
-  StepTrace(const Schedule& schedule, const TrainingOptions& options,
+  StepTrace(const Schedule& schedule, const Graph& forward, const TrainingOptions& options,
             const std::vector<Target>& targets)
-      : options_(options),
-        targets_(targets),
-        joint_(schedule.graph(), tree_of(schedule, options, targets)) {
+      : options_(options), targets_(targets), joint_(forward, tree_of(schedule, options, targets)) {
     for (const ExampleInput& target : options.targets) extra_.push_back(joint_.add_input(target));
   }
 
   /// Forward and backward, whose gradients are only added up.
   Graph accumulating() {
-    return record(
-        [&](std::span<const Tensor> outputs) {
-          const Tensor loss = loss_of(options_, outputs, extra_);
-          const auto gradients = gradients_of(loss);
-          const NoGradGuard no_grad;
-          for (std::size_t i = 0; i < targets_.size(); ++i) {
-            Tensor sum = targets_[i].accumulator;
-            if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
-          }
-          return std::vector{loss};
-        });
+    return record([&](std::span<const Tensor> outputs) {
+      const Tensor loss = loss_of(options_, outputs, extra_);
+      const auto gradients = gradients_of(loss);
+      const NoGradGuard no_grad;
+      for (std::size_t i = 0; i < targets_.size(); ++i) {
+        Tensor sum = targets_[i].accumulator;
+        if (gradients[i]) sum.add_(share(gradients[i], sum, options_.micro_batches));
+      }
+      return std::vector{loss};
+    });
   }
 
   /// Forward, backward and the optimizer's update; without an optimizer the gradients are returned,
   /// and `names` says whose they are.
   Graph updating(std::vector<std::string>& names) {
-    return record(
-        [&](std::span<const Tensor> outputs) {
-          const Tensor loss = loss_of(options_, outputs, extra_);
-          auto gradients = gradients_of(loss);
-          const NoGradGuard no_grad;
-          std::vector<Tensor> results{loss};
-          if (options_.micro_batches > 1) add_accumulated(gradients);
-          if (options_.optimizer) {
-            const Tensor norm = options_.optimizer->update(gradients);
-            if (norm) results.push_back(norm);
-            return results;
-          }
-          for (std::size_t i = 0; i < gradients.size(); ++i) {
-            if (!gradients[i]) continue;
-            names.push_back(targets_[i].name);
-            results.push_back(gradients[i]);
-          }
-          return results;
-        });
+    return record([&](std::span<const Tensor> outputs) {
+      const Tensor loss = loss_of(options_, outputs, extra_);
+      auto gradients = gradients_of(loss);
+      const NoGradGuard no_grad;
+      std::vector<Tensor> results{loss};
+      if (options_.micro_batches > 1) add_accumulated(gradients);
+      if (options_.optimizer) {
+        const Tensor norm = options_.optimizer->update(gradients);
+        if (norm) results.push_back(norm);
+        return results;
+      }
+      for (std::size_t i = 0; i < gradients.size(); ++i) {
+        if (!gradients[i]) continue;
+        names.push_back(targets_[i].name);
+        results.push_back(gradients[i]);
+      }
+      return results;
+    });
   }
 
  private:
@@ -159,8 +155,8 @@ class StepTrace {
   std::vector<Tensor> gradients_of(const Tensor& loss) const {
     std::vector<Tensor> parameters;
     for (const Target& target : targets_) parameters.push_back(target.parameter);
-    auto gradients = grad(std::span(&loss, 1), parameters, {},
-                          {.allow_unused = true, .leaf_hooks = false});
+    auto gradients =
+        grad(std::span(&loss, 1), parameters, {}, {.allow_unused = true, .leaf_hooks = false});
     for (std::size_t i = 0; i < targets_.size(); ++i) {
       if (gradients[i]) gradients[i] = hooked(targets_[i], gradients[i]);
     }
@@ -205,7 +201,9 @@ void require_verified(const Schedule& schedule) {
 }  // namespace
 
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options) {
-  require_current(schedule.graph());
+  Graph forward = schedule.graph();
+  if (!options.verify) forward.accept_hooks();
+  require_current(forward);
   std::vector<Target> targets = targets_of(schedule, options.optimizer.get());
   check_options(schedule, options, targets);
   if (options.verify) require_verified(schedule);
@@ -220,12 +218,12 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
   TrainingStep step;
   step.options_ = options;
   step.model_ = schedule.shared_model();
-  Graph update = StepTrace(schedule, options, targets).updating(step.gradient_names_);
+  Graph update = StepTrace(schedule, forward, options, targets).updating(step.gradient_names_);
   if (options.micro_batches > 1) {
     step.accumulate_ =
-        std::make_unique<Executor>(StepTrace(schedule, options, targets).accumulating());
+        std::make_unique<Executor>(StepTrace(schedule, forward, options, targets).accumulating());
   }
-  pack_parameters(schedule.graph());
+  pack_parameters(forward);
   step.returns_norm_ = options.optimizer && update.outputs().size() > 1;
   step.update_ = std::make_unique<Executor>(std::move(update));
   return step;

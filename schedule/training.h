@@ -37,7 +37,7 @@ struct TrainingOptions {
   std::shared_ptr<nn::Optimizer> optimizer = {};
   /// Gradients of this many runs are averaged into one update.
   int micro_batches = 1;
-  /// Compare the scheduled with the unscheduled model first; see schedule/verification.h.
+  /// As BuildOptions::verify.
   bool verify = true;
   JointPasses passes = {};
 };

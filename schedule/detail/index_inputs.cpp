@@ -103,7 +103,8 @@ void IndexInputs::add_selection(const Graph& graph, const Node& node) {
   selection.graph.eliminate_dead_code();
   if (operand.ignored) selection.ignored = static_cast<double>(operand.ignored(node.attrs));
   for (std::size_t i = 0; i < dtypes_.size(); ++i) {
-    if (is_integer(dtypes_[i]) && sources->contains(graph.inputs()[i])) selection.inputs.push_back(i);
+    const bool reaches = is_integer(dtypes_[i]) && sources->contains(graph.inputs()[i]);
+    if (reaches) selection.inputs.push_back(i);
   }
   selections_.push_back(std::move(selection));
 }
@@ -168,15 +169,16 @@ bool IndexInputs::narrow_windows(const IndexMisfit& misfit) {
     bool changed = false;
     for (const std::size_t i : misfit.inputs) {
       Window& window = windows_[i];
-      const auto share = static_cast<std::int64_t>(static_cast<double>(window.width) * size / spread);
+      const auto share =
+          static_cast<std::int64_t>(static_cast<double>(window.width) * size / spread);
       changed = changed || window.width > 1;
       window.width = std::max<std::int64_t>(1, std::min(share, window.width - 1));
     }
     return changed;
   }
   Window& window = windows_[misfit.inputs[0]];
-  const auto shift = static_cast<std::int64_t>(
-      misfit.smallest < 0 ? -misfit.smallest : size - 1 - misfit.largest);
+  const auto shift =
+      static_cast<std::int64_t>(misfit.smallest < 0 ? -misfit.smallest : size - 1 - misfit.largest);
   const std::int64_t below_zero = std::min<std::int64_t>(0, window.low + shift);
   if (below_zero < 0 && window.width > 1) {  // fewer numbers, before any below zero
     window.low = 0;

@@ -137,14 +137,13 @@ bool linear_cross_entropy_accepts(int operand, const TensorView& view) {
 }
 
 OpBuilder loss_op(const char* name, const char* doc) {
-  return std::move(
-      OpBuilder(name)
-          .doc(doc)
-          .operand("input")
-          .operand("weight")
-          .operand("target")
-          .selects_by({.index = 2, .table = 1, .ignored = ignored_target})
-          .flops(count_loss_flops));
+  return std::move(OpBuilder(name)
+                       .doc(doc)
+                       .operand("input")
+                       .operand("weight")
+                       .operand("target")
+                       .selects_by({.index = 2, .table = 1, .ignored = ignored_target})
+                       .flops(count_loss_flops));
 }
 
 }  // namespace

@@ -87,8 +87,7 @@ std::vector<Change> changes() {
              convert_and_write(DType::float32)(m);
            }},
           {"set_data_", swap(tensor({100}, {1}))},
-          {"set_data_ of another part of one storage",
-           [](const auto& m) {
+          {"set_data_ of another part of one storage", [](const auto& m) {
              const Tensor both = tensor({3, 100}, {2});
              Tensor(m->weight).set_data_(both.narrow(0, 1, 1));
            }}};
@@ -155,7 +154,8 @@ TEST(ModuleTo, PackingBetweenForwardAndBackwardChangesNoGradient) {
   const auto model = make<Pair>();
   Tensor x = randn({2, 3}).requires_grad_();
   const Tensor loss = sum(square(model(x)));
-  const Tensor expected = grad(std::span(&loss, 1), std::span(&x, 1), {}, {.retain_graph = true})[0];
+  const Tensor expected =
+      grad(std::span(&loss, 1), std::span(&x, 1), {}, {.retain_graph = true})[0];
   Schedule sch = create_schedule(model, {{"x", x}});
   sch.fuse_parallel(sch.find("[qk]"));
   build(sch);
@@ -201,9 +201,7 @@ const std::vector<Kind>& kinds() {
   return list;
 }
 
-std::vector<double> quarter_steps(double first) {
-  return {first, -first, first / 2, -first / 4};
-}
+std::vector<double> quarter_steps(double first) { return {first, -first, first / 2, -first / 4}; }
 
 void step_once(const Tensor& weight, Optimizer& optimizer, double scale) {
   Tensor(weight).set_grad(tensor(quarter_steps(scale), {4}, {weight.dtype()}));
@@ -477,9 +475,9 @@ TEST(StaleTraining, AStepBuiltBeforeAConversionRefusesAndANewOneGoesOn) {
     const auto optimizer = std::make_shared<AdamW>(model->named_parameters());
     const auto build_step = [&] {
       const Tensor x = ones({3, 2}, {model->weight.dtype()});
-      return build_training(create_schedule(model, {{"x", x}}),
-                            {.loss = [](auto out, auto) { return mean(square(out[0])); },
-                             .optimizer = optimizer});
+      return build_training(
+          create_schedule(model, {{"x", x}}),
+          {.loss = [](auto out, auto) { return mean(square(out[0])); }, .optimizer = optimizer});
     };
     TrainingStep step = build_step();
     step.run({ones({3, 2})});

@@ -82,8 +82,9 @@ TEST_F(TrialHooks, GradWithoutLeafHooksRunsNone) {
   log_gradients(weight);
   const Tensor y = sum(square(weight));
   const GradOptions silent{.retain_graph = true, .leaf_hooks = false};
-  EXPECT_EQ(max_difference(grad(std::span(&y, 1), std::span(&weight, 1), {}, silent)[0], weight * 2.0),
-            0);
+  EXPECT_EQ(
+      max_difference(grad(std::span(&y, 1), std::span(&weight, 1), {}, silent)[0], weight * 2.0),
+      0);
   EXPECT_EQ(calls, 0);
   grad(std::span(&y, 1), std::span(&weight, 1));
   EXPECT_EQ(calls, 1);
@@ -121,9 +122,10 @@ TEST_F(TrainingHooks, AHookThatAsksForNumbersIsRefusedByName) {
   const auto take_off = log_gradients(weight);
   const std::string text =
       test::error_text<ScheduleError>([&] { build_training(scheduled(), options()); });
-  EXPECT_EQ(text.find("build_training: a gradient hook of parameter 'up.weight' cannot be recorded: "
-                      "item() under the tracer"),
-            0U)
+  EXPECT_EQ(
+      text.find("build_training: a gradient hook of parameter 'up.weight' cannot be recorded: "
+                "item() under the tracer"),
+      0U)
       << text;
   EXPECT_NE(text.find("Take it off, or let it call ops only"), std::string::npos) << text;
   take_off();
@@ -166,9 +168,8 @@ TEST_F(StaleHooks, AForwardHookAddedOrTakenOffAfterTracingStopsBuildAndRun) {
       nn::Module& module = model->submodule(path);
       const auto add = [&] {
         if (before_forward) {
-          return module.register_forward_pre_hook([](auto&, std::span<Tensor> in) {
-            in[0] = in[0] * 2.0;
-          });
+          return module.register_forward_pre_hook(
+              [](auto&, std::span<Tensor> in) { in[0] = in[0] * 2.0; });
         }
         return module.register_forward_hook(
             [](auto&, auto, std::span<Tensor> out) { out[0] = out[0] * 2.0; });
@@ -198,6 +199,20 @@ TEST_F(StaleHooks, AForwardHookAddedOrTakenOffAfterTracingStopsBuildAndRun) {
       EXPECT_NO_THROW(run(x)) << "its hooks are what they were";
     }
   }
+}
+
+TEST_F(StaleHooks, WithoutVerificationTheHooksOfTheBuildCount) {
+  const Schedule sch = scheduled();
+  nn::HookHandle hook = model->up->register_forward_hook([](auto&, auto, auto) {});
+  TrainingOptions unverified = options();
+  unverified.verify = false;
+  Executor run = build(sch, {.verify = false});
+  TrainingStep step = build_training(sch, unverified);
+  EXPECT_NO_THROW(run(x));
+  EXPECT_NO_THROW(step.run({x}));
+  hook.remove();
+  EXPECT_THROW(run(x), StaleProgram);
+  EXPECT_THROW(step.run({x}), StaleProgram);
 }
 
 TEST_F(StaleHooks, AModuleWithoutHooksMayGoAway) {

@@ -55,43 +55,71 @@ struct Case {
 };
 
 std::vector<Case> direct_cases() {
-  return {
-      {"one row", 1, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(in[0], table); }},
-      {"token types beside tokens", 11, 1, {ints(), ints()},
-       [](auto& in, auto& table, auto& other, auto&) {
-         return embedding(in[0], table) + embedding(in[1], other);
-       }},
-      {"two tables of one input", 9, 3, {ints()},
-       [](auto& in, auto& table, auto& other, auto&) {
-         return embedding(in[0], table) + embedding(in[0], other);
-       }},
-      {"cast from int32", 2, 1, {ints({2, 5}, DType::int32)},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(to_int64(in[0]), table); }},
-      {"cast from uint8 by way of floats", 3, 1, {ints({2, 5}, DType::uint8)},
-       [](auto& in, auto& table, auto&, auto&) {
-         return embedding(to_int64(cast(in[0], DType::float32) * 2.0), table);
-       }},
-      {"parts of an input", 4, 1, {ints({3, 5})},
-       [](auto& in, auto& table, auto& other, auto&) {
-         return embedding(in[0].narrow(1, 0, 1), table) + embedding(in[0].narrow(1, 1, 1), other);
-       }},
-      {"views, expand and cat", 2, 1, {ints(), ints()},
-       [](auto& in, auto& table, auto&, auto&) {
-         const Tensor both = cat({in[0].reshape({-1}), in[1].transpose(0, 1).reshape({-1})}, 0);
-         return embedding(both.unsqueeze(0).expand({2, both.size(0)}), table);
-       }},
-      {"columns by index_select", 3, 1, {ints({4})},
-       [](auto& in, auto& table, auto&, auto&) {
-         const Tensor columns = index_select(table.transpose(0, 1), 1, in[0]);
-         return columns.transpose(0, 1);
-       }},
-      {"index_select along the last axis", 3, 1, {ints({4})},
-       [](auto& in, auto& table, auto&, auto&) {
-         return index_select(table.transpose(0, 1).contiguous(), -1, in[0]).transpose(0, 1);
-       }},
-      {"gather", 2, 1, {ints({2, kHidden})},
-       [](auto& in, auto& table, auto&, auto&) { return gather(table, 0, in[0]); }}};
+  return {{"one row",
+           1,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(in[0], table); }},
+          {"token types beside tokens",
+           11,
+           1,
+           {ints(), ints()},
+           [](auto& in, auto& table, auto& other, auto&) {
+             return embedding(in[0], table) + embedding(in[1], other);
+           }},
+          {"two tables of one input",
+           9,
+           3,
+           {ints()},
+           [](auto& in, auto& table, auto& other, auto&) {
+             return embedding(in[0], table) + embedding(in[0], other);
+           }},
+          {"cast from int32",
+           2,
+           1,
+           {ints({2, 5}, DType::int32)},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(to_int64(in[0]), table); }},
+          {"cast from uint8 by way of floats",
+           3,
+           1,
+           {ints({2, 5}, DType::uint8)},
+           [](auto& in, auto& table, auto&, auto&) {
+             return embedding(to_int64(cast(in[0], DType::float32) * 2.0), table);
+           }},
+          {"parts of an input",
+           4,
+           1,
+           {ints({3, 5})},
+           [](auto& in, auto& table, auto& other, auto&) {
+             return embedding(in[0].narrow(1, 0, 1), table) +
+                    embedding(in[0].narrow(1, 1, 1), other);
+           }},
+          {"views, expand and cat",
+           2,
+           1,
+           {ints(), ints()},
+           [](auto& in, auto& table, auto&, auto&) {
+             const Tensor both = cat({in[0].reshape({-1}), in[1].transpose(0, 1).reshape({-1})}, 0);
+             return embedding(both.unsqueeze(0).expand({2, both.size(0)}), table);
+           }},
+          {"columns by index_select",
+           3,
+           1,
+           {ints({4})},
+           [](auto& in, auto& table, auto&, auto&) {
+             const Tensor columns = index_select(table.transpose(0, 1), 1, in[0]);
+             return columns.transpose(0, 1);
+           }},
+          {"index_select along the last axis",
+           3,
+           1,
+           {ints({4})},
+           [](auto& in, auto& table, auto&, auto&) {
+             return index_select(table.transpose(0, 1).contiguous(), -1, in[0]).transpose(0, 1);
+           }},
+          {"gather", 2, 1, {ints({2, kHidden})}, [](auto& in, auto& table, auto&, auto&) {
+             return gather(table, 0, in[0]);
+           }}};
 }
 
 std::vector<Case> computed_cases() {
@@ -99,51 +127,92 @@ std::vector<Case> computed_cases() {
     const Tensor mask = to_int64(ne(tokens, 1));
     return cumsum(mask, 1) * mask + 1;
   };
-  return {
-      {"positions behind padding", 20, 12, {ints()},
-       [=](auto& in, auto& table, auto& other, auto&) {
-         return embedding(in[0], table) + embedding(ids_after_padding(in[0]), other);
-       }},
-      {"positions for the example's length only", 20, 7, {ints({1, 4})},
-       [=](auto& in, auto& table, auto& other, auto&) {
-         return embedding(in[0], table) + embedding(ids_after_padding(in[0]), other);
-       }},
-      {"stored positions and an offset", 10, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto& numbers) {
-         return embedding(numbers.narrow(0, 0, 5) + in[0].narrow(1, 0, 1), table);
-       }},
-      {"stored positions, as many as rows", 4, 1, {ints({1, 3})},
-       [](auto& in, auto& table, auto&, auto& numbers) {
-         return embedding(numbers.narrow(0, 0, in[0].size(1)), table);
-       }},
-      {"numbers from one", 4, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] - 1, table); }},
-      {"a distant offset", 5, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] - 5000, table); }},
-      {"an offset into few rows", 4, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] + 2, table); }},
-      {"numbers below zero", 3, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] + 5, table); }},
-      {"mirrored", 2, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] * -1 + 1, table); }},
-      {"a sum of two inputs", 5, 1, {ints(), ints({2, 5})},
-       [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] * 2 + in[1], table); }},
-      {"where", 2, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) {
-         return embedding(where(lt(in[0], 1), in[0], in[0] - 1), table);
-       }},
-      {"clamped", 3, 1, {ints()},
-       [](auto& in, auto& table, auto&, auto&) {
-         return embedding(where(gt(in[0], 2), zeros({}, {DType::int64}), in[0]), table);
-       }},
-      {"by a table of integers", 4, 1, {ints({4})},
-       [](auto& in, auto& table, auto&, auto& numbers) {
-         return embedding(index_select(numbers.narrow(0, 0, 6) - 1, 0, in[0]), table);
-       }},
-      {"where the largest is", 3, 1, {ints(), TensorSpec{DType::float32, {2, 3}, kCpu}},
-       [](auto& in, auto& table, auto&, auto&) {
-         return embedding(argmax(in[1], 1), table) + sum(embedding(in[0], table));
-       }}};
+  return {{"positions behind padding",
+           20,
+           12,
+           {ints()},
+           [=](auto& in, auto& table, auto& other, auto&) {
+             return embedding(in[0], table) + embedding(ids_after_padding(in[0]), other);
+           }},
+          {"positions for the example's length only",
+           20,
+           7,
+           {ints({1, 4})},
+           [=](auto& in, auto& table, auto& other, auto&) {
+             return embedding(in[0], table) + embedding(ids_after_padding(in[0]), other);
+           }},
+          {"stored positions and an offset",
+           10,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto& numbers) {
+             return embedding(numbers.narrow(0, 0, 5) + in[0].narrow(1, 0, 1), table);
+           }},
+          {"stored positions, as many as rows",
+           4,
+           1,
+           {ints({1, 3})},
+           [](auto& in, auto& table, auto&, auto& numbers) {
+             return embedding(numbers.narrow(0, 0, in[0].size(1)), table);
+           }},
+          {"numbers from one",
+           4,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] - 1, table); }},
+          {"a distant offset",
+           5,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] - 5000, table); }},
+          {"an offset into few rows",
+           4,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] + 2, table); }},
+          {"numbers below zero",
+           3,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] + 5, table); }},
+          {"mirrored",
+           2,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] * -1 + 1, table); }},
+          {"a sum of two inputs",
+           5,
+           1,
+           {ints(), ints({2, 5})},
+           [](auto& in, auto& table, auto&, auto&) { return embedding(in[0] * 2 + in[1], table); }},
+          {"where",
+           2,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) {
+             return embedding(where(lt(in[0], 1), in[0], in[0] - 1), table);
+           }},
+          {"clamped",
+           3,
+           1,
+           {ints()},
+           [](auto& in, auto& table, auto&, auto&) {
+             return embedding(where(gt(in[0], 2), zeros({}, {DType::int64}), in[0]), table);
+           }},
+          {"by a table of integers",
+           4,
+           1,
+           {ints({4})},
+           [](auto& in, auto& table, auto&, auto& numbers) {
+             return embedding(index_select(numbers.narrow(0, 0, 6) - 1, 0, in[0]), table);
+           }},
+          {"where the largest is",
+           3,
+           1,
+           {ints(), TensorSpec{DType::float32, {2, 3}, kCpu}},
+           [](auto& in, auto& table, auto&, auto&) {
+             return embedding(argmax(in[1], 1), table) + sum(embedding(in[0], table));
+           }}};
 }
 
 /// The Linear split in two is right whatever is selected before.
@@ -157,9 +226,8 @@ void expect_accepted(const Case& c) {
   EXPECT_TRUE(verified.notes.empty()) << verified.to_string();
   for (const TrialSummary& trial : verified.trials) {
     EXPECT_NE(verified.to_string().find(trial.name + ": "), std::string::npos);
-    const auto compared =
-        std::count_if(verified.results.begin(), verified.results.end(),
-                      [&](const Comparison& r) { return r.trial == trial.name; });
+    const auto compared = std::count_if(verified.results.begin(), verified.results.end(),
+                                        [&](const Comparison& r) { return r.trial == trial.name; });
     EXPECT_GT(compared, 0) << trial.name;
   }
   EXPECT_NO_THROW(build(sch));
@@ -211,16 +279,16 @@ TEST(IndexBounds, OfTargetsAreTheClasses) {
   };
   for (const std::int64_t classes : {1, 2, 3, 9}) {
     for (int kind = 0; kind < 4; ++kind) {
-      const auto model = nn::make<Classifier>(
-          classes, kind == 0 ? decltype(Classifier::loss)(by_rows)
-                   : kind == 1 ? decltype(Classifier::loss)(along_axis_1)
-                               : decltype(Classifier::loss)(ignoring));
+      const auto model =
+          nn::make<Classifier>(classes, kind == 0   ? decltype(Classifier::loss)(by_rows)
+                                        : kind == 1 ? decltype(Classifier::loss)(along_axis_1)
+                                                    : decltype(Classifier::loss)(ignoring));
       model->fused = kind == 3;
       Schedule sch = create_schedule(model, {ints(), ints()});
       sch["out"].decompose();
       const VerifyReport verified = verify(sch);
-      EXPECT_TRUE(verified.ok() && verified.notes.empty())
-          << classes << " " << kind << "\n" << verified.to_string();
+      EXPECT_TRUE(verified.ok() && verified.notes.empty()) << classes << " " << kind << "\n"
+                                                           << verified.to_string();
     }
   }
 }
@@ -263,9 +331,10 @@ TEST(IndexBounds, AreTriedOutWhereParametersDecide) {
 /// As many rows as the example has columns, without an integer input and without a guard.
 TEST(IndexBounds, SizesThatTheModelRefusesGiveWayToTheExamples) {
   for (const std::int64_t rows : {1, 2, 4}) {
-    const auto model = nn::make<Selecting>(
-        rows, 1, [](auto& in, auto& table, auto&, auto& numbers) {
-          return in[0] + embedding(cumsum(numbers.narrow(0, 1, in[0].size(0)) * 0 + 1, 0) - 1, table);
+    const auto model =
+        nn::make<Selecting>(rows, 1, [](auto& in, auto& table, auto&, auto& numbers) {
+          return in[0] +
+                 embedding(cumsum(numbers.narrow(0, 1, in[0].size(0)) * 0 + 1, 0) - 1, table);
         });
     Schedule sch = create_schedule(model, {TensorSpec{DType::float32, {rows, kHidden}, kCpu}});
     sch["out"].decompose();
@@ -276,10 +345,9 @@ TEST(IndexBounds, SizesThatTheModelRefusesGiveWayToTheExamples) {
 }
 
 TEST(IndexBounds, WhatTheModelItselfRefusesIsNotedAndNoReasonToRefuse) {
-  const auto model = nn::make<Selecting>(
-      2, 9, [](auto& in, auto& table, auto& other, auto&) {
-        return embedding(argmax(embedding(in[0], other), -1) * 0 + 2, table);
-      });
+  const auto model = nn::make<Selecting>(2, 9, [](auto& in, auto& table, auto& other, auto&) {
+    return embedding(argmax(embedding(in[0], other), -1) * 0 + 2, table);
+  });
   Schedule sch = create_schedule(model, {ints()});
   sch["out"].decompose();
   const VerifyReport verified = verify(sch);
