@@ -1,7 +1,9 @@
 // Functions that make tensors: filled, counted and random.
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
+#include "tensor/cpu/convert.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
 #include "tensor/parallel.h"
@@ -18,8 +20,28 @@ Extents numbers_of(const Shape& shape) {
   return sizes;
 }
 
+void require_count(std::size_t count, const Shape& shape) {
+  TENON_CHECK(static_cast<std::int64_t>(count) == shape.numel().value(), ShapeError,
+              "{} values were given for shape {}, which has {} elements", count, shape.to_string(),
+              shape.numel().value());
+}
+
 /// Elements that one thread fills at a time; a multiple of what one Philox block gives.
 constexpr std::int64_t kGrain = 1 << 16;
+
+/// A number as an element, rounded once.
+template <class T>
+T element_of(double value) {
+  return cpu::convert<T>(value);
+}
+template <class T>
+T element_of(std::int64_t value) {
+  return cpu::saturate<T>(value);
+}
+template <class T>
+T element_of(const Number& value) {
+  return value.to<T>();
+}
 
 /// Fills a host tensor by value(i) for the i-th element in row-major order, then moves it. Each range
 /// of elements is filled by a copy of `value`, which may thus keep what it computed last.
@@ -31,13 +53,7 @@ Tensor generate(const Shape& shape, const TensorOptions& options, const F& value
     T* data = host.data<T>();
     parallel_ranges(n, kGrain, [&](std::int64_t begin, std::int64_t end) {
       F element = value;
-      for (std::int64_t i = begin; i < end; ++i) {
-        if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
-          data[i] = T(static_cast<float>(element(i)));
-        } else {
-          data[i] = static_cast<T>(element(i));
-        }
-      }
+      for (std::int64_t i = begin; i < end; ++i) data[i] = element_of<T>(element(i));
     });
   });
   return host.to(options.device);
@@ -95,8 +111,17 @@ template Tensor empty(const Extents&, TensorOptions);
 Tensor empty(const Shape& shape, TensorOptions options) {
   return empty(numbers_of(shape), options);
 }
-Tensor full(const Shape& shape, double value, TensorOptions options) {
-  return generate(shape, options, [value](std::int64_t) { return value; });
+Tensor full(const Shape& shape, const Scalar& value, TensorOptions options) {
+  const Tensor host = empty(shape, {options.dtype, kCpu});
+  const Number number = value.number();
+  dispatch_all(options.dtype, [&]<typename T>() {
+    T* data = host.data<T>();
+    const T element = number.to<T>();
+    parallel_ranges(host.layout().numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      std::fill(data + begin, data + end, element);
+    });
+  });
+  return host.to(options.device);
 }
 Tensor zeros(const Shape& shape, TensorOptions options) { return full(shape, 0, options); }
 Tensor ones(const Shape& shape, TensorOptions options) { return full(shape, 1, options); }
@@ -124,23 +149,32 @@ Tensor uniform(const Shape& shape, double low, double high, TensorOptions option
                   });
 }
 
-Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {
-  TENON_CHECK(static_cast<std::int64_t>(values.size()) == shape.numel().value(), ShapeError,
-              "{} values were given for shape {}, which has {} elements", values.size(),
-              shape.to_string(), shape.numel().value());
+namespace {
+
+template <class T>
+Tensor listed(std::span<const T> values, const Shape& shape, const TensorOptions& options) {
+  require_count(values.size(), shape);
   return generate(shape, options,
                   [&](std::int64_t i) { return values[static_cast<std::size_t>(i)]; });
 }
 
-Tensor tensor(std::initializer_list<double> values, const Shape& shape, TensorOptions options) {
-  return tensor(std::span(values.begin(), values.size()), shape, options);
+}  // namespace
+
+Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {
+  return listed(values, shape, options);
 }
 
-template <class T>
+Tensor tensor(std::span<const std::int64_t> values, const Shape& shape, TensorOptions options) {
+  return listed(values, shape, options);
+}
+
+Tensor tensor(std::initializer_list<Number> values, const Shape& shape, TensorOptions options) {
+  return listed(std::span<const Number>(values.begin(), values.size()), shape, options);
+}
+
+template <Element T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device) {
-  TENON_CHECK(static_cast<std::int64_t>(values.size()) == shape.numel().value(), ShapeError,
-              "{} values were given for shape {}, which has {} elements", values.size(),
-              shape.to_string(), shape.numel().value());
+  require_count(values.size(), shape);
   const Tensor host = empty(shape, {dtype_of<T>, kCpu});
   std::copy(values.begin(), values.end(), host.data<T>());
   return host.to(device);
@@ -153,5 +187,6 @@ template Tensor from_vector(const std::vector<BFloat16>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::int64_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::int32_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::uint8_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<bool>&, const Shape&, Device);
 
 }  // namespace tenon

@@ -102,17 +102,6 @@ void copy_words(const TensorView& source, const TensorView& target) {
   }
 }
 
-/// A float that rounds to 16 bits as `value` itself does: through the nearest float there would be two
-/// roundings.
-template <class C>
-float before_narrowing(C value) {
-  if constexpr (std::is_same_v<C, float>) {
-    return value;
-  } else {
-    return round_to_odd(static_cast<double>(value));
-  }
-}
-
 }  // namespace
 
 void copy_strided(const TensorView& source, const TensorView& target) {
