@@ -96,7 +96,7 @@ Attrs Lowering::concrete(const Attrs& attrs) const {
     if (const auto* dim = std::get_if<Dim>(&value)) {
       result = result.with(i, Dim(dim->evaluate(bindings_)));
     } else if (const auto* scalar = std::get_if<Scalar>(&value)) {
-      result = result.with(i, Scalar(scalar->evaluate(bindings_)));
+      result = result.with(i, Scalar(scalar->evaluate_number(bindings_)));
     } else if (const auto* shape = std::get_if<Shape>(&value)) {
       Shape sizes;
       for (const Dim& size : *shape) sizes.push_back(size.evaluate(bindings_));

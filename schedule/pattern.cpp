@@ -74,6 +74,15 @@ class PatternRecorder final : public Interpreter {
       for (const auto& [name, tensor] : list) states_.try_emplace(tensor.impl().get(), -1);
     }
   }
+  /// As under the tracer, the handle stands for the new value from here on.
+  void assign(const Tensor& target, const Tensor& source) override {
+    const auto id = static_cast<std::size_t>(value_of(target, "copy_"));
+    TENON_CHECK(pattern.values[id].kind == Pattern::Value::Kind::result, TraceError,
+                "[copy_] a pattern cannot change its parameters or a module's in place; change a "
+                "result of an op");
+    value_of(source, "copy_");
+    target.impl()->payload = source.impl()->payload;
+  }
   // What a module's parameters are in a pattern is no leaf of any backward.
   bool records_gradients() const override { return false; }
   bool is_pattern() const override { return true; }

@@ -80,7 +80,16 @@ struct IsOptional : std::false_type {};
 template <class T>
 struct IsOptional<std::optional<T>> : std::true_type {};
 
-/// The argument as the type that the parameter has; numbers convert where nothing is lost.
+/// Nothing where P, a type of numbers, does not hold the integer.
+template <class P>
+std::optional<P> exactly(std::int64_t integer) {
+  const auto converted = static_cast<P>(integer);
+  // Which holds all int64.
+  const bool same = static_cast<long double>(converted) == static_cast<long double>(integer);
+  return same ? std::optional<P>(converted) : std::nullopt;
+}
+
+/// The argument as the type that the parameter has; integers convert where nothing is lost.
 template <class P>
 P convert_argument(const std::string& replacement, const std::string& name, const Argument& value) {
   if constexpr (IsOptional<P>::value) {
@@ -92,11 +101,13 @@ P convert_argument(const std::string& replacement, const std::string& name, cons
   } else if constexpr (std::is_same_v<P, bool> || std::is_same_v<P, std::string> ||
                        std::is_same_v<P, DType>) {
     if (const auto* same = std::get_if<P>(&value)) return *same;
-  } else if constexpr (std::is_floating_point_v<P>) {
-    if (const auto* number = std::get_if<double>(&value)) return static_cast<P>(*number);
-    if (const auto* integer = std::get_if<std::int64_t>(&value)) return static_cast<P>(*integer);
-  } else if constexpr (std::is_integral_v<P>) {
-    if (const auto* integer = std::get_if<std::int64_t>(&value)) return static_cast<P>(*integer);
+  } else if constexpr (std::is_arithmetic_v<P>) {
+    if (const auto* integer = std::get_if<std::int64_t>(&value)) {
+      if (const auto converted = exactly<P>(*integer)) return *converted;
+    }
+    if constexpr (std::is_floating_point_v<P>) {
+      if (const auto* number = std::get_if<double>(&value)) return static_cast<P>(*number);
+    }
   }
   throw_wrong_argument(replacement, name);
 }

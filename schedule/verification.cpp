@@ -79,6 +79,18 @@ Difference difference(const std::vector<double>& values, const std::vector<doubl
   return result;
 }
 
+/// The largest difference of integers or bools, exactly: as doubles, large ones that differ may be one.
+double integer_difference(const Tensor& a, const Tensor& b) {
+  const auto x = a.to(DType::int64).to_vector<std::int64_t>();
+  const auto y = b.to(DType::int64).to_vector<std::int64_t>();
+  std::uint64_t largest = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const auto [low, high] = std::minmax(x[i], y[i]);
+    largest = std::max(largest, static_cast<std::uint64_t>(high) - static_cast<std::uint64_t>(low));
+  }
+  return static_cast<double>(largest);
+}
+
 std::vector<Tensor> widened(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   for (const Tensor& tensor : tensors) {
@@ -246,6 +258,10 @@ class Comparing {
     const double terms = is_gradient(c.name) ? gradient_terms_ : output_terms_;
     c.float64_difference = meaning.largest;
     c.float64_allowed = allowed.relative * meaning.scale + allowed.noise * terms;
+    if (both && !is_floating(known.dtype())) {
+      c.float64_difference = integer_difference(plain_.at(c.name), scheduled_.at(c.name));
+      c.float64_allowed = 0;
+    }
     if (is_gradient(c.name) && !allowed.gradients) {
       c.float64_allowed = std::numeric_limits<double>::max();
     }

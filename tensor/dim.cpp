@@ -55,6 +55,7 @@ std::int64_t checked_multiply(std::int64_t a, std::int64_t b) {
 
 std::int64_t floor_divide(std::int64_t a, std::int64_t b) {
   TENON_CHECK(b != 0, ShapeError, "division of size {} by zero", a);
+  if (b == -1) return checked_multiply(a, -1);  // the smallest int64 has no negative
   const std::int64_t quotient = a / b;
   return (a % b != 0 && (a < 0) != (b < 0)) ? quotient - 1 : quotient;
 }

@@ -15,6 +15,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "tensor/number.h"
+
 namespace tenon {
 
 class Dim;
@@ -184,24 +186,31 @@ class Shape {
 };
 
 /// A number of an op's attributes: c · Π dim^e, so that 1/√(x.size(-1)) stays symbolic. Adding to a
-/// symbolic one, or asking its value, records guards on its sizes.
+/// symbolic one, or asking its value, records guards on its sizes. An integer stays exact.
 class Scalar {
  public:
   Scalar() = default;
   template <class T>
-  requires std::integral<T> || std::floating_point<T> Scalar(T value)
-      : coefficient_(static_cast<double>(value)) {}
+  requires std::integral<T> || std::floating_point<T> Scalar(T value) : coefficient_(value) {}
+  Scalar(const Number& value) : coefficient_(value) {}
   Scalar(const Dim& dim);
   static Scalar wildcard(int capture);
 
   bool is_constant() const { return factors_.empty() && !wildcard_; }
   bool is_wildcard() const { return wildcard_; }
   int capture() const { return capture_; }
-  /// With the hints put in, no guard.
-  double hint() const;
   /// The number; records guards on symbolic sizes.
-  double value() const;
-  double evaluate(const DimBindings& bindings) const;
+  Number number() const;
+  /// With the hints put in, no guard.
+  Number hint_number() const;
+  /// When symbols have the given values.
+  Number evaluate_number(const DimBindings& bindings) const;
+  // The doubles nearest to these.
+  double value() const { return number().to_double(); }
+  double hint() const { return hint_number().to_double(); }
+  double evaluate(const DimBindings& bindings) const {
+    return evaluate_number(bindings).to_double();
+  }
   Scalar substitute(const std::function<std::optional<Dim>(const detail::DimSymbol&)>& f) const;
   bool is_pattern() const;
   std::string to_string() const;
@@ -209,19 +218,55 @@ class Scalar {
   friend bool operator==(const Scalar& a, const Scalar& b) { return a.same_as(b); }
   friend Scalar operator*(const Scalar& a, const Scalar& b);
   friend Scalar operator/(const Scalar& a, const Scalar& b);
-  friend Scalar operator+(const Scalar& a, const Scalar& b) { return a.value() + b.value(); }
-  friend Scalar operator-(const Scalar& a, const Scalar& b) { return a.value() - b.value(); }
+  friend Scalar operator+(const Scalar& a, const Scalar& b) { return a.number() + b.number(); }
+  friend Scalar operator-(const Scalar& a, const Scalar& b) { return a.number() - b.number(); }
   friend Scalar operator-(const Scalar& a) { return Scalar(-1) * a; }
   /// a to the power of a number.
   friend Scalar pow(const Scalar& a, double exponent);
 
  private:
   Scalar simplified() const;
-  double coefficient_ = 0;
+  template <class F>
+  Number with_sizes(const F& size) const;
+  Number coefficient_;
   std::vector<std::pair<Dim, double>> factors_;
   bool wildcard_ = false;
   int capture_ = -1;
 };
+
+// A size and a floating-point number give a Scalar: `1.0 / x.size(0)`.
+template <std::floating_point F>
+Scalar operator+(const Dim& a, F b) {
+  return Scalar(a) + Scalar(b);
+}
+template <std::floating_point F>
+Scalar operator+(F a, const Dim& b) {
+  return Scalar(a) + Scalar(b);
+}
+template <std::floating_point F>
+Scalar operator-(const Dim& a, F b) {
+  return Scalar(a) - Scalar(b);
+}
+template <std::floating_point F>
+Scalar operator-(F a, const Dim& b) {
+  return Scalar(a) - Scalar(b);
+}
+template <std::floating_point F>
+Scalar operator*(const Dim& a, F b) {
+  return Scalar(a) * Scalar(b);
+}
+template <std::floating_point F>
+Scalar operator*(F a, const Dim& b) {
+  return Scalar(a) * Scalar(b);
+}
+template <std::floating_point F>
+Scalar operator/(const Dim& a, F b) {
+  return Scalar(a) / Scalar(b);
+}
+template <std::floating_point F>
+Scalar operator/(F a, const Dim& b) {
+  return Scalar(a) / Scalar(b);
+}
 
 /// √dim, kept symbolic: `scores / sqrt(q.size(-1))`.
 Scalar sqrt(const Dim& dim);

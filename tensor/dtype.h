@@ -140,7 +140,10 @@ template <>
 struct DTypeOf<bool> {
   static constexpr DType value = DType::boolean;
 };
+/// A host type that is the element of a dtype.
 template <class T>
+concept Element = requires { DTypeOf<T>::value; };
+template <Element T>
 inline constexpr DType dtype_of = DTypeOf<T>::value;
 
 /// The type that values of T are computed and accumulated in: float for 16-bit floats, int32 for

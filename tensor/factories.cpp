@@ -1,4 +1,7 @@
 // Functions that make tensors of given values; those of random ones are ops (ops/randn.cpp).
+#include <algorithm>
+
+#include "tensor/cpu/convert.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/move_data.h"
 #include "tensor/device_backend.h"
@@ -14,8 +17,28 @@ Extents numbers_of(const Shape& shape) {
   return sizes;
 }
 
+void require_count(std::size_t count, const Shape& shape) {
+  TENON_CHECK(static_cast<std::int64_t>(count) == shape.numel().value(), ShapeError,
+              "{} values were given for shape {}, which has {} elements", count, shape.to_string(),
+              shape.numel().value());
+}
+
 /// Elements that one thread fills at a time.
 constexpr std::int64_t kGrain = 1 << 16;
+
+/// A number as an element, rounded once.
+template <class T>
+T element_of(double value) {
+  return cpu::convert<T>(value);
+}
+template <class T>
+T element_of(std::int64_t value) {
+  return cpu::saturate<T>(value);
+}
+template <class T>
+T element_of(const Number& value) {
+  return value.to<T>();
+}
 
 /// Fills a host tensor by value(i) for the i-th element in row-major order, then moves it.
 template <class F>
@@ -25,13 +48,7 @@ Tensor generate(const Shape& shape, const TensorOptions& options, const F& value
   dispatch_all(options.dtype, [&]<typename T>() {
     T* data = host.data<T>();
     parallel_ranges(n, kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
-          data[i] = T(static_cast<float>(value(i)));
-        } else {
-          data[i] = static_cast<T>(value(i));
-        }
-      }
+      for (std::int64_t i = begin; i < end; ++i) data[i] = element_of<T>(value(i));
     });
   });
   return detail::moved_to(host, options.device);
@@ -58,8 +75,17 @@ template Tensor empty(const Extents&, TensorOptions);
 Tensor empty(const Shape& shape, TensorOptions options) {
   return empty(numbers_of(shape), options);
 }
-Tensor full(const Shape& shape, double value, TensorOptions options) {
-  return generate(shape, options, [value](std::int64_t) { return value; });
+Tensor full(const Shape& shape, const Scalar& value, TensorOptions options) {
+  const Tensor host = empty(shape, {options.dtype, kCpu});
+  const Number number = value.number();
+  dispatch_all(options.dtype, [&]<typename T>() {
+    T* data = host.data<T>();
+    const T element = number.to<T>();
+    parallel_ranges(host.layout().numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      std::fill(data + begin, data + end, element);
+    });
+  });
+  return detail::moved_to(host, options.device);
 }
 Tensor zeros(const Shape& shape, TensorOptions options) { return full(shape, 0, options); }
 Tensor ones(const Shape& shape, TensorOptions options) { return full(shape, 1, options); }
@@ -68,23 +94,32 @@ Tensor arange(std::int64_t n, TensorOptions options) {
   return generate(Shape{n}, options, [](std::int64_t i) { return i; });
 }
 
-Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {
-  TENON_CHECK(static_cast<std::int64_t>(values.size()) == shape.numel().value(), ShapeError,
-              "{} values were given for shape {}, which has {} elements", values.size(),
-              shape.to_string(), shape.numel().value());
+namespace {
+
+template <class T>
+Tensor listed(std::span<const T> values, const Shape& shape, const TensorOptions& options) {
+  require_count(values.size(), shape);
   return generate(shape, options,
                   [&](std::int64_t i) { return values[static_cast<std::size_t>(i)]; });
 }
 
-Tensor tensor(std::initializer_list<double> values, const Shape& shape, TensorOptions options) {
-  return tensor(std::span(values.begin(), values.size()), shape, options);
+}  // namespace
+
+Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options) {
+  return listed(values, shape, options);
 }
 
-template <class T>
+Tensor tensor(std::span<const std::int64_t> values, const Shape& shape, TensorOptions options) {
+  return listed(values, shape, options);
+}
+
+Tensor tensor(std::initializer_list<Number> values, const Shape& shape, TensorOptions options) {
+  return listed(std::span<const Number>(values.begin(), values.size()), shape, options);
+}
+
+template <Element T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device) {
-  TENON_CHECK(static_cast<std::int64_t>(values.size()) == shape.numel().value(), ShapeError,
-              "{} values were given for shape {}, which has {} elements", values.size(),
-              shape.to_string(), shape.numel().value());
+  require_count(values.size(), shape);
   const Tensor host = empty(shape, {dtype_of<T>, kCpu});
   std::copy(values.begin(), values.end(), host.data<T>());
   return detail::moved_to(host, device);
@@ -99,5 +134,6 @@ template Tensor from_vector(const std::vector<std::int32_t>&, const Shape&, Devi
 template Tensor from_vector(const std::vector<std::int16_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::int8_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<std::uint8_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<bool>&, const Shape&, Device);
 
 }  // namespace tenon

@@ -1,6 +1,7 @@
 // The functional API: PyTorch's names, argument names and semantics. Shapes are given as (…, M, N);
 // dtypes are float32, float64, float16 and bfloat16 unless stated otherwise. Operands must share
-// dtype and device: there is no implicit promotion (DTypeError), numbers adapt to the tensor.
+// dtype and device: there is no implicit promotion (DTypeError). A number never changes the tensor's
+// dtype: integer dtypes take integers in their range, exactly (ValueError for others), floats any.
 // Every function goes through apply() and so works eagerly, under the tracer and in patterns.
 #pragma once
 
@@ -26,6 +27,9 @@ Tensor mul(const Tensor& input, const Tensor& other);
 Tensor mul(const Tensor& input, const Scalar& other);
 Tensor div(const Tensor& input, const Tensor& other);
 Tensor div(const Tensor& input, const Scalar& other);
+/// other - input and other / input, for a number on the left.
+Tensor rsub(const Tensor& input, const Scalar& other);
+Tensor rdiv(const Tensor& input, const Scalar& other);
 Tensor maximum(const Tensor& input, const Tensor& other);
 Tensor minimum(const Tensor& input, const Tensor& other);
 Tensor pow(const Tensor& input, double exponent);
@@ -63,10 +67,13 @@ inline Tensor operator-(const Tensor& a, const Scalar& b) { return sub(a, b); }
 inline Tensor operator*(const Tensor& a, const Scalar& b) { return mul(a, b); }
 inline Tensor operator/(const Tensor& a, const Scalar& b) { return div(a, b); }
 inline Tensor operator+(const Scalar& a, const Tensor& b) { return add(b, a); }
+inline Tensor operator-(const Scalar& a, const Tensor& b) { return rsub(b, a); }
 inline Tensor operator*(const Scalar& a, const Tensor& b) { return mul(b, a); }
+inline Tensor operator/(const Scalar& a, const Tensor& b) { return rdiv(b, a); }
 inline Tensor operator-(const Tensor& a) { return neg(a); }
 
-// Comparisons give bool; NaN equals nothing. Any dtype.
+// Comparisons give bool; NaN equals nothing. Any dtype. A number may be any: integers are compared
+// with it exactly (no integer equals 0.5), to floats it is rounded to their dtype first.
 Tensor eq(const Tensor& input, const Tensor& other);
 Tensor eq(const Tensor& input, const Scalar& other);
 Tensor ne(const Tensor& input, const Tensor& other);
@@ -88,8 +95,8 @@ Tensor print(const Tensor& input, const std::string& label = "");
 std::ostream* set_print_stream(std::ostream* stream);
 /// The input, through which no gradient flows.
 Tensor detach(const Tensor& input);
-/// Elements where mask (bool, broadcastable to input) is true become `value`.
-Tensor masked_fill(const Tensor& input, const Tensor& mask, double value);
+/// Elements where mask (bool, broadcastable to input) is true become `value`, rounded once.
+Tensor masked_fill(const Tensor& input, const Tensor& mask, const Scalar& value);
 /// input where condition (bool) is true, else other; all three broadcast.
 Tensor where(const Tensor& condition, const Tensor& input, const Tensor& other);
 
@@ -182,7 +189,7 @@ Tensor avg_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 pa
 
 // --- losses -------------------------------------------------------------------------------------
 // A mean over nothing (an empty batch, every target ignored) is NaN, as PyTorch's; its gradients are 0.
-/// (input - target)², reduced.
+/// (input - target)², reduced. ShapeError unless the shapes are equal: nothing is broadcast.
 Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction = Reduction::mean);
 struct CrossEntropyOptions {
   std::int64_t ignore_index = -100;

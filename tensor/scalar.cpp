@@ -1,21 +1,10 @@
 // Scalar: numbers of attributes that may depend on sizes, c · Π dim^e.
 #include <algorithm>
-#include <cmath>
 
 #include "tensor/detail/check.h"
 #include "tensor/dim.h"
 
 namespace tenon {
-namespace {
-
-double power(double base, double exponent) {
-  if (exponent == 0.5) return std::sqrt(base);
-  if (exponent == -0.5) return 1.0 / std::sqrt(base);
-  return std::pow(base, exponent);
-}
-
-}  // namespace
-
 Scalar::Scalar(const Dim& dim) : coefficient_(1), factors_{{dim, 1.0}} { *this = simplified(); }
 
 Scalar Scalar::wildcard(int capture) {
@@ -44,7 +33,7 @@ Scalar Scalar::simplified() const {
   std::erase_if(result.factors_, [&](const auto& factor) {
     if (factor.second == 0) return true;
     if (!factor.first.is_constant()) return false;
-    result.coefficient_ *= power(static_cast<double>(factor.first.hint()), factor.second);
+    result.coefficient_ = result.coefficient_ * pow(Number(factor.first.hint()), factor.second);
     return true;
   });
   std::sort(result.factors_.begin(), result.factors_.end(),
@@ -52,28 +41,24 @@ Scalar Scalar::simplified() const {
   return result;
 }
 
-double Scalar::hint() const {
-  double result = coefficient_;
-  for (const auto& [dim, exponent] : factors_) {
-    result *= power(static_cast<double>(dim.hint()), exponent);
-  }
+/// The number when each size is what `size` says.
+template <class F>
+Number Scalar::with_sizes(const F& size) const {
+  Number result = coefficient_;
+  for (const auto& [dim, exponent] : factors_) result = result * pow(Number(size(dim)), exponent);
   return result;
 }
 
-double Scalar::value() const {
-  double result = coefficient_;
-  for (const auto& [dim, exponent] : factors_) {
-    result *= power(static_cast<double>(dim.value()), exponent);
-  }
-  return result;
+Number Scalar::hint_number() const {
+  return with_sizes([](const Dim& dim) { return dim.hint(); });
 }
 
-double Scalar::evaluate(const DimBindings& bindings) const {
-  double result = coefficient_;
-  for (const auto& [dim, exponent] : factors_) {
-    result *= power(static_cast<double>(dim.evaluate(bindings)), exponent);
-  }
-  return result;
+Number Scalar::number() const {
+  return with_sizes([](const Dim& dim) { return dim.value(); });
+}
+
+Number Scalar::evaluate_number(const DimBindings& bindings) const {
+  return with_sizes([&](const Dim& dim) { return dim.evaluate(bindings); });
 }
 
 Scalar Scalar::substitute(
@@ -91,7 +76,7 @@ bool Scalar::is_pattern() const {
 std::string Scalar::to_string() const {
   if (wildcard_) return "any()";
   const Scalar now = simplified();
-  std::string text = fmt::format("{}", now.coefficient_);
+  std::string text = now.coefficient_.to_string();
   for (const auto& [dim, exponent] : now.factors_) {
     text += fmt::format("*({})^{}", dim.to_string(), exponent);
   }
@@ -102,9 +87,7 @@ bool Scalar::same_as(const Scalar& other) const {
   const Scalar a = simplified();
   const Scalar b = other.simplified();
   if (a.wildcard_ != b.wildcard_ || a.capture_ != b.capture_) return false;
-  const bool same_number = a.coefficient_ == b.coefficient_ ||
-                           (std::isnan(a.coefficient_) && std::isnan(b.coefficient_));
-  return same_number && a.factors_.size() == b.factors_.size() &&
+  return a.coefficient_.same_as(b.coefficient_) && a.factors_.size() == b.factors_.size() &&
          std::equal(a.factors_.begin(), a.factors_.end(), b.factors_.begin(),
                     [](const auto& x, const auto& y) {
                       return x.second == y.second && x.first.same_as(y.first);
@@ -115,7 +98,7 @@ Scalar operator*(const Scalar& a, const Scalar& b) {
   TENON_CHECK(!a.wildcard_ && !b.wildcard_, TraceError,
               "a pattern cannot compute with any(): pass it to an op as it is");
   Scalar result = a;
-  result.coefficient_ *= b.coefficient_;
+  result.coefficient_ = a.coefficient_ * b.coefficient_;
   result.factors_.insert(result.factors_.end(), b.factors_.begin(), b.factors_.end());
   return result.simplified();
 }
@@ -124,7 +107,7 @@ Scalar pow(const Scalar& a, double exponent) {
   TENON_CHECK(!a.wildcard_, TraceError,
               "a pattern cannot compute with any(): pass it to an op as it is");
   Scalar result = a;
-  result.coefficient_ = power(a.coefficient_, exponent);
+  result.coefficient_ = pow(a.coefficient_, exponent);
   for (auto& factor : result.factors_) factor.second *= exponent;
   return result.simplified();
 }

@@ -3,6 +3,7 @@
 #include "tensor/detail/check.h"
 #include "tensor/detail/move_data.h"
 #include "tensor/interpreter.h"
+#include "tensor/ops/infer_rules.h"
 
 namespace tenon {
 namespace {
@@ -22,14 +23,6 @@ const TensorImpl& eager_impl(const std::shared_ptr<TensorImpl>& impl) {
 Shape to_shape(const Extents& sizes) {
   std::vector<Dim> dims(sizes.begin(), sizes.end());
   return Shape(std::move(dims));
-}
-
-bool same_sizes(const Shape& a, const Shape& b) {
-  if (a.rank() != b.rank()) return false;
-  for (int axis = 0; axis < a.rank(); ++axis) {
-    if (!unify(a[axis], b[axis])) return false;
-  }
-  return true;
 }
 
 }  // namespace
@@ -101,13 +94,16 @@ void* Tensor::host_data(DType wanted) const {
 Tensor Tensor::to_host_contiguous(DType wanted) const {
   TENON_CHECK(dtype() == wanted, DTypeError, "the data of a {} tensor was read as {}",
               name(dtype()), name(wanted));
+  return on_host();
+}
+
+Tensor Tensor::on_host() const {
   eager_impl(impl_);
   return detail::host_data_of(*this);
 }
 
 std::vector<double> Tensor::to_doubles() const {
-  eager_impl(impl_);
-  const Tensor host = detail::host_data_of(*this);
+  const Tensor host = on_host();
   std::vector<double> values(static_cast<std::size_t>(host.layout().numel()));
   dispatch_all(host.dtype(), [&]<typename T>() {
     const T* source = host.data<T>();
@@ -118,17 +114,30 @@ std::vector<double> Tensor::to_doubles() const {
   return values;
 }
 
-double Tensor::item() const {
+Number Tensor::only_element() const {
   TENON_CHECK(is_eager(), TraceError,
               "item() under the tracer: a Graph serves all inputs, so a number computed from one "
               "of them cannot steer it");
   TENON_CHECK(layout().numel() == 1, ShapeError, "item() of a tensor of shape {}; needed 1 element",
               shape().to_string());
-  return to_doubles()[0];
+  const Tensor host = on_host();
+  return dispatch_all(host.dtype(), [&]<typename T>() {
+    return Number(static_cast<compute_type<T>>(*host.data<T>()));
+  });
+}
+
+double Tensor::item() const { return only_element().to_double(); }
+
+void Tensor::fail_item(const Number& value, DType wanted) {
+  detail::fail<ValueError>("item() of {} as {}, which does not hold that value; needed {}",
+                           value.to_string(), name(wanted),
+                           value.is_integer() ? "a wider type" : "float or double");
 }
 
 void Tensor::copy_(const Tensor& source) {
-  TENON_CHECK(same_sizes(source.shape(), shape()), ShapeError,
+  // A pattern knows neither shapes nor dtypes: the matched nodes had to fit.
+  if (ops::in_pattern()) return current_interpreter().assign(*this, source);
+  TENON_CHECK(ops::same_sizes(source.shape(), shape()), ShapeError,
               "copy_ of a tensor of shape {} into one of shape {}", source.shape().to_string(),
               shape().to_string());
   TENON_CHECK(!is_eager() || !overlaps_itself(impl_->layout), ValueError,
@@ -159,8 +168,24 @@ void Tensor::copy_(const Tensor& source) {
   impl_->version = is_eager() ? impl_->storage->version() : 0;
 }
 
-void Tensor::add_(const Tensor& other) { copy_(add(*this, other)); }
-void Tensor::mul_(const Scalar& factor) { copy_(mul(*this, factor)); }
+Tensor& Tensor::assign_result(const char* op, const Tensor& result) {
+  TENON_CHECK(
+      ops::in_pattern() || ops::same_sizes(result.shape(), shape()), ShapeError,
+      "[{}] the result has shape {} and the tensor that is to hold it {}; needed an operand "
+      "that broadcasts to the tensor",
+      op, result.shape().to_string(), shape().to_string());
+  copy_(result);
+  return *this;
+}
+
+Tensor& Tensor::add_(const Tensor& other) { return assign_result("add_", add(*this, other)); }
+Tensor& Tensor::add_(const Scalar& other) { return assign_result("add_", add(*this, other)); }
+Tensor& Tensor::sub_(const Tensor& other) { return assign_result("sub_", sub(*this, other)); }
+Tensor& Tensor::sub_(const Scalar& other) { return assign_result("sub_", sub(*this, other)); }
+Tensor& Tensor::mul_(const Tensor& other) { return assign_result("mul_", mul(*this, other)); }
+Tensor& Tensor::mul_(const Scalar& other) { return assign_result("mul_", mul(*this, other)); }
+Tensor& Tensor::div_(const Tensor& other) { return assign_result("div_", div(*this, other)); }
+Tensor& Tensor::div_(const Scalar& other) { return assign_result("div_", div(*this, other)); }
 void Tensor::zero_() { copy_(tenon::expand(full({}, 0, {dtype(), device()}), shape())); }
 
 Tensor& Tensor::requires_grad_(bool on) {
@@ -220,7 +245,17 @@ std::string Tensor::to_string(std::int64_t max_elements) const {
   if (!defined()) return "undefined";
   std::string text = spec().to_string();
   if (!is_eager() || layout().numel() > max_elements) return text;
-  return text + fmt::format(" [{}]", fmt::join(to_doubles(), ", "));
+  const Tensor host = on_host();
+  std::vector<std::string> values;
+  dispatch_all(host.dtype(), [&]<typename T>() {
+    using Shown = std::conditional_t<std::is_integral_v<T>, std::int64_t, double>;
+    const T* source = host.data<T>();
+    for (std::int64_t i = 0; i < host.layout().numel(); ++i) {
+      const auto value = static_cast<compute_type<T>>(source[i]);
+      values.push_back(fmt::format("{}", static_cast<Shown>(value)));
+    }
+  });
+  return text + fmt::format(" [{}]", fmt::join(values, ", "));
 }
 
 }  // namespace tenon

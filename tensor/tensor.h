@@ -15,6 +15,7 @@
 #include "tensor/device.h"
 #include "tensor/dim.h"
 #include "tensor/dtype.h"
+#include "tensor/number.h"
 #include "tensor/op.h"
 #include "tensor/storage.h"
 #include "tensor/tensor_view.h"
@@ -94,12 +95,12 @@ class Tensor {
   bool is_contiguous() const { return layout().is_contiguous(); }
   TensorView view_of_data() const;
   /// Pointer to the first element of a CPU tensor of this type; strides are the caller's business.
-  template <class T>
+  template <Element T>
   T* data() const {
     return static_cast<T*>(host_data(dtype_of<T>));
   }
   /// The elements in row-major order, from any device and layout; DTypeError when T is another type.
-  template <class T>
+  template <Element T>
   std::vector<T> to_vector() const {
     const Tensor host = to_host_contiguous(dtype_of<T>);
     const T* first = host.data<T>();
@@ -107,8 +108,16 @@ class Tensor {
   }
   /// The elements as doubles, from any dtype, device and layout.
   std::vector<double> to_doubles() const;
-  /// The only element, as a number; an error under the tracer, which has no numbers.
+  /// The only element, as the nearest double; an error under the tracer, which has no numbers.
   double item() const;
+  /// The only element as a T, of any dtype: integers and bool exactly, ValueError for a value that T
+  /// does not hold; floats rounded to nearest.
+  template <Element T>
+  T item() const {
+    const Number number = only_element();
+    if (!number.is_value_of<T>()) fail_item(number, dtype_of<T>);
+    return number.to<T>();
+  }
 
   // Changes in place. Eagerly they write this storage and bump its version, so that backward notices
   // a changed saved value; under the tracer the handle stands for a new value from here on. Refused
@@ -119,8 +128,24 @@ class Tensor {
   /// Copies values from `source` (same shape; layout, dtype and device may differ), as they were
   /// before where the two share memory. Differentiable.
   void copy_(const Tensor& source);
-  void add_(const Tensor& other);
-  void mul_(const Scalar& factor);
+  // Arithmetic by the rules of add and so on, the result in this tensor's shape (ShapeError otherwise):
+  // `x += y` is add_. They return this tensor.
+  Tensor& add_(const Tensor& other);
+  Tensor& add_(const Scalar& other);
+  Tensor& sub_(const Tensor& other);
+  Tensor& sub_(const Scalar& other);
+  Tensor& mul_(const Tensor& other);
+  Tensor& mul_(const Scalar& other);
+  Tensor& div_(const Tensor& other);
+  Tensor& div_(const Scalar& other);
+  Tensor& operator+=(const Tensor& other) { return add_(other); }
+  Tensor& operator+=(const Scalar& other) { return add_(other); }
+  Tensor& operator-=(const Tensor& other) { return sub_(other); }
+  Tensor& operator-=(const Scalar& other) { return sub_(other); }
+  Tensor& operator*=(const Tensor& other) { return mul_(other); }
+  Tensor& operator*=(const Scalar& other) { return mul_(other); }
+  Tensor& operator/=(const Tensor& other) { return div_(other); }
+  Tensor& operator/=(const Scalar& other) { return div_(other); }
   void zero_();
 
   // Autograd; see autograd/autograd.h for backward.
@@ -159,8 +184,12 @@ class Tensor {
 
  private:
   bool in_pattern_value() const;
+  Number only_element() const;
+  [[noreturn]] static void fail_item(const Number& value, DType wanted);
+  Tensor& assign_result(const char* op, const Tensor& result);
   void* host_data(DType wanted) const;
   Tensor to_host_contiguous(DType wanted) const;
+  Tensor on_host() const;
   std::shared_ptr<TensorImpl> impl_;
 };
 
@@ -171,7 +200,8 @@ template <std::same_as<Extents> Sizes>
 Tensor empty(const Sizes& sizes, TensorOptions options = {});
 Tensor zeros(const Shape& shape, TensorOptions options = {});
 Tensor ones(const Shape& shape, TensorOptions options = {});
-Tensor full(const Shape& shape, double value, TensorOptions options = {});
+/// Numbers become elements as by cast, rounded once; integers out of the dtype's range saturate too.
+Tensor full(const Shape& shape, const Scalar& value, TensorOptions options = {});
 /// 0, 1, …, n-1.
 Tensor arange(std::int64_t n, TensorOptions options = {});
 
@@ -197,11 +227,12 @@ Tensor randint(const Dim& low, const Dim& high, const Shape& shape,
 Tensor randperm(const Dim& n, TensorOptions options = {.dtype = DType::int64},
                 Generator* generator = nullptr);
 
-/// Values in row-major order, converted to options.dtype; ShapeError when the count differs.
+/// Values in row-major order, converted to options.dtype as by full; ShapeError when the count differs.
 Tensor tensor(std::span<const double> values, const Shape& shape, TensorOptions options = {});
-Tensor tensor(std::initializer_list<double> values, const Shape& shape, TensorOptions options = {});
+Tensor tensor(std::span<const std::int64_t> values, const Shape& shape, TensorOptions options = {});
+Tensor tensor(std::initializer_list<Number> values, const Shape& shape, TensorOptions options = {});
 /// A copy of the elements, with T's dtype.
-template <class T>
+template <Element T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCpu);
 
 }  // namespace tenon

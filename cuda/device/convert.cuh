@@ -71,6 +71,14 @@ __device__ __forceinline__ T round_to_16_bits(C value) {
   return result;
 }
 
+/// As a double, the bits that do not fit joined into the last one (see tensor/cpu/convert.h), so that
+/// rounding it to 16 bits rounds once.
+__device__ __forceinline__ double sticky_double(std::int64_t value) {
+  constexpr std::int64_t kExact = std::int64_t{1} << 53;
+  if (value >= -kExact && value <= kExact) return static_cast<double>(value);
+  return static_cast<double>((value & ~0x7ffLL) | ((value & 0x7ff) != 0 ? 0x400 : 0));
+}
+
 template <class To, class From>
 __device__ __forceinline__ To float_to_integer(From value) {
   constexpr To kLowest = std::numeric_limits<To>::lowest();
@@ -90,6 +98,8 @@ __device__ __forceinline__ To convert(From value) {
   } else if constexpr (is_16_bit_float<To>) {
     if constexpr (std::is_same_v<From, float>) {
       return round_to_16_bits<To>(value);
+    } else if constexpr (std::is_same_v<From, std::int64_t>) {
+      return round_to_16_bits<To>(sticky_double(value));
     } else {
       return round_to_16_bits<To>(static_cast<double>(value));
     }

@@ -32,11 +32,11 @@ struct PointwiseParams {
   IndexMap<kInputs + 1> map;
 };
 
-/// `value` as PointwiseParams::numbers holds it for an operand of type T.
-template <class T>
-std::int64_t encode_number(double value) {
-  if constexpr (std::is_floating_point_v<compute_type<T>>) {
-    return std::bit_cast<std::int64_t>(value);
+/// `value` as PointwiseParams::numbers holds it for an operand whose values are of type C.
+template <class C>
+std::int64_t encode_number(C value) {
+  if constexpr (std::is_floating_point_v<C>) {
+    return std::bit_cast<std::int64_t>(static_cast<double>(value));
   } else {
     return static_cast<std::int64_t>(value);
   }

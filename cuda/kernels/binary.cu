@@ -9,7 +9,7 @@
 namespace tenon::cuda {
 namespace {
 
-enum class BinaryOp { add, sub, mul, div, maximum, minimum, pow };
+enum class BinaryOp { add, sub, rsub, mul, div, rdiv, maximum, minimum, pow };
 
 template <class C>
 __device__ __forceinline__ std::uint64_t bits_of(C x) {
@@ -35,12 +35,15 @@ struct BinaryFunction {
       switch (op) {
         case BinaryOp::add: return each([](C a, C b) { return C(bits_of(a) + bits_of(b)); });
         case BinaryOp::sub: return each([](C a, C b) { return C(bits_of(a) - bits_of(b)); });
+        case BinaryOp::rsub: return each([](C a, C b) { return C(bits_of(b) - bits_of(a)); });
         default: return each([](C a, C b) { return C(bits_of(a) * bits_of(b)); });
       }
     } else {
       switch (op) {
         case BinaryOp::add: return each([](C a, C b) { return a + b; });
         case BinaryOp::sub: return each([](C a, C b) { return a - b; });
+        case BinaryOp::rsub: return each([](C a, C b) { return b - a; });
+        case BinaryOp::rdiv: return each([](C a, C b) { return b / a; });
         case BinaryOp::mul: return each([](C a, C b) { return a * b; });
         case BinaryOp::pow: return each([](C a, C b) { return pow_of(a, b); });
         default: return each([](C a, C b) { return a / b; });
@@ -60,8 +63,8 @@ void run_typed(const KernelArgs& args, BinaryOp op) {
   if (has_two_tensors(args)) {
     inputs[1] = args.inputs[1];
   } else {
-    numbers[1] = encode_number<T>(args.attributes<BinaryAttrs>().other.value());
-    if (args.outputs[0].dtype == DType::boolean) numbers[1] = numbers[1] != 0 ? 1 : 0;
+    const Number other = args.attributes<BinaryAttrs>().other.number();
+    numbers[1] = encode_number(other.to<compute_type<T>>());
   }
   run_pointwise<T, T, T>(stream_of(args), args.name(), args.outputs[0], inputs, BinaryFunction{op},
                          numbers);
@@ -101,8 +104,10 @@ void register_binary(std::string_view op, std::string_view name, void (*run)(con
 void register_binary_kernels() {
   register_binary("add", "cuda.add", run_numeric_op<BinaryOp::add>);
   register_binary("sub", "cuda.sub", run_numeric_op<BinaryOp::sub>);
+  register_binary("rsub", "cuda.rsub", run_numeric_op<BinaryOp::rsub>);
   register_binary("mul", "cuda.mul", run_numeric_op<BinaryOp::mul>);
   register_binary("div", "cuda.div", run_float_op<BinaryOp::div>);
+  register_binary("rdiv", "cuda.rdiv", run_float_op<BinaryOp::rdiv>);
   register_binary("maximum", "cuda.maximum", run_numeric_op<BinaryOp::maximum>);
   register_binary("minimum", "cuda.minimum", run_numeric_op<BinaryOp::minimum>);
   register_kernel("pow", DeviceType::cuda,

@@ -1,13 +1,16 @@
 // Comparisons: two operands of any dtype, the second of which may be a number, give bool. Any
 // strides; see device/pointwise.cuh.
+#include <limits>
+
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/integer_comparison.h"
 #include "tensor/ops/attributes.h"
 
 namespace tenon::cuda {
 namespace {
 
-enum class Comparison { eq, ne, lt, le, gt, ge };
+using ops::Comparison;
 
 /// All comparisons are one kernel a dtype; which one is chosen once for all elements of a thread.
 struct CompareFunction {
@@ -30,13 +33,18 @@ struct CompareFunction {
   }
 };
 
-/// `value` rounded to T, as encode_number wants it.
+/// The number rounded to T. Integers are compared with it exactly: what is true of all or of none of
+/// them is put as a comparison with the smallest.
 template <class T>
-std::int64_t encode_rounded(double value) {
-  if constexpr (is_16_bit_float<T>) {
-    return encode_number<T>(static_cast<double>(static_cast<float>(T(static_cast<float>(value)))));
+std::int64_t comparand(const KernelArgs& args, Comparison& op) {
+  const Number number = args.attributes<BinaryAttrs>().other.number();
+  if constexpr (std::is_integral_v<T>) {
+    const auto exact = ops::compare_integers(op, number, args.inputs[0].dtype);
+    if (!exact.always) return exact.bound;
+    op = *exact.always ? Comparison::ge : Comparison::lt;
+    return std::numeric_limits<T>::lowest();
   } else {
-    return encode_number<T>(value);
+    return encode_number(static_cast<compute_type<T>>(number.to<T>()));
   }
 }
 
@@ -47,9 +55,7 @@ void run_typed(const KernelArgs& args, Comparison op) {
   if (args.inputs.size() > 1 && args.inputs[1].present) {
     inputs[1] = args.inputs[1];
   } else {
-    numbers[1] = encode_rounded<T>(args.attributes<BinaryAttrs>().other.value());
-    // The bytes of a bool are compared, which are 0 or 1.
-    if (args.inputs[0].dtype == DType::boolean) numbers[1] = numbers[1] != 0 ? 1 : 0;
+    numbers[1] = comparand<T>(args, op);
   }
   run_pointwise<bool, T, T>(stream_of(args), args.name(), args.outputs[0], inputs,
                             CompareFunction{op}, numbers);
@@ -58,6 +64,7 @@ void run_typed(const KernelArgs& args, Comparison op) {
 template <Comparison kOp>
 void run_comparison(const KernelArgs& args) {
   const DType dtype = args.inputs[0].dtype;
+  // The bytes of a bool, which are 0 or 1.
   if (dtype == DType::boolean) return run_typed<std::uint8_t>(args, kOp);
   dispatch_all(dtype, [&]<typename T>() {
     if constexpr (!std::is_same_v<T, bool>) run_typed<T>(args, kOp);

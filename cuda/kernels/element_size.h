@@ -1,11 +1,11 @@
 // Kernels that only move elements are compiled by element size, with unsigned integers for values.
 #pragma once
 
-#include <bit>
 #include <cstdint>
-#include <limits>
+#include <cstring>
 
 #include "tensor/dtype.h"
+#include "tensor/number.h"
 
 namespace tenon::cuda {
 
@@ -20,16 +20,14 @@ void dispatch_size(std::size_t bytes, F&& f) {
   }
 }
 
-/// The bits of `value` as an element of `dtype`; an integer dtype must be able to hold it.
-inline std::int64_t element_bits(double value, DType dtype) {
-  switch (dtype) {
-    case DType::float32: return std::bit_cast<std::int32_t>(static_cast<float>(value));
-    case DType::float64: return std::bit_cast<std::int64_t>(value);
-    case DType::float16: return Half(static_cast<float>(value)).bits;
-    case DType::bfloat16: return BFloat16(static_cast<float>(value)).bits;
-    case DType::boolean: return value != 0 ? 1 : 0;
-    default: return static_cast<std::int64_t>(value);
-  }
+/// The bits of `value` as an element of `dtype`, rounded once.
+inline std::int64_t element_bits(const Number& value, DType dtype) {
+  std::int64_t bits = 0;
+  dispatch_all(dtype, [&]<class T>() {
+    const T element = value.to<T>();
+    std::memcpy(&bits, &element, sizeof(element));
+  });
+  return bits;
 }
 
 }  // namespace tenon::cuda

@@ -3,7 +3,7 @@
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/element_size.h"
 #include "cuda/kernels/register.h"
-#include "tensor/ops/plain_attributes.h"
+#include "tensor/ops/attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -24,7 +24,7 @@ void run_where(const KernelArgs& args) {
 
 void run_masked_fill(const KernelArgs& args) {
   const DType dtype = args.outputs[0].dtype;
-  const std::int64_t bits = element_bits(args.attributes<FillAttrs>().value, dtype);
+  const std::int64_t bits = element_bits(args.attributes<FillAttrs>().value.number(), dtype);
   dispatch_size(size_of(dtype), [&]<typename T>() {
     run_pointwise<T, bool, T, T>(stream_of(args), "masked_fill", args.outputs[0],
                                  {args.inputs[1], absent_operand(), args.inputs[0]}, Select{},

@@ -7,10 +7,12 @@
 #include <concepts>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "nn/detail/base64.h"
 #include "nn/detail/tensor_bytes.h"
 #include "nn/detail/text.h"
+#include "tensor/cpu/convert.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::nn::detail {
@@ -56,8 +58,9 @@ F to_float(const JsonReader& reader, std::string_view token, DType dtype) {
 
 template <class T>
 T to_floating(const JsonReader& reader, std::string_view token) {
-  const auto value = to_float<compute_type<T>>(reader, token, dtype_of<T>);
-  const T converted(value);
+  // 16-bit floats are read as doubles: through a float they would be rounded twice.
+  using F = std::conditional_t<cpu::is_16_bit_float<T>, double, T>;
+  const T converted = cpu::convert<T>(to_float<F>(reader, token, dtype_of<T>));
   if (std::isinf(static_cast<compute_type<T>>(converted))) {
     reader.fail(fmt::format("{} is out of range for {}", escape(token), name(dtype_of<T>)));
   }

@@ -32,12 +32,12 @@ class SizeParser {
 
   /// c*(dim)^e*(dim)^e…
   Scalar whole_scalar() {
-    Scalar scalar(number());
+    Scalar scalar(coefficient());
     while (at_ < text_.size()) {
       take("*(");
       const Dim dim = sum();
       take(")^");
-      scalar = scalar * pow(Scalar(dim), number());
+      scalar = scalar * pow(Scalar(dim), number<double>());
     }
     return scalar;
   }
@@ -56,13 +56,21 @@ class SizeParser {
     if (!skip(token)) fail_here();
   }
 
-  double number() {
-    double value = 0;
+  template <class T>
+  T number() {
+    T value = 0;
     const char* first = text_.data() + at_;
     const auto [end, error] = std::from_chars(first, text_.data() + text_.size(), value);
     if (error != std::errc()) fail_here();
     at_ += static_cast<std::size_t>(end - first);
     return value;
+  }
+
+  /// An integer where it is written as one.
+  Number coefficient() {
+    const std::string text = text_.substr(at_, text_.find('*', at_) - at_);
+    const bool is_integer = text != "-0" && text.find_first_not_of("-0123456789") == text.npos;
+    return is_integer ? Number(number<std::int64_t>()) : Number(number<double>());
   }
 
   Dim sum() {
@@ -104,12 +112,7 @@ class SizeParser {
     if (skip("((")) return quotient();
     if (at_ < text_.size() &&
         (std::isdigit(static_cast<unsigned char>(text_[at_])) != 0 || text_[at_] == '-')) {
-      std::int64_t value = 0;
-      const char* first = text_.data() + at_;
-      const auto [end, error] = std::from_chars(first, text_.data() + text_.size(), value);
-      if (error != std::errc()) fail_here();
-      at_ += static_cast<std::size_t>(end - first);
-      return value;
+      return number<std::int64_t>();
     }
     std::size_t end = at_;
     while (end < text_.size() && std::isalnum(static_cast<unsigned char>(text_[end])) != 0) ++end;
@@ -157,13 +160,16 @@ Dim dim_from_json(const json& value, const SizeSymbols& symbols) {
 }
 
 json scalar_to_json(const Scalar& scalar) {
-  if (scalar.is_constant()) return number_to_json(scalar.hint());
-  return scalar.to_string();
+  if (!scalar.is_constant()) return scalar.to_string();
+  const Number number = scalar.number();
+  return number.is_integer() ? json(number.integer()) : number_to_json(number.to_double());
 }
 
 Scalar scalar_from_json(const json& value, const SizeSymbols& symbols) {
   const bool symbolic =
       value.is_string() && value.get<std::string>().find('(') != std::string::npos;
+  if (value.is_number_unsigned()) return value.get<std::uint64_t>();
+  if (value.is_number_integer()) return value.get<std::int64_t>();
   if (!symbolic) return number_from_json(value);
   const std::string text = value.get<std::string>();
   return SizeParser(text, symbols).whole_scalar();

@@ -15,10 +15,12 @@ void visit_symbols(const AttrValue& value, const SymbolVisitor& visit) {
   }
 }
 
-/// A wildcard, also one that came as a double where a Scalar was needed.
+/// A wildcard, also one that came as a double or int64 where a Scalar was needed.
 WildcardInfo wildcard_of(const AttrValue& value) {
   const auto* scalar = std::get_if<Scalar>(&value);
-  return scalar && scalar->is_constant() ? wildcard_info(scalar->hint()) : wildcard_info(value);
+  if (!scalar || !scalar->is_constant()) return wildcard_info(value);
+  const Number number = scalar->number();
+  return number.is_integer() ? wildcard_info(number.integer()) : wildcard_info(number.to_double());
 }
 
 class Comparison {

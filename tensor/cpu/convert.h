@@ -6,6 +6,7 @@
 // 0 is true.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -28,6 +29,27 @@ inline float round_to_odd(double value) {
   return std::bit_cast<float>(bits | 1U);
 }
 
+/// `value` as a double, the bits that do not fit joined into the last one: no middle between two
+/// 16-bit floats lies between the two, so rounding the double to those rounds once.
+inline double sticky_double(std::int64_t value) {
+  constexpr std::int64_t kExact = std::int64_t{1} << 53;
+  if (value >= -kExact && value <= kExact) return static_cast<double>(value);
+  return static_cast<double>((value & ~0x7ffLL) | ((value & 0x7ff) != 0 ? 0x400 : 0));
+}
+
+/// A float that rounds to 16 bits as `value` itself does: through the nearest float there would be two
+/// roundings.
+template <class C>
+float before_narrowing(C value) {
+  if constexpr (std::is_same_v<C, float>) {
+    return value;
+  } else if constexpr (std::is_same_v<C, std::int64_t>) {
+    return round_to_odd(sticky_double(value));
+  } else {
+    return round_to_odd(static_cast<double>(value));
+  }
+}
+
 template <class To, class From>
 To float_to_integer(From value) {
   constexpr To kLowest = std::numeric_limits<To>::lowest();
@@ -47,11 +69,7 @@ To convert(From value) {
   } else if constexpr (is_16_bit_float<From>) {
     return convert<To>(static_cast<float>(value));
   } else if constexpr (is_16_bit_float<To>) {
-    if constexpr (std::is_same_v<From, float>) {
-      return To(value);
-    } else {
-      return To(round_to_odd(static_cast<double>(value)));
-    }
+    return To(before_narrowing(value));
   } else if constexpr (std::is_same_v<To, bool>) {
     return value != From(0);
   } else if constexpr (std::is_integral_v<To> && std::is_floating_point_v<From>) {
@@ -61,13 +79,16 @@ To convert(From value) {
   }
 }
 
-/// Whether a number is a value of T: always for floats, when it is such an integer for the others.
-template <class T>
-bool is_representable(double value) {
-  if constexpr (std::is_integral_v<T>) {
-    return static_cast<double>(convert<T>(value)) == value && std::fabs(value) < 0x1p63;
+/// `value` as an element of type `To`, saturating at an integer's range: for numbers that an op or a
+/// factory was given.
+template <class To>
+To saturate(std::int64_t value) {
+  if constexpr (std::is_integral_v<To> && !std::is_same_v<To, bool>) {
+    constexpr std::int64_t kLowest = std::numeric_limits<To>::lowest();
+    constexpr std::int64_t kLargest = std::numeric_limits<To>::max();
+    return static_cast<To>(std::clamp(value, kLowest, kLargest));
   } else {
-    return true;
+    return convert<To>(value);
   }
 }
 

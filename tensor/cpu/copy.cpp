@@ -102,17 +102,6 @@ void copy_words(const TensorView& source, const TensorView& target) {
   }
 }
 
-/// A float that rounds to 16 bits as `value` itself does: through the nearest float there would be two
-/// roundings.
-template <class C>
-float before_narrowing(C value) {
-  if constexpr (std::is_same_v<C, float>) {
-    return value;
-  } else {
-    return round_to_odd(static_cast<double>(value));
-  }
-}
-
 /// A float, cut to the range of an int16 or int8: values of their compute type would wrap. NaN stays.
 template <class C>
 C cut_to_range(C value, DType dtype) {

@@ -203,7 +203,7 @@ Kernel binary_kernel(std::string_view name, F) {
       if (args.inputs.size() > 1 && args.inputs[1].present) {
         run_elementwise<C, C, C>(args.outputs[0], args.inputs.first(2), F{});
       } else {
-        const auto other = convert<C>(args.attributes<BinaryAttrs>().other.value());
+        const C other = args.attributes<BinaryAttrs>().other.number().to<C>();
         const TensorView inputs[] = {args.inputs[0], repeated(other)};
         run_elementwise<C, C, C>(args.outputs[0], inputs, F{});
       }

@@ -4,29 +4,51 @@
 #include <string>
 
 #include "tensor/cpu/elementwise.h"
+#include "tensor/detail/integer_comparison.h"
 #include "tensor/detail/pointwise.h"
 
 namespace tenon::ops {
 
-/// infer_binary's rules; the output is bool.
+/// Two operands of one dtype broadcast, or one and any number; the output is bool.
 std::vector<TensorSpec> infer_comparison(const InferContext& context);
 
-/// `value` rounded to `dtype`, in its compute type.
-void load_number(double value, DType dtype, void* target);
+template <Comparison kOp>
+struct Compare {
+  template <class C>
+  bool operator()(C x, C y) const {
+    if constexpr (kOp == Comparison::eq) return x == y;
+    if constexpr (kOp == Comparison::ne) return x != y;
+    if constexpr (kOp == Comparison::lt) return x < y;
+    if constexpr (kOp == Comparison::le) return x <= y;
+    if constexpr (kOp == Comparison::gt) return x > y;
+    if constexpr (kOp == Comparison::ge) return x >= y;
+  }
+};
 
-/// f: (x, y) -> bool on the compute type. A number is rounded to the operand's dtype first, so that
-/// 0.1 equals the float16 nearest to 0.1.
-template <class F>
-Kernel comparison_kernel(std::string_view name, F) {
+/// Every element of a bool tensor.
+void fill(const TensorView& output, bool value);
+
+/// The comparison on the compute type. With integers a number is compared exactly; to floats it is
+/// rounded first, so that 0.1 equals the float16 nearest to 0.1.
+template <Comparison kOp>
+Kernel comparison_kernel(std::string_view name) {
   return cpu::elementwise_kernel(name, [](const KernelArgs& args) {
-    cpu::AllDTypes::dispatch(args.inputs[0].dtype, [&]<class C>() {
+    const DType dtype = args.inputs[0].dtype;
+    cpu::AllDTypes::dispatch(dtype, [&]<class C>() {
       if (args.inputs[1].present) {
-        return cpu::run_elementwise<bool, C, C>(args.outputs[0], args.inputs.first(2), F{});
+        return cpu::run_elementwise<bool, C, C>(args.outputs[0], args.inputs.first(2),
+                                                Compare<kOp>{});
       }
-      C other{};
-      load_number(args.attributes<BinaryAttrs>().other.value(), args.inputs[0].dtype, &other);
-      const TensorView inputs[] = {args.inputs[0], cpu::repeated(other)};
-      cpu::run_elementwise<bool, C, C>(args.outputs[0], inputs, F{});
+      Number other = args.attributes<BinaryAttrs>().other.number();
+      if constexpr (std::is_integral_v<C>) {
+        const IntegerComparison exact = compare_integers(kOp, other, dtype);
+        if (exact.always) return fill(args.outputs[0], *exact.always);
+        other = exact.bound;
+      }
+      C value{};
+      load_number(other, dtype, &value);
+      const TensorView inputs[] = {args.inputs[0], cpu::repeated(value)};
+      cpu::run_elementwise<bool, C, C>(args.outputs[0], inputs, Compare<kOp>{});
     });
   });
 }

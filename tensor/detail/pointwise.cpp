@@ -1,7 +1,6 @@
 // Shape and dtype rules of pointwise ops.
 #include "tensor/detail/pointwise.h"
 
-#include "tensor/cpu/convert.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/comparison.h"
 #include "tensor/ops/attributes.h"
@@ -16,18 +15,22 @@ void require_numeric(const InferContext& context) {
 
 }  // namespace
 
-void require_representable(const InferContext& context, DType dtype, double value) {
-  const bool fits = dispatch_all(dtype, [&]<class T>() { return cpu::is_representable<T>(value); });
-  TENON_CHECK(fits, ValueError,
-              "[{}] the number {} does not fit the dtype {} of operand 'input'; convert with cast",
-              context.op().name, value, name(dtype));
+void require_representable(const InferContext& context, const Scalar& value) {
+  const Number number = value.hint_number();
+  const DType dtype = context[0].dtype;
+  if (is_value_of(number, dtype)) return;
+  const DType remedy = number.is_integer() ? DType::int64 : DType::float32;
+  detail::fail<ValueError>(
+      "[{}] the number {} does not fit the dtype {} of operand 'input', of shape {}; convert the "
+      "operand first, with .to(DType::{})",
+      context.op().name, number.to_string(), name(dtype), context[0].shape.to_string(),
+      name(remedy));
 }
 
 std::vector<TensorSpec> infer_binary(const InferContext& context) {
   const TensorSpec& input = context[0];
   if (!context.has(1)) {
-    const Scalar& other = context.attributes<BinaryAttrs>().other;
-    if (other.is_constant()) require_representable(context, input.dtype, other.value());
+    require_representable(context, context.attributes<BinaryAttrs>().other);
     return {input};
   }
   require_same_dtype(context);
@@ -50,17 +53,22 @@ std::vector<TensorSpec> infer_numeric_like_input(const InferContext& context) {
   return {context[0]};
 }
 
-void load_number(double value, DType dtype, void* target) {
+void load_number(const Number& value, DType dtype, void* target) {
   dispatch_all(dtype, [&]<class T>() {
     using C = compute_type<T>;
-    *static_cast<C*>(target) = static_cast<C>(cpu::convert<T>(value));
+    *static_cast<C*>(target) = static_cast<C>(value.to<T>());
   });
 }
 
 std::vector<TensorSpec> infer_comparison(const InferContext& context) {
-  std::vector<TensorSpec> outputs = infer_binary(context);
-  outputs[0].dtype = DType::boolean;
-  return outputs;
+  TensorSpec output = context.has(1) ? infer_binary(context)[0] : context[0];
+  output.dtype = DType::boolean;
+  return {output};
+}
+
+void fill(const TensorView& output, bool value) {
+  const TensorView inputs[] = {cpu::repeated(value)};
+  cpu::run_elementwise<bool, bool>(output, inputs, [](bool x) { return x; });
 }
 
 OpBuilder unary_op(std::string_view name, std::string_view doc, Op::Infer infer,

@@ -9,8 +9,9 @@
 
 namespace tenon::ops {
 
-/// ValueError unless the number is a value of `dtype`: integer dtypes take integers in their range.
-void require_representable(const InferContext& context, DType dtype, double value);
+/// ValueError unless the number is a value of operand 0's dtype: integer dtypes take integers in their
+/// range. A symbolic one counts by its example sizes here, and by the real ones when it is lowered.
+void require_representable(const InferContext& context, const Scalar& value);
 
 /// Broadcast shape of two operands of one dtype; without operand 1, the spec of operand 0, whose
 /// dtype must hold the number `other`.
@@ -21,6 +22,9 @@ std::vector<TensorSpec> infer_float_binary(const InferContext& context);
 std::vector<TensorSpec> infer_numeric_binary(const InferContext& context);
 /// infer_like_input, DTypeError for bool.
 std::vector<TensorSpec> infer_numeric_like_input(const InferContext& context);
+
+/// `value` as an element of `dtype`, widened to its compute type.
+void load_number(const Number& value, DType dtype, void* target);
 
 /// An op of one operand `input`.
 OpBuilder unary_op(std::string_view name, std::string_view doc, Op::Infer infer, const Kernel& cpu);

@@ -16,7 +16,7 @@ Shape pooled_shape(std::string_view op, const Shape& input, const Pool2dAttrs& a
   Shape output{input[0], input[1]};
   for (std::size_t i = 0; i < 2; ++i) {
     // A window wholly in the padding would be the extremum of nothing.
-    TENON_CHECK(2 * attrs.padding[i] <= attrs.kernel_size[i], ValueError,
+    TENON_CHECK(attrs.padding[i] <= attrs.kernel_size[i] / 2, ValueError,
                 "[{}] padding {} of a window of {}; needed at most half the window", op,
                 attrs.padding[i], attrs.kernel_size[i]);
     output.push_back(window_positions(op, input[2 + static_cast<int>(i)], attrs.kernel_size[i],

@@ -9,7 +9,7 @@ namespace tenon::ops {
 Dim window_positions(std::string_view op, const Dim& input, const Dim& kernel, std::int64_t stride,
                      std::int64_t padding, std::int64_t dilation) {
   const Dim covered = Dim(dilation) * (kernel - 1) + 1;
-  const Dim padded = input + 2 * padding;
+  const Dim padded = input + Dim(2) * padding;
   TENON_CHECK(covered <= padded, ShapeError,
               "[{}] a window that covers {} does not fit an axis of {} with padding {}", op,
               covered.to_string(), input.to_string(), padding);

@@ -19,6 +19,11 @@ struct BinaryAttrs {
   static constexpr auto fields() { return std::tuple{field("other", &BinaryAttrs::other)}; }
 };
 
+struct FillAttrs {
+  Scalar value;
+  static constexpr auto fields() { return std::tuple{field("value", &FillAttrs::value)}; }
+};
+
 struct PrintAttrs {
   std::string label;
   static constexpr auto fields() { return std::tuple{field("label", &PrintAttrs::label)}; }

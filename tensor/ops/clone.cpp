@@ -22,6 +22,7 @@ Op define_clone() {
       .doc("A row-major copy, never the input itself; its kernels copy between any strides.")
       .operand("input")
       .trait(Trait::elementwise)
+      .trait(Trait::storage_dtypes)
       .infer(infer_like_input)
       .vjp([](const VjpContext& call) -> std::vector<Tensor> { return {call.cotangent(0)}; })
       .cpu({.name = "cpu.copy", .run = run_clone, .accepts = any_layout, .strided_output = true})

@@ -105,9 +105,7 @@ std::vector<Tensor> vjp_cross_entropy(const VjpContext& call) {
 
 std::vector<TensorSpec> infer_cross_entropy_backward(const InferContext& context) {
   require_logits_and_target(context, 1);
-  TENON_CHECK(context[0].dtype == context[1].dtype, DTypeError,
-              "[cross_entropy_backward] grad is {} and input {}; they must have one dtype",
-              name(context[0].dtype), name(context[1].dtype));
+  require_same_dtype(context, 0, 1);
   const bool per_row = context.attributes<CrossEntropyAttrs>().reduction == Reduction::none;
   const Shape& grad = context[0].shape;
   TENON_CHECK(per_row ? grad.rank() == 1 && unify(grad[0], context[1].shape[0]) : grad.rank() == 0,

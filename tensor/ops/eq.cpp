@@ -17,7 +17,7 @@ namespace ops {
 
 Op define_eq() {
   return comparison_op("eq", "input == other, broadcast; NaN equals nothing.",
-                       comparison_kernel("cpu.eq", [](auto x, auto y) { return x == y; }))
+                       comparison_kernel<Comparison::eq>("cpu.eq"))
       .trait(Trait::commutative)
       .done();
 }

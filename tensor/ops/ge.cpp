@@ -17,7 +17,7 @@ namespace ops {
 
 Op define_ge() {
   return comparison_op("ge", "input >= other, broadcast; false where either is NaN.",
-                       comparison_kernel("cpu.ge", [](auto x, auto y) { return x >= y; }))
+                       comparison_kernel<Comparison::ge>("cpu.ge"))
       .done();
 }
 

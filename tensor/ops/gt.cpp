@@ -17,7 +17,7 @@ namespace ops {
 
 Op define_gt() {
   return comparison_op("gt", "input > other, broadcast; false where either is NaN.",
-                       comparison_kernel("cpu.gt", [](auto x, auto y) { return x > y; }))
+                       comparison_kernel<Comparison::gt>("cpu.gt"))
       .done();
 }
 

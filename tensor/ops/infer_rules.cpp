@@ -20,9 +20,20 @@ std::optional<Dim> broadcast_sizes(const Dim& a, const Dim& b) {
   return std::nullopt;
 }
 
-const std::string& operand_name(const InferContext& context, int i) {
+/// "input", or "tensors[1]" for one of several.
+std::string operand_name(const InferContext& context, int i) {
   const auto& operands = context.op().operands;
-  return operands[std::min(static_cast<std::size_t>(i), operands.size() - 1)].name;
+  const std::size_t last = operands.size() - 1;
+  const Operand& operand = operands[std::min(static_cast<std::size_t>(i), last)];
+  if (!operand.variadic) return operand.name;
+  return fmt::format("{}[{}]", operand.name, static_cast<std::size_t>(i) - last);
+}
+
+/// Whether `dtype` should rather be converted to `other` than the other way round.
+bool is_narrower(DType dtype, DType other) {
+  if (is_floating(dtype) != is_floating(other)) return is_floating(other);
+  if (dtype == DType::boolean || other == DType::boolean) return dtype == DType::boolean;
+  return size_of(dtype) < size_of(other);
 }
 
 }  // namespace
@@ -76,23 +87,35 @@ std::vector<std::int64_t> axes_of(std::string_view op, const Tensor& input,
 
 void require_same_dtype(const InferContext& context) {
   for (int i = 1; i < context.size(); ++i) {
-    if (!context.has(i)) continue;
-    TENON_CHECK(context[i].dtype == context[0].dtype, DTypeError,
-                "[{}] operand '{}' is {} and operand '{}' is {}; they must have one dtype, convert "
-                "with cast",
-                context.op().name, operand_name(context, 0), name(context[0].dtype),
-                operand_name(context, i), name(context[i].dtype));
+    if (context.has(i)) require_same_dtype(context, 0, i);
   }
+}
+
+void require_same_dtype(const InferContext& context, int i, int j) {
+  const TensorSpec& a = context[i];
+  const TensorSpec& b = context[j];
+  if (a.dtype == b.dtype) return;
+  const bool convert_first = is_narrower(a.dtype, b.dtype);
+  detail::fail<DTypeError>(
+      "[{}] operand '{}' is {} and operand '{}' is {}, of shapes {} and {}; they must have one "
+      "dtype: convert '{}' with .to(DType::{})",
+      context.op().name, operand_name(context, i), name(a.dtype), operand_name(context, j),
+      name(b.dtype), a.shape.to_string(), b.shape.to_string(),
+      operand_name(context, convert_first ? i : j), name(convert_first ? b.dtype : a.dtype));
+}
+
+bool same_sizes(const Shape& a, const Shape& b) {
+  bool same = a.rank() == b.rank();
+  for (int axis = 0; same && axis < a.rank(); ++axis) same = unify(a[axis], b[axis]);
+  return same;
 }
 
 void require_same_shape(const InferContext& context, int i, int j) {
   const Shape& a = context[i].shape;
   const Shape& b = context[j].shape;
-  bool fits = a.rank() == b.rank();
-  for (int axis = 0; fits && axis < a.rank(); ++axis) fits = unify(a[axis], b[axis]);
-  TENON_CHECK(fits, ShapeError, "[{}] operands '{}' {} and '{}' {}; needed equal shapes",
-              context.op().name, operand_name(context, i), a.to_string(), operand_name(context, j),
-              b.to_string());
+  TENON_CHECK(same_sizes(a, b), ShapeError,
+              "[{}] operands '{}' {} and '{}' {}; needed equal shapes", context.op().name,
+              operand_name(context, i), a.to_string(), operand_name(context, j), b.to_string());
 }
 
 void require_floating(const InferContext& context, int i) {

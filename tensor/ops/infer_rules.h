@@ -18,8 +18,13 @@ std::int64_t axis_of(std::string_view op, const Tensor& input, std::int64_t axis
 /// Each axis normalized, sorted, without repeats (ShapeError); in a pattern as they are.
 std::vector<std::int64_t> axes_of(std::string_view op, const Tensor& input,
                                   std::vector<std::int64_t> axes);
-/// DTypeError unless all present operands have the dtype of operand 0.
+/// DTypeError unless all present operands have the dtype of operand 0. It names the two that differ,
+/// their dtypes and shapes, and which to convert.
 void require_same_dtype(const InferContext& context);
+/// The same of operands i and j, which are present.
+void require_same_dtype(const InferContext& context, int i, int j);
+/// Whether two shapes are equal; symbolic sizes unify.
+bool same_sizes(const Shape& a, const Shape& b);
 /// ShapeError unless operands i and j have one shape.
 void require_same_shape(const InferContext& context, int i, int j);
 /// DTypeError unless operand i is float32, float64, float16 or bfloat16.

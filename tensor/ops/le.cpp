@@ -17,7 +17,7 @@ namespace ops {
 
 Op define_le() {
   return comparison_op("le", "input <= other, broadcast; false where either is NaN.",
-                       comparison_kernel("cpu.le", [](auto x, auto y) { return x <= y; }))
+                       comparison_kernel<Comparison::le>("cpu.le"))
       .done();
 }
 

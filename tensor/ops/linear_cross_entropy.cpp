@@ -27,9 +27,7 @@ DType loss_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 
 TensorSpec infer_loss(const InferContext& context) {
   const std::string& op = context.op().name;
   require_floating(context, 0);
-  TENON_CHECK(context[0].dtype == context[1].dtype, DTypeError,
-              "[{}] input is {} and weight {}; they must have one dtype", op,
-              name(context[0].dtype), name(context[1].dtype));
+  require_same_dtype(context, 0, 1);
   TENON_CHECK(context[2].dtype == DType::int64, DTypeError,
               "[{}] operand 'target' is {}; needed class indices in int64", op,
               name(context[2].dtype));

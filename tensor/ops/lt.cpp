@@ -17,7 +17,7 @@ namespace ops {
 
 Op define_lt() {
   return comparison_op("lt", "input < other, broadcast; false where either is NaN.",
-                       comparison_kernel("cpu.lt", [](auto x, auto y) { return x < y; }))
+                       comparison_kernel<Comparison::lt>("cpu.lt"))
       .done();
 }
 

@@ -7,7 +7,7 @@
 
 namespace tenon {
 
-Tensor masked_fill(const Tensor& input, const Tensor& mask, double value) {
+Tensor masked_fill(const Tensor& input, const Tensor& mask, const Scalar& value) {
   static const Op& op = get_op("masked_fill");
   return apply1(op, {input, mask}, FillAttrs{value});
 }
@@ -19,14 +19,15 @@ std::vector<TensorSpec> infer_masked_fill(const InferContext& context) {
   const TensorSpec& input = context[0];
   TENON_CHECK(context[1].dtype == DType::boolean, DTypeError,
               "[masked_fill] operand 'mask' is {}; needed bool", name(context[1].dtype));
-  require_representable(context, input.dtype, context.attributes<FillAttrs>().value);
+  require_representable(context, context.attributes<FillAttrs>().value);
   Shape shape = broadcast_shapes("masked_fill", input.shape, context[1].shape);
   return {{input.dtype, std::move(shape), input.device}};
 }
 
 void run_masked_fill(const KernelArgs& args) {
   cpu::AllDTypes::dispatch(args.outputs[0].dtype, [&]<class C>() {
-    const auto value = cpu::convert<C>(args.attributes<FillAttrs>().value);
+    C value{};
+    load_number(args.attributes<FillAttrs>().value.number(), args.outputs[0].dtype, &value);
     cpu::run_elementwise<C, C, bool>(
         args.outputs[0], args.inputs.first(2),
         [value](C x, bool masked) { return cpu::select(masked, value, x); });

@@ -1,9 +1,17 @@
 // mse_loss: a composition, so that its gradient is that of its parts.
+#include "tensor/detail/check.h"
 #include "tensor/functional.h"
+#include "tensor/ops/infer_rules.h"
 
 namespace tenon {
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, Reduction reduction) {
+  if (!ops::in_pattern()) {  // where ranks are unknown
+    TENON_CHECK(ops::same_sizes(input.shape(), target.shape()), ShapeError,
+                "[mse_loss] input {} and target {}; needed equal shapes: reshape one of "
+                "them, or expand() it where broadcasting is meant",
+                input.shape().to_string(), target.shape().to_string());
+  }
   const Tensor squares = square(input - target);
   switch (reduction) {
     case Reduction::mean: return mean(squares);

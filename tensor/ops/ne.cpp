@@ -17,7 +17,7 @@ namespace ops {
 
 Op define_ne() {
   return comparison_op("ne", "input != other, broadcast; NaN differs from everything.",
-                       comparison_kernel("cpu.ne", [](auto x, auto y) { return x != y; }))
+                       comparison_kernel<Comparison::ne>("cpu.ne"))
       .trait(Trait::commutative)
       .done();
 }

@@ -7,8 +7,10 @@
 #define TENON_FOR_EACH_OP(X) \
   X(add) \
   X(sub) \
+  X(rsub) \
   X(mul) \
   X(div) \
+  X(rdiv) \
   X(maximum) \
   X(minimum) \
   X(neg) \

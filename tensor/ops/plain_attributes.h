@@ -23,11 +23,6 @@ struct GeluAttrs {
   }
 };
 
-struct FillAttrs {
-  double value = 0;
-  static constexpr auto fields() { return std::tuple{field("value", &FillAttrs::value)}; }
-};
-
 /// Reductions; `dim` is sorted and non-negative in a Graph, empty for all axes.
 struct ReduceAttrs {
   std::vector<std::int64_t> dim;

@@ -48,11 +48,7 @@ bool broadcasts_to(const Shape& shape, const Shape& target) {
 std::vector<TensorSpec> infer_attention(const InferContext& context) {
   const std::string& op = context.op().name;
   require_floating(context, 0);
-  for (int i = 1; i <= 2; ++i) {
-    TENON_CHECK(context[i].dtype == context[0].dtype, DTypeError,
-                "[{}] query is {} and {} is {}; they must have one dtype, convert with cast", op,
-                name(context[0].dtype), i == 1 ? "key" : "value", name(context[i].dtype));
-  }
+  for (int i = 1; i <= 2; ++i) require_same_dtype(context, 0, i);
   const Shape& query = context[0].shape;
   const Shape& key = context[1].shape;
   const Shape& value = context[2].shape;
@@ -67,9 +63,12 @@ std::vector<TensorSpec> infer_attention(const InferContext& context) {
               op, query.to_string(), key.to_string(), value.to_string());
   if (context.has(3)) {
     const TensorSpec& mask = context[3];
-    TENON_CHECK(mask.dtype == DType::boolean || mask.dtype == context[0].dtype, DTypeError,
-                "[{}] attn_mask is {}; needed bool or the dtype of query, {}", op, name(mask.dtype),
-                name(context[0].dtype));
+    TENON_CHECK(
+        mask.dtype == DType::boolean || mask.dtype == context[0].dtype, DTypeError,
+        "[{}] operand 'attn_mask' is {} and operand 'query' is {}, of shapes {} and {}; the "
+        "mask must be bool or of the query's dtype: convert it with .to(DType::{})",
+        op, name(mask.dtype), name(context[0].dtype), mask.shape.to_string(), query.to_string(),
+        name(context[0].dtype));
     Shape scores = query;
     scores[-1] = key[-2];
     TENON_CHECK(broadcasts_to(mask.shape, scores), ShapeError,

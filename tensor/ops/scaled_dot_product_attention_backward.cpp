@@ -63,10 +63,7 @@ std::vector<TensorSpec> infer_backward(const InferContext& context) {
   TENON_CHECK(fits, ShapeError, "[{}] grad {} and output {}; needed equal shapes (…, L, Ev)", op,
               grad.to_string(), output.to_string());
   for (const int i : {kQuery, kKey, kValue, kOutput}) {
-    TENON_CHECK(context[i].dtype == context[kGrad].dtype, DTypeError,
-                "[{}] grad is {} and {} is {}; they must have one dtype", op,
-                name(context[kGrad].dtype), context.op().operands[static_cast<std::size_t>(i)].name,
-                name(context[i].dtype));
+    require_same_dtype(context, kGrad, i);
   }
   check_statistics(context);
   std::vector<TensorSpec> specs{context[kQuery], context[kKey], context[kValue]};

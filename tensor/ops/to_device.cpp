@@ -61,6 +61,7 @@ Op define_to_device() {
   return OpBuilder("to_device")
       .doc("A contiguous copy on the device; its gradient is moved back.")
       .operand("input")
+      .trait(Trait::storage_dtypes)
       .infer(infer_to_device)
       .vjp(vjp_to_device)
       .cpu({.name = "cpu.to_device", .run = detail::run_to_device})

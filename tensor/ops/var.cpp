@@ -31,9 +31,10 @@ std::vector<Tensor> vjp_var(const VjpContext& call) {
   const DType dtype = accumulation_dtype(spec.dtype);
   const auto wide = [&](const Tensor& x) { return x.dtype() == dtype ? x : cast(x, dtype); };
   const Dim count = reduced_count("var", attrs.dim, spec.shape);
-  const bool whole = attrs.correction == std::trunc(attrs.correction);
-  const Scalar divisor = whole ? Scalar(count - Dim(static_cast<std::int64_t>(attrs.correction)))
-                               : Scalar(count) - Scalar(attrs.correction);
+  const Number correction = attrs.correction;
+  // A whole number keeps the count symbolic.
+  const Scalar divisor = correction.is_integer() ? Scalar(count - Dim(correction.integer()))
+                                                 : Scalar(count) - correction;
   const Tensor share = div(mul(wide(call.cotangent(0)), 2), divisor);
   const Tensor x = wide(call.input(0));
   const Tensor centered = sub(x, mean(x, attrs.dim, /*keepdim=*/true));

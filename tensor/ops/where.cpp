@@ -18,10 +18,7 @@ namespace {
 std::vector<TensorSpec> infer_where(const InferContext& context) {
   TENON_CHECK(context[0].dtype == DType::boolean, DTypeError,
               "[where] operand 'condition' is {}; needed bool", name(context[0].dtype));
-  TENON_CHECK(context[1].dtype == context[2].dtype, DTypeError,
-              "[where] operand 'input' is {} and operand 'other' is {}; they must have one dtype, "
-              "convert with cast",
-              name(context[1].dtype), name(context[2].dtype));
+  require_same_dtype(context, 1, 2);
   const Shape values = broadcast_shapes("where", context[1].shape, context[2].shape);
   Shape shape = broadcast_shapes("where", context[0].shape, values);
   return {{context[1].dtype, std::move(shape), context[0].device}};

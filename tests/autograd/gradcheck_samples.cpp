@@ -232,6 +232,10 @@ Samples pointwise_samples() {
   add_unary(samples, "rsqrt", rsqrt, 0.3, 2);
   add_unary(samples, "reciprocal", reciprocal, 0.3, 2);
   add_unary(samples, "square", square, -2, 2);
+  add_unary(
+      samples, "rsub", [](const Tensor& x) { return 3 - x; }, -2, 2);
+  add_unary(
+      samples, "rdiv", [](const Tensor& x) { return -2.5 / x; }, 0.3, 2);
   add_unary(samples, "sin", sin, -2, 2);
   add_unary(samples, "cos", cos, -2, 2);
   add_activations(samples);

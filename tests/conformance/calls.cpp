@@ -53,7 +53,7 @@ Call binary(Tensor (*f)(const Tensor&, const Tensor&)) {
 Call arithmetic(Tensor (*tensors)(const Tensor&, const Tensor&),
                 Tensor (*number)(const Tensor&, const Scalar&)) {
   return [=](const Inputs& x, Arguments& a) {
-    if (x.size() == 1 && a.has("other")) return Inputs{number(x[0], a.get<double>("other"))};
+    if (x.size() == 1 && a.has("other")) return Inputs{number(x[0], a.get<Number>("other"))};
     return Inputs{tensors(input(x, 0), input(x, 1))};
   };
 }
@@ -262,7 +262,7 @@ void add_pointwise(std::map<std::string, Call, std::less<>>& table) {
   table["gt"] = arithmetic(gt, gt);
   table["ge"] = arithmetic(ge, ge);
   table["masked_fill"] = [](const Inputs& x, Arguments& a) {
-    return Inputs{masked_fill(input(x, 0), input(x, 1), a.get<double>("value"))};
+    return Inputs{masked_fill(input(x, 0), input(x, 1), a.get<Number>("value"))};
   };
   table["where"] = [](const Inputs& x, Arguments&) {
     return Inputs{where(input(x, 0), input(x, 1), input(x, 2))};

@@ -37,6 +37,12 @@ class Arguments {
     read_.insert(name);
     if constexpr (std::is_same_v<T, double>) {
       return number(values_.at(name));
+    } else if constexpr (std::is_same_v<T, Number>) {
+      const nlohmann::json& value = values_.at(name);
+      if (value.is_boolean()) return value.get<bool>();
+      if (value.is_number_unsigned()) return value.get<std::uint64_t>();
+      if (value.is_number_integer()) return value.get<std::int64_t>();
+      return number(value);
     } else {
       return values_.at(name).get<T>();
     }

@@ -73,6 +73,25 @@ TEST(CheckpointRoundTrip, StridedTensors) {
   }
 }
 
+TEST(CheckpointRoundTrip, SixteenBitFloatsAreReadWithOneRounding) {
+  const TempFolder folder;
+  nn::Checkpoint checkpoint;
+  checkpoint.tensors.add("half", full({1}, 3, {DType::float16}));
+  checkpoint.tensors.add("brain", full({1}, 5, {DType::bfloat16}));
+  nn::save_checkpoint(folder / "m.json", checkpoint);
+  std::string text = read_file(folder / "m.json");
+  // Just above the middle of 1 and the next number, by less than a float holds.
+  for (const auto& [from, to] :
+       {std::pair{"[3]", "[1.0004882812509095]"}, std::pair{"[5]", "[1.0039062500009095]"}}) {
+    ASSERT_NE(text.find(from), text.npos) << text;
+    text.replace(text.find(from), 3, to);
+  }
+  write_file(folder / "m.json", text);
+  const nn::Checkpoint loaded = nn::load_checkpoint(folder / "m.json");
+  EXPECT_EQ(loaded.tensors.at("half").item(), 1 + 0x1p-10);
+  EXPECT_EQ(loaded.tensors.at("brain").item(), 1 + 0x1p-7);
+}
+
 TEST(CheckpointRoundTrip, NumbersDoNotDependOnTheLocale) {
   const std::string old = std::setlocale(LC_NUMERIC, nullptr);
   const bool has_comma = std::setlocale(LC_NUMERIC, "de_DE.UTF-8") != nullptr;

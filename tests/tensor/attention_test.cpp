@@ -473,19 +473,21 @@ TEST(AttentionErrors, NameShapesAndNeeds) {
       scaled_dot_product_attention(x, zeros({2, 3, 5}), x));
   EXPECT_ERROR(ShapeError, "[scaled_dot_product_attention] query (4,); needed (…, L, E)",
                scaled_dot_product_attention(zeros({4}), x, x));
-  EXPECT_ERROR(
-      DTypeError,
-      "[scaled_dot_product_attention] query is float32 and value is float64; they must have one "
-      "dtype, convert with cast",
-      scaled_dot_product_attention(x, x, zeros({2, 3, 4}, {DType::float64, kCpu})));
+  EXPECT_ERROR(DTypeError,
+               "[scaled_dot_product_attention] operand 'query' is float32 and operand 'value' is "
+               "float64, of shapes (2, 3, 4) and (2, 3, 4); they must have one dtype: convert "
+               "'query' with .to(DType::float64)",
+               scaled_dot_product_attention(x, x, zeros({2, 3, 4}, {DType::float64, kCpu})));
   EXPECT_ERROR(
       ValueError,
       "[scaled_dot_product_attention] attn_mask and is_causal are both given; needed at most one",
       scaled_dot_product_attention(x, x, x, zeros({3, 3}), {.is_causal = true}));
-  EXPECT_ERROR(DTypeError,
-               "[scaled_dot_product_attention] attn_mask is int64; needed bool or the dtype of "
-               "query, float32",
-               scaled_dot_product_attention(x, x, x, zeros({3, 3}, {DType::int64, kCpu})));
+  EXPECT_ERROR(
+      DTypeError,
+      "[scaled_dot_product_attention] operand 'attn_mask' is int64 and operand 'query' is float32, "
+      "of shapes (3, 3) and (2, 3, 4); the mask must be bool or of the query's dtype: convert it "
+      "with .to(DType::float32)",
+      scaled_dot_product_attention(x, x, x, zeros({3, 3}, {DType::int64, kCpu})));
   EXPECT_ERROR(
       ShapeError,
       "[scaled_dot_product_attention] attn_mask (5, 2, 3, 3) for scores (2, 3, 3); it must "

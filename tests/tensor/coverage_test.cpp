@@ -19,6 +19,8 @@ const std::map<std::string, std::string> kOracleTests = {
     {"uniform", "tensor_random: the interval in long double"},
     {"randint", "tensor_random: products in 128 bits"},
     {"randperm", "tensor_random: the order of its words"},
+    {"rsub", "tensor_numbers: the operators with a number on the left"},
+    {"rdiv", "tensor_numbers: the operators with a number on the left"},
     {"dropout", "tensor_dropout: known answers of Philox4x32-10 and masks element by element"},
     {"scaled_dot_product_attention_lse", "tensor_attention: naive double reference"},
     {"scaled_dot_product_attention_backward", "tensor_attention_gradient: naive double reference"},

@@ -238,10 +238,12 @@ TEST(LinearCrossEntropy, Refuses) {
                "[linear_cross_entropy] input (2, 3), weight (5, 4) and target (2,); needed (R, K), "
                "(C, K) and (R)",
                linear_cross_entropy(x, zeros({5, 4}), classes({0, 1})));
-  EXPECT_ERROR(DTypeError,
-               "[linear_cross_entropy] input is float32 and weight float64; they must have one "
-               "dtype",
-               linear_cross_entropy(x, zeros({5, 3}, {DType::float64}), classes({0, 1})));
+  EXPECT_ERROR(
+      DTypeError,
+      "[linear_cross_entropy] operand 'input' is float32 and operand 'weight' is float64, of "
+      "shapes (2, 3) and (5, 3); they must have one dtype: convert 'input' with "
+      ".to(DType::float64)",
+      linear_cross_entropy(x, zeros({5, 3}, {DType::float64}), classes({0, 1})));
   EXPECT_ERROR(DTypeError,
                "[linear_cross_entropy] operand 'target' is float32; needed class indices in int64",
                linear_cross_entropy(x, w, zeros({2})));

@@ -255,8 +255,8 @@ TEST(NormalizationErrors, NameShapesAndNeeds) {
                layer_norm(x, Tensor(), zeros({3, 4})));
   EXPECT_ERROR(
       DTypeError,
-      "[layer_norm] operand 'input' is float32 and operand 'weight' is float64; they must have "
-      "one dtype, convert with cast",
+      "[layer_norm] operand 'input' is float32 and operand 'weight' is float64, of shapes "
+      "(2, 3, 4) and (4,); they must have one dtype: convert 'input' with .to(DType::float64)",
       layer_norm(x, zeros({4}, {DType::float64, kCpu}), Tensor()));
   const Tensor v = zeros({4});
   EXPECT_ERROR(

@@ -377,7 +377,7 @@ TEST(ShapeOps, ErrorsSayWhatWasGivenAndNeeded) {
       [&] {
         cat({x, zeros({2, 4}, of(DType::int64))});
       },
-      "[cat] operand 'tensors' is float32 and operand 'tensors' is int64");
+      "[cat] operand 'tensors[0]' is float32 and operand 'tensors[1]' is int64");
   expect_error<ValueError>([&] { cat({}); }, "[cat] no tensors");
   const Tensor index = tensor({0, 3}, {2}, of(DType::int64));
   expect_error<ValueError>(
