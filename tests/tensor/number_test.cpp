@@ -318,6 +318,22 @@ TEST(Programs, KeepIntegersExactlyThroughGraphsAndJson) {
   EXPECT_EQ(sch.find([](const Tensor& x) { return x + Scalar(any()); }).size(), 1U);
 }
 
+struct Scaled : nn::Module {
+  Tensor forward(const Tensor& ids) const { return ids * kLarge + kLarge; }
+};
+
+/// As doubles, and within what float64 results may differ by, both are the same.
+TEST(Programs, VerificationTellsLargeIntegersApart) {
+  Schedule sch = create_schedule(nn::make<Scaled>(), {{"ids", integers({1, 2, 3})}});
+  sch.replace([](const Tensor& x) { return x * (kLarge - 1); },
+              sch.find([](const Tensor& x) { return x * kLarge; }));
+  error_text<ScheduleError>([&] { build(sch); });
+  sch.undo();
+  sch.replace([](const Tensor& x) { return (x + (kLarge + 1)) - 1; },
+              sch.find([](const Tensor& x) { return x + kLarge; }));
+  EXPECT_NO_THROW(build(sch));
+}
+
 struct HalfOfTheSize : nn::Module {
   Tensor forward(const Tensor& ids) const { return ids * (Scalar(ids.size(0)) / 2); }
 };
