@@ -17,6 +17,9 @@ void require_no_trace(const Generator& generator, const char* method) {
 
 }  // namespace
 
+Generator::Generator(std::uint64_t seed)
+    : seed_(seed), of_trace_(current_interpreter().is_recording()) {}
+
 void Generator::manual_seed(std::uint64_t seed) {
   require_no_trace(*this, "manual_seed");
   *this = Generator(seed);

@@ -18,7 +18,7 @@ namespace tenon {
 /// once, and not at each run.
 class Generator {
  public:
-  explicit Generator(std::uint64_t seed = 0) : seed_(seed) {}
+  explicit Generator(std::uint64_t seed = 0);
   /// Starts again, as a new generator of that seed.
   void manual_seed(std::uint64_t seed);
   std::uint64_t seed() const { return seed_; }
@@ -33,12 +33,15 @@ class Generator {
   /// A counter block no other random tensor of this generator uses: one for each outside of
   /// modules.
   std::uint64_t next_tensor_stream();
+  /// A forward that is traced made it: it draws the same each time, constants of the Graph.
+  bool is_of_trace() const { return of_trace_; }
 
  private:
   std::uint64_t seed_;
   std::uint32_t forward_ = 0;
   std::int64_t outer_sites_ = 0;  // of this forward number
   std::uint64_t tensor_stream_ = 0;
+  bool of_trace_ = false;
 };
 
 /// The generator that eager calls, Programs and factories use unless given another.

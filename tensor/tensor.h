@@ -207,8 +207,9 @@ Tensor arange(std::int64_t n, TensorOptions options = {});
 
 // Random tensors: the same bits on every device, eagerly and in a Program; tensor/random.h says
 // which numbers a call draws. In a module's forward they are new at each call and each run, in
-// evaluation too. `generator`, for eager calls only (TraceError in a trace), is one to draw from in
-// place of the default one. None is differentiable.
+// evaluation too. `generator` is one to draw from in place of the default one, eagerly: a traced
+// forward may only use one that it makes itself, for constants (else TraceError). None is
+// differentiable.
 
 /// Standard normal values (Box, Muller, 1958), computed in float64 and rounded once to a floating
 /// dtype (DTypeError): of 53 random bits in float64, of 32 in the others.

@@ -54,8 +54,9 @@ std::pair<std::int64_t, std::int64_t> exact_integers() {
 RandomCall::RandomCall(const Op& op, Generator* generator) {
   Generator& source = generator != nullptr ? *generator : default_generator();
   const bool own = &source != &default_generator();
+  runs_now_ = own && current_interpreter().is_recording();
   TENON_CHECK(
-      !own || !current_interpreter().is_recording(), TraceError,
+      !runs_now_ || source.is_of_trace(), TraceError,
       "[{}] was given a generator inside a trace: a Graph draws from the generator of each "
       "run, new numbers every time; leave it out, or draw outside of the trace and pass the "
       "tensor in",

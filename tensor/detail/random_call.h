@@ -18,14 +18,17 @@ namespace tenon::ops {
 
 /// Which numbers a random tensor draws that is called now. One that belongs to a module call or a
 /// trace has that one's next site; another the next stream of `generator` (null: the default one),
-/// whose seed counts for the object's lifetime. TraceError for a generator in a trace.
+/// whose seed counts for the object's lifetime. TraceError for a generator in a trace, unless the
+/// trace made it: then the call runs now, and its result is a constant.
 class RandomCall {
  public:
   RandomCall(const Op& op, Generator* generator);
   std::int64_t site() const { return site_; }
+  bool runs_now() const { return runs_now_; }
 
  private:
   std::int64_t site_ = 0;
+  bool runs_now_ = false;
   CallSite call_site_;
   std::optional<CallSiteScope> scope_;
 };
@@ -35,7 +38,7 @@ template <class A>
 Tensor draw_tensor(const Op& op, A attrs, Generator* generator) {
   const RandomCall call(op, generator);
   attrs.site = call.site();
-  return apply1(op, {}, attrs);
+  return call.runs_now() ? apply_eager(op, {}, attrs).at(0) : apply1(op, {}, attrs);
 }
 
 /// The spec of the result; ShapeError for a negative size.

@@ -48,27 +48,28 @@ const DType kDouble = DType::float64;
 /// Errors of single calls; they arise eagerly and under the tracer.
 const std::vector<Advice>& advice_on_calls() {
   static const std::vector<Advice> table = {
-      {"convert with cast",
+      {"convert 'input' with .to(DType::float64)",
        [](const Tensor& x) {
          return x + full({2, 3}, 1, {kDouble});
        },
        {[](const Tensor& x) {
-          return x + cast(full({2, 3}, 1, {kDouble}), DType::float32);
+          return x + full({2, 3}, 1, {kDouble}).to(DType::float32);
         },
         [](const Tensor& x) {
-          return cast(x, kDouble) + full({2, 3}, 1, {kDouble});
+          return x.to(DType::float64) + full({2, 3}, 1, {kDouble});
         }}},
-      {"convert with cast",
+      {"convert 'input' with .to(DType::float64)",
        [](const Tensor& x) {
          return where(gt(x, 0), x, full({2, 3}, 1, {kDouble}));
        },
        {[](const Tensor& x) {
-         return where(gt(x, 0), cast(x, kDouble), full({2, 3}, 1, {kDouble}));
+         return where(gt(x, 0), x.to(DType::float64), full({2, 3}, 1, {kDouble}));
        }}},
-      {"convert with cast",
+      {"convert 'query' with .to(DType::float64)",
        [](const Tensor& x) { return scaled_dot_product_attention(x, cast(x, kDouble), x); },
        {[](const Tensor& x) {
-         return scaled_dot_product_attention(x, cast(cast(x, kDouble), DType::float32), x);
+         const Tensor wide = x.to(DType::float64);
+         return scaled_dot_product_attention(wide, cast(x, kDouble), wide);
        }}},
       {"do it under NoGradGuard",
        [w = leaf()](const Tensor& x) {

@@ -417,6 +417,21 @@ TEST_F(RandomNodes, WhatCannotBeRecordedIsRefusedWithTheRemedy) {
             std::string::npos);
 }
 
+TEST_F(RandomNodes, AGeneratorThatTheForwardMakesDrawsConstants) {
+  Generator outer(1);
+  const auto model = function_model([&](const Tensor& x) {
+    Generator own(5);
+    outer.manual_seed(6);
+    return x + randn({6}, {}, &own) + uniform({6}, 0, 1, {}, &own) * randn({6}, {}, &outer);
+  });
+  const Tensor x = zeros({2, 6});
+  Executor run = build(create_schedule(model, {{"x", x}}));
+  EXPECT_EQ(test::count_nodes(run.graph(), "randn"), 0);
+  EXPECT_EQ(max_difference(model(x), model(x)), 0);
+  EXPECT_EQ(max_difference(run(x), model(x)), 0);
+  EXPECT_EQ(max_difference(run(x), model(x)), 0);
+}
+
 TEST_F(RandomNodes, ATraceLeavesTheGeneratorAndTheSitesOfACallAlone) {
   const auto inner = function_model([](const Tensor& x) { return x + randn(x.shape()); });
   // A model that builds its Program when it is first called.
