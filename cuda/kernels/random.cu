@@ -1,9 +1,9 @@
 // Random tensors, contiguous: a thread makes four neighbouring elements, which share a Philox call
 // (two for what needs 64 bits), and stores them at once where they are aligned. A permutation is
-// the indices in the order of 64 random bits each, by a bitonic sort (K. E. Batcher, 1968) in the
-// workspace, its steps within kBlock entries in shared memory.
-#include <bit>
+// the indices in the order of 64 random bits each, by CUB's radix sort.
+#include <cub/device/device_radix_sort.cuh>
 
+#include "cuda/check.h"
 #include "cuda/device/memory.cuh"
 #include "cuda/kernels/random.h"
 #include "cuda/launch.h"
@@ -132,82 +132,47 @@ void fill(const KernelArgs& args, const DropoutKey& key, const Make& make) {
 
 // --- permutations ---------------------------------------------------------------------------------
 
-struct Entry {
-  std::uint64_t bits;
-  std::int64_t index;
+/// Sorts indices by keys, stably; without memory, only sets `bytes`.
+void sort_entries(void* memory, std::size_t& bytes, std::uint64_t* lists, std::int64_t n,
+                  cudaStream_t stream) {
+  constexpr int kBits = 64;
+  TENON_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(memory, bytes, lists, lists + n, lists + 2 * n,
+                                                   lists + 3 * n, n, 0, kBits, stream));
+}
+
+/// Two lists of n keys and two of n indices, to sort from and to; then CUB's own memory.
+struct SortMemory {
+  std::size_t lists = 0;  // bytes, a multiple of 256
+  std::size_t sort = 0;
+
+  explicit SortMemory(std::int64_t n) {
+    constexpr std::size_t kAlignment = 256;
+    lists = (static_cast<std::size_t>(n) * 32 + kAlignment - 1) / kAlignment * kAlignment;
+    if (n > 0) sort_entries(nullptr, sort, nullptr, n, nullptr);
+  }
+  std::size_t bytes() const { return lists + sort; }
 };
 
-constexpr int kBlock = 1024;  // entries that a block sorts in shared memory
-
-/// Entries behind the n real ones come last: their bits are the largest, and so are their indices.
 __global__ void __launch_bounds__(kThreads)
-    draw_entries_kernel(Entry* entries, std::int64_t n, std::int64_t size, const DropoutKey key) {
+    draw_entries_kernel(std::uint64_t* lists, std::int64_t n, const DropoutKey key) {
   const std::int64_t group = block_index() * kThreads + threadIdx.x;
-  if (group * kGroup >= size) return;
+  if (group * kGroup >= n) return;
   const PhiloxBlock words = tensor_random4(key, group);
   const PhiloxBlock second = tensor_random4(key, group, true);
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
     const std::int64_t index = group * kGroup + i;
-    const std::uint64_t bits = std::uint64_t{words.word[i]} << 32 | second.word[i];
-    entries[index] = {index < n ? bits : ~std::uint64_t{0}, index};
+    if (index >= n) return;
+    lists[index] = std::uint64_t{words.word[i]} << 32 | second.word[i];
+    lists[2 * n + index] = static_cast<std::uint64_t>(index);
   }
-}
-
-__device__ __forceinline__ void put_in_order(Entry& a, Entry& b, bool ascending) {
-  const bool after = a.bits != b.bits ? a.bits > b.bits : a.index > b.index;
-  if (after != ascending) return;
-  const Entry first = a;
-  a = b;
-  b = first;
-}
-
-/// The first of the two entries that thread `number` compares at distance `step`, a power of two.
-__device__ __forceinline__ std::int64_t first_of_pair(std::int64_t number, std::int64_t step) {
-  return 2 * number - (number & (step - 1));
-}
-
-/// All steps below kBlock of the merges of runs of first_run … last_run entries.
-__global__ void __launch_bounds__(kBlock / 2)
-    sort_blocks_kernel(Entry* entries, std::int64_t size, std::int64_t first_run,
-                       std::int64_t last_run) {
-  __shared__ Entry block[kBlock];
-  const std::int64_t begin = block_index() * kBlock;
-  if (begin >= size) return;
-  const int thread = static_cast<int>(threadIdx.x);
-  block[thread] = entries[begin + thread];
-  block[thread + kBlock / 2] = entries[begin + thread + kBlock / 2];
-  for (std::int64_t run = first_run; run <= last_run; run *= 2) {
-    std::int64_t step = run / 2 < kBlock / 2 ? run / 2 : kBlock / 2;
-    for (; step > 0; step /= 2) {
-      __syncthreads();
-      const std::int64_t place = first_of_pair(thread, step);
-      put_in_order(block[place], block[place + step], ((begin + place) & run) == 0);
-    }
-  }
-  __syncthreads();
-  entries[begin + thread] = block[thread];
-  entries[begin + thread + kBlock / 2] = block[thread + kBlock / 2];
-}
-
-__global__ void __launch_bounds__(kThreads)
-    merge_step_kernel(Entry* entries, std::int64_t size, std::int64_t run, std::int64_t step) {
-  const std::int64_t number = block_index() * kThreads + threadIdx.x;
-  if (number >= size / 2) return;
-  const std::int64_t place = first_of_pair(number, step);
-  put_in_order(entries[place], entries[place + step], (place & run) == 0);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    take_indices_kernel(const Entry* entries, T* target, std::int64_t n) {
+    take_indices_kernel(const std::uint64_t* indices, T* target, std::int64_t n) {
   const std::int64_t number = block_index() * kThreads + threadIdx.x;
-  if (number < n) target[number] = convert<T>(entries[number].index);
-}
-
-std::int64_t sorted_size(std::int64_t n) {
-  const auto power = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(n)));
-  return power < kBlock ? kBlock : power;
+  if (number < n) target[number] = convert<T>(static_cast<std::int64_t>(indices[number]));
 }
 
 }  // namespace
@@ -227,34 +192,23 @@ void fill_integers(const KernelArgs& args, const DropoutKey& key, std::int64_t l
   });
 }
 
-std::size_t permutation_workspace(std::int64_t n) {
-  return n == 0 ? 0 : static_cast<std::size_t>(sorted_size(n)) * sizeof(Entry);
-}
+std::size_t permutation_workspace(std::int64_t n) { return SortMemory(n).bytes(); }
 
 void fill_permutation(const KernelArgs& args, const DropoutKey& key) {
   const TensorView& output = args.outputs[0];
   const std::int64_t n = output.numel();
   if (n == 0) return;
-  const std::int64_t size = sorted_size(n);
-  auto* entries = static_cast<Entry*>(args.workspace);
   const Stream stream = stream_of(args);
-  launch(stream, args.name(), draw_entries_kernel, ceil_div(size / kGroup, kThreads), kThreads, 0,
-         entries, n, size, key);
-  const auto sort_blocks = [&](std::int64_t first_run, std::int64_t last_run) {
-    launch(stream, args.name(), sort_blocks_kernel, size / kBlock, kBlock / 2, 0, entries, size,
-           first_run, last_run);
-  };
-  sort_blocks(2, kBlock);
-  for (std::int64_t run = 2 * kBlock; run <= size; run *= 2) {
-    for (std::int64_t step = run / 2; step >= kBlock; step /= 2) {
-      launch(stream, args.name(), merge_step_kernel, ceil_div(size / 2, kThreads), kThreads, 0,
-             entries, size, run, step);
-    }
-    sort_blocks(run, run);
-  }
+  const SortMemory memory(n);
+  auto* lists = static_cast<std::uint64_t*>(args.workspace);
+  launch(stream, args.name(), draw_entries_kernel, ceil_div(ceil_div(n, kGroup), kThreads),
+         kThreads, 0, lists, n, key);
+  std::size_t bytes = memory.sort;
+  sort_entries(static_cast<std::byte*>(args.workspace) + memory.lists, bytes, lists, n,
+               stream.handle);
   dispatch_all(output.dtype, [&]<typename T>() {
-    launch(stream, args.name(), take_indices_kernel<T>, ceil_div(n, kThreads), kThreads, 0, entries,
-           output.as<T>(), n);
+    launch(stream, args.name(), take_indices_kernel<T>, ceil_div(n, kThreads), kThreads, 0,
+           lists + 3 * n, output.as<T>(), n);
   });
 }
 

@@ -276,6 +276,7 @@ void add_shape(std::map<std::string, Call, std::less<>>& table) {
   table["unsqueeze"] = along_axis(unsqueeze);
   table["squeeze"] = call_squeeze;
   table["contiguous"] = unary(contiguous);
+  table["clone"] = unary(clone);
   table["split"] = call_split;
   table["permute"] = [](const Inputs& x, Arguments& a) {
     return Inputs{permute(input(x, 0), a.get<Axes>("dims"))};
