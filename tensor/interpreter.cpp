@@ -1,9 +1,11 @@
 #include "tensor/interpreter.h"
 
 #include <algorithm>
+#include <exception>
 
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
+#include "tensor/detail/taken_numbers.h"
 #include "tensor/device_backend.h"
 #include "tensor/philox.h"
 #include "tensor/random.h"
@@ -199,6 +201,20 @@ std::int64_t next_dropout_site(bool draws) {
               "more than {} random calls in one forward", kFirstOuterSite);
   if (draws) begin_forward();
   return state.next_site++;
+}
+
+ops::TakenNumbers::TakenNumbers(Generator& generator)
+    : generator_(generator),
+      before_(generator),
+      site_(state.next_site),
+      forward_begun_(state.forward_begun),
+      exceptions_(std::uncaught_exceptions()) {}
+
+ops::TakenNumbers::~TakenNumbers() {
+  if (std::uncaught_exceptions() == exceptions_) return;
+  generator_ = before_;
+  state.next_site = site_;
+  state.forward_begun = forward_begun_;
 }
 
 RandomSiteScope::RandomSiteScope(std::int64_t first) : outer_(state.next_site) {
