@@ -145,6 +145,7 @@ const Call& call_named(const std::string& name);
 std::vector<Call> calls_that_make();
 std::vector<Call> calls_that_show();
 std::vector<Call> calls_of_arithmetic();
+std::vector<Call> calls_of_assignment();
 std::vector<Call> calls_of_comparison();
 std::vector<Call> calls_that_reduce();
 std::vector<Call> calls_that_look_up();

@@ -1,5 +1,7 @@
 #include "tests/fuzz/ops/reference.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -13,7 +15,46 @@ bool is_stale(const Handle& handle) {
   return handle.record && handle.version != handle.array.memory->version;
 }
 
+/// Sites from here on are those of dropouts outside of modules: the upper half of 24 bits.
+constexpr std::int64_t kFirstOuterSite = 1 << 23;
+
 }  // namespace
+
+void RandomNumbers::enter_module(bool training) {
+  in_module = true;
+  begun = training;
+  forward += training;
+  site = 0;
+}
+
+RandomNumbers RandomNumbers::at_dropout(bool draws) const {
+  RandomNumbers result = *this;
+  const bool begins = in_module && draws && !begun;
+  result.begun |= begins;
+  result.forward += begins;
+  return result;
+}
+
+RandomNumbers RandomNumbers::after_dropout(bool draws) const {
+  RandomNumbers result = at_dropout(draws);
+  ++(in_module ? result.site : result.outer_dropouts);
+  return result;
+}
+
+RandomNumbers RandomNumbers::after_tensor() const {
+  RandomNumbers result = at_dropout(true);
+  ++(in_module ? result.site : result.outer_tensors);
+  return result;
+}
+
+std::string RandomNumbers::key_of_tensor() const {
+  if (!in_module) return fmt::format("seed {}, tensor {}", seed, outer_tensors);
+  return fmt::format("seed {}, forward {}, site {}", seed, at_dropout(true).forward, site);
+}
+
+std::int64_t RandomNumbers::site_of_dropout() const {
+  return in_module ? site : kFirstOuterSite + outer_dropouts;
+}
 
 Evaluation::Evaluation(Reference& reference_interpreter, const Step& step_to_run)
     : reference(reference_interpreter), step(step_to_run), grad_mode_(!step_to_run.no_grad) {

@@ -138,24 +138,21 @@ class Trial {
     for (int i = 0; i < 2 * kRunsOfMode; ++i) {
       module->train(i < kRunsOfMode);
       reference_.now.training = i < kRunsOfMode;
-      reference_.now.site = 0;
-      reference_.now.history = fmt::format("call {}", i);
-      observe(module(inputs_of(tensors_)));
+      reference_.now.random.enter_module(i < kRunsOfMode);
+      const std::vector<Tensor> outputs = module(inputs_of(tensors_));
+      reference_.now.random.leave_module();
+      observe(outputs);
     }
   }
 
   void seed() {
     manual_seed(program_.seed);
-    reference_.now.site = 0;
-    reference_.now.history = fmt::format("seed {}", program_.seed);
+    reference_.now.random = {program_.seed};
   }
 
   void check_step(const Step& step) {
     if (!has_operands(step, tensors_)) return;
     doing_ = to_string(step);
-    const RandomState random = default_generator().state();
-    reference_.now.seed = random.seed;
-    reference_.now.forward = random.forward;
     const Outcome outcome = reference_.evaluate(step);
     const Attempt made = attempt(step, tensors_, options_, false);
     ++result_.steps;
@@ -238,6 +235,12 @@ class Trial {
 
   /// Every register holds what it should: nothing changed that no call was to change.
   void check_all(const std::string& when) const {
+    const RandomState random = default_generator().state();
+    const RandomNumbers& wanted = reference_.now.random;
+    if (random.seed != wanted.seed || random.forward != wanted.forward) {
+      fail(fmt::format("the generator {} has seed {} and forward number {}; needed {} and {}", when,
+                       random.seed, random.forward, wanted.seed, wanted.forward));
+    }
     for (const auto& [reg, handle] : reference_.registers) {
       const Tensor& tensor = tensors_.at(reg);
       const std::string where = fmt::format("r{} {}", reg, when);
