@@ -160,7 +160,7 @@ void prepare_noise(Assembly&) {}
 
 /// Neighbours that double does not tell apart.
 void prepare_integers(Assembly& a) {
-  const std::int64_t n = a.source.between(1, 7);
+  const std::int64_t n = a.source.one_of<std::int64_t>({1, 1, 2, 3, 7});
   for (int i = 0; i < 2; ++i) {
     Numbers values;
     for (std::int64_t k = 0; k < n; ++k) {
@@ -173,7 +173,8 @@ void prepare_integers(Assembly& a) {
 void prepare_files(Assembly& a) {
   prepare_integers(a);
   for (int i = 0; i < 2; ++i) {
-    const auto dtype = static_cast<DType>(a.source.below(kNumDTypes));
+    const auto dtype =
+        a.source.chance(40) ? a.float_dtype() : static_cast<DType>(a.source.below(kNumDTypes));
     a.tensor(dtype, {a.source.one_of<std::int64_t>({0, 1, 7, 33}), a.source.between(1, 3)});
   }
 }
@@ -191,10 +192,16 @@ const std::vector<Subject>& subjects() {
       {prepare_lookup, {"index_select", "gather", "embedding"}, 80, true},
       {prepare_selection, {"where", "masked_fill"}, 60, true},
       {prepare_gradients, {"backward", "set_grad", "grad", "clip_grad_norm_", "adam"}, 80, false},
-      {prepare_noise, {"randn", "uniform", "randint", "randperm", "manual_seed", "dropout"}, 60, true},
-      {prepare_memory, {"copy_", "add_", "mul_scalar_", "transpose", "narrow", "own_dtype"}, 60, true},
+      {prepare_noise,
+       {"randn", "uniform", "randint", "randperm", "manual_seed", "dropout"},
+       60,
+       true},
+      {prepare_memory,
+       {"copy_", "add_", "mul_scalar_", "transpose", "narrow", "own_dtype"},
+       60,
+       true},
       {prepare_integers,
-       {"eq", "eq_scalar", "lt", "le_scalar", "add_scalar", "sub_scalar", "mul_scalar",
+       {"eq", "eq_scalar", "lt", "le_scalar", "add_scalar", "sub_scalar", "mul_scalar", "item",
         "masked_fill"},
        30,
        true},

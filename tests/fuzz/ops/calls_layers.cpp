@@ -55,8 +55,7 @@ void evaluate_dropout(Evaluation& e) {
   e.need(p >= 0 && p <= 1, kValue);
   e.need_float(0);
   if (e.refused()) return;
-  const bool acts =
-      mode == DropoutMode::train || (mode == DropoutMode::follow && e.now().training);
+  const bool acts = mode == DropoutMode::train || (mode == DropoutMode::follow && e.now().training);
   const RandomNumbers now = e.now().random.at_dropout(acts);
   if (p != 0) {
     e.outcome.commit = [&random = e.reference.now.random, acts] {

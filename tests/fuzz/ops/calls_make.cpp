@@ -34,8 +34,8 @@ void make_values(Evaluation& e) {
 bool draw_tensor(Drawing& d, Step& step) {
   step.numbers = d.sizes();
   // Doubles or int64, which are converted once, from whatever range.
-  step.values = d.values(d.source.chance(20) ? DType::int64 : DType::float64,
-                         product(step.numbers));
+  step.values =
+      d.values(d.source.chance(20) ? DType::int64 : DType::float64, product(step.numbers));
   step.dtype = d.dtype();
   return true;
 }
@@ -250,9 +250,7 @@ std::vector<Call> calls_that_make() {
        run_from_vector, false, true},
       {"full", "full({#*}, %, @)", 4, draw_full,
        [](Evaluation& e) { make_filled(e, e.step.literal.number()); },
-       [](const Invocation& call) {
-         return full(call.shape(), call.scalar(), call.options());
-       },
+       [](const Invocation& call) { return full(call.shape(), call.scalar(), call.options()); },
        false, true},
       {"zeros", "zeros({#*}, @)", 2, draw_filled, [](Evaluation& e) { make_filled(e, 0); },
        [](const Invocation& call) { return zeros(call.shape(), call.options()); }, false, true},

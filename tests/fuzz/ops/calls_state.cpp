@@ -257,7 +257,7 @@ bool draw_item(Drawing& d, Step& step) {
       d.wrong() ? d.any() : d.that([](const Handle& h) { return h.array.numel() == 1; });
   if (!one) return false;
   step.operands = {*one};
-  step.dtype = d.dtype();
+  step.dtype = d.source.chance(50) ? d.array(*one).dtype : d.dtype();
   return true;
 }
 

@@ -84,6 +84,16 @@ std::string compare_exactly(const Numbers& found, const Numbers& wanted, bool si
   return "";
 }
 
+std::string compare_within(const Numbers& found, const Numbers& wanted, const Numbers& errors) {
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (same(found[i], wanted[i], false) || errors[i] == kInfinity) continue;
+    if (std::fabs(found[i] - wanted[i]) <= errors[i]) continue;
+    return at_element(i, to_text(found[i]),
+                      fmt::format("{} ± {}", to_text(wanted[i]), static_cast<double>(errors[i])));
+  }
+  return "";
+}
+
 std::string compare_draw(const Numbers& found, const Draw& draw,
                          const std::map<std::string, Numbers>& drawn) {
   for (std::size_t i = 0; i < found.size(); ++i) {

@@ -94,6 +94,7 @@ struct Outcome {
   bool by_data = false;
   HandlePtr result;           // what the call returns, if anything
   std::vector<Check> checks;  // of results without one the array counts, exactly
+  std::vector<std::pair<Array, Numbers>> errors;  // where they are followed
   std::optional<Draw> draw;
   std::function<void()> commit;  // what happens beside new values
 };
@@ -131,6 +132,8 @@ class Reference {
  public:
   std::map<int, HandlePtr> registers;
   Surroundings now;
+  /// Results carry by how much another execution's may differ: one that sums in another order, say.
+  bool follows_errors = false;
   std::uint64_t next_sequence = 1;
   /// Random values by what led to them.
   std::map<std::string, Numbers> drawn;
