@@ -1,9 +1,11 @@
 #include "tensor/interpreter.h"
 
 #include <algorithm>
+#include <exception>
 
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
+#include "tensor/detail/taken_numbers.h"
 #include "tensor/device_backend.h"
 #include "tensor/philox.h"
 #include "tensor/random.h"
@@ -201,6 +203,20 @@ std::int64_t next_dropout_site(bool draws) {
   return state.next_site++;
 }
 
+ops::TakenNumbers::TakenNumbers(Generator& generator)
+    : generator_(generator),
+      before_(generator),
+      site_(state.next_site),
+      forward_begun_(state.forward_begun),
+      exceptions_(std::uncaught_exceptions()) {}
+
+ops::TakenNumbers::~TakenNumbers() {
+  if (std::uncaught_exceptions() == exceptions_) return;
+  generator_ = before_;
+  state.next_site = site_;
+  state.forward_begun = forward_begun_;
+}
+
 RandomSiteScope::RandomSiteScope(std::int64_t first) : outer_(state.next_site) {
   state.next_site = first;
 }
@@ -247,11 +263,10 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
   require_eager(op, inputs);
   const ModuleFrame* frame = current_module();
   const bool training = frame == nullptr || frame->training;
-  if (op.identity && op.identity(attrs, training)) return {inputs[0]};
-
   std::vector<const TensorSpec*> specs;
   for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
   const std::vector<TensorSpec> output_specs = infer(op, specs, attrs);
+  if (op.identity && op.identity(attrs, training)) return {inputs[0]};
   if (op.view) return {apply_view(op, inputs[0], output_specs[0], attrs)};
 
   const Device device = output_specs.at(0).device;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tensor/detail/random_values.h"
+#include "tensor/detail/taken_numbers.h"
 #include "tensor/interpreter.h"
 #include "tensor/op.h"
 #include "tensor/ops/attributes.h"
@@ -36,6 +37,7 @@ class RandomCall {
 /// Calls a random tensor's op; all of its attributes but the site are given.
 template <class A>
 Tensor draw_tensor(const Op& op, A attrs, Generator* generator) {
+  const TakenNumbers taken(generator != nullptr ? *generator : default_generator());
   const RandomCall call(op, generator);
   attrs.site = call.site();
   return call.runs_now() ? apply_eager(op, {}, attrs).at(0) : apply1(op, {}, attrs);

@@ -6,6 +6,7 @@
 #include "tensor/detail/bias_rules.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/dropout_call.h"
+#include "tensor/detail/taken_numbers.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
@@ -19,6 +20,7 @@ Tensor bias_dropout_residual_layer_norm(const Tensor& input, const Tensor& bias,
                                         DropoutMode mode) {
   constexpr auto kName = "bias_dropout_residual_layer_norm";
   static const Op& op = get_op(kName);
+  const ops::TakenNumbers taken;
   const DropoutAttrs dropout = ops::dropout_call(kName, p, mode);
   return apply1(op, {input, bias, residual, weight, norm_bias},
                 BiasDropoutResidualLayerNormAttrs{dropout.p, eps, dropout.mode, dropout.site});

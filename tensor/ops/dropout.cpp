@@ -3,6 +3,7 @@
 
 #include "tensor/detail/check.h"
 #include "tensor/detail/dropout_call.h"
+#include "tensor/detail/taken_numbers.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
 #include "tensor/ops/infer_rules.h"
@@ -11,6 +12,7 @@
 namespace tenon {
 
 Tensor dropout(const Tensor& input, double p, DropoutMode mode) {
+  const ops::TakenNumbers taken;
   return ops::dropout_with(input, ops::dropout_call("dropout", p, mode));
 }
 

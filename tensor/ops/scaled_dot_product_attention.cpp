@@ -7,6 +7,7 @@
 #include "tensor/detail/check.h"
 #include "tensor/detail/move_data.h"
 #include "tensor/detail/dropout_call.h"
+#include "tensor/detail/taken_numbers.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
 #include "tensor/ops/infer_rules.h"
@@ -25,6 +26,7 @@ Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, cons
                 query.shape().to_string());
   }
   const Scalar scale = options.scale ? Scalar(*options.scale) : Scalar(1) / sqrt(query.size(-1));
+  const ops::TakenNumbers taken;
   const DropoutAttrs dropout = ops::dropout_call(kName, options.dropout_p, options.mode);
   return apply1(op, {query, key, value, attn_mask},
                 AttentionAttrs{dropout.p, options.is_causal, scale, dropout.mode, dropout.site});

@@ -154,6 +154,51 @@ TEST_F(RandomSequence, GoesOnAfterAnErrorAsAfterTheSameErrorAgain) {
   EXPECT_EQ(run() == run(), true);
 }
 
+TEST_F(RandomSequence, ARefusedCallTakesNoNumbers) {
+  const Tensor x = ones({4, 64});
+  const Tensor v = ones({3});
+  const Tensor integers = zeros({3}, {DType::int64});
+  constexpr auto kTrain = DropoutMode::train;
+  const std::vector<Draw> refused = {
+      {"dropout", [=] { return dropout(integers, 0.5, kTrain); }},
+      {"attention",
+       [=] {
+         return scaled_dot_product_attention(x, ones({4, 3}), x, {},
+                                             {.dropout_p = 0.5, .mode = kTrain});
+       }},
+      {"fused norm",
+       [=] { return bias_dropout_residual_layer_norm(x, v, x, v, v, 0.5, 1e-5, kTrain); }},
+      {"randn", [] { return randn({-1}); }},
+      {"uniform", [] { return uniform({-1}, 0, 1); }},
+      {"randint", [] { return randint(0, 2, {-1}); }},
+      {"randperm", [] { return randperm(-1); }},
+  };
+  const auto both = [](const Tensor& a) {
+    return bytes_of(dropout(a, 0.5, kTrain)) + bytes_of(randn({8}));
+  };
+  for (const Draw& draw : refused) {
+    for (const bool in_module : {false, true}) {
+      const auto run = [&](bool fails) {
+        manual_seed(3);
+        std::string bytes;
+        const auto body = [&](const Tensor& a) {
+          if (fails) {
+            EXPECT_THROW(draw.call(), Error);
+          }
+          bytes += both(a);
+          return a;
+        };
+        const auto model = function_model(body);
+        model->eval();
+        if (in_module) model(x);
+        if (!in_module) body(x);
+        return bytes + std::to_string(default_generator().state().forward);
+      };
+      EXPECT_EQ(run(true) == run(false), true) << draw.name << (in_module ? " in a module" : "");
+    }
+  }
+}
+
 TEST_F(RandomSequence, GeneratorsOfTheirOwnAreIndependent) {
   Generator a(9);
   Generator b(9);

@@ -46,6 +46,20 @@ void Array::write(const Numbers& values) const {
   for (std::size_t i = 0; i < cells.size(); ++i) memory->cells[at(cells[i])] = values[i];
 }
 
+Numbers Array::errors() const {
+  const std::vector<std::int64_t> cells = places();
+  Numbers result(cells.size());
+  if (memory->errors.empty()) return result;
+  for (std::size_t i = 0; i < cells.size(); ++i) result[i] = memory->errors[at(cells[i])];
+  return result;
+}
+
+void Array::write_errors(const Numbers& errors) const {
+  const std::vector<std::int64_t> cells = places();
+  memory->errors.resize(memory->cells.size());
+  for (std::size_t i = 0; i < cells.size(); ++i) memory->errors[at(cells[i])] = errors[i];
+}
+
 bool Array::is_contiguous() const {
   const std::vector<std::int64_t> cells = places();
   for (std::size_t i = 1; i < cells.size(); ++i) {

@@ -16,6 +16,7 @@ using Numbers = std::vector<Number>;
 
 struct Memory {
   Numbers cells;
+  Numbers errors = {};  // what each may differ by from one execution to another; empty: nothing
   std::uint64_t version = 0;  // how often it was written
 };
 
@@ -32,6 +33,8 @@ struct Array {
   std::vector<std::int64_t> places() const;
   Numbers values() const;
   void write(const Numbers& values) const;
+  Numbers errors() const;
+  void write_errors(const Numbers& errors) const;
   bool is_contiguous() const;
   /// Two elements have one cell: what cannot be written element by element.
   bool overlaps_itself() const;

@@ -78,6 +78,7 @@ class Assembly {
   const Call& draw_call(bool before, bool makes);
   void add(bool before, bool makes);
   void give_roles();
+  void part_inputs_from_state();
   void keep_statistics();
   void draw_outputs();
 
@@ -159,7 +160,7 @@ void prepare_noise(Assembly&) {}
 
 /// Neighbours that double does not tell apart.
 void prepare_integers(Assembly& a) {
-  const std::int64_t n = a.source.between(1, 7);
+  const std::int64_t n = a.source.one_of<std::int64_t>({1, 1, 2, 3, 7});
   for (int i = 0; i < 2; ++i) {
     Numbers values;
     for (std::int64_t k = 0; k < n; ++k) {
@@ -172,7 +173,8 @@ void prepare_integers(Assembly& a) {
 void prepare_files(Assembly& a) {
   prepare_integers(a);
   for (int i = 0; i < 2; ++i) {
-    const auto dtype = static_cast<DType>(a.source.below(kNumDTypes));
+    const auto dtype =
+        a.source.chance(40) ? a.float_dtype() : static_cast<DType>(a.source.below(kNumDTypes));
     a.tensor(dtype, {a.source.one_of<std::int64_t>({0, 1, 7, 33}), a.source.between(1, 3)});
   }
 }
@@ -189,11 +191,17 @@ const std::vector<Subject>& subjects() {
       {prepare_attention, {"attention"}, 80, true},
       {prepare_lookup, {"index_select", "gather", "embedding"}, 80, true},
       {prepare_selection, {"where", "masked_fill"}, 60, true},
-      {prepare_gradients, {"backward", "set_grad", "grad", "clip_grad_norm_"}, 80, false},
-      {prepare_noise, {"randn", "uniform", "manual_seed", "dropout"}, 60, true},
-      {prepare_memory, {"copy_", "add_", "transpose", "narrow", "own_dtype"}, 60, true},
+      {prepare_gradients, {"backward", "set_grad", "grad", "clip_grad_norm_", "adam"}, 80, false},
+      {prepare_noise,
+       {"randn", "uniform", "randint", "randperm", "manual_seed", "dropout"},
+       60,
+       true},
+      {prepare_memory,
+       {"copy_", "add_", "mul_scalar_", "transpose", "narrow", "own_dtype"},
+       60,
+       true},
       {prepare_integers,
-       {"eq", "eq_scalar", "lt", "le_scalar", "add_scalar", "sub_scalar", "mul_scalar",
+       {"eq", "eq_scalar", "lt", "le_scalar", "add_scalar", "sub_scalar", "mul_scalar", "item",
         "masked_fill"},
        30,
        true},
@@ -218,6 +226,7 @@ Program Assembly::draw() {
   for (std::int64_t i = source.between(0, 3); i > 0; --i) add(true, false);
   if (program_.in_module) give_roles();
   for (std::int64_t i = source.between(2, 12); i > 0; --i) add(false, false);
+  if (program_.in_module) part_inputs_from_state();
   if (program_.wants_gradients) keep_statistics();
   if (program_.in_module) draw_outputs();
   return std::move(program_);
@@ -286,6 +295,25 @@ void Assembly::give_roles() {
     step.role = source.one_of({Role::input, Role::input, Role::buffer, Role::captured});
     if (!program_.wants_gradients || !is_float(handle.array.dtype)) continue;
     if (source.chance(30)) step.role = Role::parameter;
+  }
+}
+
+/// A Program reads inputs as they were before its writes, also one that shares memory with state: what
+/// does is state too, where anything is changed.
+void Assembly::part_inputs_from_state() {
+  const bool changes = std::any_of(program_.steps.begin(), program_.steps.end(),
+                                   [](const Step& step) { return is_in_place(*step.call); });
+  std::set<const Memory*> of_state;
+  const auto memory_of = [&](const Step& step) {
+    return reference_.registers.at(step.result)->array.memory.get();
+  };
+  for (const Step& step : program_.steps) {
+    const bool is_state = step.before && step.result >= 0 && step.role != Role::input;
+    if (changes && is_state) of_state.insert(memory_of(step));
+  }
+  for (Step& step : program_.steps) {
+    if (!step.before || step.result < 0 || step.role != Role::input) continue;
+    if (of_state.contains(memory_of(step))) step.role = Role::captured;
   }
 }
 

@@ -12,9 +12,10 @@ Scalar Invocation::scalar() const {
 const std::vector<Call>& all_calls() {
   static const std::vector<Call> calls = [] {
     std::vector<Call> all;
-    for (const auto& group : {calls_that_make(), calls_that_show(), calls_of_arithmetic(),
-                              calls_of_comparison(), calls_that_reduce(), calls_that_look_up(),
-                              calls_in_place(), calls_of_layers(), calls_of_state()}) {
+    for (const auto& group :
+         {calls_that_make(), calls_that_show(), calls_of_arithmetic(), calls_of_assignment(),
+          calls_of_comparison(), calls_that_reduce(), calls_that_look_up(), calls_in_place(),
+          calls_of_layers(), calls_of_state()}) {
       all.insert(all.end(), group.begin(), group.end());
     }
     return all;

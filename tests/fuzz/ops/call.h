@@ -72,8 +72,7 @@ class Evaluation {
   void writes(int target, Numbers values, std::vector<int> from, Numbers allowed = {});
 
   // The tape.
-  /// Whether a gradient for this operand will be asked for.
-  bool wants(int operand) const;
+  /// Whether slopes are asked for.
   bool records() const;
   void slope(std::int64_t out, int operand, std::int64_t in, Number slope, Number magnitude);
   void slope(std::int64_t out, int operand, std::int64_t in, Number value) {
@@ -90,7 +89,12 @@ class Evaluation {
   Edge edge_of(const HandlePtr& handle) const;
   std::vector<HandlePtr> handles_;
   std::vector<Entry> entries_;
+  /// Whether a gradient for this operand will be asked for.
+  bool wants(int operand) const;
+  bool wants_any() const;
   void finish_write();
+  void follow_errors();
+  Numbers errors_of(const Array& array, const Check* check) const;
   bool grad_mode_;
   int target_ = -1;
   std::vector<int> written_from_;
@@ -145,6 +149,7 @@ const Call& call_named(const std::string& name);
 std::vector<Call> calls_that_make();
 std::vector<Call> calls_that_show();
 std::vector<Call> calls_of_arithmetic();
+std::vector<Call> calls_of_assignment();
 std::vector<Call> calls_of_comparison();
 std::vector<Call> calls_that_reduce();
 std::vector<Call> calls_that_look_up();

@@ -118,6 +118,24 @@ void evaluate_scalar(Evaluation& e) {
       !is_float(dtype), in_place ? 0 : -1);
 }
 
+/// The number is the left operand.
+template <Binary op>
+void evaluate_number_on_the_left(Evaluation& e) {
+  require_operands(e, op);
+  const DType dtype = e.array(0).dtype;
+  need_fitting(e, dtype, e.step.literal.number());
+  const Number number = adapted(dtype, e.step.literal);
+  elementwise(
+      e, {0}, dtype,
+      [dtype, number](const Number* x) {
+        if (!is_float(dtype)) return Local{.value = of_integers(op, dtype, number, x[0])};
+        Local local = of_floats(op, dtype, number, x[0]);
+        local.slope[0] = local.slope[1];
+        return local;
+      },
+      !is_float(dtype));
+}
+
 bool draw_binary(Drawing& d, Step& step) {
   const auto a = d.any();
   if (!a) return false;
@@ -247,17 +265,9 @@ bool holds(Relation relation, Number x, Number y) {
   }
 }
 
-/// Whether storage dtypes compare is open.
-void may_refuse_storage(Evaluation& e) {
-  for (int i = 0; i < e.num_operands(); ++i) {
-    if (!computes(e.array(i).dtype)) e.may_refuse(kDType);
-  }
-}
-
 template <Relation relation>
 void evaluate_comparison(Evaluation& e) {
   e.need_one_dtype();
-  may_refuse_storage(e);
   e.not_differentiable = true;
   elementwise(
       e, {0, 1}, DType::boolean,
@@ -267,7 +277,6 @@ void evaluate_comparison(Evaluation& e) {
 /// A number is rounded to a floating dtype first; an integer is compared with it exactly.
 template <Relation relation>
 void evaluate_comparison_with(Evaluation& e) {
-  may_refuse_storage(e);
   e.not_differentiable = true;
   const DType dtype = e.array(0).dtype;
   const Number given = e.step.literal.number();
@@ -291,7 +300,6 @@ bool draw_where(Drawing& d, Step& step) {
 void evaluate_where(Evaluation& e) {
   e.need(e.array(0).dtype == DType::boolean, kDType);
   e.need(e.array(1).dtype == e.array(2).dtype, kDType);
-  may_refuse_storage(e);
   elementwise(
       e, {0, 1, 2}, e.array(1).dtype,
       [](const Number* x) {
@@ -309,8 +317,6 @@ bool draw_masked_fill(Drawing& d, Step& step) {
   if (!mask || !input) return false;
   step.operands = {*input, d.wrong() ? *input : *mask};
   step.literal = d.literal(d.array(*input));
-  step.literal.real = static_cast<double>(step.literal.number());
-  step.literal.is_integer = false;
   return true;
 }
 
@@ -318,8 +324,7 @@ void evaluate_masked_fill(Evaluation& e) {
   const DType dtype = e.array(0).dtype;
   e.need(e.array(1).dtype == DType::boolean, kDType);
   need_fitting(e, dtype, e.step.literal.number());
-  may_refuse_storage(e);
-  const Number number = round_to(DType::float64, e.step.literal.number());
+  const Number number = e.step.literal.number();
   elementwise(
       e, {0, 1}, dtype,
       [dtype, number](const Number* x) {
@@ -344,6 +349,11 @@ template <Tensor (*f)(const Tensor&)>
 Tensor run_unary(I c) {
   return f(c[0]);
 }
+template <auto change>
+Tensor run_assignment(I c) {
+  change(c[0], c);
+  return {};
+}
 
 }  // namespace
 
@@ -361,18 +371,10 @@ std::vector<Call> calls_of_arithmetic() {
       {"sub_scalar", "sub($0, %)", 6, draw_scalar, evaluate_scalar<Binary::sub>, run_scalar<sub>},
       {"mul_scalar", "mul($0, %)", 8, draw_scalar, evaluate_scalar<Binary::mul>, run_scalar<mul>},
       {"div_scalar", "div($0, %)", 6, draw_scalar, evaluate_scalar<Binary::div>, run_scalar<div>},
-      {"add_", "$0.add_($1)", 14, draw_binary, evaluate_binary<Binary::add, true>,
-       [](I c) {
-         Tensor target = c[0];
-         target.add_(c[1]);
-         return Tensor();
-       }},
-      {"mul_", "$0.mul_(%)", 10, draw_scalar, evaluate_scalar<Binary::mul, true>,
-       [](I c) {
-         Tensor target = c[0];
-         target.mul_(c.scalar());
-         return Tensor();
-       }},
+      {"rsub", "% - $0", 6, draw_scalar, evaluate_number_on_the_left<Binary::sub>,
+       [](I c) { return c.scalar() - c[0]; }},
+      {"rdiv", "% / $0", 6, draw_scalar, evaluate_number_on_the_left<Binary::div>,
+       [](I c) { return c.scalar() / c[0]; }},
       {"neg", "neg($0)", 5, draw_unary, evaluate_neg, run_unary<neg>},
       {"abs", "abs($0)", 5, draw_unary, evaluate_abs, run_unary<abs>},
       {"relu", "relu($0)", 5, draw_unary, evaluate_relu, run_unary<relu>},
@@ -386,7 +388,28 @@ std::vector<Call> calls_of_arithmetic() {
       {"where", "where($0, $1, $2)", 8, draw_where, evaluate_where,
        [](I c) { return where(c[0], c[1], c[2]); }},
       {"masked_fill", "masked_fill($0, $1, %)", 8, draw_masked_fill, evaluate_masked_fill,
-       [](I c) { return masked_fill(c[0], c[1], c.step.literal.real); }},
+       [](I c) { return masked_fill(c[0], c[1], c.scalar()); }},
+  };
+}
+
+std::vector<Call> calls_of_assignment() {
+  return {
+      {"add_", "$0.add_($1)", 14, draw_binary, evaluate_binary<Binary::add, true>,
+       run_assignment<[](Tensor x, I c) { x.add_(c[1]); }>},
+      {"sub_", "$0 -= $1", 6, draw_binary, evaluate_binary<Binary::sub, true>,
+       run_assignment<[](Tensor x, I c) { x -= c[1]; }>},
+      {"mul_", "$0 *= $1", 6, draw_binary, evaluate_binary<Binary::mul, true>,
+       run_assignment<[](Tensor x, I c) { x *= c[1]; }>},
+      {"div_", "$0.div_($1)", 6, draw_binary, evaluate_binary<Binary::div, true>,
+       run_assignment<[](Tensor x, I c) { x.div_(c[1]); }>},
+      {"add_scalar_", "$0 += %", 6, draw_scalar, evaluate_scalar<Binary::add, true>,
+       run_assignment<[](Tensor x, I c) { x += c.scalar(); }>},
+      {"sub_scalar_", "$0.sub_(%)", 4, draw_scalar, evaluate_scalar<Binary::sub, true>,
+       run_assignment<[](Tensor x, I c) { x.sub_(c.scalar()); }>},
+      {"mul_scalar_", "$0.mul_(%)", 10, draw_scalar, evaluate_scalar<Binary::mul, true>,
+       run_assignment<[](Tensor x, I c) { x.mul_(c.scalar()); }>},
+      {"div_scalar_", "$0 /= %", 4, draw_scalar, evaluate_scalar<Binary::div, true>,
+       run_assignment<[](Tensor x, I c) { x /= c.scalar(); }>},
   };
 }
 

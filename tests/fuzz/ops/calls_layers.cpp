@@ -29,10 +29,10 @@ std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::u
 }
 
 /// Whether dropout keeps an element; see tensor/philox.h for the layout.
-bool keeps(const Surroundings& now, std::int64_t row, std::int64_t column, double p) {
+bool keeps(const RandomNumbers& now, std::int64_t row, std::int64_t column, double p) {
   const auto words =
       philox({static_cast<std::uint32_t>(column / 8), static_cast<std::uint32_t>(row),
-              static_cast<std::uint32_t>(now.site), now.forward},
+              static_cast<std::uint32_t>(now.site_of_dropout()), now.forward},
              now.seed);
   const std::uint32_t word = words[at(column % 8 / 2)];
   const std::uint32_t half = column % 2 == 0 ? word & 0xffffU : word >> 16;
@@ -55,16 +55,14 @@ void evaluate_dropout(Evaluation& e) {
   e.need(p >= 0 && p <= 1, kValue);
   e.need_float(0);
   if (e.refused()) return;
-  Surroundings& now = e.reference.now;
-  const std::string text = "; " + fingerprint(e.step);
+  const bool acts = mode == DropoutMode::train || (mode == DropoutMode::follow && e.now().training);
+  const RandomNumbers now = e.now().random.at_dropout(acts);
   if (p != 0) {
-    e.outcome.commit = [&now, text] {
-      ++now.site;
-      now.history += text;
+    e.outcome.commit = [&random = e.reference.now.random, acts] {
+      random = random.after_dropout(acts);
     };
   }
-  const bool follows = mode == DropoutMode::follow;
-  if (p == 0 || mode == DropoutMode::eval || (follows && !now.training)) return e.returns(0);
+  if (p == 0 || !acts) return e.returns(0);
   const Array& input = e.array(0);
   const std::int64_t columns = input.rank() == 0 ? 1 : input.sizes.back();
   const Number scale = p < 1 ? 1 / (1 - Number(p)) : 0;
@@ -160,7 +158,8 @@ class BatchNorm {
   void run() {
     for (std::int64_t c = 0; c < x_.sizes[1]; ++c) run_channel(c);
     e_.makes(x_.dtype, x_.sizes, results_, allowed_, false);
-    if (!of_batch_ || values_.empty()) return;
+    if (!of_batch_) return;
+    // An empty batch writes what was there.
     e_.outcome.checks.push_back({e_.handle(1), means_, mean_errors_});
     e_.outcome.checks.push_back({e_.handle(2), variances_, variance_errors_});
     e_.outcome.commit = [mean = e_.handle(1), variance = e_.handle(2)] {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include "tensor/random.h"
 #include "tests/fuzz/ops/call.h"
@@ -32,16 +33,30 @@ void make_values(Evaluation& e) {
 
 bool draw_tensor(Drawing& d, Step& step) {
   step.numbers = d.sizes();
-  // Doubles, which are converted once, from whatever range.
-  step.values = d.values(DType::float64, product(step.numbers));
+  // Doubles or int64, which are converted once, from whatever range.
+  step.values =
+      d.values(d.source.chance(20) ? DType::int64 : DType::float64, product(step.numbers));
   step.dtype = d.dtype();
   return true;
 }
 
+bool is_int64(Number value) { return same(convert(value, DType::float64, DType::int64), value); }
+
+/// As a braced list where it is short, else as a span of the type that holds all values.
 Tensor run_tensor(const Invocation& call) {
-  std::vector<double> values;
-  for (const Number value : call.step.values) values.push_back(static_cast<double>(value));
-  return tensor(std::span<const double>(values), call.shape(), call.options());
+  const Numbers& values = call.step.values;
+  const auto number = [&](std::size_t i) -> tenon::Number {
+    if (is_int64(values[i])) return static_cast<std::int64_t>(values[i]);
+    return static_cast<double>(values[i]);
+  };
+  if (values.size() == 1) return tensor({number(0)}, call.shape(), call.options());
+  if (values.size() == 2) return tensor({number(0), number(1)}, call.shape(), call.options());
+  if (std::all_of(values.begin(), values.end(), is_int64)) {
+    const auto integers = host_values<std::int64_t>(values);
+    return tensor(std::span<const std::int64_t>(integers), call.shape(), call.options());
+  }
+  const auto reals = host_values<double>(values);
+  return tensor(std::span<const double>(reals), call.shape(), call.options());
 }
 
 bool draw_from_vector(Drawing& d, Step& step) {
@@ -75,7 +90,13 @@ void make_filled(Evaluation& e, Number value) {
 }
 
 bool draw_full(Drawing& d, Step& step) {
-  step.literal.real = static_cast<double>(d.value(DType::float64, d.source.chance(30)));
+  const bool special = d.source.chance(30);
+  step.literal.is_integer = d.source.chance(40);
+  if (step.literal.is_integer) {
+    step.literal.integer = as_integer(d.value(DType::int64, special));
+  } else {
+    step.literal.real = static_cast<double>(d.value(DType::float64, special));
+  }
   return draw_filled(d, step);
 }
 
@@ -99,11 +120,8 @@ bool draw_seed(Drawing& d, Step& step) {
 }
 
 void evaluate_seed(Evaluation& e) {
-  Surroundings& now = e.reference.now;
-  const std::int64_t seed = e.number(0);
-  e.outcome.commit = [&now, seed] {
-    now.site = 0;
-    now.history = fmt::format("seed {}", seed);
+  e.outcome.commit = [&random = e.reference.now.random, seed = e.number(0)] {
+    random = {static_cast<std::uint64_t>(seed)};
   };
 }
 
@@ -112,41 +130,115 @@ Tensor run_seed(const Invocation& call) {
   return {};
 }
 
-/// What a draw follows from: the seed and the random calls since.
-void evaluate_random(Evaluation& e, Number low, Number high) {
-  make_filled(e, 0);
+/// Sizes are the numbers from `first` on.
+void evaluate_random(Evaluation& e, Draw draw, std::ptrdiff_t first = 0) {
+  const Sizes sizes(e.step.numbers.begin() + first, e.step.numbers.end());
+  const bool all_are = std::all_of(sizes.begin(), sizes.end(), [](auto size) { return size >= 0; });
+  if (!e.need(all_are, kShape) || e.refused()) return;
+  e.makes(e.step.dtype, sizes, Numbers(static_cast<std::size_t>(product(sizes))));
   e.outcome.checks.clear();  // the values are what is drawn
-  Surroundings& now = e.reference.now;
-  const std::string text = "; " + fingerprint(e.step);
-  e.outcome.draw = Draw{low, high, fmt::format("{}{}", now.history, text)};
-  e.outcome.commit = [&now, text] { now.history += text; };
+  RandomNumbers& random = e.reference.now.random;
+  draw.key = fmt::format("{}: {}", random.key_of_tensor(), fingerprint(e.step));
+  e.outcome.draw = std::move(draw);
+  e.outcome.commit = [&random] { random = random.after_tensor(); };
+}
+
+/// Sizes, one of which is seldom negative.
+Sizes random_sizes(Drawing& d) {
+  Sizes sizes = d.sizes();
+  if (!sizes.empty() && d.wrong()) sizes[0] = -1;
+  return sizes;
 }
 
 bool draw_randn(Drawing& d, Step& step) {
-  step.numbers = d.sizes();
-  step.dtype = d.float_dtype();
+  step.numbers = random_sizes(d);
+  step.dtype = d.wrong() ? d.dtype() : d.float_dtype();
   return true;
+}
+
+void evaluate_randn(Evaluation& e) {
+  e.need(is_float(e.step.dtype), kDType);
+  evaluate_random(e, {});
 }
 
 Tensor run_randn(const Invocation& call) { return randn(call.shape(), call.options()); }
 
 /// Bounds are literals of the step: `literal` is low, values[0] high.
 bool draw_uniform(Drawing& d, Step& step) {
-  step.numbers = d.sizes();
+  step.numbers = random_sizes(d);
   if (d.source.chance(30)) step.numbers = {d.source.between(256, 2048)};
-  step.dtype = d.float_dtype();
+  step.dtype = d.source.chance(80) ? d.float_dtype() : d.dtype();
   step.literal.real = d.source.one_of({0.0, -1.0, 0.1, 100.0, -3.0});
   step.values = {step.literal.real + d.source.one_of({1.0, 0.5, 2.0})};
   return true;
 }
 
+/// The largest number of the dtype that is not above `value`.
+Number rounded_down(DType dtype, Number value) {
+  if (!is_float(dtype)) return std::floor(value);
+  const Number nearest = round_to(dtype, value);
+  return nearest > value ? nearest - ulp(dtype, nearest) : nearest;
+}
+
 void evaluate_uniform(Evaluation& e) {
-  evaluate_random(e, e.step.literal.number(), e.step.values.at(0));
+  const DType dtype = e.step.dtype;
+  const Number low = e.step.literal.number(), high = e.step.values.at(0);
+  e.need(low >= lowest(dtype) && high <= largest(dtype) + !is_float(dtype), kValue);
+  Draw draw{low, high};
+  draw.integers = !is_float(dtype);
+  // No number of the dtype is between the bounds: all are the one below.
+  if (-rounded_down(dtype, -low) >= high) draw.low = draw.high = rounded_down(dtype, low);
+  evaluate_random(e, std::move(draw));
 }
 
 Tensor run_uniform(const Invocation& call) {
   return uniform(call.shape(), call.step.literal.real, static_cast<double>(call.step.values.at(0)),
                  call.options());
+}
+
+/// Of the dtype, or of the floats as far as they hold every integer.
+bool holds_integers(DType dtype, Number least, Number most) {
+  const Number limit = is_float(dtype) ? 1 / roundoff(dtype) : largest(dtype);
+  return least >= (is_float(dtype) ? -limit : lowest(dtype)) && most <= limit;
+}
+
+/// Numbers: low, high, sizes.
+bool draw_randint(Drawing& d, Step& step) {
+  step.dtype = d.dtype();
+  const bool wide_range = d.source.chance(30);
+  const std::int64_t low = d.source.one_of<std::int64_t>({0, 0, 1, -3, 100});
+  std::int64_t high = low + d.source.between(d.wrong() ? 0 : 1, 300);
+  if (wide_range) high = d.source.one_of<std::int64_t>({INT64_MAX, 1LL << 53, 1LL << 31, 1 << 24});
+  step.numbers = random_sizes(d);
+  step.numbers.insert(step.numbers.begin(), {low, high});
+  return true;
+}
+
+void evaluate_randint(Evaluation& e) {
+  const Number low = e.number(0), high = e.number(1);
+  e.need(low < high && holds_integers(e.step.dtype, low, high - 1), kValue);
+  Draw draw{low, high};
+  draw.integers = true;
+  evaluate_random(e, std::move(draw), 2);
+}
+
+Tensor run_randint(const Invocation& call) {
+  const std::vector<Dim> sizes(call.step.numbers.begin() + 2, call.step.numbers.end());
+  return randint(call.number(0), call.number(1), Shape(sizes), call.options());
+}
+
+bool draw_randperm(Drawing& d, Step& step) {
+  step.numbers = {d.source.chance(10) ? d.source.between(100, 300) : d.size()};
+  if (d.wrong()) step.numbers = {-1};
+  step.dtype = d.source.chance(70) ? DType::int64 : d.dtype();
+  return true;
+}
+
+void evaluate_randperm(Evaluation& e) {
+  e.need(e.number(0) < 1 || holds_integers(e.step.dtype, 0, e.number(0) - 1), kValue);
+  Draw draw;
+  draw.permutation = true;
+  evaluate_random(e, std::move(draw));
 }
 
 }  // namespace
@@ -158,9 +250,7 @@ std::vector<Call> calls_that_make() {
        run_from_vector, false, true},
       {"full", "full({#*}, %, @)", 4, draw_full,
        [](Evaluation& e) { make_filled(e, e.step.literal.number()); },
-       [](const Invocation& call) {
-         return full(call.shape(), call.step.literal.real, call.options());
-       },
+       [](const Invocation& call) { return full(call.shape(), call.scalar(), call.options()); },
        false, true},
       {"zeros", "zeros({#*}, @)", 2, draw_filled, [](Evaluation& e) { make_filled(e, 0); },
        [](const Invocation& call) { return zeros(call.shape(), call.options()); }, false, true},
@@ -169,9 +259,13 @@ std::vector<Call> calls_that_make() {
       {"arange", "arange(#0, @)", 4, draw_arange, evaluate_arange,
        [](const Invocation& call) { return arange(call.number(0), call.options()); }, false, true},
       {"manual_seed", "manual_seed(#0)", 8, draw_seed, evaluate_seed, run_seed, true, false},
-      {"randn", "randn({#*}, @)", 6, draw_randn,
-       [](Evaluation& e) { evaluate_random(e, -kInfinity, kInfinity); }, run_randn, false, false},
+      {"randn", "randn({#*}, @)", 6, draw_randn, evaluate_randn, run_randn, false, false},
       {"uniform", "uniform({#*}, %, !, @)", 6, draw_uniform, evaluate_uniform, run_uniform, false,
+       false},
+      {"randint", "randint(#0, #1, {#2*}, @)", 6, draw_randint, evaluate_randint, run_randint,
+       false, false},
+      {"randperm", "randperm(#0, @)", 5, draw_randperm, evaluate_randperm,
+       [](const Invocation& call) { return randperm(call.number(0), call.options()); }, false,
        false},
   };
 }

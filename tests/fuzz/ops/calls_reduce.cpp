@@ -104,7 +104,7 @@ std::vector<std::int64_t> axes_of(I c) {
 void evaluate_sum(Evaluation& e, bool mean) {
   const Array& input = e.array(0);
   if (mean) e.need_float(0);
-  if (!computes(input.dtype)) e.may_refuse(kDType);
+  e.need(computes(input.dtype), kDType);
   const std::set<int> axes = reduced_axes(e);
   if (e.refused()) return;
   const Grouping grouping = group(input.sizes, axes, e.number(0) != 0);
@@ -141,7 +141,7 @@ void need_elements(Evaluation& e, const std::set<int>& axes) {
 
 void evaluate_extremum(Evaluation& e, bool maximum) {
   const Array& input = e.array(0);
-  if (!computes(input.dtype)) e.may_refuse(kDType);
+  e.need(computes(input.dtype), kDType);
   const std::set<int> axes = reduced_axes(e);
   if (!e.refused()) need_elements(e, axes);
   if (e.refused()) return;
@@ -177,7 +177,7 @@ bool draw_argmax(Drawing& d, Step& step) {
 
 void evaluate_argmax(Evaluation& e) {
   const Array& input = e.array(0);
-  if (!computes(input.dtype)) e.may_refuse(kDType);
+  e.need(computes(input.dtype), kDType);
   const std::set<int> axes = reduced_axes(e);
   if (!e.refused()) need_elements(e, axes);
   if (e.refused()) return;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/autograd.h"
+#include "nn/adam.h"
 #include "nn/checkpoint.h"
 #include "nn/clip_grad.h"
 #include "tests/fuzz/ops/call.h"
@@ -166,7 +167,8 @@ void evaluate_clip(Evaluation& e) {
     for (Number& value : check.value) {
       value *= factor;
       // Scaled in float32 or wider, and rounded once.
-      const Number allowed = std::fabs(value) * 2 * error + smallest_subnormal(dtype);
+      const Number unit = std::max(error, 2 * roundoff(wide(gradient.dtype)));
+      const Number allowed = std::fabs(value) * 2 * unit + smallest_subnormal(dtype);
       check.allowed.push_back(sound ? allowed : kInfinity);
     }
     result->array = make_array(gradient.dtype, gradient.sizes, rounded(check));
@@ -184,6 +186,100 @@ Tensor run_clip(I c) {
     leaves.emplace_back("leaf" + std::to_string(i), c[i]);
   }
   return nn::clip_grad_norm_(leaves, c.step.literal.real);
+}
+
+// --- optimizers --------------------------------------------------------------------------------
+
+struct Holder : nn::Module {
+  explicit Holder(const Tensor& value) { register_parameter("value", value); }
+};
+
+/// Operands: a parameter and its gradient. The literal is the rate, the dtype what the parameter is
+/// converted to before the step; number: whether a step that is refused comes first.
+bool draw_adam(Drawing& d, Step& step) {
+  const auto parameter = d.floating();
+  if (!parameter) return false;
+  const Array& array = d.array(*parameter);
+  const auto gradient = d.that([&](const Handle& h) {
+    return h.array.dtype == array.dtype && h.array.sizes == array.sizes;
+  });
+  step.operands = {*parameter, *gradient};
+  step.dtype = d.float_dtype();
+  step.numbers = {d.source.chance(50)};
+  step.literal.real = d.source.one_of({0.125, 0.01});
+  return true;
+}
+
+/// The first step of Adam is along the gradient's sign, gradient / (|gradient| + 1e-8).
+void evaluate_adam(Evaluation& e) {
+  const DType dtype = e.step.dtype;
+  const Number rate = e.step.literal.real;
+  const Numbers values = e.array(0).values(), slopes = e.array(1).values();
+  const bool sound = std::all_of(slopes.begin(), slopes.end(), [](Number slope) {
+    return slope == 0 || (std::fabs(slope) > 1e-3L && std::fabs(slope) < 1e4L);
+  });
+  // A 16-bit parameter's float32 copy stays where the new dtype has 16 bits too.
+  const bool has_master = e.array(0).dtype != wide(e.array(0).dtype) && dtype != wide(dtype);
+  Numbers results, allowed;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const Number value = from_real(has_master ? DType::float32 : dtype, values[i]);
+    results.push_back(value - rate * slopes[i] / (std::fabs(slopes[i]) + 1e-8L));
+    const bool known = sound && std::isfinite(value);
+    allowed.push_back(known ? rate * 1e-3L + 2 * ulp(wide(dtype), value) : kInfinity);
+  }
+  e.not_differentiable = true;
+  e.makes(dtype, e.array(0).sizes, std::move(results), std::move(allowed), false);
+}
+
+Tensor run_adam(I c) {
+  const auto module = nn::make<Holder>(c[0].detach().clone());
+  nn::Adam optimizer(module->named_parameters(), {.lr = c.step.literal.real},
+                     {.max_grad_norm = 1e30});
+  if (c.number(0) != 0) {
+    try {
+      optimizer.step();
+      return {};
+    } catch (const ValueError&) {  // there is no gradient
+    }
+  }
+  module->to(c.step.dtype);
+  Tensor parameter = module->named_parameters().at(0).second;
+  parameter.set_grad(c[1].detach().to(c.step.dtype));
+  optimizer.step();
+  return parameter.detach().clone();
+}
+
+// --- numbers ------------------------------------------------------------------------------------
+
+/// The only element as a number of the step's dtype, in a tensor again.
+bool draw_item(Drawing& d, Step& step) {
+  const auto one =
+      d.wrong() ? d.any() : d.that([](const Handle& h) { return h.array.numel() == 1; });
+  if (!one) return false;
+  step.operands = {*one};
+  step.dtype = d.source.chance(50) ? d.array(*one).dtype : d.dtype();
+  return true;
+}
+
+void evaluate_item(Evaluation& e) {
+  const Array& array = e.array(0);
+  if (!e.need(array.numel() == 1, kShape)) return;
+  const Number given = array.values()[0];
+  const Number value = from_real(e.step.dtype, given);
+  e.need(is_float(e.step.dtype) || given == value, kValue);
+  e.not_differentiable = true;
+  e.makes(e.step.dtype, {}, {value});
+}
+
+Tensor run_item(I c) {
+  return dispatch_all(c.step.dtype, [&]<class T>() {
+    const T value = c[0].item<T>();
+    if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>) {
+      return tensor({static_cast<float>(value)}, {}, c.options());
+    } else {
+      return tensor({value}, {}, c.options());
+    }
+  });
 }
 
 // --- checkpoints --------------------------------------------------------------------------------
@@ -247,6 +343,8 @@ std::vector<Call> calls_of_state() {
        run_backward, true},
       {"clip_grad_norm_", "nn::clip_grad_norm_({$*}, %)", 6, draw_clip, evaluate_clip, run_clip,
        true},
+      {"adam", "step_of_adam($0, $1, %, @, #0)", 3, draw_adam, evaluate_adam, run_adam, true},
+      {"item", "tensor({$0.item<@>()}, {}, @)", 5, draw_item, evaluate_item, run_item, true},
       {"json", "save_and_load({$*}, \"x.json\")[#0]", 0, draw_checkpoint, evaluate_checkpoint,
        [](I c) { return round_trip(c, "x.json"); }, true},
       {"safetensors", "save_and_load({$*}, \"x.safetensors\")[#0]", 0, draw_checkpoint,

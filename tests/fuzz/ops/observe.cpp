@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace tenon::op_fuzz {
@@ -15,6 +16,9 @@ Number number_of(T value) {
     return static_cast<Number>(value);
   }
 }
+
+/// So many different numbers are not drawn twice in one order.
+constexpr std::ptrdiff_t kManyKinds = 9;
 
 std::string at_element(std::size_t i, const std::string& found, const std::string& wanted) {
   return fmt::format("element {} is {}; needed {}", i, found, wanted);
@@ -80,21 +84,41 @@ std::string compare_exactly(const Numbers& found, const Numbers& wanted, bool si
   return "";
 }
 
+std::string compare_within(const Numbers& found, const Numbers& wanted, const Numbers& errors) {
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (same(found[i], wanted[i], false) || errors[i] == kInfinity) continue;
+    if (std::fabs(found[i] - wanted[i]) <= errors[i]) continue;
+    return at_element(i, to_text(found[i]),
+                      fmt::format("{} ± {}", to_text(wanted[i]), static_cast<double>(errors[i])));
+  }
+  return "";
+}
+
 std::string compare_draw(const Numbers& found, const Draw& draw,
                          const std::map<std::string, Numbers>& drawn) {
   for (std::size_t i = 0; i < found.size(); ++i) {
-    if (std::isfinite(found[i]) && found[i] >= draw.low && found[i] < draw.high) continue;
+    const bool is_within = found[i] >= draw.low && (found[i] < draw.high || draw.low == draw.high);
+    const bool is_whole = !draw.integers || found[i] == std::trunc(found[i]);
+    if (std::isfinite(found[i]) && is_within && is_whole) continue;
     return at_element(i, to_text(found[i]),
-                      fmt::format("a number in [{}, {})", to_text(draw.low), to_text(draw.high)));
+                      fmt::format("{} in [{}, {})", draw.integers ? "an integer" : "a number",
+                                  to_text(draw.low), to_text(draw.high)));
   }
+  Numbers sorted = found;
+  std::sort(sorted.begin(), sorted.end());
+  for (std::size_t i = 0; draw.permutation && i < sorted.size(); ++i) {
+    if (sorted[i] != static_cast<Number>(i)) return fmt::format("{} is missing", i);
+  }
+  const auto kinds = std::unique(sorted.begin(), sorted.end()) - sorted.begin();
   const auto before = drawn.find(draw.key);
   if (before != drawn.end()) {
     const std::string difference = compare_exactly(found, before->second, true);
     if (!difference.empty()) return "after the same seed and calls " + difference;
   }
   for (const auto& [key, values] : drawn) {
-    const bool is_repeated = key != draw.key && values.size() == found.size() && values.size() >= 8;
-    if (is_repeated && values == found) return "the numbers of an earlier draw came again";
+    if (key != draw.key && kinds >= kManyKinds && values == found) {
+      return "the numbers of an earlier draw came again";
+    }
   }
   return "";
 }

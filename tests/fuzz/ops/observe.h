@@ -17,6 +17,8 @@ std::string compare_spec(const Tensor& tensor, const Array& array);
 std::string compare_values(const Numbers& found, const Check& check);
 /// "" when they are the same; zeros of both signs are.
 std::string compare_exactly(const Numbers& found, const Numbers& wanted, bool signed_zero);
+/// "" when none differs by more than its error.
+std::string compare_within(const Numbers& found, const Numbers& wanted, const Numbers& errors);
 /// "" when they are where `draw` says.
 std::string compare_draw(const Numbers& found, const Draw& draw,
                          const std::map<std::string, Numbers>& drawn);

@@ -137,6 +137,39 @@ Tensor rounded_twice(I c) {
   return cast(doubles(c.step.values, c.shape(), {DType::float32, c.device}), c.step.dtype);
 }
 
+Tensor number_on_the_wrong_side(I c) { return sub(c[0], c.scalar()); }
+
+/// The tensor's name stands for the result from here on, and its memory is as it was.
+Tensor assigns_nothing(I c) {
+  try {
+    const Tensor before = c[0].clone();
+    right(c);
+    const NoGradGuard no_grad;
+    if (!is_traced(c[0])) Tensor(c[0]).copy_(before);
+  } catch (const TraceError&) {
+  }
+  return {};
+}
+
+bool is_for_storage(const Tensor& tensor) { return !computes(tensor.dtype()); }
+
+Tensor computes_with_int8(I c) {
+  if (!is_for_storage(c[0]) || c[0].dtype() != c[1].dtype()) return right(c);
+  return cast(mul(c[0].to(DType::int32), c[1].to(DType::int32)), c[0].dtype());
+}
+Tensor compares_no_int8(I c) {
+  if (is_for_storage(c[0])) throw DTypeError("[lt] of a storage dtype");
+  return right(c);
+}
+Tensor takes_no_int16_index(I c) {
+  if (is_for_storage(c[1])) throw DTypeError("[gather] index of a storage dtype");
+  return right(c);
+}
+Tensor item_through_double(I c) {
+  const Tensor result = right(c);
+  return result.dtype() == DType::int64 ? result.to(DType::float64).to(DType::int64) : result;
+}
+
 /// Out of range, a number becomes an integer modulo the range.
 Tensor without_saturation(I c) {
   Numbers values = c.step.values;
@@ -195,6 +228,15 @@ Tensor next_site(I c) {
   return right(c);
 }
 
+Tensor refused_dropout_takes_a_number(I c) {
+  try {
+    return right(c);
+  } catch (const Error&) {
+    if (!c.traced) next_dropout_site();
+    throw;
+  }
+}
+
 Tensor scales_in_evaluation(I c) { return mul(right(c), c.step.literal.real == 0.5 ? 2.0 : 1.0); }
 
 // --- layers -------------------------------------------------------------------------------------
@@ -228,6 +270,17 @@ Tensor loss_that_broadcasts(I c) {
 }
 
 // --- state --------------------------------------------------------------------------------------
+
+/// The step is rounded to the dtype that the parameter had when the optimizer was made.
+Tensor steps_in_the_old_dtype(I c) { return right(c).to(c[0].dtype()).to(c.step.dtype); }
+
+/// The bias correction is that of a second step, 0.1/0.19 / √(0.001/0.001999).
+Tensor refused_step_counts(I c) {
+  const Tensor stepped = right(c);
+  if (c.number(0) == 0) return stepped;
+  const Tensor before = c[0].detach().to(c.step.dtype);
+  return before + (stepped - before) * 0.744;
+}
 
 /// Refused, but only after the target was changed.
 Tensor changed_and_refused(I c) {
@@ -282,7 +335,7 @@ std::vector<PlantedFault> planted_faults() {
       {"a move between devices loses the gradient", "round_trip", without_gradient},
       {"a product loses one gradient", "mul", product_without_a_gradient},
       {"a cast loses the gradient", "cast", without_gradient},
-      {"a leaf is changed in place", "mul_", write_into_a_leaf},
+      {"a leaf is changed in place", "mul_scalar_", write_into_a_leaf},
       {"clipping rounds its factor to 16 bits", "clip_grad_norm_", clip_in_16_bits},
       {"a number goes through double", "eq_scalar", eq_through_double},
       {"integers are compared as doubles", "eq", eq_of_doubles},
@@ -291,12 +344,21 @@ std::vector<PlantedFault> planted_faults() {
       {"a cast rounds instead of truncating", "cast", casts_by_rounding},
       {"mixed dtypes are converted", "add", promotes},
       {"a fraction is cut off for integers", "add_scalar", truncates_the_number},
+      {"a number on the left is taken for one on the right", "rsub", number_on_the_wrong_side},
+      {"a compound assignment leaves its tensor", "sub_", assigns_nothing},
+      {"int8 computes", "mul", computes_with_int8},
+      {"int8 does not compare", "lt", compares_no_int8},
+      {"int16 is no index", "gather", takes_no_int16_index},
+      {"item of an integer goes through double", "item", item_through_double},
+      {"an optimizer rounds through the dtype from before", "adam", steps_in_the_old_dtype},
+      {"a refused step counts", "adam", refused_step_counts},
       {"the negative of zero is zero", "neg", flips_zero},
       {"uniform returns its upper bound", "uniform", uniform_up_to_high},
       {"noise is a constant of the trace", "randn", noise_of_the_trace},
       {"uniform noise is a constant of the trace", "uniform", noise_of_the_trace},
       {"a seed restarts nothing", "manual_seed", seeds_nothing},
       {"dropout takes the next site's mask", "dropout", next_site},
+      {"a refused dropout takes a number", "dropout", refused_dropout_takes_a_number},
       {"dropout scales in evaluation too", "dropout", scales_in_evaluation},
       {"an empty batch makes the statistics NaN", "batch_norm", batch_of_nothing},
       {"attention that sees no key is NaN", "attention", attention_by_softmax},

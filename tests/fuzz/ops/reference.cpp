@@ -1,5 +1,7 @@
 #include "tests/fuzz/ops/reference.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -13,7 +15,46 @@ bool is_stale(const Handle& handle) {
   return handle.record && handle.version != handle.array.memory->version;
 }
 
+/// Sites from here on are those of dropouts outside of modules: the upper half of 24 bits.
+constexpr std::int64_t kFirstOuterSite = 1 << 23;
+
 }  // namespace
+
+void RandomNumbers::enter_module(bool training) {
+  in_module = true;
+  begun = training;
+  forward += training;
+  site = 0;
+}
+
+RandomNumbers RandomNumbers::at_dropout(bool draws) const {
+  RandomNumbers result = *this;
+  const bool begins = in_module && draws && !begun;
+  result.begun |= begins;
+  result.forward += begins;
+  return result;
+}
+
+RandomNumbers RandomNumbers::after_dropout(bool draws) const {
+  RandomNumbers result = at_dropout(draws);
+  ++(in_module ? result.site : result.outer_dropouts);
+  return result;
+}
+
+RandomNumbers RandomNumbers::after_tensor() const {
+  RandomNumbers result = at_dropout(true);
+  ++(in_module ? result.site : result.outer_tensors);
+  return result;
+}
+
+std::string RandomNumbers::key_of_tensor() const {
+  if (!in_module) return fmt::format("seed {}, tensor {}", seed, outer_tensors);
+  return fmt::format("seed {}, forward {}, site {}", seed, at_dropout(true).forward, site);
+}
+
+std::int64_t RandomNumbers::site_of_dropout() const {
+  return in_module ? site : kFirstOuterSite + outer_dropouts;
+}
 
 Evaluation::Evaluation(Reference& reference_interpreter, const Step& step_to_run)
     : reference(reference_interpreter), step(step_to_run), grad_mode_(!step_to_run.no_grad) {
@@ -88,16 +129,19 @@ void Evaluation::writes(int target, Numbers values, std::vector<int> from, Numbe
 
 bool Evaluation::wants(int operand) const { return grad_mode_ && handle(operand)->requires_grad; }
 
-bool Evaluation::records() const {
+bool Evaluation::wants_any() const {
   for (int i = 0; i < num_operands(); ++i) {
     if (wants(i)) return true;
   }
   return false;
 }
 
+bool Evaluation::records() const { return reference.follows_errors || wants_any(); }
+
 void Evaluation::slope(std::int64_t out, int operand, std::int64_t in, Number value,
                        Number magnitude) {
-  if (wants(operand)) entries_.push_back({out, operand, in, value, magnitude});
+  if (wants(operand) || reference.follows_errors)
+    entries_.push_back({out, operand, in, value, magnitude});
 }
 
 Edge Evaluation::edge_of(const HandlePtr& handle) const {
@@ -126,9 +170,53 @@ RecordPtr Evaluation::make_record() {
   return record;
 }
 
+/// To first order. What does not come by slopes is open where an operand has an error.
+Numbers Evaluation::errors_of(const Array& array, const Check* check) const {
+  const bool is_main =
+      check == nullptr || check->handle == outcome.result || target_ >= 0 || !outcome.result;
+  const bool by_slopes = is_main && is_float(array.dtype) && !not_differentiable;
+  Numbers result(static_cast<std::size_t>(array.numel()));
+  for (std::size_t i = 0; check != nullptr && i < check->allowed.size(); ++i) {
+    result[i] = 2 * check->allowed[i];
+  }
+  std::vector<Numbers> given;
+  bool any = false;
+  for (const HandlePtr& handle : handles_) {
+    given.push_back(handle->array.errors());
+    for (const Number error : given.back()) any = any || error != 0;
+  }
+  if (any && !by_slopes) return Numbers(result.size(), kInfinity);
+  for (const Entry& entry : entries_) {
+    const Number error =
+        given[static_cast<std::size_t>(entry.operand)].at(static_cast<std::size_t>(entry.in));
+    if (error != 0 && by_slopes)
+      result[static_cast<std::size_t>(entry.out)] += error * entry.magnitude;
+  }
+  const Numbers values = check != nullptr ? check->value : array.values();
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    if (result[i] == 0) continue;
+    result[i] += ulp(array.dtype, values[i]);
+    if (!(result[i] < kInfinity) || !std::isfinite(values[i])) result[i] = kInfinity;
+  }
+  return result;
+}
+
+void Evaluation::follow_errors() {
+  for (const Check& check : outcome.checks) {
+    outcome.errors.emplace_back(check.handle->array, errors_of(check.handle->array, &check));
+  }
+  if (!outcome.result || !outcome.checks.empty() || outcome.draw) return;
+  const Array& array = outcome.result->array;
+  const bool is_view = std::any_of(handles_.begin(), handles_.end(), [&](const HandlePtr& handle) {
+    return handle->array.memory == array.memory;
+  });
+  if (!is_view) outcome.errors.emplace_back(array, errors_of(array, nullptr));
+}
+
 void Evaluation::finish() {
   if (refused()) return;
-  const bool recorded = records() && !not_differentiable;
+  if (reference.follows_errors) follow_errors();
+  const bool recorded = wants_any() && !not_differentiable;
   if (recorded && std::any_of(handles_.begin(), handles_.end(),
                               [](const HandlePtr& handle) { return is_stale(*handle); })) {
     may_refuse(kValue);
@@ -231,6 +319,7 @@ void Reference::commit(const Step& step, const Outcome& outcome,
   for (std::size_t i = 0; i < outcome.checks.size(); ++i) {
     outcome.checks[i].handle->array.write(found[i]);
   }
+  for (const auto& [array, errors] : outcome.errors) array.write_errors(errors);
   if (outcome.draw) drawn.emplace(outcome.draw->key, outcome.result->array.values());
   if (outcome.commit) outcome.commit();
   if (step.result >= 0 && outcome.result) registers[step.result] = outcome.result;

@@ -78,11 +78,13 @@ struct Check {
   HandlePtr leaf = {};  // the values are its gradient's, which `handle` stands for from now on
 };
 
-/// Random values: any that are in [low, high), the same whenever `key` comes again.
+/// Random values: any that are in [low, high), or low itself, the same whenever `key` comes again.
 struct Draw {
   Number low = -kInfinity;
   Number high = kInfinity;
-  std::string key;
+  std::string key = {};
+  bool integers = false;
+  bool permutation = false;  // of 0, 1, …
 };
 
 struct Outcome {
@@ -92,24 +94,46 @@ struct Outcome {
   bool by_data = false;
   HandlePtr result;           // what the call returns, if anything
   std::vector<Check> checks;  // of results without one the array counts, exactly
+  std::vector<std::pair<Array, Numbers>> errors;  // where they are followed
   std::optional<Draw> draw;
   std::function<void()> commit;  // what happens beside new values
+};
+
+/// What numbers random calls; tensor/random.h says how. A module call numbers its own from 0 and has
+/// a forward number: from its begin on in training, from its first draw on in evaluation.
+struct RandomNumbers {
+  std::uint64_t seed = 0;
+  std::uint32_t forward = 0;
+  std::int64_t outer_dropouts = 0;  // those of this forward number outside of modules
+  std::int64_t outer_tensors = 0;   // random tensors outside of modules, since the seed was set
+  bool in_module = false;
+  bool begun = false;     // the module call has its forward number
+  std::int64_t site = 0;  // the module call's next one
+
+  void enter_module(bool training);
+  void leave_module() { in_module = false; }
+  /// The numbers with which a dropout that `draws` is called, and those afterwards.
+  RandomNumbers at_dropout(bool draws) const;
+  RandomNumbers after_dropout(bool draws) const;
+  RandomNumbers after_tensor() const;
+  /// What a random tensor's values follow from beside its arguments.
+  std::string key_of_tensor() const;
+  std::int64_t site_of_dropout() const;
 };
 
 /// The state that calls depend on beside their operands.
 struct Surroundings {
   bool on_device = false;  // moves between devices copy
   bool training = true;
-  std::uint64_t seed = 0;     // of the generator that dropout reads
-  std::uint32_t forward = 0;  // its forward number
-  std::int64_t site = 0;      // the next random call's number
-  std::string history = {};   // random calls since the seed was set
+  RandomNumbers random = {};
 };
 
 class Reference {
  public:
   std::map<int, HandlePtr> registers;
   Surroundings now;
+  /// Results carry by how much another execution's may differ: one that sums in another order, say.
+  bool follows_errors = false;
   std::uint64_t next_sequence = 1;
   /// Random values by what led to them.
   std::map<std::string, Numbers> drawn;
