@@ -21,7 +21,7 @@ void run_all(Device device) {
       EXPECT_EQ(outcome.status, Status::passed) << outcome.name << ": " << outcome.reason;
     }
   }
-  EXPECT_EQ(passed, 1068);
+  EXPECT_EQ(passed, 1271);
 }
 
 TEST(ConformanceCpu, CommittedCasesPass) { run_all(kCpu); }
