@@ -226,10 +226,13 @@ std::optional<Dim> divide_exactly(const Dim& a, const DimTerm& divisor) {
   return DimExpr::make(std::move(quotient));
 }
 
+bool same_text(const DimGuard& a, const DimGuard& b) {
+  return a.relation == b.relation && compare(a.left, b.left) == 0 && compare(a.right, b.right) == 0;
+}
+
 /// Whether two guards say the same of sizes, in whatever form: 0 <= s - 2 and 2 <= s.
 bool same_fact(const DimGuard& a, const DimGuard& b) {
   if (a.relation != b.relation) return false;
-  if (compare(a.left, b.left) == 0 && compare(a.right, b.right) == 0) return true;
   const Dim difference = a.right - a.left;
   if (compare(difference, b.right - b.left) == 0) return true;
   const bool symmetric =
@@ -281,8 +284,11 @@ std::vector<DimTerm> DimExpr::terms_of(const Dim& dim) {
 }  // namespace detail
 
 void GuardList::add(DimGuard guard) {
-  for (const DimGuard& known : guards) {
-    if (same_fact(known, guard)) return;
+  // Most are asked again in the same words, which is cheaper to see.
+  for (const auto same : {same_text, same_fact}) {
+    for (const DimGuard& known : guards) {
+      if (same(known, guard)) return;
+    }
   }
   guards.push_back(std::move(guard));
 }
@@ -547,7 +553,8 @@ GuardTransaction::~GuardTransaction() {
 }
 
 std::vector<DimGuard> GuardTransaction::recorded() const {
-  return {guards_->guards.begin() + static_cast<std::ptrdiff_t>(before_.size()), guards_->guards.end()};
+  return {guards_->guards.begin() + static_cast<std::ptrdiff_t>(before_.size()),
+          guards_->guards.end()};
 }
 
 Dim Shape::numel() const {

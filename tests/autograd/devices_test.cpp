@@ -213,7 +213,8 @@ TEST_F(Devices, HostDataOfADeviceTensorIsRefusedWithARemedyThatWorks) {
 TEST(ToDevice, InfersTheDeviceAndMovesTheGradientBack) {
   const TensorSpec spec{DType::bfloat16, {2, 3}, kCpu};
   const TensorSpec* specs[] = {&spec};
-  const TensorSpec there = infer(get_op("to_device"), specs, ToDeviceAttrs{{DeviceType::cuda, 1}}).at(0);
+  const TensorSpec there =
+      infer(get_op("to_device"), specs, ToDeviceAttrs{{DeviceType::cuda, 1}}).at(0);
   EXPECT_EQ(there.device, (Device{DeviceType::cuda, 1}));
   EXPECT_EQ(there.dtype, DType::bfloat16);
   test::InferOnly interpreter;

@@ -94,6 +94,13 @@ TEST(PointwiseGradient, DivisionDoesNotOverflowOnTheWay) {
   const auto [input, other] = gradients(div, {1e300, 1e-300}, {1e200, 1e-200});
   expect_equal(input, {1e-200, 1e200}, "input");
   expect_equal(other, {-1e-100, -1e100}, "other");
+  const auto inverse = [](const Tensor& x) { return mul(reciprocal(x), 1e200); };
+  expect_equal(gradient(inverse, {1e200, -1e200}), {-1e-200, -1e-200}, "reciprocal");
+  const auto quotient = [](const Tensor& x) { return rdiv(x, 1e200); };
+  expect_equal(gradient(quotient, {1e200, -1e200}), {-1e-200, -1e-200}, "rdiv");
+  const Tensor half = full({1}, 300.5, {DType::float16}).requires_grad_();
+  backward(sum(reciprocal(half)));
+  EXPECT_NEAR(half.grad().item(), -1 / (300.5 * 300.5), 1e-7);
 }
 
 using Binary = Tensor (*)(const Tensor&, const Tensor&);

@@ -71,12 +71,22 @@ TEST(Empty, WhatEagerCodeRefusesATraceRefusesWithTheSameExample) {
   const std::pair<const char*, std::function<Tensor(const Tensor&)>> kCalls[] = {
       {"amax", [](const Tensor& x) { return amax(x, {-1}); }},
       {"amax of all", [](const Tensor& x) { return amax(x); }},
-      {"amin", [](const Tensor& x) { return amin(x, {0, 1}, true); }},
+      {"amin",
+       [](const Tensor& x) {
+         return amin(x, {0, 1}, true);
+       }},
       {"argmax", [](const Tensor& x) { return argmax(x, 1); }},
       {"argmax of all", [](const Tensor& x) { return argmax(x); }},
-      {"view", [](const Tensor& x) { return x.view({-1, x.size(1)}); }},
-      {"reshape", [](const Tensor& x) { return x.reshape({x.size(0), x.size(1), -1}); }},
-      {"max_pool2d", [](const Tensor& x) {
+      {"view",
+       [](const Tensor& x) {
+         return x.view({-1, x.size(1)});
+       }},
+      {"reshape",
+       [](const Tensor& x) {
+         return x.reshape({x.size(0), x.size(1), -1});
+       }},
+      {"max_pool2d",
+       [](const Tensor& x) {
          return max_pool2d(x.view({1, 1, 3, x.size(1)}), {1, 1}, {1, 1});
        }},
       {"narrow", [](const Tensor& x) { return narrow(x, 1, 0, 1); }}};

@@ -80,14 +80,41 @@ TEST_F(Symbols, UnifyBindsAndIsChecked) {
   EXPECT_FALSE(unify(Dim(3), Dim(4)));
 }
 
+TEST_F(Symbols, EarlierGuardsFollowWhatUnifyBinds) {
+  const Dim t = Dim::symbol("t", 6, guards);
+  EXPECT_TRUE(Dim(2) <= t);
+  EXPECT_TRUE(b < t);
+  EXPECT_TRUE(s == t);
+  EXPECT_TRUE(unify(s, t));
+  const std::vector<std::string> expected = {"2 <= s", "b < s", "s == t"};
+  EXPECT_EQ(guard_texts(), expected);
+  EXPECT_TRUE(Dim(2) <= t);
+  EXPECT_TRUE(Dim(0) <= s - 2) << "the same in another form";
+  EXPECT_TRUE(b < s);
+  EXPECT_EQ(guard_texts(), expected) << "asked again";
+  EXPECT_TRUE(unify(s, 6));
+  EXPECT_EQ(guard_texts(), (std::vector<std::string>{"2 <= 6", "b < 6", "6 == t", "s == 6"}));
+}
+
+TEST_F(Symbols, WhatASizeCannotBeStaysKnownWhenItIsADifference) {
+  const Dim t = Dim::symbol("t", 4, guards);
+  EXPECT_TRUE(unify(t, s - 2));
+  EXPECT_EQ(guard_texts(), (std::vector<std::string>{"t == s - 2", "0 <= s - 2"}));
+  EXPECT_TRUE(Dim(0) <= t);
+  EXPECT_TRUE(b <= t + b);
+  EXPECT_EQ(guards->guards.size(), 2U);
+}
+
 TEST_F(Symbols, TransactionUndoesGuardsAndBindings) {
+  EXPECT_TRUE(b < s);
   {
     const GuardTransaction transaction(guards, {b, s});
     EXPECT_TRUE(unify(s, 6));
     EXPECT_EQ(transaction.recorded().size(), 1U);
+    EXPECT_EQ(guard_texts(), (std::vector<std::string>{"b < 6", "s == 6"}));
   }
   EXPECT_FALSE(s.is_constant());
-  EXPECT_TRUE(guards->guards.empty());
+  EXPECT_EQ(guard_texts(), std::vector<std::string>{"b < s"});
 }
 
 TEST_F(Symbols, ScalarsKeepPowersOfSizes) {
