@@ -175,10 +175,10 @@ void Lowering::lower_node(const Node& node) {
 
 std::vector<Tensor> Lowering::apply(const Op& op, std::span<const Tensor> inputs,
                                     const Attrs& attrs) {
-  if (op.identity && op.identity(attrs, options_.training)) return {inputs[0]};
   std::vector<const TensorSpec*> specs;
   for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
   const std::vector<TensorSpec> outputs = infer(op, specs, attrs);
+  if (op.identity && op.identity(attrs, options_.training)) return {inputs[0]};
   if (op.view) return {emit_view(op, inputs[0], outputs[0], attrs)};
   if (const auto joined = join_adjacent(op, inputs, attrs)) {
     return {make_tensor(*joined, joined->layout.sizes)};

@@ -185,7 +185,7 @@ std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> in
   static const Op& detach = get_op("detach");
   static const Op& to_device = get_op("to_device");
   TENON_CHECK(!calls_.empty(), TraceError, "[{}] called outside of the traced module", op.name);
-  if (&op == &to_device) return {moved_constant(op, inputs[0], attrs)};
+  if (&op == &to_device) return {moved_source(op, inputs[0], attrs)};
   std::vector<ValueId> operands;
   for (const Tensor& input : inputs) operands.push_back(value_of(input, op.name));
   const NodeId id = add(op, std::move(operands), pin_mode(op, attrs));
@@ -204,11 +204,13 @@ std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> in
   return outputs;
 }
 
-/// What code moves to another device while it is traced: a constant may be, now. State would be a
-/// constant from then on, and what the Graph computes has its device.
-Tensor GraphBuilder::moved_constant(const Op& op, const Tensor& tensor, const Attrs& attrs) {
-  const std::string device = attrs.as<ToDeviceAttrs>().device;
-  if (tensor.device().to_string() == device) return clone(tensor);
+/// What code moves to another device while it is traced: a constant may be, now, and a random tensor is
+/// drawn there. State would be a constant from then on, and what the Graph computes has its device.
+Tensor GraphBuilder::moved_source(const Op& op, const Tensor& tensor, const Attrs& attrs) {
+  const Device to = attrs.as<ToDeviceAttrs>().device;
+  if (tensor.device() == to) return clone(tensor);
+  if (const Tensor drawn = drawn_on(to, tensor)) return drawn;
+  const std::string device = to.to_string();
   TENON_CHECK(tensor.is_eager(), TraceError,
               "[to_device] under the tracer {} cannot move from {} to {}: a Graph runs on one "
               "device; move the model and its inputs with to({}) before the trace",
@@ -234,6 +236,22 @@ Tensor GraphBuilder::moved_constant(const Op& op, const Tensor& tensor, const At
               "before the trace",
               owner, tensor.device().to_string(), device, device);
   return apply_eager(op, {&tensor, 1}, attrs).at(0);
+}
+
+/// The call that drew a random tensor, recorded again for another device; undefined for other tensors.
+/// The first call is dead code where nothing else reads it.
+Tensor GraphBuilder::drawn_on(Device device, const Tensor& tensor) {
+  if (tensor.is_eager()) return {};
+  const Value& value = graph_.value(value_of(tensor, "to_device"));
+  if (value.kind != ValueKind::result) return {};
+  const Node& node = graph_.node(value.producer);
+  if (!node.op->has(Trait::random) || !node.inputs.empty()) return {};
+  const Op& op = *node.op;
+  Attrs attrs = node.attrs;
+  for (std::size_t i = 0; i < attrs.size(); ++i) {
+    if (attrs.kind(i) == FieldKind::device) attrs = attrs.with(i, device);
+  }
+  return traced({graph_.node(add(op, {}, std::move(attrs))).outputs[0], new_memory()});
 }
 
 Tensor GraphBuilder::capture(const Tensor& tensor) {

@@ -136,7 +136,8 @@ class GraphBuilder final : public Interpreter {
   std::string reader(std::string_view op_name) const;
   void require_current(const Handle& handle, std::string_view op_name) const;
   void require_changeable(const Handle& handle) const;
-  Tensor moved_constant(const Op& op, const Tensor& tensor, const Attrs& attrs);
+  Tensor moved_source(const Op& op, const Tensor& tensor, const Attrs& attrs);
+  Tensor drawn_on(Device device, const Tensor& tensor);
   /// Nodes added from `first` on stand for `node`: its name, region and bound kernel are theirs.
   void carry_marks(const Node& node, std::size_t first);
   Attrs pin_mode(const Op& op, const Attrs& attrs) const;

@@ -226,6 +226,17 @@ std::optional<Dim> divide_exactly(const Dim& a, const DimTerm& divisor) {
   return DimExpr::make(std::move(quotient));
 }
 
+/// Whether two guards say the same of sizes, in whatever form: 0 <= s - 2 and 2 <= s.
+bool same_fact(const DimGuard& a, const DimGuard& b) {
+  if (a.relation != b.relation) return false;
+  if (compare(a.left, b.left) == 0 && compare(a.right, b.right) == 0) return true;
+  const Dim difference = a.right - a.left;
+  if (compare(difference, b.right - b.left) == 0) return true;
+  const bool symmetric =
+      a.relation == DimGuard::Relation::equal || a.relation == DimGuard::Relation::not_equal;
+  return symmetric && compare(difference, b.left - b.right) == 0;
+}
+
 /// True when no term is negative; sizes are not, so neither is the sum.
 bool is_never_negative(const Dim& dim) {
   const std::vector<DimTerm> terms = DimExpr::terms_of(dim);
@@ -271,10 +282,7 @@ std::vector<DimTerm> DimExpr::terms_of(const Dim& dim) {
 
 void GuardList::add(DimGuard guard) {
   for (const DimGuard& known : guards) {
-    if (known.relation == guard.relation && compare(known.left, guard.left) == 0 &&
-        compare(known.right, guard.right) == 0) {
-      return;
-    }
+    if (same_fact(known, guard)) return;
   }
   guards.push_back(std::move(guard));
 }
@@ -479,6 +487,27 @@ std::string DimGuard::to_string() const {
   return fmt::format("{} {} {}", text(left), kSigns[static_cast<int>(relation)], text(right));
 }
 
+namespace {
+
+/// From now on the symbol is `size`, in the guards of before too: a comparison that is made again, by
+/// the verifier say, then finds its guard. What made a symbol never negative stays said.
+void bind(const std::shared_ptr<DimSymbol>& symbol, const Dim& size) {
+  if (!is_never_negative(size)) record_guard(0, DimGuard::Relation::less_equal, size);
+  const Dim plain = detached(size);
+  const auto replacement = [&](const DimSymbol& other) {
+    return other.id == symbol->id ? std::optional(plain) : std::nullopt;
+  };
+  const Dim itself = DimExpr::make({DimTerm{1, {{symbol, nullptr}}}});
+  for (DimGuard& guard : symbol->guards->guards) {
+    if (same_fact(guard, {itself, DimGuard::Relation::equal, plain})) continue;
+    guard.left = guard.left.substitute(replacement);
+    guard.right = guard.right.substitute(replacement);
+  }
+  symbol->bound = size;
+}
+
+}  // namespace
+
 bool unify(const Dim& a, const Dim& b) {
   const Dim x = a.resolved();
   const Dim y = b.resolved();
@@ -493,16 +522,16 @@ bool unify(const Dim& a, const Dim& b) {
     return any_symbol(dim, [&](const auto& s) { return s == symbol; });
   };
   if (sx && (!sy || sy->id < sx->id) && !contains(y, sx)) {
-    sx->bound = y;
+    bind(sx, y);
   } else if (sy && !contains(x, sy)) {
-    sy->bound = x;
+    bind(sy, x);
   }
   return true;
 }
 
 GuardTransaction::GuardTransaction(std::shared_ptr<GuardList> guards,
                                    const std::vector<Dim>& symbols)
-    : guards_(std::move(guards)), count_(guards_->guards.size()) {
+    : guards_(std::move(guards)), before_(guards_->guards) {
   for (const Dim& dim : symbols) {
     any_symbol(dim, [&](const auto& symbol) {
       if (!symbol->bound) unbound_.push_back(symbol);
@@ -513,12 +542,12 @@ GuardTransaction::GuardTransaction(std::shared_ptr<GuardList> guards,
 
 GuardTransaction::~GuardTransaction() {
   if (committed_) return;
-  guards_->guards.resize(count_);
+  guards_->guards = std::move(before_);
   for (const auto& symbol : unbound_) symbol->bound.reset();
 }
 
 std::vector<DimGuard> GuardTransaction::recorded() const {
-  return {guards_->guards.begin() + static_cast<std::ptrdiff_t>(count_), guards_->guards.end()};
+  return {guards_->guards.begin() + static_cast<std::ptrdiff_t>(before_.size()), guards_->guards.end()};
 }
 
 Dim Shape::numel() const {

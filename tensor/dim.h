@@ -32,7 +32,7 @@ struct DimGuard;
 /// The guards of one trace; symbols made with it report to it.
 struct GuardList {
   std::vector<DimGuard> guards;
-  /// A guard recorded twice is kept once.
+  /// A guard recorded twice, or one that says the same in another form, is kept once.
   void add(DimGuard guard);
 };
 
@@ -114,7 +114,7 @@ struct DimGuard {
 };
 
 /// Requires a == b: true when it holds by expression, or by the hints, and then a guard is recorded
-/// and a bare symbol is bound to the other side. False when the hints differ.
+/// and a bare symbol is bound to the other side, in earlier guards too. False when the hints differ.
 bool unify(const Dim& a, const Dim& b);
 
 /// Undoes, unless committed, the guards and bindings made on a trace's symbols during its lifetime.
@@ -130,7 +130,7 @@ class GuardTransaction {
 
  private:
   std::shared_ptr<GuardList> guards_;
-  std::size_t count_;
+  std::vector<DimGuard> before_;
   std::vector<std::shared_ptr<detail::DimSymbol>> unbound_;
   bool committed_ = false;
 };

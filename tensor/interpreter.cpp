@@ -263,11 +263,10 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
   require_eager(op, inputs);
   const ModuleFrame* frame = current_module();
   const bool training = frame == nullptr || frame->training;
-  if (op.identity && op.identity(attrs, training)) return {inputs[0]};
-
   std::vector<const TensorSpec*> specs;
   for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
   const std::vector<TensorSpec> output_specs = infer(op, specs, attrs);
+  if (op.identity && op.identity(attrs, training)) return {inputs[0]};
   if (op.view) return {apply_view(op, inputs[0], output_specs[0], attrs)};
 
   const Device device = output_specs.at(0).device;

@@ -16,7 +16,8 @@ std::vector<TensorSpec> infer_reduction(const InferContext& context);
 /// The same for given axes.
 std::vector<TensorSpec> infer_reduction(const InferContext& context,
                                         const std::vector<std::int64_t>& dim, bool keepdim);
-/// infer_reduction for ops that have no value for nothing: ShapeError when a reduced axis is empty.
+/// infer_reduction for ops that have no value for nothing: ShapeError when a reduced axis is empty,
+/// as the example of a symbolic size says; no guard, for lowering infers again with numbers.
 std::vector<TensorSpec> infer_extremum(const InferContext& context);
 
 /// Op::Vjp of amax and amin; they save operand and output.

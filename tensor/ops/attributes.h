@@ -29,10 +29,12 @@ struct PrintAttrs {
   static constexpr auto fields() { return std::tuple{field("label", &PrintAttrs::label)}; }
 };
 
-/// to_device; "cpu" or "cuda:0".
+/// to_device
 struct ToDeviceAttrs {
-  std::string device = "cpu";
-  static constexpr auto fields() { return std::tuple{field("device", &ToDeviceAttrs::device)}; }
+  Device device = {};
+  static constexpr auto fields() {
+    return std::tuple{field("device", &ToDeviceAttrs::device, FieldKind::device)};
+  }
 };
 
 /// scaled_dot_product_attention; the mask drawn for (…, L, S) probabilities.

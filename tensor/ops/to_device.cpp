@@ -14,7 +14,7 @@ Tensor to_device(const Tensor& input, Device device) {
   if (input.device() == device) return input;
   TENON_CHECK(!ops::in_pattern(), TraceError,
               "[to_device] in a pattern: a Graph runs on one device, so nothing in it is moved");
-  return apply1(op, {input}, ToDeviceAttrs{device.to_string()});
+  return apply1(op, {input}, ToDeviceAttrs{device});
 }
 
 namespace detail {
@@ -31,7 +31,7 @@ void run_to_device(const KernelArgs& args) {
 Tensor moved_to(const Tensor& tensor, Device device) {
   static const Op& op = get_op("to_device");
   if (tensor.device() == device) return tensor;
-  return apply_eager(op, {&tensor, 1}, ToDeviceAttrs{device.to_string()}).at(0);
+  return apply_eager(op, {&tensor, 1}, ToDeviceAttrs{device}).at(0);
 }
 
 Tensor host_data_of(const Tensor& tensor) {
@@ -47,7 +47,7 @@ namespace {
 
 std::vector<TensorSpec> infer_to_device(const InferContext& context) {
   TensorSpec output = context[0];
-  output.device = Device::parse(context.attributes<ToDeviceAttrs>().device);
+  output.device = context.attributes<ToDeviceAttrs>().device;
   return {output};
 }
 

@@ -11,6 +11,7 @@
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
+#include "tensor/random.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/fake_cuda.h"
@@ -163,6 +164,28 @@ TEST_F(DevicesTraced, ConstantsMoveWhileTheTraceIsMade) {
   EXPECT_EQ(run(x).to_doubles(), model(x).to_doubles());
 }
 
+TEST_F(DevicesTraced, ARandomTensorThatIsMovedIsDrawnThere) {
+  const auto model = function_model([](const Tensor& x) {
+    const Tensor noise = randn({2}).to(x.device());
+    return x + noise + uniform({2}, 1, 2).to(x.device());
+  });
+  const Tensor x = zeros({2}, on(kCuda));
+  const Schedule sch = create_schedule(model, {x});
+  EXPECT_EQ(sch.graph().order().size(), 4U);  // two draws, two sums
+  manual_seed(5);
+  const Doubles drawn = Executor(sch.graph())(x).to_doubles();
+  manual_seed(5);
+  const Doubles eager = model(x).to_doubles();
+  for (std::size_t i = 0; i < drawn.size(); ++i) EXPECT_NEAR(drawn[i], eager[i], 1e-6);
+  EXPECT_ERROR(TraceError,
+               "[to_device] under the tracer %mul cannot move from cpu to cuda:0: a Graph runs on "
+               "one device; move the model and its inputs with to(cuda:0) before the trace",
+               create_schedule(function_model([](const Tensor& input) {
+                                 return input + (randn({2}) * 2.0).to(input.device());
+                               }),
+                               {x}));
+}
+
 TEST_F(DevicesTraced, ReadingNumbersRecordsNothing) {
   const Tensor table = arange(6, on(kCuda)).view({2, 3}).transpose(0, 1);
   const auto model = function_model([table](const Tensor& x) {
@@ -190,7 +213,7 @@ TEST_F(Devices, HostDataOfADeviceTensorIsRefusedWithARemedyThatWorks) {
 TEST(ToDevice, InfersTheDeviceAndMovesTheGradientBack) {
   const TensorSpec spec{DType::bfloat16, {2, 3}, kCpu};
   const TensorSpec* specs[] = {&spec};
-  const TensorSpec there = infer(get_op("to_device"), specs, ToDeviceAttrs{"cuda:1"}).at(0);
+  const TensorSpec there = infer(get_op("to_device"), specs, ToDeviceAttrs{{DeviceType::cuda, 1}}).at(0);
   EXPECT_EQ(there.device, (Device{DeviceType::cuda, 1}));
   EXPECT_EQ(there.dtype, DType::bfloat16);
   test::InferOnly interpreter;
@@ -200,7 +223,7 @@ TEST(ToDevice, InfersTheDeviceAndMovesTheGradientBack) {
   const Tensor inputs[] = {x};
   const Tensor cotangents[] = {Tensor::symbolic(there)};
   EXPECT_EQ(grad(roots, inputs, cotangents).at(0).device(), kCpu);
-  EXPECT_EQ(interpreter.last_attrs.as<ToDeviceAttrs>().device, "cpu");
+  EXPECT_EQ(interpreter.last_attrs.as<ToDeviceAttrs>().device, kCpu);
 }
 
 }  // namespace devices_test

@@ -117,7 +117,7 @@ void add_views(Samples& samples) {
   add(samples, "clone", "zero-size", leaf({2, 0}), clone);
   // To the device where it is, which the function to_device does not call the op for.
   const auto moved = [](const Tensor& x) {
-    return apply1(get_op("to_device"), {x}, ToDeviceAttrs{"cpu"});
+    return apply1(get_op("to_device"), {x}, ToDeviceAttrs{kCpu});
   };
   add_view(samples, "to_device", moved);
   add(samples, "to_device", "zero-size", leaf({2, 0}), moved);

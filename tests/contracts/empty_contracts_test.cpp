@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <memory>
 
 #include "graph/program.h"
@@ -13,6 +14,7 @@
 #include "tensor/error.h"
 #include "tests/support/empty_samples.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/models.h"
 
 namespace tenon::test {
 namespace empty_contracts_test {
@@ -63,6 +65,44 @@ TEST(Empty, ExtremaRefuse) {
                amax(zeros({3, 0}), {1}));
   EXPECT_THROW(amin(zeros({0})), ShapeError);
   EXPECT_THROW(argmax(zeros({0})), ShapeError);
+}
+
+TEST(Empty, WhatEagerCodeRefusesATraceRefusesWithTheSameExample) {
+  const std::pair<const char*, std::function<Tensor(const Tensor&)>> kCalls[] = {
+      {"amax", [](const Tensor& x) { return amax(x, {-1}); }},
+      {"amax of all", [](const Tensor& x) { return amax(x); }},
+      {"amin", [](const Tensor& x) { return amin(x, {0, 1}, true); }},
+      {"argmax", [](const Tensor& x) { return argmax(x, 1); }},
+      {"argmax of all", [](const Tensor& x) { return argmax(x); }},
+      {"view", [](const Tensor& x) { return x.view({-1, x.size(1)}); }},
+      {"reshape", [](const Tensor& x) { return x.reshape({x.size(0), x.size(1), -1}); }},
+      {"max_pool2d", [](const Tensor& x) {
+         return max_pool2d(x.view({1, 1, 3, x.size(1)}), {1, 1}, {1, 1});
+       }},
+      {"narrow", [](const Tensor& x) { return narrow(x, 1, 0, 1); }}};
+  for (const auto& [name, call] : kCalls) {
+    SCOPED_TRACE(name);
+    const Tensor x = zeros({3, 0});
+    EXPECT_THROW(call(x), ShapeError);
+    EXPECT_THROW(create_schedule(function_model(call), {x}), ShapeError);
+    const auto unread = [&](const Tensor& input) {
+      call(input);
+      return input;
+    };
+    EXPECT_THROW(create_schedule(function_model(unread), {x}), ShapeError);
+  }
+}
+
+TEST(Empty, AProgramRefusesExtremaAsEagerCodeDoes) {
+  const auto largest = function_model([](const Tensor& x) { return amax(x, {1}); });
+  const auto smallest = function_model([](const Tensor& x) { return amin(x); });
+  const auto place = function_model([](const Tensor& x) { return argmax(x, -1, true); });
+  const Tensor empty = zeros({3, 0});
+  EXPECT_ERROR(ShapeError,
+               "[amax] axis 1 of the input (3, 0) is empty; needed at least one element to reduce",
+               Executor(create_schedule(largest, {ones({3, 2})}).graph())(empty));
+  EXPECT_THROW(Executor(create_schedule(smallest, {ones({3, 2})}).graph())(empty), ShapeError);
+  EXPECT_THROW(Executor(create_schedule(place, {ones({3, 2})}).graph())(empty), ShapeError);
 }
 
 const Shape kEmptyBatches[] = {{0, 3, 4, 4}, {2, 3, 0, 4}, {2, 3, 4, 0}, {0, 3, 0, 0}};

@@ -137,6 +137,18 @@ TEST_F(Dropout, IsTheInputWhereItDoesNotAct) {
   EXPECT_FALSE(dropout(x, 0.5, DropoutMode::train).is_same(x));
 }
 
+TEST_F(Dropout, RefusesIntegersWhereItDoesNotActToo) {
+  constexpr const char* kText =
+      "[dropout] operand 'input' is int64; needed float32, float64, float16 or bfloat16";
+  const Tensor x = zeros({2}, {DType::int64, kCpu});
+  EXPECT_ERROR(DTypeError, kText, dropout(x, 0.5, DropoutMode::train));
+  EXPECT_ERROR(DTypeError, kText, dropout(x, 0.5, DropoutMode::eval));
+  EXPECT_ERROR(DTypeError, kText, dropout(x, 0.0, DropoutMode::train));
+  const ModuleFrame evaluating{.training = false};
+  const ModuleScope scope(evaluating, {});
+  EXPECT_ERROR(DTypeError, kText, dropout(x, 0.5));
+}
+
 TEST_F(Dropout, DoesNotDependOnTheNumberOfThreads) {
   const Tensor x = dense(random_values(200 * 333, DType::float32, 1), {200, 333}, DType::float32);
   expect_thread_invariant([&] { return dropout_at(x, 0.4, 1); }, "dropout");
