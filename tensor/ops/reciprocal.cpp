@@ -16,7 +16,8 @@ Op define_reciprocal() {
                   cpu::unary_kernel<cpu::Floats>("cpu.reciprocal", [](auto x) { return 1 / x; }))
       .saves_inputs({0})
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
-        return {neg(div(call.cotangent(0), square(call.input(0))))};
+        // -grad/input², without the square, which may overflow.
+        return {neg(div(div(call.cotangent(0), call.input(0)), call.input(0)))};
       })
       .done();
 }
