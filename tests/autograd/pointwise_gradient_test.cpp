@@ -2,7 +2,10 @@
 // dtype and layout against double-precision references.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "autograd/autograd.h"
 #include "tensor/error.h"
@@ -105,6 +108,33 @@ TEST(PointwiseGradient, DivisionDoesNotOverflowOnTheWay) {
 
 using Binary = Tensor (*)(const Tensor&, const Tensor&);
 constexpr Binary kBinary[] = {add, sub, mul, div, maximum, minimum, pow};
+
+TEST(PointwiseGradient, FunctionsOfLargeHalvesDoNotOverflowOnTheWay) {
+  const std::vector<std::pair<const char*, Tensor (*)(const Tensor&)>> functions = {
+      {"reciprocal", reciprocal},
+      {"1 / x", [](const Tensor& x) { return 1.0 / x; }},
+      {"sqrt", sqrt},
+      {"rsqrt", rsqrt},
+      {"log", log},
+      {"tanh", tanh},
+      {"sigmoid", sigmoid},
+      {"silu", silu},
+      {"erf", erf},
+      {"gelu", [](const Tensor& x) { return gelu(x); }},
+      {"gelu by tanh", [](const Tensor& x) { return gelu(x, Approximate::tanh); }},
+      {"softplus", [](const Tensor& x) { return softplus(x); }},
+      {"x^-1", [](const Tensor& x) { return pow(x, -1); }},
+  };
+  constexpr double kTiny = 0x1p-24;  // float16's smallest number
+  for (const auto& [name, f] : functions) {
+    for (const double value : {300.0, 1000.0}) {
+      const double wide = gradient(f, {value}).item();
+      Tensor x = tensor({value}, {1}, {DType::float16}).requires_grad_();
+      backward(f(x));
+      EXPECT_NEAR(x.grad().item(), wide, std::abs(wide) * 0.01 + 2 * kTiny) << name << value;
+    }
+  }
+}
 
 TEST(PointwiseGradient, KeepsDtypeAndShapeOfEachOperand) {
   for (const DType dtype : kFloats) {

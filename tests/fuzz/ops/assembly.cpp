@@ -172,9 +172,7 @@ void prepare_integers(Assembly& a) {
 
 void prepare_files(Assembly& a) {
   prepare_integers(a);
-  for (int i = 0; i < 2; ++i) {
-    const auto dtype =
-        a.source.chance(40) ? a.float_dtype() : static_cast<DType>(a.source.below(kNumDTypes));
+  for (const DType dtype : {DType::bfloat16, static_cast<DType>(a.source.below(kNumDTypes))}) {
     a.tensor(dtype, {a.source.one_of<std::int64_t>({0, 1, 7, 33}), a.source.between(1, 3)});
   }
 }
@@ -205,7 +203,7 @@ const std::vector<Subject>& subjects() {
         "masked_fill"},
        30,
        true},
-      {prepare_files, {"json", "safetensors"}, 10, false},
+      {prepare_files, {"json", "safetensors"}, 15, false},
   };
   return all;
 }

@@ -50,6 +50,9 @@ Local of_floats(Binary op, DType dtype, Number x, Number y) {
     case Binary::div:
       local.slope[0] = 1 / y;
       local.slope[1] = -(x / y) / y;
+      // A quotient that is subnormal has an error of its own.
+      local.magnitude[1] = std::fabs(local.slope[1]) + 2 * smallest_normal(dtype) / std::fabs(y);
+      if (!(std::fabs(1 / y) < largest(dtype) / 4)) local.magnitude[1] = kInfinity;
       break;
     case Binary::maximum:
     case Binary::minimum: {
@@ -131,6 +134,7 @@ void evaluate_number_on_the_left(Evaluation& e) {
         if (!is_float(dtype)) return Local{.value = of_integers(op, dtype, number, x[0])};
         Local local = of_floats(op, dtype, number, x[0]);
         local.slope[0] = local.slope[1];
+        local.magnitude[0] = local.magnitude[1];
         return local;
       },
       !is_float(dtype));

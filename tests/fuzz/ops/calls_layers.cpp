@@ -115,6 +115,7 @@ bool draw_batch_norm(Drawing& d, Step& step) {
 struct Channel {
   std::vector<std::size_t> elements;
   Number mean = 0, variance = 0;
+  Number mean_error = 0;
   Number largest_value = 0;
   bool sound = true;
 };
@@ -131,6 +132,8 @@ Channel channel_of(const Array& x, const Numbers& values, std::int64_t channel) 
   }
   const auto count = static_cast<Number>(result.elements.size());
   result.mean /= count;
+  for (const std::size_t i : result.elements) result.mean_error += std::fabs(values[i]);
+  result.mean_error *= roundoff(wide(x.dtype)) * (count + 4) / count;
   for (const std::size_t i : result.elements) {
     result.variance += (values[i] - result.mean) * (values[i] - result.mean);
   }
@@ -178,6 +181,7 @@ class BatchNorm {
     if (!of_batch_) {
       channel.mean = means_[at(c)];
       channel.variance = variances_[at(c)];
+      channel.mean_error = 0;
       channel.sound = std::isfinite(channel.mean) && channel.variance >= 0 &&
                       std::fabs(channel.mean) < largest(wide(x_.dtype)) / 8;
     }
@@ -189,13 +193,15 @@ class BatchNorm {
       const Number terms = std::fabs(values_[i]) + std::fabs(channel.mean);
       const Number normalized = centred * factor;
       results_[i] = normalized * weight + bias;
-      const Number drift = eps * std::fabs(channel.mean) * factor;
+      const Number drift = (eps * std::fabs(channel.mean) + channel.mean_error) * factor;
       const Number error =
-          std::fabs(normalized) * (static_cast<Number>(n + 8) * eps + drift * drift) +
+          std::fabs(normalized) * (static_cast<Number>(n + 8) * eps + drift * drift) + drift +
           8 * eps * terms * factor;
       allowed_[i] = std::fabs(weight) * error + 4 * eps * std::fabs(bias) +
                     4 * ulp(wide(x_.dtype), results_[i]) + smallest_normal(wide(x_.dtype));
-      if (!channel.sound || !std::isfinite(allowed_[i])) allowed_[i] = kInfinity;
+      const bool overflows =
+          !(terms * factor * std::max<Number>(1, std::fabs(weight)) < largest(wide(x_.dtype)) / 8);
+      if (!channel.sound || overflows) allowed_[i] = kInfinity;
       slopes(channel, i, c, factor, weight, terms);
     }
     if (of_batch_) move_statistics(batch, c, eps);
@@ -388,7 +394,7 @@ class Attention {
     const bool sees_none =
         std::all_of(softmax.p.begin(), softmax.p.end(), [](Number p) { return p == 0; });
     // A relative error of exp is the absolute one of its argument.
-    const Number error = roundoff(dtype_) * (4 * softmax.largest_terms + 16) +
+    const Number error = roundoff(dtype_) * (8 * softmax.largest_terms + 16) +
                          roundoff(wide(dtype_)) * static_cast<Number>(keys_);
     for (std::int64_t c = 0; c < width_; ++c) {
       Number result = 0, terms = 0;

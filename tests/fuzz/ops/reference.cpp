@@ -214,13 +214,13 @@ void Evaluation::follow_errors() {
 }
 
 void Evaluation::finish() {
-  if (refused()) return;
-  if (reference.follows_errors) follow_errors();
   const bool recorded = wants_any() && !not_differentiable;
   if (recorded && std::any_of(handles_.begin(), handles_.end(),
                               [](const HandlePtr& handle) { return is_stale(*handle); })) {
     may_refuse(kValue);
   }
+  if (refused()) return;
+  if (reference.follows_errors) follow_errors();
   if (target_ >= 0) return finish_write();
   const HandlePtr& result = outcome.result;
   const bool is_new =

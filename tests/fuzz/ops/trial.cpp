@@ -129,13 +129,13 @@ class Trial : public EagerTrial {
     if (program_.wants_gradients && !differentiated_.empty()) run_joint();
   }
 
-  /// A Program takes contiguous copies of its inputs, and the GPU's products are others than eager
-  /// ones: sums are taken in another order.
+  /// A Program copies strided inputs and does not read what it wrote into strided state, and the GPU's
+  /// products are others than eager ones: sums are taken in another order.
   bool may_round_otherwise() const {
-    const std::vector<Tensor> inputs = inputs_of(tensors_);
     return !options_.device.is_cpu() ||
-           !std::all_of(inputs.begin(), inputs.end(),
-                        [](const Tensor& input) { return input.is_contiguous(); });
+           std::any_of(program_.steps.begin(), program_.steps.end(), [&](const Step& step) {
+             return step.before && step.result >= 0 && !tensors_.at(step.result).is_contiguous();
+           });
   }
 
   /// The eager runs once more, with the errors that a value may have.
