@@ -6,6 +6,7 @@
 
 #include "autograd/autograd.h"
 #include "tensor/error.h"
+#include "tensor/interpreter.h"
 #include "tensor/random.h"
 #include "tests/fuzz/ops/observe.h"
 

@@ -140,8 +140,8 @@ bool Evaluation::records() const { return reference.follows_errors || wants_any(
 
 void Evaluation::slope(std::int64_t out, int operand, std::int64_t in, Number value,
                        Number magnitude) {
-  if (wants(operand) || reference.follows_errors)
-    entries_.push_back({out, operand, in, value, magnitude});
+  if (!wants(operand) && !reference.follows_errors) return;
+  entries_.push_back({out, operand, in, value, magnitude});
 }
 
 Edge Evaluation::edge_of(const HandlePtr& handle) const {
@@ -172,8 +172,7 @@ RecordPtr Evaluation::make_record() {
 
 /// To first order. What does not come by slopes is open where an operand has an error.
 Numbers Evaluation::errors_of(const Array& array, const Check* check) const {
-  const bool is_main =
-      check == nullptr || check->handle == outcome.result || target_ >= 0 || !outcome.result;
+  const bool is_main = check == nullptr || target_ >= 0 || check->handle == outcome.result;
   const bool by_slopes = is_main && is_float(array.dtype) && !not_differentiable;
   Numbers result(static_cast<std::size_t>(array.numel()));
   for (std::size_t i = 0; check != nullptr && i < check->allowed.size(); ++i) {
@@ -189,8 +188,8 @@ Numbers Evaluation::errors_of(const Array& array, const Check* check) const {
   for (const Entry& entry : entries_) {
     const Number error =
         given[static_cast<std::size_t>(entry.operand)].at(static_cast<std::size_t>(entry.in));
-    if (error != 0 && by_slopes)
-      result[static_cast<std::size_t>(entry.out)] += error * entry.magnitude;
+    if (error == 0 || !by_slopes) continue;
+    result[static_cast<std::size_t>(entry.out)] += error * entry.magnitude;
   }
   const Numbers values = check != nullptr ? check->value : array.values();
   for (std::size_t i = 0; i < result.size(); ++i) {
