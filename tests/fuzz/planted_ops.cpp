@@ -76,6 +76,7 @@ int main(int argc, char** argv) {
     std::vector<Found> results;
     for (const PlantedFault& fault : planted_faults()) {
       if (std::string(fault.name).find(options.filter) == std::string::npos) continue;
+      if (fault.on_host_only && options.device != "cpu") continue;
       results.push_back(search(fault, options));
       const Found& found = results.back();
       out << (found.mismatch.empty() ? "MISSED " : "found  ") << found.name << ", after "

@@ -11,6 +11,7 @@ struct PlantedFault {
   const char* name;
   const char* call;  // Call::name of what it takes the place of
   Run run;
+  bool on_host_only = false;  // right on a GPU, which does not check indices
 };
 std::vector<PlantedFault> planted_faults();
 
