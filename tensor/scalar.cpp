@@ -5,6 +5,7 @@
 #include "tensor/dim.h"
 
 namespace tenon {
+
 Scalar::Scalar(const Dim& dim) : coefficient_(1), factors_{{dim, 1.0}} { *this = simplified(); }
 
 Scalar Scalar::wildcard(int capture) {
