@@ -58,6 +58,20 @@ TEST(Backward, OfSeveralRootsIsOneWalk) {
   EXPECT_NEAR(values(x.grad())[0], 13 * std::exp(2.0) + 1, 1e-12);
 }
 
+TEST(Backward, ATensorIsNotItsOwnGradient) {
+  Tensor x = leaf({1, 2});
+  Tensor y = leaf({3, 4});
+  const auto refusal = [](Tensor& target, const Tensor& gradient) {
+    return test::error_text<ValueError>([&] { target.set_grad(gradient); });
+  };
+  EXPECT_NE(refusal(x, x).find("give a clone()"), std::string::npos);
+  x.set_grad(y);
+  EXPECT_NE(refusal(y, x).find("give a clone()"), std::string::npos);
+  EXPECT_FALSE(y.grad());
+  y.set_grad(x.clone());
+  EXPECT_EQ(values(y.grad()), (Doubles{1, 2}));
+}
+
 TEST(Backward, Accumulates) {
   const Tensor x = leaf({1, 2});
   backward(sum(mul(x, 3)));

@@ -48,6 +48,9 @@ bool draw_set_grad(Drawing& d, Step& step) {
 void evaluate_set_grad(Evaluation& e) {
   const Array& leaf = e.array(0);
   const Array& gradient = e.array(1);
+  for (const Handle* other = e.handle(1).get(); other; other = other->gradient.get()) {
+    e.need(other != e.handle(0).get(), kValue);
+  }
   e.need(leaf.sizes == gradient.sizes && leaf.dtype == gradient.dtype, kShape | kDType);
   e.outcome.commit = [handle = e.handle(0), value = e.handle(1)] { handle->gradient = value; };
 }
