@@ -64,11 +64,11 @@ TEST(Backward, ATensorIsNotItsOwnGradient) {
   const auto refusal = [](Tensor& target, const Tensor& gradient) {
     return test::error_text<ValueError>([&] { target.set_grad(gradient); });
   };
-  EXPECT_NE(refusal(x, x).find("give a clone()"), std::string::npos);
+  EXPECT_NE(refusal(x, x).find("give detach().clone()"), std::string::npos);
   x.set_grad(y);
-  EXPECT_NE(refusal(y, x).find("give a clone()"), std::string::npos);
+  EXPECT_NE(refusal(y, x).find("give detach().clone()"), std::string::npos);
   EXPECT_FALSE(y.grad());
-  y.set_grad(x.clone());
+  y.set_grad(x.detach().clone());
   EXPECT_EQ(values(y.grad()), (Doubles{1, 2}));
 }
 
