@@ -201,7 +201,8 @@ void Tensor::set_grad(const Tensor& gradient) {
   impl_of(impl_);
   for (const TensorImpl* other = gradient.impl().get(); other; other = other->grad.get()) {
     TENON_CHECK(other != impl_.get(), ValueError,
-                "set_grad: a tensor cannot be its own gradient, nor its gradient's; give detach().clone()");
+                "set_grad: a tensor cannot be its own gradient, nor its gradient's; "
+                "give detach().clone()");
   }
   if (gradient) {
     TENON_CHECK(gradient.shape().same_as(shape()) && gradient.dtype() == dtype() &&

@@ -156,7 +156,8 @@ class Tensor {
   bool is_leaf() const { return !impl_ || impl_->producer == nullptr; }
   /// The gradient that backward accumulated; undefined when none has reached this leaf.
   Tensor grad() const { return impl_ && impl_->grad ? Tensor(impl_->grad) : Tensor(); }
-  /// Sets the gradient, or clears it with an undefined tensor. ShapeError when it does not fit.
+  /// Sets the gradient, or clears it with an undefined tensor. ShapeError when it does not fit;
+  /// ValueError for the tensor itself, or one whose gradient it is: nothing would free the cycle.
   void set_grad(const Tensor& gradient);
   /// The same values, cut off from the tape.
   Tensor detach() const;
