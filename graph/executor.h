@@ -1,10 +1,14 @@
 // Executor: a Graph that runs on inputs of any sizes its guards allow, lowering it once for each
 // signature (sizes, dtypes, device, mode) and keeping those Programs.
+//
+// Any number of threads may call one Executor at once, and each gets what one thread would get: a
+// signature is lowered once, by the thread that needs it first, while others run what is there. Runs of
+// one Program exclude each other; where runs shall overlap, each thread builds an Executor of its own,
+// which shares the model's weights. Copies of an Executor share their Programs.
 #pragma once
 
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "graph/program.h"
@@ -23,24 +27,24 @@ class Executor {
     const Tensor list[] = {inputs...};
     return run(list).at(0);
   }
-  /// The Program for these inputs, lowered now if it was not.
+  /// The Program for these inputs, lowered now if it was not. It lives as long as it is kept: another
+  /// thread's call for other sizes may end that, unless the caller holds shared_program's.
   Program& program(std::span<const Tensor> inputs, bool training = false);
-  const Graph& graph() const { return graph_; }
-  std::size_t num_programs() const { return programs_.size(); }
+  /// The same, alive as long as the caller wants.
+  std::shared_ptr<Program> shared_program(std::span<const Tensor> inputs, bool training = false);
+  const Graph& graph() const;
+  /// Programs that are kept.
+  std::size_t num_programs() const;
+  /// Bytes of device memory that these hold for intermediate results. Weights are the model's, and
+  /// shared by all that was built from it.
+  std::size_t arena_bytes() const;
 
   /// At most this many Programs are kept; the least recently used one goes first.
   static constexpr std::size_t kMaxPrograms = 32;
 
  private:
-  struct Entry {
-    std::shared_ptr<Program> program;
-    std::uint64_t last_use = 0;
-  };
-  std::shared_ptr<Program> lower_or_make_room(const std::vector<TensorSpec>& specs, bool training);
-
-  Graph graph_;
-  std::unordered_map<std::string, Entry> programs_;
-  std::uint64_t clock_ = 0;
+  class Cache;
+  std::shared_ptr<Cache> cache_;
 };
 
 }  // namespace tenon
