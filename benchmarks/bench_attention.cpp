@@ -8,9 +8,17 @@
 // attention alone, 8·B·S·H² + 4·B·S²·H forward and 24·B·S·H² + 14·B·S²·H with backward, per step of
 // throughput_ms; floor_ms is the floor of this Program's instructions (bench::floor_ms). build_ms is
 // from the trace to the lowered Program, verification not counted.
+//
+//   bench_attention --batch 1 --seq 128 --threads 2
+//
+// --threads N: N threads at once, each with a model and an Executor of its own, against one of them
+// alone, in turns: steps_per_s of all together, and of the one.
+#include <barrier>
 #include <chrono>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
 
 #include "benchmarks/attention_block.h"
 #include "benchmarks/measure.h"
@@ -32,6 +40,7 @@ struct Options : bench::CommonOptions {
   std::string mode = "fwd";
   std::string schedule = "full";
   int runs = 50;
+  int threads = 0;  // 0: the usual figures
   bool verify = false;
 
   bool trains() const { return mode == "train"; }
@@ -47,6 +56,7 @@ void add_options(CommandLine& line, Options& o) {
   line.option("--schedule", o.schedule, "none or full (schedules::transformer_encoder)")
       .one_of({"none", "full"});
   line.option("--runs", o.runs, "single steps of which the median counts").positive();
+  line.option("--threads", o.threads, "measure this many threads at once").positive();
   line.flag("--verify", o.verify, "compare with the unscheduled model first");
   o.add_profile_to(line);
   o.add_to(line);
@@ -85,7 +95,75 @@ std::vector<std::vector<Tensor>> make_inputs(const Options& o, Device device, DT
   return sets;
 }
 
+/// A model of its own, scheduled, with inputs.
+struct Worker {
+  Worker(const Options& o, Device device, DType dtype)
+      : model(nn::make<bench::AttentionBlock>(o.block)), inputs(make_inputs(o, device, dtype)) {
+    model->to(device, dtype);
+    model->requires_grad_();
+    model->train(o.trains());
+    Schedule sch = create_schedule(model, {{"x", inputs[0][0]}});
+    if (o.schedule == "full") schedules::transformer_encoder(sch);
+    executor.emplace(make_executor(sch, o.trains()));
+  }
+
+  void run(int steps, bool trains) {
+    std::vector<Tensor> outputs;
+    for (int i = 0; i < steps; ++i) {
+      outputs = executor->run(inputs[static_cast<std::size_t>(i) % inputs.size()], trains);
+    }
+    outputs[0].to(kCpu);  // waits for this thread's work alone
+  }
+
+  nn::Child<bench::AttentionBlock> model;
+  std::vector<std::vector<Tensor>> inputs;
+  std::optional<Executor> executor;
+};
+
+/// Steps a second of the first `count` workers together, each on a thread.
+double steps_per_second(std::span<Worker> workers, std::size_t count, const Options& o) {
+  const int steps = 40 * o.runs;
+  std::chrono::steady_clock::time_point start;
+  std::barrier ready(static_cast<std::ptrdiff_t>(count),
+                     [&]() noexcept { start = std::chrono::steady_clock::now(); });
+  std::vector<std::thread> threads;
+  for (Worker& worker : workers.first(count)) {
+    threads.emplace_back([&] {
+      const NoGradGuard no_grad;
+      worker.run(3 * static_cast<int>(worker.inputs.size()), o.trains());  // recorded by then
+      ready.arrive_and_wait();
+      worker.run(steps, o.trains());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(count) * steps / taken.count();
+}
+
+ordered_json measure_threads(const Options& o) {
+  const Device device = o.chosen_device();
+  const DType dtype = parse_dtype(o.dtype);
+  manual_seed(o.seed);
+  std::vector<Worker> workers;
+  for (int i = 0; i < o.threads; ++i) workers.emplace_back(o, device, dtype);
+  std::vector<double> alone, together;
+  for (int turn = 0; turn < 5; ++turn) {
+    alone.push_back(steps_per_second(workers, 1, o));
+    together.push_back(steps_per_second(workers, workers.size(), o));
+  }
+  return {{"device", device_backend(device.type).device_name(device.index)},
+          {"dtype", name(dtype)},
+          {"batch", o.batch},
+          {"seq", o.seq},
+          {"mode", o.mode},
+          {"threads", o.threads},
+          {"steps_per_s", bench::median(together)},
+          {"steps_per_s_of_one", bench::median(alone)},
+          {"ratio", bench::median(together) / bench::median(alone)}};
+}
+
 ordered_json measure(const Options& o) {
+  if (o.threads > 0) return measure_threads(o);
   const Device device = o.chosen_device();
   const DType dtype = parse_dtype(o.dtype);
   DeviceBackend& backend = device_backend(device.type);

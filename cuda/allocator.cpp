@@ -3,7 +3,7 @@
 #include <bit>
 #include <cstdlib>
 
-#include "cuda/relaxed_capture.h"
+#include "cuda/check.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -29,8 +29,9 @@ std::size_t block_bytes(std::size_t bytes) {
   return round_up(bytes, std::max(kSmallestStep, std::bit_floor(bytes) / 8));
 }
 
-CachingAllocator::CachingAllocator(int device, cudaStream_t stream)
-    : device_(device), stream_(stream), caches_(caching_wanted()) {
+CachingAllocator::CachingAllocator(StreamPool& streams)
+    : streams_(streams), caches_(caching_wanted()) {
+  use_device(streams_.device());
   std::size_t free_now = 0;
   TENON_CUDA_CHECK(cudaMemGetInfo(&free_now, &total_bytes_));
 }
@@ -40,29 +41,44 @@ void* CachingAllocator::allocate(std::size_t bytes) {
   const std::lock_guard lock(mutex_);
   if (bytes > total_bytes_) throw_out_of_memory(bytes);
   const std::size_t wanted = caches_ ? block_bytes(bytes) : bytes;
-  void* data = take_cached(wanted);
+  void* data = take_cached(wanted, Wait::never);
   if (data == nullptr) {
     data = malloc_or_throw(wanted);
-    live_.emplace(data, wanted);
+    live_.try_emplace(data, wanted);
   }
   stats_.live += live_.at(data);
   stats_.peak = std::max(stats_.peak, stats_.live);
   return data;
 }
 
-/// The smallest cached block of at most an eighth more than `bytes`, entered into live_; or null.
-void* CachingAllocator::take_cached(std::size_t bytes) {
-  const auto found = cached_.lower_bound(bytes);
-  if (found == cached_.end() || found->first > bytes + bytes / 8) return nullptr;
-  void* data = found->second.back();
-  live_.emplace(data, found->first);
-  stats_.cached -= found->first;
-  found->second.pop_back();
-  if (found->second.empty()) cached_.erase(found);
-  return data;
+/// The smallest cached block of at most an eighth more than `bytes` that this thread's stream may use,
+/// entered into live_; or null.
+void* CachingAllocator::take_cached(std::size_t bytes, Wait wait) {
+  constexpr std::size_t kLooks = 16;  // at blocks that other streams used
+  std::size_t looks = 0;
+  WorkStream& stream = streams_.of_this_thread();
+  for (auto size = cached_.lower_bound(bytes);
+       size != cached_.end() && size->first <= bytes + bytes / 8; ++size) {
+    std::vector<Block>& blocks = size->second;
+    for (std::size_t i = blocks.size(); i-- > 0 && looks < kLooks;) {
+      if (!stream.is_after(blocks[i].uses)) {
+        ++looks;
+        if (wait == Wait::never) continue;
+        stream.wait_for(blocks[i].uses);
+      }
+      void* data = blocks[i].data;
+      live_.emplace(data, size->first);
+      stats_.cached -= size->first;
+      blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(i));
+      if (blocks.empty()) cached_.erase(size);
+      return data;
+    }
+  }
+  return nullptr;
 }
 
-void CachingAllocator::free(void* data) noexcept {
+void CachingAllocator::free(void* data, const UsedUntil& uses) noexcept {
+  if (is_lost()) return;  // in a forked child the lock may be held by a thread that is not there
   try {
     const std::lock_guard lock(mutex_);
     const auto found = live_.find(data);
@@ -70,12 +86,10 @@ void CachingAllocator::free(void* data) noexcept {
     const std::size_t bytes = found->second;
     live_.erase(found);
     stats_.live -= bytes;
-    if (is_lost()) return;
     if (caches_) {
-      cached_[bytes].push_back(data);
+      cached_[bytes].push_back({data, uses});
       stats_.cached += bytes;
     } else {
-      const RelaxedCapture relaxed;
       note_quietly(cudaFree(data));
     }
   } catch (...) {  // no host memory for the entry: the block is lost, the process goes on
@@ -89,9 +103,10 @@ void* CachingAllocator::allocate_permanent(std::size_t bytes) {
 }
 
 void* CachingAllocator::malloc_or_throw(std::size_t bytes) {
-  use_device(device_);
+  use_device(streams_.device());
   void* data = malloc_or_null(bytes);
-  if (data == nullptr && !cached_.empty() && !is_capturing()) {
+  if (data == nullptr) data = take_cached(bytes, Wait::if_needed);
+  if (data == nullptr && !cached_.empty()) {
     release_cached_locked();
     data = malloc_or_null(bytes);
   }
@@ -100,7 +115,6 @@ void* CachingAllocator::malloc_or_throw(std::size_t bytes) {
 }
 
 void* CachingAllocator::malloc_or_null(std::size_t bytes) {
-  const RelaxedCapture relaxed;
   void* data = nullptr;
   const cudaError_t status = cudaMalloc(&data, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -111,25 +125,19 @@ void* CachingAllocator::malloc_or_null(std::size_t bytes) {
   return data;
 }
 
-bool CachingAllocator::is_capturing() const {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  TENON_CUDA_CHECK(cudaStreamIsCapturing(stream_, &status));
-  return status != cudaStreamCaptureStatusNone;
-}
-
 void CachingAllocator::release_cached() {
   require_alive();
   const std::lock_guard lock(mutex_);
-  use_device(device_);
+  use_device(streams_.device());
   release_cached_locked();
 }
 
 void CachingAllocator::release_cached_locked() {
-  // cudaFree waits for the device, so no queued kernel still uses a block.
+  streams_.synchronize();  // so no queued kernel still uses a block
   while (!cached_.empty()) {
     const auto last = std::prev(cached_.end());
     while (!last->second.empty()) {
-      void* data = last->second.back();
+      void* data = last->second.back().data;
       last->second.pop_back();
       stats_.cached -= last->first;
       TENON_CUDA_CHECK(cudaFree(data));
@@ -145,7 +153,7 @@ void CachingAllocator::throw_out_of_memory(std::size_t bytes) {
   throw OutOfMemory(
       fmt::format("out of memory on cuda:{}: {} bytes requested; {} of {} bytes free, {} live and "
                   "{} cached in this process",
-                  device_, bytes, free_now, total, stats_.live, stats_.cached),
+                  streams_.device(), bytes, free_now, total, stats_.live, stats_.cached),
       bytes, free_now, stats_.live);
 }
 

@@ -35,32 +35,17 @@ std::int64_t count_kernel_nodes(cudaGraph_t graph) {
   return kernels;
 }
 
-/// What `work` queues on the stream, recorded instead of run.
-GraphHandle capture_graph(cudaStream_t stream, const std::function<void()>& work) {
-  TENON_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  cudaGraph_t captured = nullptr;
-  try {
-    work();
-  } catch (...) {
-    note_quietly(cudaStreamEndCapture(stream, &captured));
-    const GraphHandle discarded(captured);
-    throw;
-  }
-  TENON_CUDA_CHECK(cudaStreamEndCapture(stream, &captured));
-  return GraphHandle(captured);
-}
-
-/// A CUDA graph that starts by writing the forward number to the device's cell, where its kernels read
+/// A CUDA graph that starts by writing the forward number to its stream's cell, where its kernels read
 /// it.
 class CudaGraph final : public CapturedWork {
  public:
-  CudaGraph(int index, const std::function<void(const std::uint32_t*)>& work) : index_(index) {
-    DeviceContext& context = device_context(index);
-    write_.dst = context.forward_cell();
+  CudaGraph(WorkStream& stream, const std::function<void(const std::uint32_t*)>& work)
+      : stream_(stream) {
+    write_.dst = stream.forward_cell();
     write_.elementSize = sizeof(std::uint32_t);
     write_.width = 1;
     write_.height = 1;
-    graph_ = capture_graph(context.stream().handle, [&] { work(context.forward_cell()); });
+    graph_ = stream.capture([&] { work(stream.forward_cell()); });
     num_kernels_ = count_kernel_nodes(graph_.get());
     add_write();
     cudaGraphExec_t exec = nullptr;
@@ -69,12 +54,12 @@ class CudaGraph final : public CapturedWork {
   }
 
   void launch(std::uint32_t forward) override {
-    cudaStream_t stream = device_context(index_).stream().handle;
+    require_alive();
     if (write_.value != forward) {
       write_.value = forward;
       TENON_CUDA_CHECK(cudaGraphExecMemsetNodeSetParams(exec_.get(), write_node_, &write_));
     }
-    TENON_CUDA_CHECK(cudaGraphLaunch(exec_.get(), stream));
+    TENON_CUDA_CHECK(cudaGraphLaunch(exec_.get(), stream_.stream()));
   }
   std::int64_t num_kernels() const override { return num_kernels_; }
 
@@ -93,19 +78,13 @@ class CudaGraph final : public CapturedWork {
     }
   }
 
-  const int index_;
+  WorkStream& stream_;
   GraphHandle graph_;
   GraphExecHandle exec_;
   cudaMemsetParams write_{};
   cudaGraphNode_t write_node_ = nullptr;
   std::int64_t num_kernels_ = 0;
 };
-
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  TENON_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-  return status != cudaStreamCaptureStatusNone;
-}
 
 /// Pinned memory is read by the device itself, after the call; pageable memory is staged within it.
 bool is_pinned(const void* data) {
@@ -131,8 +110,34 @@ class CudaBackend final : public DeviceBackend {
     return device_context(index).allocator().allocate(bytes);
   }
 
-  void free(void* data, std::size_t, int index) noexcept override {
-    if (DeviceContext* context = existing_context(index)) context->allocator().free(data);
+  void free(void* data, std::size_t bytes, int index) noexcept override {
+    StreamUses uses;
+    if (existing_context(index) != nullptr) mark_allocated(index, uses);
+    free(data, bytes, index, uses);
+  }
+
+  void free(void* data, std::size_t, int index, const StreamUses& uses) noexcept override {
+    if (DeviceContext* context = existing_context(index)) {
+      context->allocator().free(data, UsedUntil(uses));
+    }
+  }
+
+  void mark_allocated(int index, StreamUses& uses) override {
+    const WorkStream& stream = existing_context(index)->work_stream();
+    uses.mark(stream.number(), stream.ticket(), /*writes=*/true);
+  }
+
+  void begin_work(int index, std::span<const MemoryUse> uses) override {
+    WorkStream& stream = device_context(index).work_stream();
+    std::unique_lock lock(stream.mutex());
+    stream.wait_for(uses, index);
+    lock.release();  // by end_work
+  }
+
+  void end_work(int index, std::span<const MemoryUse> uses) noexcept override {
+    WorkStream& stream = existing_context(index)->work_stream();
+    stream.mark(uses, index);
+    stream.mutex().unlock();
   }
 
   void copy(void* target, Device target_device, const void* source, Device source_device,
@@ -144,9 +149,10 @@ class CudaBackend final : public DeviceBackend {
       return;
     }
     const int index = target_device.is_cuda() ? target_device.index : source_device.index;
-    cudaStream_t stream = device_context(index).stream().handle;
+    WorkStream& work_stream = device_context(index).work_stream();
+    cudaStream_t stream = work_stream.launches();
     if (target_device.is_cpu() || source_device.is_cpu()) {
-      TENON_CHECK(!is_capturing(stream), DeviceError,
+      TENON_CHECK(!work_stream.is_capturing(), DeviceError,
                   "a copy between host and device while kernels are being counted or captured; "
                   "needed work that stays on the device");
     }
@@ -156,20 +162,19 @@ class CudaBackend final : public DeviceBackend {
     }
   }
 
-  void synchronize(int index) override {
-    TENON_CUDA_CHECK(cudaStreamSynchronize(device_context(index).stream().handle));
-  }
+  void synchronize(int index) override { device_context(index).streams().synchronize(); }
 
   void* stream(int index) override { return device_context(index).stream().handle; }
 
   std::int64_t count_kernels(int index, const std::function<void()>& work) override {
-    return count_kernel_nodes(capture_graph(device_context(index).stream().handle, work).get());
+    return count_kernel_nodes(device_context(index).work_stream().capture(work).get());
   }
 
   std::unique_ptr<CapturedWork> capture(
       int index, const std::function<void(const std::uint32_t*)>& work) override {
-    if (is_capturing(device_context(index).stream().handle)) return nullptr;
-    return std::make_unique<CudaGraph>(index, work);
+    WorkStream& stream = device_context(index).work_stream();
+    if (stream.is_capturing()) return nullptr;
+    return std::make_unique<CudaGraph>(stream, work);
   }
 
   std::vector<WorkTime> time_each(int index, std::span<const std::function<void()>> work) override {
@@ -222,10 +227,10 @@ class CudaBackend final : public DeviceBackend {
   }
 
  private:
-  /// Both streams are waited for: there is no order between streams of different devices.
+  /// This thread's streams of both devices are waited for: nothing orders these on the GPUs.
   void copy_between_devices(void* target, int target_index, const void* source, int source_index,
                             std::size_t bytes) {
-    synchronize(source_index);
+    device_context(source_index).work_stream().synchronize();
     cudaStream_t stream = device_context(target_index).stream().handle;
     TENON_CUDA_CHECK(
         cudaMemcpyPeerAsync(target, target_index, source, source_index, bytes, stream));

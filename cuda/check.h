@@ -22,10 +22,16 @@ inline void check(cudaError_t status, const char* call) {
 
 /// For errors after which only a new process helps.
 bool is_sticky(cudaError_t status) noexcept;
-/// True once a sticky error was seen.
+/// True once a sticky error was seen, in a forked child, and when the process ends: nothing need be
+/// released any more.
 bool is_lost() noexcept;
-/// Throws DeviceLost with the first sticky error if there was one.
+/// Throws DeviceLost with the first sticky error if there was one, or in a forked child. When the
+/// process ends, returns in the thread that ends it only.
 void require_alive();
+/// From here on the children of fork() are refused: the driver does not work in them.
+void refuse_after_fork();
+/// The calling thread ends the process: the others stop at require_alive() or at a failed call.
+void begin_exit() noexcept;
 /// Records a failure that could not be thrown, as in a destructor; a sticky one marks the device.
 void note_quietly(cudaError_t status) noexcept;
 

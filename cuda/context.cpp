@@ -2,6 +2,8 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <cstdlib>
 #include <mutex>
 
 #include "cuda/check.h"
@@ -10,34 +12,26 @@
 namespace tenon::cuda {
 namespace {
 
-constexpr int kMaxDevices = 64;
 // Never destroyed: the driver may be gone before the last static object is.
 std::array<std::atomic<DeviceContext*>, kMaxDevices> contexts{};
 std::mutex contexts_mutex;
 
-StreamHandle make_stream_on(int index) {
-  use_device(index);
-  return make_stream();
+constexpr std::chrono::seconds kExitPatience{2};
+
+/// Lets other threads begin no more work, once what they are queueing is queued.
+void stop_other_threads() noexcept {
+  for (const auto& slot : contexts) {
+    DeviceContext* context = slot.load(std::memory_order_acquire);
+    if (context == nullptr) continue;
+    for (int number = 0; number < kMaxStreams; ++number) {
+      WorkStream* stream = context->streams().find(number);
+      if (stream != nullptr) static_cast<void>(stream->mutex().try_lock_for(kExitPatience));
+    }
+  }
+  begin_exit();
 }
 
 }  // namespace
-
-DeviceContext::DeviceContext(int index)
-    : index_(index), stream_(make_stream_on(index)), allocator_(index, stream_.get()) {}
-
-void* DeviceContext::workspace() {
-  std::call_once(workspace_made_,
-                 [this] { workspace_ = allocator_.allocate_permanent(kWorkspaceBytes); });
-  return workspace_;
-}
-
-std::uint32_t* DeviceContext::forward_cell() {
-  std::call_once(cell_made_, [this] {
-    forward_cell_ =
-        static_cast<std::uint32_t*>(allocator_.allocate_permanent(sizeof(*forward_cell_)));
-  });
-  return forward_cell_;
-}
 
 const DeviceProbe& probe_devices() {
   static const DeviceProbe probe = [] {
@@ -51,6 +45,10 @@ const DeviceProbe& probe_devices() {
       result.reason = "the driver reports no GPU";
     }
     result.count = std::min(result.count, kMaxDevices);
+    if (result.count > 0) {  // the driver is in use from here on
+      refuse_after_fork();
+      std::atexit(stop_other_threads);
+    }
     return result;
   }();
   return probe;
@@ -66,7 +64,7 @@ DeviceContext& device_context(int index) {
   auto& slot = contexts[static_cast<std::size_t>(index)];
   if (DeviceContext* context = slot.load(std::memory_order_acquire)) return *context;
   const std::lock_guard lock(contexts_mutex);
-  if (slot.load() == nullptr) slot.store(new DeviceContext(index));
+  if (slot.load() == nullptr) slot.store(new DeviceContext(index), std::memory_order_release);
   return *slot.load();
 }
 

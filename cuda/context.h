@@ -1,38 +1,36 @@
-// What Tenon holds of one GPU: its stream, its allocator and the workspace of matrix products. A
-// context is made at the first use of its device and lives until the process ends.
+// What Tenon holds of one GPU: the streams of its threads and its allocator. A context is made at the
+// first use of its device and lives until the process ends.
+//
+// When the process ends, threads that still run are stopped at their next call of the device, since the
+// driver is taken down under them. After a fork the child's calls throw DeviceLost: a CUDA context does
+// not survive one.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
 #include "cuda/allocator.h"
-#include "cuda/handle.h"
 #include "cuda/launch.h"
+#include "cuda/work_stream.h"
 
 namespace tenon::cuda {
 
 /// cuBLASLt's recommendation for Hopper.
 inline constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+inline constexpr int kMaxDevices = 64;
 
 class DeviceContext {
  public:
-  explicit DeviceContext(int index);
-  Stream stream() const { return {stream_.get(), index_}; }
+  explicit DeviceContext(int index) : streams_(index), allocator_(streams_) {}
+  StreamPool& streams() { return streams_; }
+  /// The stream of this thread, and where its launches go.
+  WorkStream& work_stream() { return streams_.of_this_thread(); }
+  Stream stream() { return {work_stream().launches(), streams_.device()}; }
   CachingAllocator& allocator() { return allocator_; }
-  /// kWorkspaceBytes of memory for the kernels of this device's stream, made at the first call.
-  void* workspace();
-  /// Where captured work reads the forward number; made at the first call. One will do: all work of a
-  /// device runs on one stream, and each launch writes the cell first.
-  std::uint32_t* forward_cell();
 
  private:
-  int index_;
-  StreamHandle stream_;
+  StreamPool streams_;
   CachingAllocator allocator_;
-  std::once_flag workspace_made_;
-  void* workspace_ = nullptr;
-  std::once_flag cell_made_;
-  std::uint32_t* forward_cell_ = nullptr;
 };
 
 /// What the driver says about this machine; asked once.

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "cuda/context.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -33,15 +34,19 @@ CudnnLibrary& cudnn_library(int device) {
   static auto* libraries = new std::unordered_map<int, std::unique_ptr<CudnnLibrary>>;
   const std::lock_guard lock(mutex);
   std::unique_ptr<CudnnLibrary>& library = (*libraries)[device];
-  if (library == nullptr) {
-    use_device(device);
-    auto made = std::make_unique<CudnnLibrary>();
+  if (library == nullptr) library = std::make_unique<CudnnLibrary>(device);
+  return *library;
+}
+
+cudnnHandle_t CudnnLibrary::handle() {
+  const int stream = device_context(device_).work_stream().number();
+  CudnnHandle& mine = handles_[static_cast<std::size_t>(stream)];
+  if (!mine) {
     cudnnHandle_t handle = nullptr;
     TENON_CUDNN_CHECK(cudnnCreate(&handle));
-    made->handle = CudnnHandle(handle);
-    library = std::move(made);
+    mine = CudnnHandle(handle);
   }
-  return *library;
+  return mine.get();
 }
 
 cudnnDataType_t cudnn_type(DType dtype) {

@@ -276,7 +276,7 @@ void run_algorithm(cublasLtHandle_t handle, Stream stream, const GemmProblem& p,
   TENON_CUBLAS_CHECK(cublasLtMatmul(
       handle, descriptors.operation.get(), factor(0), p.b.data, descriptors.first.get(), p.a.data,
       descriptors.second.get(), factor(1), adds ? p.c.data : p.d, descriptors.addend.get(), p.d,
-      descriptors.result.get(), &algorithm, device_context(stream.device).workspace(),
+      descriptors.result.get(), &algorithm, device_context(stream.device).work_stream().workspace(),
       kWorkspaceBytes, stream.handle));
 }
 

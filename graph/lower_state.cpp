@@ -189,6 +189,12 @@ void Lowering::plan() {
     buffers[planned[i]].data = static_cast<std::byte*>(program_->arena->data()) + plan.offsets[i];
   }
   program_->resolve_fixed_places();
+  if (program_->device.is_cpu()) return;
+  for (const StateSlot& state : program_->states) {
+    const bool is_written = std::ranges::binary_search(program_->written, state.storage);
+    program_->memory.push_back({state.storage.get(), is_written});
+  }
+  program_->memory.push_back({program_->arena.get(), true});
 }
 
 /// Names the node at which the most is live when the arena does not fit.

@@ -58,53 +58,75 @@ void Program::Impl::resolve_fixed_places() {
   }
 }
 
-std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& generator) {
-  Impl& p = *impl_;
-  TENON_CHECK(inputs.size() == p.inputs.size(), ShapeError,
-              "[run] {} inputs were given; the program takes {}", inputs.size(), p.inputs.size());
-  for (const ParameterSlot& slot : p.parameters) {
+void Program::Impl::check_inputs(std::span<const Tensor> given) const {
+  TENON_CHECK(given.size() == inputs.size(), ShapeError,
+              "[run] {} inputs were given; the program takes {}", given.size(), inputs.size());
+  for (const ParameterSlot& slot : parameters) {
     TENON_CHECK(slot.tensor.storage() == slot.storage && slot.tensor.layout() == slot.layout,
                 StaleProgram,
                 "parameter '{}' was moved (by to() or another packing) after this program was "
                 "built; build again",
                 slot.name);
   }
-  require_current(p.hooks);
-  std::vector<Tensor> held;
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const InputSlot& slot = p.inputs[i];
-    TENON_CHECK(inputs[i].layout().sizes == slot.sizes && inputs[i].dtype() == slot.dtype &&
-                    inputs[i].device() == p.device,
+  require_current(hooks);
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    const InputSlot& slot = inputs[i];
+    TENON_CHECK(given[i].layout().sizes == slot.sizes && given[i].dtype() == slot.dtype &&
+                    given[i].device() == device,
                 ShapeError,
                 "[run] input '{}' is {} on {}; the program was lowered for {}({}) on {}", slot.name,
-                inputs[i].spec().to_string(), inputs[i].device().to_string(), name(slot.dtype),
-                fmt::join(slot.sizes, ", "), p.device.to_string());
+                given[i].spec().to_string(), given[i].device().to_string(), name(slot.dtype),
+                fmt::join(slot.sizes, ", "), device.to_string());
+  }
+}
+
+Program::Impl::Binding Program::Impl::bind(std::span<const Tensor> given) {
+  check_inputs(given);
+  Binding binding;
+  for (const Tensor& input : given) {
     // A state may be given as an input too, which a run reads as it was before its writes.
-    const bool is_written =
-        std::binary_search(p.written.begin(), p.written.end(), inputs[i].storage());
-    held.push_back(is_written ? inputs[i].clone() : inputs[i].contiguous());
+    const bool is_written = std::binary_search(written.begin(), written.end(), input.storage());
+    binding.inputs.push_back(is_written ? input.clone() : input.contiguous());
   }
-  const std::lock_guard lock(p.mutex);
-  std::vector<Tensor> outputs;
-  for (const OutputSlot& slot : p.outputs) {
-    Buffer& buffer = p.buffers[static_cast<std::size_t>(slot.buffer)];
+  binding.lock = std::unique_lock(mutex);
+  for (const OutputSlot& slot : outputs) {
+    Buffer& buffer = buffers[static_cast<std::size_t>(slot.buffer)];
     const auto first = static_cast<std::size_t>(buffer.index);  // the output that it was made for
-    auto storage = first < outputs.size() ? outputs[first].storage()
-                                          : Storage::allocate(buffer.bytes, p.device);
+    auto storage = first < binding.outputs.size() ? binding.outputs[first].storage()
+                                                  : Storage::allocate(buffer.bytes, device);
     buffer.data = storage->data();
-    outputs.emplace_back(std::move(storage), slot.dtype, slot.layout);
+    binding.outputs.emplace_back(std::move(storage), slot.dtype, slot.layout);
   }
-  for (Buffer& buffer : p.buffers) {
+  for (Buffer& buffer : buffers) {
     if (buffer.kind == BufferKind::input) {
-      buffer.data = held[static_cast<std::size_t>(buffer.index)].view_of_data().data;
+      buffer.data = binding.inputs[static_cast<std::size_t>(buffer.index)].view_of_data().data;
     }
   }
-  for (const Patch& patch : p.patches) p.resolve(patch);
+  for (const Patch& patch : patches) resolve(patch);
+  return binding;
+}
 
-  if (p.training || p.draws) generator.advance_forward();
-  p.execute(generator.state());
-  for (const auto& storage : p.written) storage->bump_version();
-  return outputs;
+void Program::Impl::in_order(const Binding& binding, const std::function<void()>& work) {
+  WorkScope scope;
+  if (!device.is_cpu()) {
+    scope.add(memory);
+    for (const Tensor& input : binding.inputs) scope.reads(*input.storage());
+    for (const Tensor& output : binding.outputs) scope.writes(*output.storage());
+    scope.begin();
+  }
+  work();
+}
+
+void Program::Impl::run(const Binding& binding, Generator& generator) {
+  if (training || draws) generator.advance_forward();
+  in_order(binding, [&] { execute(generator.state()); });
+  for (const auto& storage : written) storage->bump_version();
+}
+
+std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& generator) {
+  Impl::Binding binding = impl_->bind(inputs);
+  impl_->run(binding, generator);
+  return std::move(binding.outputs);
 }
 
 void Program::Impl::launch(std::size_t i, const RandomState& random) {
@@ -127,9 +149,7 @@ void Program::Impl::execute(const RandomState& random) {
   Capture& capture = find_capture(random.seed);
   capture.last_use = ++uses;
   if (!capture.work && (capture.seen || capture_mode() == CaptureMode::always)) {
-    capture.work = device_backend(device.type).capture(device.index, [&](const auto* forward_cell) {
-      launch_each({random.seed, random.forward, forward_cell});
-    });
+    record(capture, random);
   }
   capture.seen = true;
   if (!capture.work) return launch_each(random);
@@ -137,8 +157,22 @@ void Program::Impl::execute(const RandomState& random) {
   capture.work->launch(random.forward);
 }
 
+void Program::Impl::record(Capture& capture, const RandomState& random) {
+  if (!capture_failure.empty()) return;
+  try {
+    capture.work = device_backend(device.type).capture(device.index, [&](const auto* forward_cell) {
+      launch_each({random.seed, random.forward, forward_cell});
+    });
+  } catch (const DeviceLost&) {
+    throw;
+  } catch (const std::exception& error) {
+    // Launched one by one, the kernels give the same bits, or show what is wrong with them.
+    capture_failure = error.what();
+  }
+}
+
 Capture& Program::Impl::find_capture(std::uint64_t seed) {
-  std::vector<const void*> addresses;
+  std::vector<const void*> addresses{device_backend(device.type).stream(device.index)};
   for (const Buffer& buffer : buffers) {
     const bool moves = buffer.kind == BufferKind::input || buffer.kind == BufferKind::output;
     if (moves) addresses.push_back(buffer.data);
@@ -155,8 +189,8 @@ Capture& Program::Impl::find_capture(std::uint64_t seed) {
 }
 
 std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& generator) {
-  const auto outputs = run(inputs, generator);  // binds what the counted run reads and writes
-  const std::lock_guard lock(impl_->mutex);
+  const Impl::Binding binding = impl_->bind(inputs);
+  impl_->run(binding, generator);
   return device_backend(impl_->device.type).count_kernels(impl_->device.index, [&] {
     impl_->launch_each(generator.state());
   });
@@ -164,22 +198,30 @@ std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& g
 
 std::vector<WorkTime> Program::time_instructions(std::span<const Tensor> inputs,
                                                  Generator& generator) {
-  const auto outputs = run(inputs, generator);  // binds what the timed run reads and writes
-  const std::lock_guard lock(impl_->mutex);
+  const Impl::Binding binding = impl_->bind(inputs);
+  impl_->run(binding, generator);
   std::vector<std::function<void()>> work;
   for (std::size_t i = 0; i < impl_->instructions.size(); ++i) {
     work.emplace_back([this, i, random = generator.state()] { impl_->launch(i, random); });
   }
-  auto times = device_backend(impl_->device.type).time_each(impl_->device.index, work);
+  std::vector<WorkTime> times;
+  impl_->in_order(binding, [&] {
+    times = device_backend(impl_->device.type).time_each(impl_->device.index, work);
+  });
   for (const auto& storage : impl_->written) storage->bump_version();
   return times;
 }
 
 const std::vector<InstructionInfo>& Program::instructions() const { return impl_->infos; }
 std::size_t Program::num_captures() const {
+  const std::lock_guard lock(impl_->mutex);
   return static_cast<std::size_t>(
       std::count_if(impl_->captures.begin(), impl_->captures.end(),
                     [](const Capture& c) { return c.work != nullptr; }));
+}
+std::string Program::capture_failure() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->capture_failure;
 }
 Device Program::device() const { return impl_->device; }
 std::size_t Program::arena_bytes() const { return impl_->arena_bytes; }
@@ -205,6 +247,9 @@ std::string Program::to_string() const {
           place.buffer, fmt::join(instruction.outputs[k].sizes, ", "));
     }
     text += "\n";
+  }
+  if (const std::string reason = capture_failure(); !reason.empty()) {
+    text += fmt::format("kernels are launched one by one, since recording a run failed: {}\n", reason);
   }
   return text;
 }

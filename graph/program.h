@@ -66,9 +66,12 @@ class Program {
   /// Floating-point operations of the products and attentions in it.
   double flops() const;
   /// Runs recorded as CUDA graphs so far and kept: one for each set of addresses that inputs and outputs
-  /// had at least twice. TENON_CUDA_GRAPHS=never launches kernel by kernel, which gives the same bits;
-  /// =always records at the first run.
+  /// had at least twice, on each stream. TENON_CUDA_GRAPHS=never launches kernel by kernel, which gives
+  /// the same bits; =always records at the first run.
   std::size_t num_captures() const;
+  /// Why no more runs are recorded, after recording one failed; "" where none did. Such runs are
+  /// launched kernel by kernel.
+  std::string capture_failure() const;
   std::size_t arena_bytes() const;
   std::size_t live_bound_bytes() const;
   /// One line an instruction: kernel, operands, where they live.

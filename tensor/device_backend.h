@@ -1,5 +1,6 @@
-// What a kind of device must offer. The CPU's is built in; cuda/ registers its own. Work is ordered
-// by the device's one stream: a kernel launched after another sees its results.
+// What a kind of device must offer. The CPU's is built in; cuda/ registers its own. Each thread queues
+// work on a stream of its own, in whose order it runs; between threads WorkScope orders it, by the memory
+// that it uses.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "tensor/device.h"
+#include "tensor/stream_uses.h"
 
 namespace tenon {
 
@@ -46,17 +48,27 @@ class DeviceBackend {
   virtual std::string unavailable_reason() const { return {}; }
   /// "NVIDIA H200", "CPU (2 threads)".
   virtual std::string device_name(int index) const = 0;
-  /// Memory aligned to 256 bytes, in stream order; throws OutOfMemory. `bytes` > 0.
+  /// Memory aligned to 256 bytes, in the order of this thread's stream; throws OutOfMemory. `bytes` > 0.
   virtual void* allocate(std::size_t bytes, int index) = 0;
-  /// Gives memory back in stream order; never throws.
+  /// Gives memory back that only this thread's stream used; never throws.
   virtual void free(void* data, std::size_t bytes, int index) noexcept = 0;
+  /// Gives memory back, to be used again after `uses`; never throws.
+  virtual void free(void* data, std::size_t bytes, int index, const StreamUses& /*uses*/) noexcept {
+    free(data, bytes, index);
+  }
+  /// Notes that this thread just allocated the memory.
+  virtual void mark_allocated(int /*index*/, StreamUses& /*uses*/) {}
+  /// Orders this thread's stream after earlier work of other streams on the memory of device `index`
+  /// among `uses`, and keeps threads that share the stream out until end_work. See WorkScope.
+  virtual void begin_work(int /*index*/, std::span<const MemoryUse> /*uses*/) {}
+  virtual void end_work(int /*index*/, std::span<const MemoryUse> /*uses*/) noexcept {}
   /// Copies between this device and the host or within the device, in stream order. A copy from
   /// the device to the host has finished when this returns.
   virtual void copy(void* target, Device target_device, const void* source, Device source_device,
                     std::size_t bytes) = 0;
-  /// Waits for all work of the device; throws what that work failed with.
+  /// Waits for all work of the device, whichever thread queued it; throws what that work failed with.
   virtual void synchronize(int index) = 0;
-  /// The stream to launch on, as kernels get it in KernelArgs.
+  /// The stream that this thread launches on, as kernels get it in KernelArgs.
   virtual void* stream(int index) = 0;
   /// Runs `work` and returns how many kernels it launched on this device, copies not counted.
   virtual std::int64_t count_kernels(int index, const std::function<void()>& work) = 0;
@@ -67,7 +79,8 @@ class DeviceBackend {
   virtual std::vector<WorkTime> time_each(int index,
                                           std::span<const std::function<void()>> work) = 0;
   /// Records what `work` launches instead of running it; null where the device has no such thing.
-  /// `work` gets the device memory that RandomState::forward_cell shall point to.
+  /// `work` gets the device memory that RandomState::forward_cell shall point to. What other threads
+  /// launch meanwhile is not recorded. The record belongs to this thread's stream().
   virtual std::unique_ptr<CapturedWork> capture(
       int /*index*/, const std::function<void(const std::uint32_t* forward_cell)>& /*work*/) {
     return nullptr;

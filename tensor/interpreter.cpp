@@ -65,19 +65,26 @@ EagerInterpreter& eager() {
 }
 
 /// Copies between two layouts of one device and dtype that do not overlap.
-void copy_data(const TensorView& source, const TensorView& target) {
+void copy_data(const Tensor& source, const Tensor& target) {
   static const Op& clone = get_op("clone");
-  KernelArgs args{.op = &clone, .inputs = {&source, 1}, .outputs = {&target, 1}};
-  args.stream = device_backend(target.device.type).stream(target.device.index);
-  const Kernel* kernel = select_kernel(clone, target.device.type, args);
-  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", target.device.to_string());
-  if (target.numel() > 0) detail::run_kernel(*kernel, args);
+  const TensorView from = source.view_of_data();
+  const TensorView to = target.view_of_data();
+  KernelArgs args{.op = &clone, .inputs = {&from, 1}, .outputs = {&to, 1}};
+  args.stream = device_backend(to.device.type).stream(to.device.index);
+  const Kernel* kernel = select_kernel(clone, to.device.type, args);
+  TENON_INTERNAL(kernel != nullptr, "no copy kernel on {}", to.device.to_string());
+  if (to.numel() == 0) return;
+  WorkScope scope;
+  scope.reads(*source.storage());
+  scope.writes(*target.storage());
+  scope.begin();
+  detail::run_kernel(*kernel, args);
 }
 
 /// A row-major copy of `input` on its device.
 Tensor packed_copy(const Tensor& input) {
   Tensor result = empty(input.layout().sizes, {input.dtype(), input.device()});
-  copy_data(input.view_of_data(), result.view_of_data());
+  copy_data(input, result);
   return result;
 }
 
@@ -126,11 +133,10 @@ std::vector<Tensor> allocate(const Op& op, const std::vector<TensorSpec>& specs)
 
 void Interpreter::assign(const Tensor& target, const Tensor& source) {
   const TensorView to = target.view_of_data();
-  TensorView from = source.view_of_data();
+  const TensorView from = source.view_of_data();
   if (to.data != from.data || !(to.strides == from.strides)) {
-    Tensor before;  // the source's elements, where writing the target would change them
-    if (overlap(to, from)) from = (before = packed_copy(source)).view_of_data();
-    copy_data(from, to);
+    // The source's elements as they are now, where writing the target would change them.
+    copy_data(overlap(to, from) ? packed_copy(source) : source, target);
   }
   target.storage()->bump_version();
 }
@@ -307,6 +313,14 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
     workspace = Storage::allocate(bytes, device);
     args.workspace = workspace->data();
   }
+  WorkScope scope;
+  for (const Tensor& input : inputs) {
+    if (input) scope.reads(*input.storage());
+  }
+  for (const Tensor& copy : packed) scope.reads(*copy.storage());
+  for (const Tensor& output : outputs) scope.writes(*output.storage());
+  if (workspace) scope.writes(*workspace);
+  scope.begin();
   detail::run_kernel(*kernel, args);
   return outputs;
 }

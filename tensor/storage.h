@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "tensor/device.h"
+#include "tensor/stream_uses.h"
 
 namespace tenon {
 
@@ -27,6 +28,8 @@ class Storage {
   /// Counts writes in place: backward refuses a saved value whose storage was written since.
   std::uint64_t version() const { return version_; }
   void bump_version() { ++version_; }
+  /// Of device memory: the streams that used it. See WorkScope.
+  StreamUses& uses() { return uses_; }
 
  private:
   Storage(void* data, std::size_t bytes, Device device, std::shared_ptr<void> owner)
@@ -36,6 +39,7 @@ class Storage {
   Device device_;
   std::uint64_t version_ = 0;
   std::shared_ptr<void> owner_;  // set for borrowed memory
+  StreamUses uses_;
 };
 
 }  // namespace tenon

@@ -20,7 +20,6 @@
 #include "cuda/cudnn_graph.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
-#include "cuda/relaxed_capture.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -280,7 +279,7 @@ Planned* find_plan(const Call& call) {
   CudnnLibrary& library = cudnn_library(static_cast<int>(call.device));
   const std::lock_guard library_lock(library.mutex);
   use_device(static_cast<int>(call.device));
-  return plans->emplace(call, std::make_unique<Planned>(call, library.handle.get()))
+  return plans->emplace(call, std::make_unique<Planned>(call, library.handle()))
       .first->second.get();
 }
 
@@ -336,7 +335,7 @@ Planned* compiled_plan(const KernelArgs& args) {
   CudnnLibrary& library = cudnn_library(static_cast<int>(call.device));
   const std::lock_guard lock(library.mutex);
   use_device(static_cast<int>(call.device));
-  return planned->plan.compile(library.handle.get()) ? planned : nullptr;
+  return planned->plan.compile(library.handle()) ? planned : nullptr;
 }
 
 /// Bytes before cuDNN's own part of the workspace.
@@ -385,9 +384,8 @@ void run_plan(const Planned& planned, const Arguments& arguments, const KernelAr
   use_device(stream.device);
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
-  const RelaxedCapture relaxed;  // a plan's first run may load its kernels
-  TENON_CUDNN_CHECK(cudnnSetStream(library.handle.get(), stream.handle));
-  planned.plan.run(library.handle.get(), bindings, delta + delta_bytes(arguments));
+  TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
+  planned.plan.run(library.handle(), bindings, delta + delta_bytes(arguments));
 }
 
 void run(const KernelArgs& args) {
@@ -456,8 +454,11 @@ std::string cudnn_attention_refusal(const KernelArgs& args) {
   const Arguments arguments = arguments_of(args);
   std::string reason = refusal_of_arguments(arguments, args.training);
   if (!reason.empty()) return reason;
-  const Planned* planned = find_plan(call_of(arguments));
-  return planned != nullptr ? planned->plan.refusal() : "too many plans are in use";
+  const Call call = call_of(arguments);
+  const Planned* planned = find_plan(call);
+  if (planned == nullptr) return "too many plans are in use";
+  const std::lock_guard lock(cudnn_library(static_cast<int>(call.device)).mutex);
+  return planned->plan.refusal();
 }
 
 void register_attention_cudnn_kernels() {

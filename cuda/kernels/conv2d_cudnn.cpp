@@ -124,7 +124,7 @@ bool supports(const KernelArgs& args) {
   CudnnLibrary& library = cudnn_library(device);
   const std::lock_guard lock(library.mutex);
   std::size_t bytes = 0;
-  return kWorkspace(library.handle.get(), kProblem(args), &bytes) == CUDNN_STATUS_SUCCESS &&
+  return kWorkspace(library.handle(), kProblem(args), &bytes) == CUDNN_STATUS_SUCCESS &&
          bytes <= kWorkspaceBytes;
 }
 
@@ -146,9 +146,9 @@ bool queue(const KernelArgs& args, F f) {
   use_device(stream.device);
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
-  TENON_CUDNN_CHECK(cudnnSetStream(library.handle.get(), stream.handle));
+  TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
   const cudnnStatus_t status =
-      f(library.handle.get(), kProblem(args), device_context(stream.device).workspace());
+      f(library.handle(), kProblem(args), device_context(stream.device).work_stream().workspace());
   if (is_unsupported(status)) return false;
   check_cudnn(status, args.name());
   return true;

@@ -1,6 +1,7 @@
 // The inside of a Program, shared by lowering, which fills it, and Program, which runs it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -77,10 +78,10 @@ struct Patch {
   std::size_t operand = 0;
 };
 
-/// A run recorded for the addresses that inputs and outputs had in it. Where the same come back, as they
-/// do in a loop, the record is launched instead of the kernels.
+/// A run recorded for the stream that it was on and the addresses that inputs and outputs had in it.
+/// Where the same come back, as they do in a loop, the record is launched instead of the kernels.
 struct Capture {
-  std::vector<const void*> addresses;
+  std::vector<const void*> addresses;  // the stream's first
   std::uint64_t seed = 0;
   std::unique_ptr<CapturedWork> work;  // made when the addresses come a second time
   bool seen = false;
@@ -109,10 +110,28 @@ struct Program::Impl {
   std::vector<Capture> captures;
   std::uint64_t uses = 0;
   bool capturable = true;  // false with an effect, which a record would not repeat
-  std::mutex mutex;
+  std::string capture_failure;  // why nothing is recorded any more; "" while nothing failed
+  std::vector<MemoryUse> memory;  // of the arena and the state
+  std::mutex mutex;  // of a run: captures, and the addresses that the instructions are given
+
+  /// One run's tensors. Until it is gone, the Program is this thread's.
+  struct Binding {
+    std::vector<Tensor> inputs;
+    std::vector<Tensor> outputs;
+    std::unique_lock<std::mutex> lock;
+  };
+  /// Checks the inputs, allocates the outputs and puts their addresses into the instructions.
+  Binding bind(std::span<const Tensor> inputs);
+  void check_inputs(std::span<const Tensor> inputs) const;
+  /// Calls `work`, which queues a bound run, in the order of its memory.
+  void in_order(const Binding& binding, const std::function<void()>& work);
+  /// A whole run.
+  void run(const Binding& binding, Generator& generator);
 
   /// Runs on the addresses that inputs and outputs are bound to.
   void execute(const RandomState& random);
+  /// Records the run, unless something speaks against it, which is noted.
+  void record(Capture& capture, const RandomState& random);
   void launch_each(const RandomState& random);
   /// Launches the i-th instruction.
   void launch(std::size_t i, const RandomState& random);
