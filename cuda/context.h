@@ -17,7 +17,6 @@ namespace tenon::cuda {
 
 /// cuBLASLt's recommendation for Hopper.
 inline constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
-inline constexpr int kMaxDevices = 64;
 
 class DeviceContext {
  public:

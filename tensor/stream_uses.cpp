@@ -1,6 +1,6 @@
 #include "tensor/stream_uses.h"
 
-#include <algorithm>
+#include <bit>
 
 #include "tensor/device_backend.h"
 #include "tensor/storage.h"
@@ -8,7 +8,9 @@
 namespace tenon {
 
 void WorkScope::add(Storage& storage, bool writes) {
-  if (!storage.device().is_cpu()) uses_.push_back({&storage, writes});
+  if (storage.device().is_cpu()) return;
+  if (uses_.empty()) uses_.reserve(8);
+  uses_.push_back({&storage, writes});
 }
 
 void WorkScope::add(std::span<const MemoryUse> uses) {
@@ -16,20 +18,21 @@ void WorkScope::add(std::span<const MemoryUse> uses) {
 }
 
 void WorkScope::begin() {
-  std::vector<int> indices;
+  std::uint64_t devices = 0;
   for (const MemoryUse& use : uses_) {
-    const int index = use.storage->device().index;
-    if (std::ranges::find(indices, index) == indices.end()) indices.push_back(index);
+    devices |= std::uint64_t{1} << use.storage->device().index;
   }
-  std::ranges::sort(indices);  // each stream has a lock
-  for (const int index : indices) {
-    device_backend(DeviceType::cuda).begin_work(index, uses_);
-    devices_.push_back(index);
+  // From the first device to the last: each stream has a lock.
+  for (; devices != 0; devices &= devices - 1) {
+    device_backend(DeviceType::cuda).begin_work(std::countr_zero(devices), uses_);
+    begun_ |= devices & -devices;
   }
 }
 
 WorkScope::~WorkScope() {
-  for (const int index : devices_) device_backend(DeviceType::cuda).end_work(index, uses_);
+  for (; begun_ != 0; begun_ &= begun_ - 1) {
+    device_backend(DeviceType::cuda).end_work(std::countr_zero(begun_), uses_);
+  }
 }
 
 }  // namespace tenon

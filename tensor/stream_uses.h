@@ -15,6 +15,8 @@ class Storage;
 
 /// Streams of a device that threads work on; where there are more threads, some share one.
 inline constexpr int kMaxStreams = 8;
+/// Devices of a kind.
+inline constexpr int kMaxDevices = 64;
 
 /// A stream counts what is queued on it; such a count is a ticket. Kept by the device's backend; a
 /// thread that uses memory after another has waited for that thread on the host, so relaxed accesses
@@ -84,7 +86,7 @@ class WorkScope {
   void add(Storage& storage, bool writes);
 
   std::vector<MemoryUse> uses_;
-  std::vector<int> devices_;  // whose streams it began on, in order
+  std::uint64_t begun_ = 0;  // bit i: on the stream of device i
 };
 
 }  // namespace tenon

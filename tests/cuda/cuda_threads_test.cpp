@@ -160,6 +160,21 @@ TEST(CudaThreads, MemoryThatAnotherThreadUsedLastIsNotTakenFromIt) {
   }
 }
 
+TEST(CudaThreads, CopiesBetweenDevicesAreOrderedToo) {
+  SKIP_WITHOUT_GPU();
+  const Device second{DeviceType::cuda, 1};
+  if (!is_available(second)) GTEST_SKIP() << "this machine has one GPU";
+  for (int round = 0; round < 3; ++round) {
+    hold_back_this_thread();
+    const Tensor x = filled(round);
+    Tensor there, back;
+    on_another_thread([&] { there = x.to(second) + 1.0; });
+    on_another_thread([&] { back = there.to(kCuda) + 1.0; });
+    EXPECT_EQ(first_other(back, round + 2), -1);
+    EXPECT_EQ(first_other(there, round + 1), -1);
+  }
+}
+
 /// A hand-over of many tensors, through many threads, all with different values.
 TEST(CudaThreads, AChainOfThreadsComputesWhatOneWould) {
   SKIP_WITHOUT_GPU();
@@ -205,13 +220,13 @@ TEST(CudaThreads, ACaptureRecordsItsOwnThreadOnly) {
     const Tensor x = randn({2, 24, 64}, {}, &generator).to(kCuda);
     const Tensor expected = model(x);
     Executor run = executor_of(model, x);
-    std::vector<Tensor> outputs;
-    for (int i = 0; i < 4; ++i) outputs.push_back(run(x));
-    EXPECT_GT(run.program(std::span(&x, 1)).num_captures(), 0U);
-    for (const Tensor& output : outputs) {
-      EXPECT_LT(max_difference(output, expected), 1e-4);
-      EXPECT_EQ(max_difference(output, outputs[0]), 0);
-    }
+    const Tensor first = run(x).cpu();
+    EXPECT_LT(max_difference(first, expected), 1e-4);
+    // An output that is gone leaves its memory to the next one, so that the record is launched again.
+    for (int i = 0; i < 4; ++i) EXPECT_EQ(max_difference(run(x), first), 0) << i;
+    const char* setting = std::getenv("TENON_CUDA_GRAPHS");
+    const bool records = setting == nullptr || std::string_view(setting) != "never";
+    EXPECT_EQ(run.program(std::span(&x, 1)).num_captures() > 0, records);
   }
   done = true;
   adder.join();
@@ -336,6 +351,8 @@ TEST(CudaThreads, WhatCannotBeRecordedIsLaunched) {
   is_wanted = false;
   Program& program = run.program(std::span(&x, 1));
   EXPECT_EQ(program.num_captures(), 0U);
+  const char* setting = std::getenv("TENON_CUDA_GRAPHS");
+  if (setting != nullptr && std::string_view(setting) == "never") GTEST_SKIP() << "none is tried";
   EXPECT_NE(program.capture_failure().find("a copy between host and device"), std::string::npos)
       << program.capture_failure();
   EXPECT_NE(program.to_string().find("since recording a run failed"), std::string::npos);
@@ -345,7 +362,7 @@ TEST(CudaThreads, WhatCannotBeRecordedIsLaunched) {
   on_another_thread([&] {
     for (int i = 0; i < 3; ++i) EXPECT_EQ(max_difference(records(x), other(x)), 0);
   });
-  EXPECT_GT(records.program(std::span(&x, 1)).num_captures(), 0U);
+  EXPECT_EQ(records.program(std::span(&x, 1)).capture_failure(), "");
 }
 
 TEST(CudaThreads, AForkedChildIsRefusedWithTheReason) {
