@@ -87,13 +87,17 @@ class Reporter {
       const Graph& graph = schedule_.graph_before(i + 1);
       add_row(step.primitive, step.path, graph);
       if (detail::turns_hidden_rows_to_zeros(schedule_.graph_before(i), graph)) {
-        report_.rows.back().note = detail::kHiddenRowsNote;
+        add_note(report_.rows.back(), detail::kHiddenRowsNote);
       }
     }
     return std::move(report_);
   }
 
  private:
+  static void add_note(ReportRow& row, std::string_view note) {
+    row.note += fmt::format("{}{}", row.note.empty() ? "" : "; ", note);
+  }
+
   /// Backward starts from values of the outputs' sizes, which a run tells.
   void add_cotangents(const Graph& original, Generator& generator) {
     const std::vector<Tensor> outputs = program(forward(original).graph, false)->run(inputs_);
@@ -169,6 +173,9 @@ class Reporter {
     const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
     std::nth_element(times.begin(), middle, times.end());
     row.milliseconds = *middle;
+    if (const std::string reason = lowered->capture_failure(); !reason.empty()) {
+      add_note(row, "kernels are launched one by one: " + reason);
+    }
   }
 
   const Schedule& schedule_;

@@ -13,6 +13,7 @@
 #include "cuda/allocator.h"
 #include "cuda/context.h"
 #include "cuda/kernels/hold_back.h"
+#include "schedule/report.h"
 #include "schedule/schedules.h"
 #include "tests/cuda/cuda_support.h"
 #include "tests/support/compare.h"
@@ -346,8 +347,10 @@ TEST(CudaThreads, WhatCannotBeRecordedIsLaunched) {
                    .supports = [](const KernelArgs&) { return is_wanted; },
                    .preferred = [](const KernelArgs&) { return is_wanted; }});
   is_wanted = true;
-  Executor run = build(create_schedule(model, {{"x", x}}), {.verify = false});
+  const Schedule sch = create_schedule(model, {{"x", x}});
+  Executor run = build(sch, {.verify = false});
   for (int i = 0; i < 4; ++i) EXPECT_EQ(max_difference(run(x), expected), 0) << i;
+  const std::string note = report(sch, {.inputs = {x}}).rows.at(0).note;
   is_wanted = false;
   Program& program = run.program(std::span(&x, 1));
   EXPECT_EQ(program.num_captures(), 0U);
@@ -355,6 +358,7 @@ TEST(CudaThreads, WhatCannotBeRecordedIsLaunched) {
   if (setting != nullptr && std::string_view(setting) == "never") GTEST_SKIP() << "none is tried";
   EXPECT_NE(program.capture_failure().find("a copy between host and device"), std::string::npos)
       << program.capture_failure();
+  EXPECT_NE(note.find("kernels are launched one by one: a copy"), std::string::npos) << note;
   EXPECT_NE(program.to_string().find("since recording a run failed"), std::string::npos);
   // Other Programs, and other threads, record as before.
   const auto other = function_model([](const Tensor& y) { return gelu(y) * 3.0; });
