@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "graph/detail/program_impl.h"
+#include "graph/detail/writing_run.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
 #include "tensor/device_backend.h"
@@ -85,6 +86,7 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
     held.push_back(is_written ? inputs[i].clone() : inputs[i].contiguous());
   }
   const std::lock_guard lock(p.mutex);
+  const WritingRun writing(p);
   std::vector<Tensor> outputs;
   for (const OutputSlot& slot : p.outputs) {
     Buffer& buffer = p.buffers[static_cast<std::size_t>(slot.buffer)];
@@ -101,8 +103,7 @@ std::vector<Tensor> Program::run(std::span<const Tensor> inputs, Generator& gene
   }
   for (const Patch& patch : p.patches) p.resolve(patch);
 
-  if (p.training || p.draws) generator.advance_forward();
-  p.execute(generator.state());
+  p.execute(p.training || p.draws ? generator.next_forward() : generator.state());
   for (const auto& storage : p.written) storage->bump_version();
   return outputs;
 }
