@@ -242,7 +242,8 @@ class Walk {
 
   void finish_leaves() {
     for (auto& [leaf, gradient] : leaf_order_) {
-      if (options_.leaf_hooks) gradient = run_hooks(leaf->hooks.get(), gradient, leaf->spec);
+      if (options_.leaf_hooks)
+        gradient = run_hooks(hooks_if_any(*leaf).get(), gradient, leaf->spec);
       if (!accumulates_) continue;
       gradient = leaf->grad ? tenon::add(Tensor(leaf->grad), gradient) : own(gradient);
     }

@@ -1,6 +1,7 @@
 // Recording: an op call runs under the innermost interpreter and leaves a TapeNode on its outputs.
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 
 #include "autograd/detail/tape.h"
 #include "tensor/detail/check.h"
@@ -14,15 +15,19 @@ std::uint64_t version_of(const Tensor& tensor) {
   return tensor.is_eager() ? tensor.storage()->version() : 0;
 }
 
-/// A handle on the same value that knows nothing of the tape.
-Tensor without_record(const Tensor& tensor) {
-  auto impl = std::make_shared<TensorImpl>(*tensor.impl());
-  impl->requires_grad = false;
-  impl->producer = nullptr;
-  impl->grad = nullptr;
-  impl->hooks = nullptr;
-  return Tensor(std::move(impl));
+/// Another handle on the same value. Neither gradient nor hooks are read: another thread may be setting
+/// those of a leaf that both compute with.
+std::shared_ptr<TensorImpl> new_handle(const TensorImpl& impl) {
+  auto handle = std::make_shared<TensorImpl>();
+  handle->spec = impl.spec;
+  handle->layout = impl.layout;
+  handle->storage = impl.storage;
+  handle->payload = impl.payload;
+  return handle;
 }
+
+/// A handle on the same value that knows nothing of the tape.
+Tensor without_record(const Tensor& tensor) { return Tensor(new_handle(*tensor.impl())); }
 
 void require_current(const Op& op, const Tensor& input) {
   const TensorImpl& impl = *input.impl();
@@ -36,10 +41,14 @@ void require_current(const Op& op, const Tensor& input) {
 /// A handle of the tape's own: the operand itself may be changed in place and then lead back to the
 /// node that keeps it, a cycle, or be given other data.
 Tensor kept(const Tensor& operand) {
-  auto impl = std::make_shared<TensorImpl>(*operand.impl());
-  impl->grad = nullptr;
-  impl->hooks = nullptr;
-  return Tensor(std::move(impl));
+  const TensorImpl& impl = *operand.impl();
+  std::shared_ptr<TensorImpl> handle = new_handle(impl);
+  handle->requires_grad = impl.requires_grad;
+  handle->producer = impl.producer;
+  handle->output_index = impl.output_index;
+  handle->is_recorded_view = impl.is_recorded_view;
+  handle->version = impl.version;
+  return Tensor(std::move(handle));
 }
 
 std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs,
@@ -60,8 +69,12 @@ std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs
   return node;
 }
 
+/// Held while a leaf gets its list; what is in it only a thread that changes the leaf may touch.
+std::mutex hook_lists;
+
 /// A leaf's own; made when first asked for.
 std::shared_ptr<HookList> hook_list(const Tensor& leaf) {
+  const std::lock_guard lock(hook_lists);
   auto& slot = leaf.impl()->hooks;
   if (!slot) slot = std::make_shared<HookList>();
   return std::static_pointer_cast<HookList>(slot);
@@ -82,6 +95,11 @@ Edge edge_of(const Tensor& tensor) {
   return edge;
 }
 
+std::shared_ptr<AutogradRecord> hooks_if_any(const TensorImpl& leaf) {
+  const std::lock_guard lock(hook_lists);
+  return leaf.hooks;
+}
+
 void TapeNode::release() {
   released = true;
   saved_inputs.clear();
@@ -91,8 +109,9 @@ void TapeNode::release() {
 TapeNode::~TapeNode() {
   // A long chain would otherwise be destroyed by recursion, a stack frame per call: what leads to
   // earlier nodes is handed to the outermost destructor, which drops it piece by piece.
-  thread_local std::vector<std::shared_ptr<void>> pending;
-  thread_local bool draining = false;
+  thread_local std::vector<std::shared_ptr<void>>* outermost = nullptr;
+  std::vector<std::shared_ptr<void>> own;
+  std::vector<std::shared_ptr<void>>& pending = outermost != nullptr ? *outermost : own;
   for (Edge& edge : edges) {
     if (edge.node) pending.push_back(std::move(edge.node));
   }
@@ -102,13 +121,13 @@ TapeNode::~TapeNode() {
     }
     saved->clear();
   }
-  if (draining) return;
-  draining = true;
+  if (outermost != nullptr) return;
+  outermost = &pending;
   while (!pending.empty()) {
     const std::shared_ptr<void> next = std::move(pending.back());
     pending.pop_back();
   }
-  draining = false;
+  outermost = nullptr;
 }
 
 std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
@@ -179,7 +198,7 @@ std::function<void()> register_hook(const Tensor& tensor, GradientHook hook) {
 }
 
 Tensor apply_hooks(const Tensor& leaf, const Tensor& gradient) {
-  return autograd::run_hooks(leaf.impl()->hooks.get(), gradient, leaf.spec());
+  return autograd::run_hooks(autograd::hooks_if_any(*leaf.impl()).get(), gradient, leaf.spec());
 }
 
 std::shared_ptr<const HookSet> hooks_of(const Tensor& leaf) {

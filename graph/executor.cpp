@@ -13,7 +13,7 @@ namespace tenon {
 /// The Graph, which nobody changes any more, and its Programs.
 class Executor::Cache {
  public:
-  explicit Cache(Graph graph) : graph_(std::move(graph)) {}
+  explicit Cache(Graph graph) : graph_(with_own_guards(std::move(graph))) {}
 
   std::shared_ptr<Program> program(std::span<const Tensor> inputs, bool training) {
     const std::string signature = signature_of(inputs, training);
@@ -63,6 +63,12 @@ class Executor::Cache {
     std::shared_ptr<Program> program;
     std::uint64_t last_use = 0;
   };
+
+  /// The schedule that the Graph is of goes on with the other list, on another thread maybe.
+  static Graph with_own_guards(Graph graph) {
+    graph.own_guards();
+    return graph;
+  }
 
   static std::string signature_of(std::span<const Tensor> inputs, bool training) {
     std::string signature = training ? "train" : "eval";

@@ -1,7 +1,6 @@
 #include "graph/graph.h"
 
 #include <algorithm>
-#include <atomic>
 #include <charconv>
 #include <limits>
 #include <unordered_map>
@@ -18,12 +17,8 @@ std::size_t index(std::int32_t id) { return static_cast<std::size_t>(id); }
 /// Entries are shared between copies of a Graph; one that is about to change is copied first.
 template <class T>
 T& own(std::shared_ptr<T>& entry) {
-  if (entry.use_count() > 1) {
-    entry = std::make_shared<T>(*entry);
-  } else {
-    // What another thread read through its copy, now gone, comes before the change.
-    std::atomic_thread_fence(std::memory_order_acquire);
-  }
+  // Counting one more comes after what another thread read through its copy, now gone.
+  if (const auto counted = entry; counted.use_count() > 2) entry = std::make_shared<T>(*counted);
   return *entry;
 }
 

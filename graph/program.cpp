@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "graph/detail/program_impl.h"
+#include "graph/detail/writing_run.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
 #include "tensor/device_backend.h"
@@ -118,8 +119,9 @@ void Program::Impl::in_order(const Binding& binding, const std::function<void()>
 }
 
 void Program::Impl::run(const Binding& binding, Generator& generator) {
-  if (training || draws) generator.advance_forward();
-  in_order(binding, [&] { execute(generator.state()); });
+  const WritingRun writing(*this);
+  const RandomState random = training || draws ? generator.next_forward() : generator.state();
+  in_order(binding, [&] { execute(random); });
   for (const auto& storage : written) storage->bump_version();
 }
 

@@ -49,7 +49,8 @@ class Program {
 
   /// Runs on inputs of exactly the lowered specs. The outputs are the caller's own. In training
   /// mode, and where something draws in evaluation, the generator advances to a new forward first.
-  /// Runs of one Program exclude each other. StaleProgram when a parameter moved to another
+  /// Runs of one Program exclude each other, and different Programs run at once; ConcurrencyError
+  /// when one on another thread writes state that this one writes. StaleProgram when a parameter moved to another
   /// storage, dtype or device since lowering, or when a hook that would be part of it was added or
   /// taken off.
   std::vector<Tensor> run(std::span<const Tensor> inputs,

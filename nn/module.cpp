@@ -36,7 +36,7 @@ void throw_wrong_arity(const Module& module, std::size_t given) {
 }
 
 ModuleCall::ModuleCall(Module& module, std::vector<Tensor>& inputs)
-    : module_(module),
+    : module_((module.in_use_.require_free("[call] the module"), module)),
       scope_({&module, &module.type_name(), module.training(), module.has_hooks()}, inputs) {
   module_.run_pre_hooks(inputs);
 }
@@ -57,12 +57,13 @@ void HookHandle::remove() {
   table_.reset();
 }
 
-Module::Module() = default;
+Module::Module() : hooks_(std::make_shared<detail::HookTable>()) {}
 Module::~Module() = default;
 
 const std::string& Module::type_name() const {
   static std::mutex mutex;
-  static std::unordered_map<std::type_index, std::string> names;  // nodes never move
+  // Never destroyed, as threads may outlive main; nodes never move.
+  static auto& names = *new std::unordered_map<std::type_index, std::string>;
   const std::type_info& type = typeid(*this);
   const std::lock_guard lock(mutex);
   const auto [entry, is_new] = names.try_emplace(std::type_index(type));
@@ -254,7 +255,16 @@ std::vector<Tensor> Module::unique_tensors() const {
   return result;
 }
 
+std::vector<ExclusiveUse::Scope> Module::use_all(std::string_view what) const {
+  std::vector<ExclusiveUse::Scope> uses;
+  visit_modules("", [&](const std::string&, const Module& module) {
+    uses.emplace_back(module.in_use_, what);
+  });
+  return uses;
+}
+
 void Module::convert(const std::function<TensorOptions(const Tensor&)>& target) {
+  const auto uses = use_all("[to] the module");
   const NoGradGuard no_grad;
   const auto converted = [&](const Tensor& tensor) {
     if (!tensor) return tensor;
@@ -301,33 +311,28 @@ void Module::to(Device device, DType dtype) {
 
 HookHandle Module::register_forward_pre_hook(ForwardPreHook hook) {
   TENON_CHECK(hook != nullptr, ModuleError, "[register_forward_pre_hook] the hook is empty");
-  const std::int64_t id = hook_table()->numbers.add();
+  const std::int64_t id = hooks_->numbers.add();
   hooks_->before.emplace_back(id, std::move(hook));
   return {hooks_, id};
 }
 
 HookHandle Module::register_forward_hook(ForwardHook hook) {
   TENON_CHECK(hook != nullptr, ModuleError, "[register_forward_hook] the hook is empty");
-  const std::int64_t id = hook_table()->numbers.add();
+  const std::int64_t id = hooks_->numbers.add();
   hooks_->after.emplace_back(id, std::move(hook));
   return {hooks_, id};
 }
 
-const std::shared_ptr<detail::HookTable>& Module::hook_table() {
-  if (!hooks_) hooks_ = std::make_shared<detail::HookTable>();
-  return hooks_;
-}
-
-std::shared_ptr<const HookSet> Module::hooks() { return {hook_table(), &hook_table()->numbers}; }
+std::shared_ptr<const HookSet> Module::hooks() { return {hooks_, &hooks_->numbers}; }
 
 void Module::run_pre_hooks(std::span<Tensor> inputs) {
-  if (!hooks_) return;
+  if (hooks_->before.empty()) return;
   const auto hooks = hooks_->before;  // a copy: a hook may remove itself
   for (const auto& [id, hook] : hooks) hook(*this, inputs);
 }
 
 void Module::run_hooks(std::span<const Tensor> inputs, std::span<Tensor> outputs) {
-  if (!hooks_) return;
+  if (hooks_->after.empty()) return;
   const auto hooks = hooks_->after;
   for (const auto& [id, hook] : hooks) hook(*this, inputs, outputs);
 }
@@ -341,9 +346,7 @@ std::vector<Tensor> Module::call_with_hooks(
   return outputs;
 }
 
-bool Module::has_hooks() const {
-  return hooks_ && !(hooks_->before.empty() && hooks_->after.empty());
-}
+bool Module::has_hooks() const { return !(hooks_->before.empty() && hooks_->after.empty()); }
 
 // --- printing -----------------------------------------------------------------------------------
 

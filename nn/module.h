@@ -12,6 +12,10 @@
 //
 // A module is called through its Child handle, never by forward(): the call is what a tracer
 // records and what runs hooks.
+//
+// Any number of threads may call one module, trace it and take gradients of it by grad(). What changes
+// it, registration, hooks, modes, gradients in parameters, to() and loading, is for one thread while no
+// other uses the module.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +30,7 @@
 
 #include "nn/state_dict.h"
 #include "tensor/error.h"
+#include "tensor/exclusive_use.h"
 #include "tensor/hook_set.h"
 #include "tensor/tensor.h"
 
@@ -101,7 +106,8 @@ class Module {
 
   /// Moves parameters, their gradients and buffers; handles and names stay. All are copied before any
   /// is changed. Programs built before throw StaleProgram; a backward that is still to come reads what
-  /// forward saw; optimizers follow at their next step.
+  /// forward saw; optimizers follow at their next step. ConcurrencyError when another thread converts,
+  /// moves or loads a module of the tree; so for a call of one meanwhile.
   void to(Device device);
   /// Converts floating-point parameters, gradients and buffers; DTypeError unless `dtype` is one.
   void to(DType dtype);
@@ -117,6 +123,7 @@ class Module {
   /// Copies values into the existing storage. One ModuleError lists every missing, unexpected,
   /// mismatched or conflicting name, and then nothing was changed. Floating dtypes are converted,
   /// others are not. A tied tensor needs one of its names; given several, their bits must be equal.
+  /// ConcurrencyError as for to().
   LoadReport load_state_dict(const StateDict& state, const LoadOptions& options = {});
 
   HookHandle register_forward_pre_hook(ForwardPreHook hook);
@@ -170,14 +177,15 @@ class Module {
   const Module* find_module(std::string_view path) const;
   std::vector<Tensor> unique_tensors() const;
   void convert(const std::function<TensorOptions(const Tensor&)>& target);
-  const std::shared_ptr<detail::HookTable>& hook_table();
+  std::vector<ExclusiveUse::Scope> use_all(std::string_view what) const;
   void run_pre_hooks(std::span<Tensor> inputs);
   void run_hooks(std::span<const Tensor> inputs, std::span<Tensor> outputs);
 
   std::vector<Named> parameters_;
   std::vector<Named> buffers_;
   std::vector<std::pair<std::string, std::shared_ptr<Module>>> children_;
-  std::shared_ptr<detail::HookTable> hooks_;  // null until it is asked for
+  const std::shared_ptr<detail::HookTable> hooks_;
+  mutable ExclusiveUse in_use_;  // by what replaces or writes the module's tensors
   bool training_ = true;
 };
 

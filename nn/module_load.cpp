@@ -23,6 +23,7 @@ LoadReport Module::check_state_dict(const StateDict& state, const LoadOptions& o
 }
 
 LoadReport Module::load_state_dict(const StateDict& state, const LoadOptions& options) {
+  const auto uses = use_all("[load_state_dict] the module");
   return detail::load_state(state_dict(), state, options, type_name());
 }
 

@@ -148,6 +148,7 @@ void Optimizer::adopt(const State& state) {
 }
 
 void Optimizer::follow_parameters() {
+  const ExclusiveUse::Scope use(in_use_, "[follow_parameters] the optimizer");
   if (!follows_all()) adopt(followed());
 }
 
@@ -164,6 +165,7 @@ Tensor Optimizer::update(std::span<const Tensor> gradients) {
   TENON_CHECK(gradients.size() == state_.slots.size(), ValueError,
               "[{}] {} gradients were given; needed one for each of {} parameters", type_,
               gradients.size(), state_.slots.size());
+  const ExclusiveUse::Scope use(in_use_, "[step] the optimizer");
   const NoGradGuard no_grad;
   const bool follows = follows_all();
   const bool traced = std::any_of(gradients.begin(), gradients.end(),
@@ -299,11 +301,13 @@ StateDict Optimizer::state_dict() const {
 }
 
 LoadReport Optimizer::load_state_dict(const StateDict& state, const LoadOptions& options) {
+  const ExclusiveUse::Scope use(in_use_, "[load_state_dict] the optimizer");
   follow_parameters();
   return detail::load_state(state_dict(), state, options, type_);
 }
 
 void Optimizer::refresh_master_weights() {
+  const ExclusiveUse::Scope use(in_use_, "[refresh_master_weights] the optimizer");
   const NoGradGuard no_grad;
   follow_parameters();
   for (Slot& slot : state_.slots) {

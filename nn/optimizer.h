@@ -27,6 +27,7 @@
 
 #include "nn/module.h"
 #include "nn/state_dict.h"
+#include "tensor/exclusive_use.h"
 #include "tensor/ops/optimizer_steps.h"
 #include "tensor/tensor.h"
 
@@ -62,7 +63,7 @@ class Optimizer {
   /// of shape (), and refuses a missing gradient with ValueError unless the parameter is frozen;
   /// otherwise returns an undefined tensor. ShapeError, DTypeError or DeviceError for a gradient that
   /// does not fit, ValueError for a parameter whose shape changed or that is on another device than
-  /// the first.
+  /// the first, ConcurrencyError while another thread changes this optimizer.
   Tensor update(std::span<const Tensor> gradients);
   /// Clears the gradients of all parameters.
   void zero_grad();
@@ -154,6 +155,7 @@ class Optimizer {
   std::string type_;
   OptimizerOptions options_;
   State state_;
+  ExclusiveUse in_use_;
 };
 
 namespace detail {

@@ -242,7 +242,7 @@ Tensor call_module_of_type(const std::string& type, const std::vector<Tensor>& i
 }  // namespace detail
 
 const std::string& Pattern::Call::name() const {
-  static const std::string module = "call_module";
+  static const auto& module = *new std::string("call_module");  // never destroyed
   return op ? op->name : module;
 }
 

@@ -125,19 +125,25 @@ std::string to_dot(const Schedule& schedule) {
   return to_dot(schedule.graph(), diff(schedule.original(), schedule.graph()));
 }
 
+ExclusiveUse::Scope Schedule::use(std::string_view what) const { return {state_->in_use, what}; }
+
 Matches Schedule::find_pattern(const Pattern& pattern) const {
+  const auto used = use("[find] the schedule");
   return find_matches(state_->graph, pattern, path_);
 }
 
 Matches Schedule::find(const std::string& regex) const {
+  const auto used = use("[find] the schedule");
   return find_modules(state_->graph, regex, path_);
 }
 
 Matches Schedule::find_type(const std::string& type) const {
+  const auto used = use("[find] the schedule");
   return find_modules_of_type(state_->graph, type, path_);
 }
 
 Matches Schedule::find_nodes(const std::function<bool(const Node&)>& predicate) const {
+  const auto used = use("[find] the schedule");
   return tenon::find_nodes(state_->graph, predicate, path_);
 }
 
@@ -276,6 +282,7 @@ nn::Module& Schedule::model() const { return *state_->model; }
 const std::shared_ptr<nn::Module>& Schedule::shared_model() const { return state_->model; }
 
 Executor build(const Schedule& schedule, const BuildOptions& options) {
+  const auto used = schedule.use("[build] the schedule");
   Graph graph = schedule.graph();
   if (!options.verify) graph.accept_hooks();
   require_current(graph);

@@ -8,6 +8,10 @@
 //   sch["proj"]["dense"].decompose();
 //   Executor run = build(sch);                             // verified
 //   Tensor y = run(x);
+//
+// Threads may schedule and build different models at once, and run what was built of one meanwhile. One
+// schedule is for one thread at a time: two that change, build or search it at once get a
+// ConcurrencyError. build changes the model too where it joins parameters.
 #pragma once
 
 #include <concepts>
@@ -29,6 +33,7 @@
 #include "schedule/matcher.h"
 #include "schedule/pattern.h"
 #include "schedule/replacement.h"
+#include "tensor/exclusive_use.h"
 
 namespace tenon {
 
@@ -164,6 +169,9 @@ class Schedule {
   const Graph& graph_before(std::size_t i) const;
   /// Parameters that replacements brought as fresh(): by name, beside the model's.
   nn::Module::NamedTensors added_parameters() const;
+  /// While it lives, another thread that changes, builds or searches the schedule gets a
+  /// ConcurrencyError, as this one does now where another is at it. `what` begins the message.
+  ExclusiveUse::Scope use(std::string_view what) const;
   nn::Module& model() const;
   const std::shared_ptr<nn::Module>& shared_model() const;
 

@@ -23,6 +23,7 @@ std::vector<std::string> new_parameters(const Graph& graph, const Graph& draft) 
 
 void ScheduleState::transact(AppliedPrimitive primitive,
                              const std::function<void(Graph&)>& rewrite) {
+  const ExclusiveUse::Scope use(in_use, fmt::format("[{}] the schedule", primitive.primitive));
   std::vector<Dim> symbols;
   for (ValueId id : graph.inputs()) {
     const Shape& shape = graph.value(id).spec.shape;

@@ -201,6 +201,7 @@ void require_verified(const Schedule& schedule) {
 }  // namespace
 
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options) {
+  const auto used = schedule.use("[build_training] the schedule");
   Graph forward = schedule.graph();
   if (!options.verify) forward.accept_hooks();
   require_current(forward);
@@ -230,6 +231,7 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
 }
 
 TrainingResult TrainingStep::run(std::span<const Tensor> inputs) {
+  const ExclusiveUse::Scope used(in_use_, "[run] the training step");
   const bool updates = done_ + 1 == options_.micro_batches;
   const std::vector<Tensor> outputs = (updates ? *update_ : *accumulate_).run(inputs, true);
   done_ = updates ? 0 : done_ + 1;  // a batch that was refused does not count

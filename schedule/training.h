@@ -57,7 +57,8 @@ struct TrainingResult {
 class TrainingStep {
  public:
   /// One batch: the model's inputs, then the targets. Advances the generator as a call of the model
-  /// in training mode does.
+  /// in training mode does. ConcurrencyError while another thread runs this step, or another Program
+  /// that writes state of it; steps of different models run at once.
   TrainingResult run(std::span<const Tensor> inputs);
   TrainingResult run(std::initializer_list<Tensor> inputs) {
     return run(std::span(inputs.begin(), inputs.size()));
@@ -76,6 +77,7 @@ class TrainingStep {
   std::unique_ptr<Executor> accumulate_;  // micro_batches > 1: all but the last
   std::unique_ptr<Executor> update_;
   int done_ = 0;  // micro-batches since the last update
+  ExclusiveUse in_use_;
 };
 
 /// Verifies the schedule, derives the joint Graph and packs the parameters that the schedule joins.

@@ -47,9 +47,9 @@ constexpr double kConditioning = 64;
 constexpr double kConditioningBound = 8;
 
 /// Numbers that the free size symbols take in turn.
-const std::vector<std::vector<std::int64_t>> kSizes = {{3, 7, 5, 11}};
-const std::vector<std::vector<std::int64_t>> kOtherSizes = {
-    {1, 9, 2, 6}, {2, 9, 4, 6}, {5, 3, 7, 2}};
+using Sizes = std::vector<std::vector<std::int64_t>>;
+const Sizes& kSizes = *new Sizes{{3, 7, 5, 11}};  // never destroyed: threads may outlive main
+const Sizes& kOtherSizes = *new Sizes{{1, 9, 2, 6}, {2, 9, 4, 6}, {5, 3, 7, 2}};
 /// Where the Graph does not tell what an index may be: the largest of these that the model takes.
 constexpr std::int64_t kIndexBounds[] = {7, 5, 3, 2, 1};
 
@@ -567,6 +567,7 @@ std::string VerifyReport::to_string() const {
 }
 
 VerifyReport verify(const Schedule& schedule, const VerifyOptions& options) {
+  const auto used = schedule.use("[verify] the schedule");
   const auto start = std::chrono::steady_clock::now();
   VerifyReport report = Verification(schedule, options).run();
   report.milliseconds =

@@ -10,7 +10,8 @@ namespace tenon {
 namespace {
 
 std::array<std::unique_ptr<DeviceBackend>, kNumDeviceTypes>& backends() {
-  static std::array<std::unique_ptr<DeviceBackend>, kNumDeviceTypes> table;
+  // Never destroyed: threads may outlive main, and so may tensors in static variables.
+  static auto& table = *new std::array<std::unique_ptr<DeviceBackend>, kNumDeviceTypes>;
   return table;
 }
 

@@ -80,6 +80,13 @@ class StaleProgram : public Error {
   using Error::Error;
 };
 
+/// Something that one thread at a time may change, in use by two at once; the later one has changed
+/// nothing.
+class ConcurrencyError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// An allocation that did not fit. Sizes in bytes; the process can go on.
 class OutOfMemory : public Error {
  public:

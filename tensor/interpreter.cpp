@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <optional>
 
 #include "tensor/detail/check.h"
 #include "tensor/detail/launch_count.h"
@@ -11,6 +12,11 @@
 #include "tensor/random.h"
 
 namespace tenon {
+namespace detail {
+/// The seam to random.cpp; see there.
+void follow_generator(const Generator& generator);
+}  // namespace detail
+
 namespace autograd {
 /// The seam to autograd/: runs a call under `inner` and records it; defined in autograd/tape.cpp.
 std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
@@ -52,7 +58,10 @@ struct ThreadState {
   std::vector<PushedInterpreter> interpreters;
   std::vector<ModuleFrame> modules;
   std::int64_t next_site = 0;
-  bool forward_begun = false;          // this outermost module call has its forward number
+  bool forward_begun = false;  // this outermost module call has its forward number:
+  RandomState forward;         // what it draws with, a state of
+  const Generator* generator = nullptr;
+  std::optional<RandomState> outer_call;  // the same of a random call outside of modules, under way
   const CallSite* replayed = nullptr;  // what a CallSiteScope stands for
   bool grad_enabled = true;
 };
@@ -60,7 +69,7 @@ struct ThreadState {
 thread_local ThreadState state;
 
 EagerInterpreter& eager() {
-  static EagerInterpreter interpreter;
+  static auto& interpreter = *new EagerInterpreter;  // never destroyed: threads may outlive main
   return interpreter;
 }
 
@@ -160,13 +169,25 @@ const ModuleFrame* current_module() {
   return state.modules.empty() ? nullptr : &state.modules.back();
 }
 
+namespace {
+
+/// What a random call of this thread draws with now.
+RandomState current_random() {
+  if (state.outer_call) return *state.outer_call;  // a hook's, where backward replays a call
+  if (state.replayed) return state.replayed->random;
+  if (!state.modules.empty() && state.forward_begun) return state.forward;
+  return default_generator().state();
+}
+
+}  // namespace
+
 CallSite current_call_site() {
   CallSite site;
   if (const ModuleFrame* frame = current_module()) {
     site.in_module = true;
     site.frame = *frame;
   }
-  site.random = state.replayed ? state.replayed->random : default_generator().state();
+  site.random = current_random();
   site.call = current_interpreter().current_call();
   return site;
 }
@@ -190,11 +211,16 @@ namespace {
 
 void begin_forward() {
   if (state.forward_begun || current_interpreter().is_recording()) return;
-  default_generator().advance_forward();
+  state.generator = &default_generator();
+  state.forward = default_generator().next_forward();
   state.forward_begun = true;
 }
 
 }  // namespace
+
+void detail::follow_generator(const Generator& generator) {
+  if (state.forward_begun && state.generator == &generator) state.forward = generator.state();
+}
 
 bool counts_random_sites() {
   // A hook that backward calls is outside of the modules whose calls are replayed around it.
@@ -202,7 +228,9 @@ bool counts_random_sites() {
 }
 
 std::int64_t next_dropout_site(bool draws) {
-  if (!counts_random_sites()) return default_generator().next_outer_site();
+  if (!counts_random_sites()) {
+    return default_generator().next_outer_site(&state.outer_call.emplace());
+  }
   TENON_CHECK(state.next_site < kFirstOuterSite, ValueError,
               "more than {} random calls in one forward", kFirstOuterSite);
   if (draws) begin_forward();
@@ -210,15 +238,16 @@ std::int64_t next_dropout_site(bool draws) {
 }
 
 ops::TakenNumbers::TakenNumbers(Generator& generator)
-    : generator_(generator),
-      before_(generator),
+    : before_(generator),
+      outer_call_(state.outer_call),
       site_(state.next_site),
       forward_begun_(state.forward_begun),
       exceptions_(std::uncaught_exceptions()) {}
 
 ops::TakenNumbers::~TakenNumbers() {
+  state.outer_call = outer_call_;
   if (std::uncaught_exceptions() == exceptions_) return;
-  generator_ = before_;
+  before_.give_back();
   state.next_site = site_;
   state.forward_begun = forward_begun_;
 }
@@ -288,7 +317,7 @@ std::vector<Tensor> apply_eager(const Op& op, std::span<const Tensor> inputs, co
                   output_views,
                   &attrs,
                   training,
-                  state.replayed ? state.replayed->random : default_generator().state(),
+                  op.has(Trait::random) ? current_random() : RandomState(),
                   device_backend(device.type).stream(device.index)};
   const Kernel* kernel = select_kernel(op, device.type, args);
   if (kernel == nullptr) {

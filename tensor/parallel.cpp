@@ -1,12 +1,14 @@
 #include "tensor/parallel.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
-#include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -17,127 +19,176 @@ namespace tenon {
 namespace {
 
 thread_local bool inside_task = false;
+thread_local int own_limit = 0;  // by set_num_threads; 0: the default
 
-/// Workers that sleep between jobs; the caller works too, so `threads` - 1 of them are started. A job
-/// ends when its tasks have: a worker that wakes too late for it is not waited for.
+int hardware_threads() {
+  static const int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return threads;
+}
+
+int default_threads() {
+  static const int threads = [] {
+    const char* text = std::getenv("TENON_NUM_THREADS");
+    const int wanted = text != nullptr ? std::atoi(text) : 0;
+    return wanted >= 1 ? std::min(wanted, 1024) : hardware_threads();
+  }();
+  return threads;
+}
+
+/// One parallel_for. It lies on its caller's stack, and workers are out of it before that returns.
+struct Job {
+  const std::function<void(std::int64_t)>& task;
+  const std::int64_t tasks;
+  const int threads;  // at most, the caller among them
+  std::atomic<std::int64_t> next{0};
+  // Under the pool's mutex:
+  int workers = 0;  // inside
+  std::exception_ptr error;
+  std::condition_variable left;  // the last worker
+};
+
+/// Workers that sleep until a job has tasks and the hardware a free core. A job ends when its tasks
+/// have: a worker that wakes too late for it is not waited for. The pool is never destroyed, since
+/// threads may compute while the process ends.
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
-  }
+  /// `before` is what a fork left behind: its threads are gone, and its mutex may be locked.
+  explicit ThreadPool(const ThreadPool* before) : before_(before) {}
 
-  ~ThreadPool() {
+  void run(Job& job) {
+    const int computing = ++computing_;
     {
       const std::lock_guard lock(mutex_);
-      stopping_ = true;
+      start_workers(job.threads - 1);
+      jobs_.push_back(&job);
     }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
-
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
-
-  void run(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
-    const std::lock_guard one_job_at_a_time(submit_);
-    {
-      const std::lock_guard lock(mutex_);
-      task_ = &task;
-      tasks_ = tasks;
-      next_ = 0;
-      error_ = nullptr;
-      ++job_;
-      open_ = true;
-    }
-    wake_workers(tasks - 1);
-    take_tasks();
+    wake(std::min<std::int64_t>({job.tasks - 1, job.threads - 1, capacity(job) - computing}));
+    take_tasks(job, [] { return false; });
     std::unique_lock lock(mutex_);
-    open_ = false;
-    done_.wait(lock, [this] { return joined_ == 0; });
-    task_ = nullptr;
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    std::erase(jobs_, &job);
+    --computing_;
+    if (!jobs_.empty()) wake_.notify_one();  // this core is free for another's job
+    job.left.wait(lock, [&] { return job.workers == 0; });
+    if (job.error) std::rethrow_exception(std::exchange(job.error, nullptr));
+  }
+
+  /// The same on the calling thread alone; workers make room for it all the same.
+  void run_alone(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
+    struct Counted {
+      explicit Counted(std::atomic<int>& counter) : count(counter) {
+        ++count;
+        inside_task = true;
+      }
+      ~Counted() {
+        --count;
+        inside_task = false;
+      }
+      std::atomic<int>& count;
+    } const counted(computing_);
+    for (std::int64_t i = 0; i < tasks; ++i) task(i);
   }
 
  private:
-  void work() {
-    std::int64_t seen = 0;
-    for (;;) {
-      {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return stopping_ || (open_ && job_ != seen); });
-        if (stopping_) return;
-        seen = job_;
-        ++joined_;
+  /// Threads that may compute at once, of whatever jobs, while `job` gets one more.
+  static int capacity(const Job& job) { return std::max(hardware_threads(), job.threads); }
+
+  void start_workers(int wanted) {
+    for (; workers_ < wanted; ++workers_) {
+      try {
+        std::thread([this] { work(); }).detach();
+      } catch (const std::system_error&) {
+        return;  // the system has no more; fewer do as well
       }
-      take_tasks();
-      const std::lock_guard lock(mutex_);
-      if (--joined_ == 0 && !open_) done_.notify_one();
     }
   }
 
-  void wake_workers(std::int64_t wanted) {
-    if (wanted >= static_cast<std::int64_t>(workers_.size())) return wake_.notify_all();
+  void wake(std::int64_t wanted) {
     for (std::int64_t i = 0; i < wanted; ++i) wake_.notify_one();
   }
 
-  void take_tasks() {
+  void work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      Job* job = nullptr;
+      wake_.wait(lock, [&] { return (job = job_to_join()) != nullptr; });
+      ++job->workers;
+      ++computing_;
+      lock.unlock();
+      const bool made_room = take_tasks(*job, [&] { return make_room(capacity(*job)); });
+      if (!made_room) --computing_;
+      lock.lock();
+      if (--job->workers == 0) job->left.notify_one();
+    }
+  }
+
+  /// The open job with the fewest workers among those that may have one more, or null.
+  Job* job_to_join() const {
+    Job* found = nullptr;
+    for (Job* job : jobs_) {
+      if (job->next >= job->tasks || job->workers + 1 >= job->threads) continue;
+      if (computing_ >= capacity(*job)) continue;
+      if (found == nullptr || job->workers < found->workers) found = job;
+    }
+    return found;
+  }
+
+  /// True when more compute than may: this worker then counts no longer.
+  bool make_room(int most) {
+    int computing = computing_.load(std::memory_order_relaxed);
+    while (computing > most) {
+      if (computing_.compare_exchange_weak(computing, computing - 1)) return true;
+    }
+    return false;
+  }
+
+  /// Runs tasks until there are no more, or `leaves` says so, which it then returns.
+  template <class Leaves>
+  bool take_tasks(Job& job, const Leaves& leaves) {
     inside_task = true;
-    for (std::int64_t i = next_++; i < tasks_; i = next_++) {
+    bool left = false;
+    while (!(left = leaves())) {
+      const std::int64_t i = job.next++;
+      if (i >= job.tasks) break;
       try {
-        (*task_)(i);
+        job.task(i);
       } catch (...) {
         const std::lock_guard lock(mutex_);
-        if (!error_) error_ = std::current_exception();
-        next_ = tasks_;
+        if (!job.error) job.error = std::current_exception();
+        job.next = job.tasks;
       }
     }
     inside_task = false;
+    return left;
   }
 
-  std::mutex submit_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::condition_variable done_;
-  std::vector<std::thread> workers_;
-  const std::function<void(std::int64_t)>* task_ = nullptr;
-  std::int64_t tasks_ = 0;
-  std::atomic<std::int64_t> next_{0};
-  std::int64_t job_ = 0;
-  bool open_ = false;  // workers may still join the job
-  int joined_ = 0;     // workers that have and are not done
-  bool stopping_ = false;
-  std::exception_ptr error_;
+  std::vector<Job*> jobs_;  // whose callers still take tasks
+  int workers_ = 0;
+  std::atomic<int> computing_{0};   // callers and workers
+  const ThreadPool* const before_;  // reachable, so that it is no leak
 };
 
-int default_threads() {
-  if (const char* text = std::getenv("TENON_NUM_THREADS")) {
-    const int threads = std::atoi(text);
-    if (threads >= 1) return std::min(threads, 1024);
-  }
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
+std::atomic<ThreadPool*> current_pool{nullptr};
 
-std::mutex pool_mutex;
-
-std::shared_ptr<ThreadPool>& pool_slot() {
-  static std::shared_ptr<ThreadPool> pool = std::make_shared<ThreadPool>(default_threads());
-  return pool;
-}
-
-std::shared_ptr<ThreadPool> current_pool() {
-  const std::lock_guard lock(pool_mutex);
-  return pool_slot();
+ThreadPool& pool() {
+  static const bool made = [] {
+    current_pool = new ThreadPool(nullptr);
+    pthread_atfork(nullptr, nullptr, [] { current_pool = new ThreadPool(current_pool); });
+    return true;
+  }();
+  static_cast<void>(made);
+  return *current_pool.load(std::memory_order_acquire);
 }
 
 }  // namespace
 
-int num_threads() { return current_pool()->threads(); }
+int num_threads() { return own_limit > 0 ? own_limit : default_threads(); }
 
 void set_num_threads(int threads) {
   TENON_CHECK(threads >= 1 && threads <= 1024, ValueError,
               "{} threads were asked for; needed 1 to 1024", threads);
-  auto pool = std::make_shared<ThreadPool>(threads);
-  const std::lock_guard lock(pool_mutex);
-  pool_slot() = std::move(pool);
+  own_limit = threads;
 }
 
 void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& task) {
@@ -145,12 +196,10 @@ void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& t
     for (std::int64_t i = 0; i < tasks; ++i) task(i);
     return;
   }
-  const auto pool = current_pool();
-  if (pool->threads() == 1) {
-    for (std::int64_t i = 0; i < tasks; ++i) task(i);
-    return;
-  }
-  pool->run(tasks, task);
+  const int threads = num_threads();
+  if (threads == 1) return pool().run_alone(tasks, task);
+  Job job{task, tasks, threads, {}, {}, {}, {}};
+  pool().run(job);
 }
 
 void parallel_ranges(std::int64_t n, std::int64_t grain,

@@ -1,6 +1,7 @@
 // A reference-counted block of device memory.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -26,8 +27,8 @@ class Storage {
   std::size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
   /// Counts writes in place: backward refuses a saved value whose storage was written since.
-  std::uint64_t version() const { return version_; }
-  void bump_version() { ++version_; }
+  std::uint64_t version() const { return version_.load(std::memory_order_relaxed); }
+  void bump_version() { version_.fetch_add(1, std::memory_order_relaxed); }
   /// Of device memory: the streams that used it. See WorkScope.
   StreamUses& uses() { return uses_; }
 
@@ -37,7 +38,7 @@ class Storage {
   void* data_;
   std::size_t bytes_;
   Device device_;
-  std::uint64_t version_ = 0;
+  std::atomic<std::uint64_t> version_{0};
   std::shared_ptr<void> owner_;  // set for borrowed memory
   StreamUses uses_;
 };

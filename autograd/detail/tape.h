@@ -59,6 +59,9 @@ class TapeNode final : public AutogradRecord, public std::enable_shared_from_thi
 /// What the hooks make of a gradient of this spec. ShapeError when one returns a misfit.
 Tensor run_hooks(const AutogradRecord* record, Tensor gradient, const TensorSpec& spec);
 
+/// The hooks of a leaf, or null.
+std::shared_ptr<AutogradRecord> hooks_if_any(const TensorImpl& leaf);
+
 /// The edge that the gradient of `tensor` flows along; not needed() when it requires none.
 Edge edge_of(const Tensor& tensor);
 

@@ -73,7 +73,7 @@ class ModuleFacts {
  private:
   using Table = std::unordered_map<ValueId, std::vector<CallId>>;
   static const std::vector<CallId>& look_up(const Table& table, ValueId value) {
-    static const std::vector<CallId> none;
+    static const auto& none = *new std::vector<CallId>;  // never destroyed
     const auto found = table.find(value);
     return found == table.end() ? none : found->second;
   }

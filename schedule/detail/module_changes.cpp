@@ -73,7 +73,7 @@ ModuleChanges::ByPath ModuleChanges::index(const Graph& graph) {
 }
 
 const ModuleChanges::Nodes& ModuleChanges::at(const ByPath& nodes, const std::string& path) {
-  static const Nodes kNothing;
+  static const Nodes& kNothing = *new Nodes;  // never destroyed: threads may outlive main
   const auto found = nodes.find(path);
   return found == nodes.end() ? kNothing : found->second;
 }

@@ -18,6 +18,7 @@ class ScheduleState {
   std::shared_ptr<nn::Module> model;
   Graph original;
   Graph graph;
+  ExclusiveUse in_use;  // by what changes or builds it
   std::vector<AppliedPrimitive> applied;
   std::vector<Graph>
       history;  // before each applied primitive; entries are shared, so this is cheap

@@ -23,7 +23,7 @@ struct Sink {
 };
 
 Sink& sink() {
-  static Sink instance;
+  static Sink& instance = *new Sink;  // never destroyed: threads may outlive main
   return instance;
 }
 

@@ -65,9 +65,10 @@ RandomCall::RandomCall(const Op& op, Generator* generator) {
     site_ = next_dropout_site();
     return;
   }
-  site_ = kStreamSite | static_cast<std::int64_t>(source.next_tensor_stream());
+  RandomState random;
+  site_ = kStreamSite | static_cast<std::int64_t>(source.next_tensor_stream(&random));
   call_site_ = current_call_site();
-  call_site_.random = source.state();
+  call_site_.random = random;
   scope_.emplace(call_site_);
 }
 

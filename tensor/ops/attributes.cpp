@@ -131,9 +131,10 @@ constexpr const AttrsType& (*kTypes[])() = {attrs_type<AdamAttrs>,
 }  // namespace
 
 const std::vector<const AttrsType*>& all_attrs_types() {
-  static const std::vector<const AttrsType*> types = [] {
-    std::vector<const AttrsType*> list;
-    for (const auto& type : kTypes) list.push_back(&type());
+  // Never destroyed: threads may outlive main.
+  static const std::vector<const AttrsType*>& types = *[] {
+    auto* list = new std::vector<const AttrsType*>;
+    for (const auto& type : kTypes) list->push_back(&type());
     return list;
   }();
   return types;
