@@ -229,6 +229,8 @@ TEST_P(CudaGradient, OfAttentionReadsViewsOfPackedQkv) {
   for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], allowed) << i;
 }
 
+constexpr const char* kBackwardOp = "scaled_dot_product_attention_backward";
+
 /// Operands of the gradient's op, as autograd gives them.
 struct BackwardCall {
   std::vector<Tensor> inputs;
@@ -248,29 +250,7 @@ struct BackwardCall {
 
   /// Runs the named implementation; false where it does not take the call.
   bool run(const std::string& kernel_name, const std::vector<Tensor>& outputs) const {
-    const Op& op = get_op("scaled_dot_product_attention_backward");
-    const Attrs attributes = attrs;
-    std::vector<TensorView> input_views, output_views;
-    for (const Tensor& t : inputs) input_views.push_back(t ? t.view_of_data() : TensorView{});
-    for (const Tensor& t : outputs) output_views.push_back(t.view_of_data());
-    KernelArgs args{&op,
-                    input_views,
-                    output_views,
-                    &attributes,
-                    true,
-                    default_generator().state(),
-                    device_backend(DeviceType::cuda).stream(0)};
-    for (const Kernel& kernel : op.kernels(DeviceType::cuda)) {
-      if (kernel.name != kernel_name) continue;
-      if (!kernel.supports(args)) return false;
-      const Tensor workspace = empty(Shape{static_cast<std::int64_t>(kernel.workspace_bytes(args))},
-                                     {DType::uint8, kCuda});
-      args.workspace = workspace.view_of_data().data;
-      kernel.run(args);
-      return true;
-    }
-    ADD_FAILURE() << "no kernel " << kernel_name;
-    return false;
+    return run_kernel(kBackwardOp, kernel_name, inputs, outputs, attrs);
   }
 };
 
