@@ -10,8 +10,10 @@ namespace tenon::cuda {
 namespace {
 
 constexpr std::uint32_t kMaxAlignment = 256;
-/// What GELU's second matrix must be aligned to, in bytes, and its leading dimension, in elements.
-constexpr std::uint32_t kAuxAlignment = 16;
+/// What the bias and GELU's second matrix must be aligned to, in bytes: the heuristic cannot be told of
+/// less, and its kernels read them by vectors.
+constexpr std::uint32_t kEpilogueAlignment = 16;
+/// Of the second matrix's leading dimension, in elements.
 constexpr std::int64_t kAuxLeadingMultiple = 8;
 /// A shorter sum costs less than the second pass over its parts. Without tensor cores a tile takes some
 /// ten times as long.
@@ -181,8 +183,8 @@ std::uint32_t alignment_of(const GemmProblem& p) {
 std::optional<GemmDescriptors> describe(const GemmProblem& p) {
   const bool is_double = p.dtype == DType::float64;
   if (is_double && (p.bias != nullptr || p.epilogue != GemmEpilogue::none)) return std::nullopt;
-  if (p.aux != nullptr && (p.aux_leading % kAuxLeadingMultiple != 0 || p.batch != 1 ||
-                           alignment_of(p.aux) < kAuxAlignment)) {
+  if (std::min(alignment_of(p.bias), alignment_of(p.aux)) < kEpilogueAlignment) return std::nullopt;
+  if (p.aux != nullptr && (p.aux_leading % kAuxLeadingMultiple != 0 || p.batch != 1)) {
     return std::nullopt;
   }
   GemmDescriptors made;

@@ -23,9 +23,15 @@ __device__ __forceinline__ C gelu_slope(C x) {
   return normal_cdf(x) + x * (C(0.39894228040143267794) * exp_of(C(-0.5) * x * x));
 }
 
-/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³).
+/// From here on the tanh form is a straight line in every type: e^(2|u|) exceeds float64.
+inline constexpr int kGeluTanhReach = 32;
+
+/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³), at an x that is kept in reach:
+/// farther away u' overflows to meet s(1 - s) = 0.
 template <class C>
-__device__ __forceinline__ C gelu_tanh_slope(C x) {
+__device__ __forceinline__ C gelu_tanh_slope(C any) {
+  constexpr C kReach = C(kGeluTanhReach);
+  const C x = any > kReach ? kReach : any < -kReach ? -kReach : any;  // NaN stays
   constexpr C kRootTwoOverPi = C(0.79788456080286535588);
   const C u = kRootTwoOverPi * (x + C(0.044715) * x * x * x);
   const C du = kRootTwoOverPi * (C(1) + C(3 * 0.044715) * x * x);

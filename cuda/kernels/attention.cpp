@@ -85,9 +85,15 @@ void run_simt(const KernelArgs& args) {
   });
 }
 
+/// Whether vector copies can read the operands, and the decisions that are drawn first and then read.
+/// Kernels are selected before addresses are known.
+bool is_aligned(const KernelArgs& args) {
+  return std::ranges::all_of(args.inputs.first(3), has_aligned_rows) &&
+         (args.outputs.size() < 3 || has_aligned_start(args.outputs[2]));
+}
+
 void run_mma(const KernelArgs& args) {
-  // Kernels are selected before addresses are known.
-  if (!std::ranges::all_of(args.inputs.first(3), has_aligned_rows)) return run_simt(args);
+  if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
     draw_keep_bits(params, args.workspace, stream);
     const AttentionTiling tiling = choose_flash_mma_tiling(
@@ -97,7 +103,7 @@ void run_mma(const KernelArgs& args) {
 }
 
 void run_tf32x3(const KernelArgs& args) {
-  if (!std::ranges::all_of(args.inputs.first(3), has_aligned_rows)) return run_simt(args);
+  if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
     draw_keep_bits(params, args.workspace, stream);
     const AttentionTiling tiling = choose_flash_tf32x3_tiling(
@@ -218,8 +224,12 @@ bool has_dense_rows(const TensorView& view) {
   return view.rank() >= 1 && (view.size(-1) <= 1 || view.stride(-1) == 1);
 }
 
+bool has_aligned_start(const TensorView& view) {
+  return reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
+}
+
 bool has_aligned_rows(const TensorView& view) {
-  if (!has_dense_rows(view) || reinterpret_cast<std::uintptr_t>(view.data) % 16 != 0) return false;
+  if (!has_dense_rows(view) || !has_aligned_start(view)) return false;
   const auto elements = static_cast<std::int64_t>(16 / size_of(view.dtype));
   for (int axis = 0; axis < view.rank() - 1; ++axis) {
     if (view.sizes[axis] > 1 && view.strides[axis] % elements != 0) return false;

@@ -68,15 +68,20 @@ void launch_mma(const AttentionBackwardParams& params, DType dtype, Stream strea
   launch_backward_keys(params, dtype, stream);
 }
 
-/// By `launch`, where the operands' rows are aligned: kernels are selected before addresses are known.
+/// Whether vector copies can read the operands: kernels are selected before addresses are known.
+bool is_aligned(const KernelArgs& args) {
+  return std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows) &&
+         has_aligned_start(args.inputs[kKeepBits]);
+}
+
+/// By `launch`, where the operands are aligned.
 void run_aligned(const KernelArgs& args,
                  void (*launch)(const AttentionBackwardParams&, DType, Stream)) {
   const AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
   const DType dtype = args.inputs[kQuery].dtype;
   if (params.zero) return launch_mma(params, dtype, stream);
-  const bool aligned = std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows);
-  aligned ? launch(params, dtype, stream) : launch_backward_simt(params, dtype, stream);
+  is_aligned(args) ? launch(params, dtype, stream) : launch_backward_simt(params, dtype, stream);
 }
 
 void run_mma(const KernelArgs& args) { run_aligned(args, launch_mma); }
@@ -85,8 +90,7 @@ void run_wgmma(const KernelArgs& args) { run_aligned(args, launch_backward_wgmma
 void run_tf32x3(const KernelArgs& args) {
   const AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
-  const bool aligned = std::ranges::all_of(args.inputs.first(kMask), has_aligned_rows);
-  if (!aligned && !params.zero) return launch_backward_simt(params, DType::float32, stream);
+  if (!params.zero && !is_aligned(args)) return launch_backward_simt(params, DType::float32, stream);
   launch_backward_tf32x3_queries(params, stream);
   launch_backward_tf32x3_keys(params, stream);
 }
@@ -120,7 +124,12 @@ bool supports_wgmma(const KernelArgs& args) {
 }
 
 bool accepts_mma(int operand, const TensorView& view) {
-  return operand >= kLse ? view.is_contiguous() : operand == kMask || has_aligned_rows(view);
+  switch (operand) {
+    case kMask: return true;
+    case kLse: return view.is_contiguous();  // read element by element
+    case kKeepBits: return view.is_contiguous() && has_aligned_start(view);
+    default: return has_aligned_rows(view);
+  }
 }
 
 bool supports_simt(const KernelArgs& args) { return is_floating(args.inputs[kQuery].dtype); }

@@ -35,8 +35,8 @@ struct AttentionBackwardParams : AttentionParams {
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 
 /// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something is
-/// dropped. Rows of grad, query, key, value and output are aligned to 16 bytes unless `zero`. The
-/// launch for queries, dQ, comes first: it fills `statistics`.
+/// dropped. Rows of grad, query, key, value and output, and keep_bits, are aligned to 16 bytes unless
+/// `zero`. The launch for queries, dQ, comes first: it fills `statistics`.
 void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, Stream stream);
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
@@ -45,8 +45,7 @@ void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, St
 void launch_backward_wgmma(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, no mask, lse given, and keep_bits
-/// where something is dropped; rows of grad, query, key, value and output aligned to 16 bytes unless
-/// `zero`. The launch for queries comes first here too.
+/// where something is dropped; aligned as for launch_backward_queries, which comes first here too.
 void launch_backward_tf32x3_queries(const AttentionBackwardParams& params, Stream stream);
 void launch_backward_tf32x3_keys(const AttentionBackwardParams& params, Stream stream);
 

@@ -320,7 +320,9 @@ bool has_vector_tensors(const Arguments& arguments, bool of_results_only) {
     if (view == nullptr || (of_results_only && arguments.reads(role))) continue;
     if (!has_vector_rows(*view)) return false;
   }
-  return true;
+  const bool is_asked = arguments.lse != nullptr &&
+                        !(of_results_only && arguments.computes == Computes::gradients);
+  return !is_asked || has_aligned_start(*arguments.lse);  // CudnnGraph says so of every tensor
 }
 
 /// The plan of a call that cuDNN takes, compiled; null for the others.
@@ -419,7 +421,8 @@ bool accepts_forward(int operand, const TensorView& view) {
 }
 
 bool accepts_backward(int operand, const TensorView& view) {
-  return operand > 5 ? view.is_contiguous() : operand == 5 || has_vector_rows(view);
+  if (operand == 6) return view.is_contiguous() && has_aligned_start(view);
+  return operand > 6 ? view.is_contiguous() : operand == 5 || has_vector_rows(view);
 }
 
 constexpr Kernel kForward{.name = kCudnnAttention,

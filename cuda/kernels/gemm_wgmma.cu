@@ -229,14 +229,22 @@ __device__ __forceinline__ float gelu_sigmoid(float x, float square) {
 
 __device__ __forceinline__ float fast_gelu(float x) { return x * gelu_sigmoid(x, x * x); }
 
+/// x kept in the reach of gelu_tanh_slope; NaN stays.
+__device__ __forceinline__ float within_reach(float x) {
+  constexpr float kReach = kGeluTanhReach;
+  asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(kReach));
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-kReach));
+  return x;
+}
+
 /// gelu_tanh_slope, and gelu_tanh.
 __device__ __forceinline__ float2 fast_gelu_slope(float x) {
   constexpr float kScale = 2.0F * 0.79788456080286535588F;
-  const float square = x * x;
-  const float s = gelu_sigmoid(x, square);
-  const float value = x * s;
+  const float near = within_reach(x);
+  const float square = near * near;
+  const float s = gelu_sigmoid(near, square);
   const float slope = fmaf(kScale * 3 * 0.044715F, square, kScale);
-  return make_float2(fmaf(value * slope, 1.0F - s, s), value);
+  return make_float2(fmaf(near * s * slope, 1.0F - s, s), x * s);
 }
 
 /// This lane's address in ldmatrix and stmatrix of the 8-column tiles `tile` and `tile` + 1 of a slot,

@@ -107,7 +107,8 @@ bool accepts_linear(int operand, const TensorView& view) {
   switch (operand) {
     case 0: return as_row_operand(view).has_value();
     case 1: return as_operand(view).has_value();
-    case 2: return view.is_contiguous();
+    case 2:  // read by vectors; before addresses are known it counts as aligned
+      return view.is_contiguous() && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
     default: return is_addend(as_row_operand(view));
   }
 }
@@ -221,7 +222,8 @@ GemmProblem linear_problem(const KernelArgs& args, const TensorView& output) {
   return p;
 }
 
-/// linear in one call or two.
+/// linear in one call or two. Where cuBLASLt has no bias epilogue, for float64 and for a bias that is not
+/// aligned, the bias is written first and the product added to it.
 void linear_into(const KernelArgs& args, const TensorView& output) {
   const Stream stream = stream_of(args);
   if (is_empty(args)) {  // a product over nothing is the bias
@@ -229,7 +231,6 @@ void linear_into(const KernelArgs& args, const TensorView& output) {
     return copy_strided(stream, "linear", args.inputs[2], output);
   }
   GemmProblem p = linear_problem(args, output);
-  // float64 has no bias epilogue: the bias is written first and the product added to it.
   if (p.bias != nullptr && !has_algorithm(stream, p)) {
     copy_strided(stream, "linear", args.inputs[2], output);
     p.bias = nullptr;

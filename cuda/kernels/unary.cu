@@ -104,7 +104,8 @@ struct UnaryFunction {
         case UnaryOp::pow: return each([e = parameter](C v) { return power(v, e); });
         case UnaryOp::softplus:
           return each([b = C(parameter), t = C(threshold)](C v) {
-            return b * v > t ? v : log1p_of(exp_of(b * v)) / b;
+            const C z = b * v;
+            return z > t ? v : ((z > C(0) ? z : C(0)) + log1p_of(exp_of(-absolute(z)))) / b;
           });
         default: break;
       }

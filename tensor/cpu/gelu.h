@@ -7,6 +7,8 @@ namespace tenon::cpu {
 
 inline constexpr double kGeluCubic = 0.044715;
 inline constexpr double kRootTwoOverPi = 0.79788456080286535588;
+/// From here on the tanh form is a straight line in every type: e^(2|u|) exceeds float64.
+inline constexpr double kGeluTanhReach = 32;
 
 template <class C>
 C gelu(C x) {
@@ -27,9 +29,13 @@ C gelu_slope(C x) {
   return of_x.cdf + x * of_x.density;
 }
 
-/// s + 2x·s(1 - s)·u' with s = sigmoid(2u).
+/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), at an x that is kept in reach: farther away u' overflows
+/// to meet s(1 - s) = 0.
 template <class C>
-C gelu_tanh_slope(C x) {
+C gelu_tanh_slope(C any) {
+  constexpr C kReach = C(kGeluTanhReach);
+  C x = select(any > kReach, kReach, any);  // a NaN passes both comparisons
+  x = select(x < -kReach, -kReach, x);
   const C u = C(kRootTwoOverPi) * (x + C(kGeluCubic) * x * x * x);
   const C du = C(kRootTwoOverPi) * (1 + C(3 * kGeluCubic) * x * x);
   const C s = sigmoid(2 * u);

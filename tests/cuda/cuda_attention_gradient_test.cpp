@@ -229,6 +229,8 @@ TEST_P(CudaGradient, OfAttentionReadsViewsOfPackedQkv) {
   for (std::size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], allowed) << i;
 }
 
+constexpr const char* kBackwardOp = "scaled_dot_product_attention_backward";
+
 /// Operands of the gradient's op, as autograd gives them.
 struct BackwardCall {
   std::vector<Tensor> inputs;
@@ -248,74 +250,78 @@ struct BackwardCall {
 
   /// Runs the named implementation; false where it does not take the call.
   bool run(const std::string& kernel_name, const std::vector<Tensor>& outputs) const {
-    const Op& op = get_op("scaled_dot_product_attention_backward");
-    const Attrs attributes = attrs;
-    std::vector<TensorView> input_views, output_views;
-    for (const Tensor& t : inputs) input_views.push_back(t ? t.view_of_data() : TensorView{});
-    for (const Tensor& t : outputs) output_views.push_back(t.view_of_data());
-    KernelArgs args{&op,
-                    input_views,
-                    output_views,
-                    &attributes,
-                    true,
-                    default_generator().state(),
-                    device_backend(DeviceType::cuda).stream(0)};
-    for (const Kernel& kernel : op.kernels(DeviceType::cuda)) {
-      if (kernel.name != kernel_name) continue;
-      if (!kernel.supports(args)) return false;
-      const Tensor workspace = empty(Shape{static_cast<std::int64_t>(kernel.workspace_bytes(args))},
-                                     {DType::uint8, kCuda});
-      args.workspace = workspace.view_of_data().data;
-      kernel.run(args);
-      return true;
-    }
-    ADD_FAILURE() << "no kernel " << kernel_name;
-    return false;
+    return run_kernel(kBackwardOp, kernel_name, inputs, outputs, attrs);
   }
 };
 
 constexpr const char* kTensorCoreKernels[] = {
     "cuda.flash_backward_mma", "cuda.flash_backward_wgmma", "cuda.flash_backward_tf32x3"};
 
-TEST_P(CudaGradient, OfAttentionIsTheSameInEveryKernel) {
-  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
-  // The last has more tiles than a GPU has multiprocessors, for kernels whose blocks stay.
-  for (const auto& [heads, length, keys, head] : {std::tuple{2, 200, 130, 64},
-                                                  {2, 64, 256, 64},
-                                                  {2, 130, 200, 32},
-                                                  {2, 90, 150, 128},
-                                                  {40, 330, 390, 64}}) {
-    for (const bool is_causal : {false, true}) {
-      for (const double p : {0.0, 0.3}) {
-        const AttentionAttrs attrs{p, is_causal, Scalar(0.15), DropoutMode::train, 7};
-        const BackwardCall call({2, heads, length, head}, keys, GetParam(), attrs);
-        const auto outputs = [&] {
-          const TensorOptions options{GetParam(), kCuda};
-          return std::vector<Tensor>{empty(Shape{2, heads, length, head}, options),
-                                     empty(Shape{2, heads, keys, head}, options),
-                                     empty(Shape{2, heads, keys, head}, options)};
-        };
-        const auto expected = outputs();
-        ASSERT_TRUE(call.run("cuda.flash_backward_simt", expected));
-        for (const char* kernel : kTensorCoreKernels) {
-          const auto results = outputs();
-          if (!call.run(kernel, results)) continue;
-          for (std::size_t i = 0; i < 3; ++i) {
-            const auto got = results[i].to_doubles(), want = expected[i].to_doubles();
-            // Results of 16 bits are rounded once more than they are summed. What is cut off three
-            // TF32 products is some 8 roundings, of both kernels' 200 terms and of their differences.
-            const int roundings = GetParam() == DType::float32 ? 256 : 8;
-            const double allowed = roundings * unit_roundoff(GetParam()) * largest(want);
-            for (std::size_t k = 0; k < want.size(); ++k) {
-              ASSERT_NEAR(got[k], want[k], allowed)
-                  << kernel << ": " << length << " x " << keys << " x " << head << ", causal "
-                  << is_causal << ", dropout " << p << ", result " << i << ", element " << k;
-            }
-          }
-        }
+struct KernelSizes {
+  std::int64_t heads, length, keys, head;
+};
+
+/// Every kernel for tensor cores near the one for multiply-adds, for two batches.
+void expect_same_in_every_kernel(const KernelSizes& sizes, DType dtype, bool is_causal, double p) {
+  const auto [heads, length, keys, head] = sizes;
+  const AttentionAttrs attrs{p, is_causal, Scalar(0.15), DropoutMode::train, 7};
+  const BackwardCall call({2, heads, length, head}, keys, dtype, attrs);
+  const auto outputs = [&] {
+    const TensorOptions options{dtype, kCuda};
+    return std::vector<Tensor>{empty(Shape{2, sizes.heads, sizes.length, sizes.head}, options),
+                               empty(Shape{2, sizes.heads, sizes.keys, sizes.head}, options),
+                               empty(Shape{2, sizes.heads, sizes.keys, sizes.head}, options)};
+  };
+  const auto expected = outputs();
+  ASSERT_TRUE(call.run("cuda.flash_backward_simt", expected));
+  for (const char* kernel : kTensorCoreKernels) {
+    const auto results = outputs();
+    if (!call.run(kernel, results)) continue;
+    for (std::size_t i = 0; i < 3; ++i) {
+      const auto got = results[i].to_doubles(), want = expected[i].to_doubles();
+      // Results of 16 bits are rounded once more than they are summed. What is cut off three
+      // TF32 products is some 8 roundings, of both kernels' 200 terms and of their differences.
+      const int roundings = dtype == DType::float32 ? 256 : 8;
+      const double allowed = roundings * unit_roundoff(dtype) * largest(want);
+      for (std::size_t k = 0; k < want.size(); ++k) {
+        ASSERT_NEAR(got[k], want[k], allowed)
+            << kernel << ": " << length << " x " << keys << " x " << head << ", causal "
+            << is_causal << ", dropout " << p << ", result " << i << ", element " << k;
       }
     }
   }
+}
+
+TEST_P(CudaGradient, OfAttentionIsTheSameInEveryKernel) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  // The last has more tiles than a GPU has multiprocessors, for kernels whose blocks stay.
+  for (const KernelSizes& sizes : {KernelSizes{2, 200, 130, 64},
+                                   {2, 64, 256, 64},
+                                   {2, 130, 200, 32},
+                                   {2, 90, 150, 128},
+                                   {40, 330, 390, 64}}) {
+    for (const bool is_causal : {false, true}) {
+      for (const double p : {0.0, 0.3}) {
+        expect_same_in_every_kernel(sizes, GetParam(), is_causal, p);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+/// The same in little work, for the race detector: rings that turn twice, warpgroups that pass tiles, and
+/// more tiles than multiprocessors.
+TEST_P(CudaGradient, OfSmallAttentionIsTheSameInEveryKernel) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  expect_same_in_every_kernel({1, 580, 70, 64}, GetParam(), true, 0.3);
+  if (HasFatalFailure()) return;
+  expect_same_in_every_kernel({1, 70, 580, 64}, GetParam(), false, 0.3);
+  if (HasFatalFailure()) return;
+  expect_same_in_every_kernel({1, 330, 330, 64}, GetParam(), true, 0);
+  if (HasFatalFailure()) return;
+  expect_same_in_every_kernel({1, 70, 90, 128}, GetParam(), true, 0.3);
+  if (HasFatalFailure()) return;
+  expect_same_in_every_kernel({150, 20, 24, 16}, GetParam(), true, 0.3);
 }
 
 TEST(CudaAttentionGradientFloat32, IsAsAccurateOnTensorCoresAsByMultiplyAdds) {

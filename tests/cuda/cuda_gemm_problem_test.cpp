@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/gemm.h"
+#include "cuda/gemm_plan.h"
 #include "tests/cuda/cuda_support.h"
 
 namespace tenon::test {
@@ -173,6 +174,26 @@ TEST(CudaGemmProblem, MisalignedAuxHasNoAlgorithm) {
   p = operands.problem(kCases[8]);
   p.aux = static_cast<char*>(p.aux) + 2;
   EXPECT_FALSE(cuda::has_algorithm(cuda_stream(), p));
+}
+
+/// The heuristic is told how matrices are aligned, but not of a bias: it may choose a kernel that reads it
+/// by vectors. Descriptors are made without a GPU.
+TEST(CudaGemmProblem, MisalignedBiasIsNotDescribed) {
+  alignas(16) static char memory[64];
+  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+    for (const GemmEpilogue epilogue : {GemmEpilogue::none, GemmEpilogue::gelu}) {
+      GemmProblem p{.dtype = dtype, .m = 8, .n = 8, .k = 8};
+      p.a = p.b = {memory, false, 8, 0};
+      p.d = memory;
+      p.d_leading = 8;
+      p.epilogue = epilogue;
+      for (std::size_t offset = 0; offset <= 16; offset += size_of(dtype)) {
+        p.bias = memory + offset;
+        EXPECT_EQ(cuda::describe(p).has_value(), offset % 16 == 0)
+            << name(dtype) << ", " << offset << " bytes";
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -170,6 +170,16 @@ TEST(CudaGemmWgmma, SmallSizes) {
   }
 }
 
+/// In little work, for the race detector: warpgroups take turns, and rings go round.
+TEST(CudaGemmWgmma, SeveralTilesOfEveryBlock) {
+  SKIP_WITHOUT_WGMMA();
+  Generator generator(63);
+  for (const Form& form : {kForms[3], kForms[5]}) {
+    check({2183, 3080, 136}, form, DType::bfloat16, form.bias, generator);
+    if (HasFatalFailure()) return;
+  }
+}
+
 /// Beside a plan that holds: what else has one thing wrong.
 TEST(CudaGemmWgmma, RefusesWhatItCannotRead) {
   SKIP_WITHOUT_WGMMA();

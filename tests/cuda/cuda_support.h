@@ -214,6 +214,46 @@ inline Tensor run_guarded(const char* op_name, const std::vector<Tensor>& inputs
   return result;
 }
 
+/// Runs the named implementation of an op on operands as they are, whatever it accepts: as a Program
+/// does, which selects it before it knows addresses. False where it does not take the call.
+inline bool run_kernel(const char* op_name, std::string_view kernel_name,
+                       const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
+                       const Attrs& attrs) {
+  const Op& op = get_op(op_name);
+  std::vector<TensorView> input_views, output_views;
+  for (const Tensor& t : inputs) input_views.push_back(t ? t.view_of_data() : TensorView{});
+  for (const Tensor& t : outputs) output_views.push_back(t.view_of_data());
+  KernelArgs args{&op,
+                  input_views,
+                  output_views,
+                  &attrs,
+                  true,
+                  default_generator().state(),
+                  device_backend(DeviceType::cuda).stream(0)};
+  for (const Kernel& kernel : op.kernels(DeviceType::cuda)) {
+    if (kernel.name != kernel_name) continue;
+    if (kernel.supports != nullptr && !kernel.supports(args)) return false;
+    std::shared_ptr<Storage> workspace;
+    if (const std::size_t bytes = kernel.workspace_bytes ? kernel.workspace_bytes(args) : 0) {
+      workspace = Storage::allocate(bytes, kCuda);
+      args.workspace = workspace->data();
+    }
+    kernel.run(args);
+    return true;
+  }
+  ADD_FAILURE() << op_name << " has no kernel " << kernel_name;
+  return false;
+}
+
+/// A copy on the GPU that starts `elements` after the start of its memory.
+inline Tensor shifted(const Tensor& tensor, std::int64_t elements) {
+  const std::int64_t numel = tensor.numel().value();
+  const Tensor memory = empty(Shape{numel + elements}, {tensor.dtype(), kCuda});
+  Tensor result = memory.narrow(0, elements, numel).view(tensor.shape());
+  result.copy_(tensor.to(kCuda));
+  return result;
+}
+
 /// The op's CPU result on the same elements in float64 (operands of other kinds as they are).
 inline std::vector<double> exact_result(const char* op, const std::vector<Tensor>& cpu,
                                         const Attrs& attrs) {
