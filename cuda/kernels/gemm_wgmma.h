@@ -2,13 +2,14 @@
 // beside the next tile's products.
 #pragma once
 
+#include "cuda/device_limits.h"
 #include "cuda/gemm.h"
 
 namespace tenon::cuda {
 
-/// Whether gemm_wgmma can take the problem on this device: 16-bit floats in and out, a batch of 1, no
-/// addend, A not transposed, rows of all matrices aligned to 16 bytes.
-bool gemm_wgmma_takes(const GemmProblem& problem, int device);
+/// Whether gemm_wgmma can take the problem on such a GPU: 16-bit floats in and out, a batch of 1,
+/// no addend, A not transposed, rows of all matrices aligned to 16 bytes.
+bool gemm_wgmma_takes(const GemmProblem& problem, const DeviceLimits& limits);
 
 /// Whether it is taken before cuBLASLt: where every multiprocessor has tiles for both warpgroups. Beside
 /// it on an H200, 3% slower (32768 x 768 by 3072 with a bias) to 14% faster (32768 x 3072 by 768).
