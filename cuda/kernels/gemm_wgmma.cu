@@ -470,10 +470,13 @@ bool gemm_wgmma_takes(const GemmProblem& p, const DeviceLimits& limits) {
 }
 
 bool gemm_wgmma_prefers(const GemmProblem& p) {
-  constexpr std::int64_t kTileElements = kRows * 192;
+  constexpr std::int64_t kColumns = 192;
   constexpr std::int64_t kFewestTiles = 2 * 132;
   constexpr std::int64_t kShortestSum = 512;
-  return p.k >= kShortestSum && p.m * p.n >= kFewestTiles * kTileElements;
+  // A tile that ends outside of D costs as much as any other.
+  const std::int64_t tiles = ceil_div(p.m, kRows) * ceil_div(p.n, kColumns);
+  return p.k >= kShortestSum && tiles >= kFewestTiles &&
+         4 * p.m * p.n >= 3 * tiles * kRows * kColumns;
 }
 
 void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {

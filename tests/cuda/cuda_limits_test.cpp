@@ -238,6 +238,45 @@ TEST(CudaLimits, WgmmaOnComputeCapability90Only) {
   EXPECT_FALSE(has_wgmma({9, 1, 132, 227 << 10, 228 << 10}));
 }
 
+TEST(CudaLimits, ProductsAreCountedInTiles) {
+  struct Sample {
+    std::int64_t m, n, k;
+    bool preferred;
+  };
+  const Sample samples[] = {
+      // As measured on an H200 (benchmarks/bench_kernels.cpp and a GPT-2 step).
+      {4096, 3072, 1024, true},
+      {16384, 3072, 1024, true},
+      {16384, 1024, 1024, true},
+      {32768, 2304, 768, true},
+      {32768, 768, 3072, true},
+      {32768, 3072, 768, true},
+      {32768, 768, 768, true},
+      {32768, 50304, 768, true},
+      {4096, 50304, 768, true},
+      {4096, 4096, 4096, true},
+      {8192, 8192, 8192, true},
+      {4096, 768, 3072, false},   // 128 tiles
+      {4096, 1024, 1024, false},  // 192 tiles
+      {32768, 3072, 256, false},  // the sum is short
+      // Tiles that are mostly empty.
+      {48, 151936, 4096, false},
+      {64, 151936, 4096, false},
+      {1, 8 << 20, 4096, false},
+      {132, 50304, 768, false},
+      {1 << 20, 8, 4096, false},
+      {1 << 20, 72, 768, false},
+      // The last tiles of a side may be.
+      {120, 151936, 4096, true},
+      {32768, 960, 768, true},
+      {1027, 6152, 768, true},
+  };
+  for (const Sample& s : samples) {
+    EXPECT_EQ(gemm_wgmma_prefers(product(s.m, s.n, s.k)), s.preferred)
+        << s.m << " x " << s.n << " x " << s.k;
+  }
+}
+
 TEST(CudaLimits, AskingForTooMuchIsAnInternalError) {
   EXPECT_NO_THROW(require_shared_memory("softmax", 99 << 10, kDevices[1]));
   try {
