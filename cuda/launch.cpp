@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/check.h"
+#include "cuda/device_limits.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -24,33 +25,27 @@ bool synchronous_launches() {
 }
 
 /// Blocks get more dynamic shared memory only after the kernel's limit was raised.
-void raise_shared_limit(Stream stream, const void* kernel, std::size_t bytes) {
+void raise_shared_limit(Stream stream, const char* name, const void* kernel, std::size_t bytes) {
+  const DeviceLimits& device = device_limits(stream.device);
+  require_shared_memory(name, bytes, device);
   static std::mutex mutex;
   static auto* limits = new std::map<std::pair<const void*, int>, std::size_t>;
   const std::lock_guard lock(mutex);
   std::size_t& limit = (*limits)[{kernel, stream.device}];
   if (bytes <= limit) return;  // never lowered: a graph may hold a launch with the larger size
-  TENON_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)));
+  const cudaError_t status = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (status == cudaErrorInvalidValue) {  // too much beside what the kernel declares
+    cudaFuncAttributes attributes{};
+    cudaGetLastError();
+    TENON_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+    require_shared_memory(name, bytes + attributes.sharedSizeBytes, device);
+  }
+  check(status, name);
   limit = bytes;
 }
 
 }  // namespace
-
-int device_attribute(cudaDeviceAttr attribute, int device) {
-  int value = 0;
-  TENON_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
-bool has_wgmma(int device) {
-#if defined(TENON_HAS_SM90A)
-  return device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9;
-#else
-  static_cast<void>(device);
-  return false;
-#endif
-}
 
 GridShape fold_blocks(std::int64_t blocks) {
   if (blocks <= kMaxGridX) return {static_cast<unsigned>(blocks), 1};
@@ -69,7 +64,7 @@ void launch_kernel(Stream stream, const char* name, const void* kernel, const La
   require_alive();
   use_device(stream.device);
   if (shape.shared_bytes > kDefaultSharedBytes) {
-    raise_shared_limit(stream, kernel, shape.shared_bytes);
+    raise_shared_limit(stream, name, kernel, shape.shared_bytes);
   }
   const GridShape grid = fold_blocks(shape.blocks);
   const cudaError_t status =

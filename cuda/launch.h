@@ -31,12 +31,6 @@ Stream stream_of(const Args& args) {
   return {static_cast<cudaStream_t>(args.stream), args.outputs[0].device.index};
 }
 
-/// What the driver says of a device.
-int device_attribute(cudaDeviceAttr attribute, int device);
-/// Whether wgmma and the copy engine can be used: on compute capability 9.0, where this build has code
-/// for them.
-bool has_wgmma(int device);
-
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 inline constexpr std::int64_t kMaxGridX = 2147483647;
@@ -63,7 +57,8 @@ struct LaunchShape {
   std::size_t shared_bytes = 0;  // dynamic shared memory, above 48 KiB too
 };
 
-/// Launches `kernel` with `arguments`, pointers to its parameters; checks the launch.
+/// Launches `kernel` with `arguments`, pointers to its parameters; checks the launch. InternalError
+/// where a block asks for more shared memory than the device has.
 void launch_kernel(Stream stream, const char* name, const void* kernel, const LaunchShape& shape,
                    void** arguments);
 

@@ -9,6 +9,8 @@
 // Each warp holds 16 rows of A and of C, in the fragments of cuda/device/mma.cuh. A tile of B has rows
 // of 64 elements (128 bytes), 16-byte chunks swizzled by an exclusive or with row mod 8, and starts at
 // a multiple of 1024 bytes; what ordinary stores and cp.async wrote there needs fence_async_proxy().
+// Dynamic shared memory starts at one where it is declared with that alignment: the compiler places
+// it, as tests/cuda/device_code_test.py sees in its output.
 #pragma once
 
 #include <cstdint>

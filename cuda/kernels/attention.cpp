@@ -96,8 +96,8 @@ void run_mma(const KernelArgs& args) {
   if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
     draw_keep_bits(params, args.workspace, stream);
-    const AttentionTiling tiling = choose_flash_mma_tiling(
-        params, device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
+    const AttentionTiling tiling =
+        choose_flash_mma_tiling(params, device_limits(stream.device).multiprocessors);
     launch_flash_mma(params, args.outputs[0].dtype, tiling, stream);
   });
 }
@@ -106,8 +106,8 @@ void run_tf32x3(const KernelArgs& args) {
   if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
     draw_keep_bits(params, args.workspace, stream);
-    const AttentionTiling tiling = choose_flash_tf32x3_tiling(
-        params, device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
+    const AttentionTiling tiling =
+        choose_flash_tf32x3_tiling(params, device_limits(stream.device).multiprocessors);
     launch_flash_tf32x3(params, tiling, stream);
   });
 }
@@ -115,13 +115,13 @@ void run_tf32x3(const KernelArgs& args) {
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
   return flash_mma_takes(query.dtype, query.size(-1), args.inputs[2].size(-1)) &&
-         has_tensor_cores(query.device.index);
+         has_tensor_cores(device_limits(query.device.index));
 }
 
 bool supports_tf32x3(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
   return flash_tf32x3_takes(query.dtype, query.size(-1), args.inputs[2].size(-1)) &&
-         has_tf32x3(query.device.index);
+         has_tf32x3(device_limits(query.device.index));
 }
 
 bool supports_simt(const KernelArgs& args) { return is_floating(args.inputs[0].dtype); }
@@ -237,13 +237,10 @@ bool has_aligned_rows(const TensorView& view) {
   return true;
 }
 
-bool has_tensor_cores(int device) {
-  return device_attribute(cudaDevAttrComputeCapabilityMajor, device) >= 8;
-}
+bool has_tensor_cores(const DeviceLimits& limits) { return limits.major >= 8; }
 
-bool has_tf32x3(int device) {
-  return has_tensor_cores(device) &&
-         device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) >= kTf32SharedBytes;
+bool has_tf32x3(const DeviceLimits& limits) {
+  return has_tensor_cores(limits) && limits.shared_of_block >= kTf32SharedBytes;
 }
 
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {

@@ -6,6 +6,7 @@
 
 #include <span>
 
+#include "cuda/device_limits.h"
 #include "cuda/kernels/attention_launch.h"
 #include "tensor/op.h"
 #include "tensor/ops/attributes.h"
@@ -43,14 +44,14 @@ bool has_aligned_start(const TensorView& view);
 /// has_dense_rows, and every row starts at a multiple of 16 bytes.
 bool has_aligned_rows(const TensorView& view);
 
-/// Shared memory that a block of any tf32x3 kernel has enough of.
+/// Shared memory, in bytes, that a block of any tf32x3 kernel has enough of.
 inline constexpr int kTf32SharedBytes = 140 << 10;
 
-/// Whether a device has the tensor cores that the mma kernels use: compute capability 8.0.
-bool has_tensor_cores(int device);
+/// Whether a GPU has the tensor cores that the mma kernels use: compute capability 8.0.
+bool has_tensor_cores(const DeviceLimits& limits);
 /// Whether it has them, and the shared memory that the largest tf32x3 tiles take: compute capability
 /// 8.0, 9.0 or 10.0.
-bool has_tf32x3(int device);
+bool has_tf32x3(const DeviceLimits& limits);
 /// Whether flash_mma can take these sizes: 16-bit floats, head sizes multiples of 8 up to 256.
 bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 /// Tiles of flash_mma: 128 rows, or 64 where 128 would leave multiprocessors idle, for masks, and

@@ -105,22 +105,23 @@ bool has_statistics_alone(const KernelArgs& args) {
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   return backward_mma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
-         has_statistics_alone(args) && has_tensor_cores(query.device.index);
+         has_statistics_alone(args) && has_tensor_cores(device_limits(query.device.index));
 }
 
 bool supports_tf32x3(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   return flash_tf32x3_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
-         has_statistics_alone(args) && has_tf32x3(query.device.index);
+         has_statistics_alone(args) && has_tf32x3(device_limits(query.device.index));
 }
 
 bool supports_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kMostRows = std::int64_t{1} << 31;
   const TensorView& query = args.inputs[kQuery];
   const TensorView& key = args.inputs[kKey];
-  return supports_mma(args) && std::max(query.size(-1), args.inputs[kValue].size(-1)) <= 64 &&
-         query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1) &&
-         has_wgmma(query.device.index);
+  return supports_mma(args) &&
+         backward_wgmma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1),
+                              device_limits(query.device.index)) &&
+         query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1);
 }
 
 bool accepts_mma(int operand, const TensorView& view) {
@@ -149,6 +150,12 @@ std::size_t statistics_bytes(const KernelArgs& args) {
 
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
   return flash_mma_takes(dtype, head, head_v) && std::max(head, head_v) <= 128;
+}
+
+bool backward_wgmma_takes(DType dtype, std::int64_t head, std::int64_t head_v,
+                          const DeviceLimits& limits) {
+  return backward_mma_takes(dtype, head, head_v) && std::max(head, head_v) <= 64 &&
+         has_wgmma(limits);
 }
 
 void register_attention_backward_kernels() {

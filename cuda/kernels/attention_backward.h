@@ -6,6 +6,7 @@
 // in a fixed order: no atomics, the same bits in every run.
 #pragma once
 
+#include "cuda/device_limits.h"
 #include "cuda/kernels/attention_launch.h"
 
 namespace tenon::cuda {
@@ -33,6 +34,9 @@ struct AttentionBackwardParams : AttentionParams {
 
 /// Whether backward_mma can take a call: 16-bit floats, head sizes multiples of 8 up to 128.
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
+/// Whether backward_wgmma can: head sizes up to 64, compute capability 9.0.
+bool backward_wgmma_takes(DType dtype, std::int64_t head, std::int64_t head_v,
+                          const DeviceLimits& limits);
 
 /// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something is
 /// dropped. Rows of grad, query, key, value and output, and keep_bits, are aligned to 16 bytes unless
@@ -52,5 +56,13 @@ void launch_backward_tf32x3_keys(const AttentionBackwardParams& params, Stream s
 /// Multiply-adds: any floating dtype, rows of grad, query, key, value and output dense. All sizes
 /// but those of the heads are > 0.
 void launch_backward_simt(const AttentionBackwardParams& params, DType dtype, Stream stream);
+
+/// Shared memory that a block of such launches asks for, in bytes; of params, the sizes of heads,
+/// has_dropout and zero are read.
+std::int64_t backward_queries_shared_bytes(const AttentionBackwardParams& params, DType dtype);
+std::int64_t backward_keys_shared_bytes(const AttentionBackwardParams& params, DType dtype);
+std::int64_t backward_tf32x3_queries_shared_bytes(const AttentionBackwardParams& params);
+std::int64_t backward_tf32x3_keys_shared_bytes(const AttentionBackwardParams& params);
+std::int64_t backward_simt_shared_bytes(DType dtype);
 
 }  // namespace tenon::cuda

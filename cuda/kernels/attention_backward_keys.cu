@@ -162,14 +162,23 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
   if constexpr (kHasMma) compute_keys<Tile>(params, tiles);
 }
 
+template <class Tile>
+constexpr std::size_t kSharedBytes = Tile::kBlock + sizeof(BackwardBlock<typename Tile::T>);
+
 }  // namespace
 
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream) {
   dispatch_backward_tile(params, dtype, [&]<class Tile> {
     const std::int64_t tiles = ceil_div(params.keys, Tile::kRows);
     launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>, params.batches * tiles,
-           Tile::kThreads, Tile::kBlock + sizeof(BackwardBlock<typename Tile::T>), params, tiles);
+           Tile::kThreads, kSharedBytes<Tile>, params, tiles);
   });
+}
+
+std::int64_t backward_keys_shared_bytes(const AttentionBackwardParams& params, DType dtype) {
+  std::int64_t bytes = 0;
+  dispatch_backward_tile(params, dtype, [&]<class Tile> { bytes = kSharedBytes<Tile>; });
+  return bytes;
 }
 
 }  // namespace tenon::cuda

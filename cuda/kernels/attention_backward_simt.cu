@@ -592,4 +592,9 @@ void launch_backward_simt(const AttentionBackwardParams& params, DType dtype, St
   launch_passes<float>(params, dtype, stream);
 }
 
+std::int64_t backward_simt_shared_bytes(DType dtype) {
+  return dtype == DType::float64 ? sizeof(BackwardShared<TileOf<double>>)
+                                 : sizeof(BackwardShared<TileOf<float>>);
+}
+
 }  // namespace tenon::cuda

@@ -159,19 +159,29 @@ void launch_queries(const AttentionBackwardParams& params, Stream stream) {
          params.batches * tiles, Tile::kThreads, Tf32BackwardLayout<Tile>::kBytes, params, tiles);
 }
 
-template <bool kDrops>
-void launch_head(const AttentionBackwardParams& params, Stream stream) {
-  if (params.head > 64 || params.head_v > 64) {
-    return launch_queries<Tf32BackwardTile<128, 1, 1, kDrops>>(params, stream);
-  }
-  launch_queries<Tf32BackwardTile<64, 2, 2, kDrops>>(params, stream);
+/// Calls f with the Tf32BackwardTile of a call.
+template <class F>
+void dispatch_tile(const AttentionBackwardParams& params, const F& f) {
+  const auto pick = [&]<bool kDrops>() {
+    if (params.head > 64 || params.head_v > 64) {
+      return f.template operator()<Tf32BackwardTile<128, 1, 1, kDrops>>();
+    }
+    f.template operator()<Tf32BackwardTile<64, 2, 2, kDrops>>();
+  };
+  if (params.has_dropout && !params.zero) return pick.template operator()<true>();
+  pick.template operator()<false>();
 }
 
 }  // namespace
 
 void launch_backward_tf32x3_queries(const AttentionBackwardParams& params, Stream stream) {
-  if (params.has_dropout && !params.zero) return launch_head<true>(params, stream);
-  launch_head<false>(params, stream);
+  dispatch_tile(params, [&]<class Tile>() { launch_queries<Tile>(params, stream); });
+}
+
+std::int64_t backward_tf32x3_queries_shared_bytes(const AttentionBackwardParams& params) {
+  std::int64_t bytes = 0;
+  dispatch_tile(params, [&]<class Tile>() { bytes = Tf32BackwardLayout<Tile>::kBytes; });
+  return bytes;
 }
 
 }  // namespace tenon::cuda

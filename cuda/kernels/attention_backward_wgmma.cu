@@ -547,7 +547,7 @@ template <class Tile>
 void launch_tile(const AttentionBackwardParams& params, Stream stream) {
   const auto tiles =
       static_cast<std::uint32_t>(ceil_div(Tile::kKeys ? params.keys : params.length, Tile::kRows));
-  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, stream.device);
+  const int multiprocessors = device_limits(stream.device).multiprocessors;
   launch(stream, Tile::kKeys ? "attention_backward_keys" : "attention_backward_queries",
          backward_wgmma_kernel<Tile>,
          std::min<std::int64_t>(multiprocessors, params.batches * tiles), kBlockThreads,

@@ -99,4 +99,9 @@ void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& t
 void launch_flash_simt(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                        Stream stream);
 
+/// Shared memory that a block of such launches asks for, in bytes.
+std::int64_t flash_mma_shared_bytes(const AttentionTiling& tiling);
+std::int64_t flash_tf32x3_shared_bytes(const AttentionTiling& tiling);
+std::int64_t flash_simt_shared_bytes(DType dtype, const AttentionTiling& tiling);
+
 }  // namespace tenon::cuda

@@ -219,31 +219,31 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
 #endif
 }
 
-template <class T, int kHead, int kRows, int kKeys, AttentionVariant kVariant>
+template <class Tile>
 void launch_tile(const AttentionParams& params, Stream stream) {
-  using Tile = MmaTile<T, kHead, kRows, kKeys, kVariant>;
   AttentionParams launched = params;
-  launched.row_blocks = ceil_div(params.length, kRows);
+  launched.row_blocks = ceil_div(params.length, Tile::kRows);
   launch(stream, "flash_mma", flash_mma_kernel<Tile>, params.batches * launched.row_blocks,
          kMmaThreads, Tile::kSharedBytes, launched);
 }
 
-template <class T>
-void launch_tiling(const AttentionParams& params, const AttentionTiling& tiling, Stream stream) {
+/// Calls f with the MmaTile of a tiling.
+template <class T, class F>
+void dispatch_tile(const AttentionTiling& tiling, const F& f) {
   using enum AttentionVariant;
   const auto pick = [&]<int kHead>() {
     switch (tiling.variant) {
       case plain:
-        return tiling.rows == 128 ? launch_tile<T, kHead, 128, 64, plain>(params, stream)
-                                  : launch_tile<T, kHead, 64, 64, plain>(params, stream);
-      case dropout: return launch_tile<T, kHead, 128, 64, dropout>(params, stream);
-      case general: return launch_tile<T, kHead, 64, 64, general>(params, stream);
+        return tiling.rows == 128 ? f.template operator()<MmaTile<T, kHead, 128, 64, plain>>()
+                                  : f.template operator()<MmaTile<T, kHead, 64, 64, plain>>();
+      case dropout: return f.template operator()<MmaTile<T, kHead, 128, 64, dropout>>();
+      case general: return f.template operator()<MmaTile<T, kHead, 64, 64, general>>();
     }
   };
   switch (tiling.head) {
     case 64: return pick.template operator()<64>();
     case 128: return pick.template operator()<128>();
-    default: return launch_tile<T, 256, 64, 32, general>(params, stream);
+    default: return f.template operator()<MmaTile<T, 256, 64, 32, general>>();
   }
 }
 
@@ -251,8 +251,15 @@ void launch_tiling(const AttentionParams& params, const AttentionTiling& tiling,
 
 void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                       Stream stream) {
-  if (dtype == DType::float16) return launch_tiling<Half>(params, tiling, stream);
-  launch_tiling<BFloat16>(params, tiling, stream);
+  const auto launch = [&]<class Tile>() { launch_tile<Tile>(params, stream); };
+  if (dtype == DType::float16) return dispatch_tile<Half>(tiling, launch);
+  dispatch_tile<BFloat16>(tiling, launch);
+}
+
+std::int64_t flash_mma_shared_bytes(const AttentionTiling& tiling) {
+  std::int64_t bytes = 0;
+  dispatch_tile<Half>(tiling, [&]<class Tile>() { bytes = Tile::kSharedBytes; });
+  return bytes;
 }
 
 }  // namespace tenon::cuda

@@ -265,17 +265,25 @@ void launch_tile(const AttentionParams& params, DType dtype, Stream stream) {
          launched, slices, {dtype});
 }
 
+/// Calls f with the SimtTile of a tiling.
+template <class F>
+void dispatch_tile(DType dtype, const AttentionTiling& tiling, const F& f) {
+  if (dtype == DType::float64) return f.template operator()<SimtTile<double, 64, 32, 32>>();
+  if (tiling.head == 64) return f.template operator()<SimtTile<float, 64, 64, 64>>();
+  f.template operator()<SimtTile<float, 128, 64, 64>>();
+}
+
 }  // namespace
 
 void launch_flash_simt(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                        Stream stream) {
-  if (dtype == DType::float64) {
-    launch_tile<SimtTile<double, 64, 32, 32>>(params, dtype, stream);
-  } else if (tiling.head == 64) {
-    launch_tile<SimtTile<float, 64, 64, 64>>(params, dtype, stream);
-  } else {
-    launch_tile<SimtTile<float, 128, 64, 64>>(params, dtype, stream);
-  }
+  dispatch_tile(dtype, tiling, [&]<class Tile>() { launch_tile<Tile>(params, dtype, stream); });
+}
+
+std::int64_t flash_simt_shared_bytes(DType dtype, const AttentionTiling& tiling) {
+  std::int64_t bytes = 0;
+  dispatch_tile(dtype, tiling, [&]<class Tile>() { bytes = sizeof(typename Tile::Shared); });
+  return bytes;
 }
 
 }  // namespace tenon::cuda

@@ -176,21 +176,33 @@ void launch_tile(const AttentionParams& params, Stream stream) {
          Tile::kThreads, SharedLayout<Tile>::kBytes, launched);
 }
 
+/// Calls f with the Tf32Tile of a tiling.
+template <class F>
+void dispatch_tile(const AttentionTiling& tiling, const F& f) {
+  using enum AttentionVariant;
+  if (tiling.head == 128) {
+    if (tiling.variant == plain) return f.template operator()<Tf32Tile<128, 1, plain>>();
+    return f.template operator()<Tf32Tile<128, 1, general>>();
+  }
+  if (tiling.rows == 64) {
+    if (tiling.variant == plain) return f.template operator()<Tf32Tile<64, 1, plain>>();
+    return f.template operator()<Tf32Tile<64, 1, general>>();
+  }
+  if (tiling.variant == plain) return f.template operator()<Tf32Tile<64, 2, plain>>();
+  f.template operator()<Tf32Tile<64, 2, dropout>>();
+}
+
 }  // namespace
 
 void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& tiling,
                          Stream stream) {
-  using enum AttentionVariant;
-  if (tiling.head == 128) {
-    if (tiling.variant == plain) return launch_tile<Tf32Tile<128, 1, plain>>(params, stream);
-    return launch_tile<Tf32Tile<128, 1, general>>(params, stream);
-  }
-  if (tiling.rows == 64) {
-    if (tiling.variant == plain) return launch_tile<Tf32Tile<64, 1, plain>>(params, stream);
-    return launch_tile<Tf32Tile<64, 1, general>>(params, stream);
-  }
-  if (tiling.variant == plain) return launch_tile<Tf32Tile<64, 2, plain>>(params, stream);
-  launch_tile<Tf32Tile<64, 2, dropout>>(params, stream);
+  dispatch_tile(tiling, [&]<class Tile>() { launch_tile<Tile>(params, stream); });
+}
+
+std::int64_t flash_tf32x3_shared_bytes(const AttentionTiling& tiling) {
+  std::int64_t bytes = 0;
+  dispatch_tile(tiling, [&]<class Tile>() { bytes = SharedLayout<Tile>::kBytes; });
+  return bytes;
 }
 
 }  // namespace tenon::cuda

@@ -22,11 +22,12 @@ namespace {
 
 constexpr int kTotalThreads = 1024;
 constexpr int kParts = 4;  // of a row: what is waited for, and replaced, at once
-/// Threads of a multiprocessor: 64 registers each, 128 for float64.
+/// Threads of a multiprocessor.
 template <class T>
-constexpr int kResidentThreads = sizeof(T) == 8 ? 512 : 1024;
+constexpr int resident_threads = sizeof(T) == 8 ? kWideResidentThreads : kResidentThreads;
 
-/// Whether there is a kernel that holds rows in shared memory: float64 is not worth one.
+/// Whether there is a kernel that holds rows in shared memory: float64 is not worth one, as
+/// plan_loss_rows knows.
 template <class T>
 inline constexpr bool can_hold = sizeof(T) < 8;
 
@@ -225,7 +226,7 @@ __device__ __forceinline__ void write_part(const RowColumns<T, Index>& columns, 
 }
 
 template <class T, bool kHeld>
-__global__ void __launch_bounds__(kMaxRowThreads, kResidentThreads<T> / kMaxRowThreads)
+__global__ void __launch_bounds__(kMaxRowThreads, resident_threads<T> / kMaxRowThreads)
     loss_rows_kernel(const RowParams p) {
   using C = compute_type<T>;
   using Columns = RowColumns<T, std::conditional_t<kHeld, int, std::int64_t>>;
@@ -372,33 +373,19 @@ void run_cross_entropy_backward(const KernelArgs& args) {
 
 void launch_loss_rows(Stream stream, const char* name, DType dtype, const LossRows& rows) {
   if (rows.rows == 0) return;
-  constexpr int kReserved = 1024;  // bytes of shared memory of a block, beside what it asks for
   dispatch_float(dtype, [&]<typename T>() {
     RowParams p{rows};
-    // Rows of no classes still need a thread.
-    const RowPlan plan = plan_rows(p.rows, p.classes > 0 ? p.classes : 1, row_chunks<T>);
+    const LossRowsPlan plan =
+        plan_loss_rows(p.rows, p.classes, sizeof(T), device_limits(stream.device));
     p.lanes = plan.lanes;
-    p.row_blocks = plan.blocks;
+    p.row_blocks = plan.row_blocks;
+    p.held_pitch = plan.held_pitch;
     const bool vectors = p.pitch % vector_length<T> == 0 && is_aligned(p.logits, kVectorBytes) &&
                          is_aligned(p.gradients, kVectorBytes);
     p.packs = vectors ? p.classes / vector_length<T> : 0;
     p.part = ceil_div(ceil_div(p.packs, p.lanes), kParts) * p.lanes;
-    p.held_pitch = ceil_div(p.classes, vector_length<T>) * vector_length<T>;
-    const std::int64_t bytes = plan.threads / plan.lanes * p.held_pitch * sizeof(T);
-    const bool held =
-        can_hold<T> && bytes + kReserved <=
-                           device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device);
-    std::int64_t resident = std::max(1, kResidentThreads<T> / plan.threads);
-    if (held) {
-      const std::int64_t block_bytes = bytes + 2 * kReserved;
-      const int limit =
-          device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, stream.device);
-      resident = std::clamp<std::int64_t>(limit / block_bytes, 1, resident);
-    }
-    const std::int64_t blocks = std::min(
-        plan.blocks, resident * device_attribute(cudaDevAttrMultiProcessorCount, stream.device));
-    launch(stream, name, held ? loss_rows_kernel<T, can_hold<T>> : loss_rows_kernel<T, false>,
-           blocks, plan.threads, held ? static_cast<std::size_t>(bytes) : 0, p);
+    launch(stream, name, plan.held ? loss_rows_kernel<T, can_hold<T>> : loss_rows_kernel<T, false>,
+           plan.blocks, plan.threads, plan.shared_bytes, p);
   });
 }
 

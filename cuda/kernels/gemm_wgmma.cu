@@ -440,7 +440,7 @@ void launch_tile(Stream stream, const char* name, const GemmProblem& problem, vo
   p.tiles_m = static_cast<int>(ceil_div(m, kRows));
   p.tiles_n = static_cast<int>(ceil_div(n, Tile::kColumns));
   p.stores_second = kGradient ? activation != nullptr : problem.aux != nullptr;
-  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, stream.device);
+  const int multiprocessors = device_limits(stream.device).multiprocessors;
   const std::int64_t tiles = std::int64_t{p.tiles_m} * p.tiles_n;
   launch(stream, name, gemm_wgmma_kernel<Tile>, tiles < multiprocessors ? tiles : multiprocessors,
          kThreads, Tile::kSharedBytes, p);
@@ -466,9 +466,9 @@ void launch_layout(Stream stream, const char* name, const GemmProblem& p, void* 
 
 }  // namespace
 
-bool gemm_wgmma_takes(const GemmProblem& p, int device) {
+bool gemm_wgmma_takes(const GemmProblem& p, const DeviceLimits& limits) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
-  return has_wgmma(device) && (p.dtype == DType::float16 || p.dtype == DType::bfloat16) &&
+  return has_wgmma(limits) && (p.dtype == DType::float16 || p.dtype == DType::bfloat16) &&
          p.stored_dtype() == p.dtype && p.batch == 1 && !p.a.transposed && p.c.data == nullptr &&
          p.n % 8 == 0 && p.m < kMost && p.n < kMost && p.k < kMost &&
          ceil_div(p.m, kRows) * ceil_div(p.n, 128) < kMost &&
@@ -478,10 +478,13 @@ bool gemm_wgmma_takes(const GemmProblem& p, int device) {
 }
 
 bool gemm_wgmma_prefers(const GemmProblem& p) {
-  constexpr std::int64_t kTileElements = kRows * 192;
+  constexpr std::int64_t kColumns = 192;
   constexpr std::int64_t kFewestTiles = 2 * 132;
   constexpr std::int64_t kShortestSum = 512;
-  return p.k >= kShortestSum && p.m * p.n >= kFewestTiles * kTileElements;
+  // A tile that ends outside of D costs as much as any other.
+  const std::int64_t tiles = ceil_div(p.m, kRows) * ceil_div(p.n, kColumns);
+  return p.k >= kShortestSum && tiles >= kFewestTiles &&
+         4 * p.m * p.n >= 3 * tiles * kRows * kColumns;
 }
 
 void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {

@@ -2,16 +2,18 @@
 // beside the next tile's products.
 #pragma once
 
+#include "cuda/device_limits.h"
 #include "cuda/gemm.h"
 
 namespace tenon::cuda {
 
-/// Whether gemm_wgmma can take the problem on this device: 16-bit floats in and out, a batch of 1, no
-/// addend, A not transposed, rows of all matrices aligned to 16 bytes.
-bool gemm_wgmma_takes(const GemmProblem& problem, int device);
+/// Whether gemm_wgmma can take the problem on such a GPU: 16-bit floats in and out, a batch of 1,
+/// no addend, A not transposed, rows of all matrices aligned to 16 bytes.
+bool gemm_wgmma_takes(const GemmProblem& problem, const DeviceLimits& limits);
 
-/// Whether it is taken before cuBLASLt: where every multiprocessor has tiles for both warpgroups. Beside
-/// it on an H200, 3% slower (32768 x 768 by 3072 with a bias) to 14% faster (32768 x 3072 by 768).
+/// Whether it is taken before cuBLASLt: where every multiprocessor of an H200 has tiles for both
+/// warpgroups, and at most a quarter of what the tiles cover lies outside of D. Beside it there, 3%
+/// slower (32768 x 768 by 3072 with a bias) to 14% faster (32768 x 3072 by 768).
 bool gemm_wgmma_prefers(const GemmProblem& problem);
 
 /// Queues a product that gemm_wgmma_takes. With gelu_gradient, `activation`, if given, is (m, n) and

@@ -28,7 +28,7 @@ struct NormParams {
 /// A thread holds the row; what is copied are the input and, of the fused op, the residual.
 enum Operand { kInput, kResidual };
 template <class T, bool kTail>
-inline constexpr RowStreamNeeds needs{sizeof(T), kTail ? 2 : 1, 1};
+inline constexpr RowStreamNeeds needs = norm_needs(sizeof(T), kTail);
 
 template <class T, int kChunks, bool kTail>
 __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks),
@@ -135,7 +135,8 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
   const Stream stream = stream_of(args);
   p.dtype = args.outputs[0].dtype;
   dispatch_float(p.dtype, [&]<typename T>() {
-    const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T, kTail>);
+    const RowStreamPlan held =
+        plan_row_stream(p.rows, p.cols, needs<T, kTail>, device_limits(stream.device));
     if (held.fits && aligned) {
       return launch(stream, name, held_rows_kernel<T, kTail>(held.chunks), held.blocks,
                     held.threads, held.shared_bytes, p, tail, RowStream(p.rows, held));

@@ -46,7 +46,7 @@ inline constexpr int column_sums = kTail ? 3 : 2;
 enum Operand { kInput, kGrad, kThird };
 /// A thread holds a row, its gradient and the sums.
 template <class T, bool kTail>
-inline constexpr RowStreamNeeds needs{sizeof(T), 3, 2 + column_sums<kTail>};
+inline constexpr RowStreamNeeds needs = norm_backward_needs(sizeof(T), 3, kTail);
 
 /// This block's part of the sums, of which each thread holds those of its columns: its groups are
 /// added in order, across a warp's lanes and then across warps. Every thread must call it.
@@ -190,6 +190,9 @@ __global__ void __launch_bounds__(largest_stream_block(needs<T, kTail>, kChunks)
   });
   if (p.parts == nullptr) return;
   constexpr int kFewestOperands = kTail ? 3 : 2;
+  static_assert(needs<T, kTail>.values == 2 + column_sums<kTail>);
+  constexpr int kDeclared = (2 * kWarp + kStreamThreads * kRowGroup) * sizeof(C);
+  static_assert(kDeclared + 1024 <= row_stream_other_bytes(sizeof(T)));
   static_assert(column_sums<kTail> * sizeof(C) <= kRowStreamStages * kFewestOperands * sizeof(T));
   store_block_sums(sums, RowGroup(stream.rows, stream.lanes), cols,
                    static_cast<C*>(p.parts) + block_index() * column_sums<kTail> * p.cols);
@@ -333,19 +336,20 @@ struct StoreSums {
   }
 };
 
-/// Rows and columns, and how a call is laid over threads; of sizes alone.
+/// Rows and columns, and how a call is laid over threads; of sizes and the GPU's limits alone.
 struct NormBackwardSizes {
   std::int64_t rows = 0;
   std::int64_t cols = 1;
   RowStreamPlan held;
   ColumnSumPlan columns;  // where rows are not held
 
-  NormBackwardSizes(const TensorView& input, std::int64_t axes, int operands, int sums) {
+  NormBackwardSizes(const TensorView& input, std::int64_t axes, int operands, bool has_tail) {
     for (std::int64_t i = 1; i <= axes; ++i) cols *= input.size(static_cast<int>(-i));
     rows = cols == 0 ? 0 : input.numel() / cols;
     if (rows == 0) return;
     dispatch_float(input.dtype, [&]<typename T>() {
-      held = plan_row_stream(rows, cols, {sizeof(T), operands, 2 + sums});
+      held = plan_row_stream(rows, cols, norm_backward_needs(sizeof(T), operands, has_tail),
+                             device_limits(input.device.index));
     });
     columns = plan_column_sums(rows, cols);
   }
@@ -438,7 +442,7 @@ void* data_of(const TensorView* view) { return view != nullptr ? view->data : nu
 NormBackwardSizes norm_sizes(const KernelArgs& args) {
   const bool adds = args.inputs.size() > 3 && args.inputs[3].present;
   return {args.inputs[1], args.attributes<NormBackwardAttrs>().axes, adds ? 3 : 2,
-          column_sums<false>};
+          /*has_tail=*/false};
 }
 
 std::size_t norm_workspace(const KernelArgs& args) {
@@ -464,7 +468,7 @@ void run_norm_backward(const KernelArgs& args) {
 }
 
 NormBackwardSizes residual_norm_sizes(const KernelArgs& args) {
-  return {args.inputs[1], 1, 3, column_sums<true>};
+  return {args.inputs[1], 1, 3, /*has_tail=*/true};
 }
 
 std::size_t residual_norm_workspace(const KernelArgs& args) {

@@ -90,7 +90,7 @@ class ChunkedLoss {
     p.b = {.data = weight(), .transposed = true, .leading = sizes_.depth};
     p.d = logits();
     p.d_leading = plan_.pitch;
-    const bool own = gemm_wgmma_prefers(p) && gemm_wgmma_takes(p, stream_.device);
+    const bool own = gemm_wgmma_prefers(p) && gemm_wgmma_takes(p, device_limits(stream_.device));
     own ? gemm_wgmma(stream_, kName, p) : gemm(stream_, p);
   }
 

@@ -395,8 +395,8 @@ constexpr WgmmaCall kGeluGradientCall = {[](const KernelArgs& args) {
 
 template <const WgmmaCall& kCall>
 bool supports_wgmma(const KernelArgs& args) {
-  return kCall.fits(args) &&
-         gemm_wgmma_takes(aligned_problem(kCall.problem(args)), args.outputs[0].device.index);
+  return kCall.fits(args) && gemm_wgmma_takes(aligned_problem(kCall.problem(args)),
+                                              device_limits(args.outputs[0].device.index));
 }
 
 template <const WgmmaCall& kCall>
@@ -408,7 +408,7 @@ template <const WgmmaCall& kCall>
 void run_wgmma(const KernelArgs& args) {
   const GemmProblem p = kCall.problem(args);
   const Stream stream = stream_of(args);
-  if (!gemm_wgmma_takes(p, stream.device)) return kCall.otherwise(args);
+  if (!gemm_wgmma_takes(p, device_limits(stream.device))) return kCall.otherwise(args);
   const bool again = p.epilogue == GemmEpilogue::gelu_gradient && args.outputs.size() > 1;
   gemm_wgmma(stream, args.op->name.c_str(), p, again ? args.outputs[1].data : nullptr);
 }

@@ -33,11 +33,12 @@ RowPlan plan_rows(std::int64_t rows, std::int64_t cols, int chunks) {
   return plan;
 }
 
-RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStreamNeeds& needs) {
-  constexpr std::int64_t kMultiprocessors = 132;    // of a full Hopper GPU
-  constexpr std::int64_t kSharedBytes = 227 << 10;  // of its multiprocessors
-  // What a block's reductions take, and the system.
-  const std::int64_t other_bytes = needs.element_bytes == 8 ? 10 << 10 : 6 << 10;
+RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStreamNeeds& needs,
+                              const DeviceLimits& limits) {
+  // Sums depend on the number of blocks, so that it is a full Hopper GPU's on all others too.
+  constexpr std::int64_t kMultiprocessors = 132;
+  constexpr std::int64_t kSharedBytes = 227 << 10;
+  const std::int64_t other_bytes = row_stream_other_bytes(needs.element_bytes);
   const int most = needs.element_bytes == 8 ? row_chunks<double> : row_chunks<float>;
   const int fewest = most / 2;  // more threads a row hide more latency
   RowStreamPlan plan;
@@ -55,14 +56,38 @@ RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStr
   const int by_registers = resident_stream_blocks(needs, plan.chunks) * largest / plan.threads;
   const std::int64_t stage_bytes =
       std::int64_t{kRowGroup} * plan.threads * plan.chunks * needs.element_bytes * needs.operands;
-  const int by_memory =
-      static_cast<int>(kSharedBytes / (kRowStreamStages * stage_bytes + other_bytes));
+  const std::int64_t block_bytes = kRowStreamStages * stage_bytes + other_bytes;
+  const int by_memory = static_cast<int>(kSharedBytes / block_bytes);
   plan.shared_bytes = static_cast<std::size_t>(kRowStreamStages * stage_bytes);
-  plan.fits =
-      groups <= std::int64_t{plan.lanes} * plan.chunks && plan.threads <= largest && by_memory > 0;
+  plan.fits = groups <= std::int64_t{plan.lanes} * plan.chunks && plan.threads <= largest &&
+              block_bytes <= std::min<std::int64_t>(kSharedBytes, limits.shared_of_block);
   plan.row_blocks = ceil_div(rows, plan.threads / plan.lanes);
   const int resident = std::clamp(by_memory, 1, std::max(1, by_registers));
   plan.blocks = std::min(plan.row_blocks, kMultiprocessors * resident);
+  return plan;
+}
+
+LossRowsPlan plan_loss_rows(std::int64_t rows, std::int64_t classes, int element_bytes,
+                            const DeviceLimits& limits) {
+  constexpr std::int64_t kReserved = 1024;  // bytes of a block's shared memory, beside its rows
+  const bool wide = element_bytes == 8;
+  // Rows of no classes still need a thread.
+  const RowPlan rows_plan =
+      plan_rows(rows, classes > 0 ? classes : 1, wide ? row_chunks<double> : row_chunks<float>);
+  LossRowsPlan plan{
+      .lanes = rows_plan.lanes, .threads = rows_plan.threads, .row_blocks = rows_plan.blocks};
+  const std::int64_t vector = 16 / element_bytes;
+  plan.held_pitch = ceil_div(classes, vector) * vector;
+  const std::int64_t bytes = plan.threads / plan.lanes * plan.held_pitch * element_bytes;
+  plan.held = !wide && bytes + kReserved <= limits.shared_of_block;
+  std::int64_t resident =
+      std::max(1, (wide ? kWideResidentThreads : kResidentThreads) / plan.threads);
+  if (plan.held) {
+    plan.shared_bytes = static_cast<std::size_t>(bytes);
+    resident = std::clamp<std::int64_t>(limits.shared_of_multiprocessor / (bytes + 2 * kReserved),
+                                        1, resident);
+  }
+  plan.blocks = std::min(plan.row_blocks, resident * limits.multiprocessors);
   return plan;
 }
 

@@ -1,10 +1,12 @@
 // How kernels that need a whole row at once (softmax, layer_norm) lay rows over threads. A group of
 // lanes owns a row and holds it in registers, kRowGroup neighbouring columns at a time (device/rows.cuh);
-// rows that do not fit are read again in each pass. A pure function of sizes.
+// rows that do not fit are read again in each pass. Pure functions of sizes and of a GPU's limits.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "cuda/device_limits.h"
 
 namespace tenon::cuda {
 
@@ -48,6 +50,18 @@ struct RowStreamNeeds {
   int values = 1;    // in the compute type, that a thread holds of each of its columns
 };
 
+constexpr RowStreamNeeds softmax_needs(int element_bytes) { return {element_bytes, 1, 1}; }
+/// The gradient and the forward's result.
+constexpr RowStreamNeeds softmax_backward_needs(int element_bytes) { return {element_bytes, 2, 2}; }
+/// The input and, of a norm that is fused with what stands before it, the residual.
+constexpr RowStreamNeeds norm_needs(int element_bytes, bool fused) {
+  return {element_bytes, fused ? 2 : 1, 1};
+}
+/// Two or three operands; held are a row, its gradient and the sums of columns.
+constexpr RowStreamNeeds norm_backward_needs(int element_bytes, int operands, bool fused) {
+  return {element_bytes, operands, 2 + (fused ? 3 : 2)};
+}
+
 inline constexpr int kStreamThreads = 128;  // of a block whose warps have rows of their own
 
 /// Threads for the 65536 registers of a multiprocessor: each holds its values and some 40 other words, and
@@ -65,8 +79,32 @@ constexpr int resident_stream_blocks(const RowStreamNeeds& needs, int chunks) {
   return blocks > 1 ? blocks : 1;
 }
 
-/// rows, cols >= 1.
-RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStreamNeeds& needs);
+/// Bytes of a block's shared memory beside its ring: what reductions take, and the system.
+constexpr int row_stream_other_bytes(int element_bytes) {
+  return element_bytes == 8 ? 10 << 10 : 6 << 10;
+}
+
+/// rows, cols >= 1. `limits` say whether the plan fits, and nothing else.
+RowStreamPlan plan_row_stream(std::int64_t rows, std::int64_t cols, const RowStreamNeeds& needs,
+                              const DeviceLimits& limits);
+
+/// Rows of logits (kernels/cross_entropy.cu), of which nothing is summed across blocks.
+struct LossRowsPlan {
+  int lanes = 1;
+  int threads = 0;
+  std::int64_t row_blocks = 0;  // rows over the rows that a block has at a time
+  std::int64_t blocks = 0;
+  std::int64_t held_pitch = 0;   // elements between rows in shared memory
+  std::size_t shared_bytes = 0;  // 0 where rows are read from global memory
+  bool held = false;
+};
+
+inline constexpr int kWideResidentThreads = 512;  // of a multiprocessor, for float64
+inline constexpr int kResidentThreads = 1024;     // of 64 registers each, for what is narrower
+
+/// rows >= 1, classes >= 0.
+LossRowsPlan plan_loss_rows(std::int64_t rows, std::int64_t classes, int element_bytes,
+                            const DeviceLimits& limits);
 
 /// Sums over the rows of a matrix, for every column: blocks of kColumnsOfBlock columns times `splits`
 /// runs of rows, whose partial sums a second launch adds in order.

@@ -45,7 +45,7 @@ struct LogProbability {
 
 /// A thread holds the row, which is all that is copied.
 template <class T>
-inline constexpr RowStreamNeeds needs{sizeof(T), 1, 1};
+inline constexpr RowStreamNeeds needs = softmax_needs(sizeof(T));
 
 /// The row becomes its softmax; all threads of the block must call it.
 template <class T, int kChunks>
@@ -173,7 +173,8 @@ void run_typed(Stream stream, const char* name, SoftmaxParams p) {
     return launch(stream, name, softmax_columns_kernel<T>, ceil_div(p.rows, kColumnThreads),
                   kColumnThreads * kColumnLanes, 0, p);
   }
-  const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T>);
+  const RowStreamPlan held =
+      plan_row_stream(p.rows, p.cols, needs<T>, device_limits(stream.device));
   if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
       is_aligned(p.target, kVectorBytes)) {
     const auto kernel =

@@ -55,7 +55,7 @@ __device__ __forceinline__ void with_rule(const BackwardParams& p, F f) {
 /// A thread holds the rows of both operands.
 enum Operand { kGrad, kOutput };
 template <class T>
-inline constexpr RowStreamNeeds needs{sizeof(T), 2, 2};
+inline constexpr RowStreamNeeds needs = softmax_backward_needs(sizeof(T));
 
 template <class T, int kChunks>
 __global__ void __launch_bounds__(largest_stream_block(needs<T>, kChunks),
@@ -176,7 +176,8 @@ void run_typed(Stream stream, const char* name, BackwardParams p) {
     return launch(stream, name, columns_kernel<T>, ceil_div(p.rows, kColumnThreads),
                   kColumnThreads * kColumnLanes, 0, p);
   }
-  const RowStreamPlan held = plan_row_stream(p.rows, p.cols, needs<T>);
+  const RowStreamPlan held =
+      plan_row_stream(p.rows, p.cols, needs<T>, device_limits(stream.device));
   if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.grad, kVectorBytes) &&
       is_aligned(p.output, kVectorBytes) && is_aligned(p.target, kVectorBytes)) {
     return launch(stream, name, held_kernel<T>(held.chunks), held.blocks, held.threads,

@@ -21,7 +21,7 @@ bool has_kernel() {
   p.a = p.b = {memory, false, 8, 0};
   p.d = memory;
   p.d_leading = 8;
-  return cuda::gemm_wgmma_takes(p, 0);
+  return cuda::gemm_wgmma_takes(p, cuda::device_limits(0));
 }
 
 #define SKIP_WITHOUT_WGMMA() \
@@ -91,7 +91,7 @@ struct Run {
     if (gradient) p.aux = input.view_of_data().data;
     if (form.second && !gradient) p.aux = second.view_of_data().data;
     if (p.aux != nullptr) p.aux_leading = n;
-    EXPECT_TRUE(cuda::gemm_wgmma_takes(p, 0));
+    EXPECT_TRUE(cuda::gemm_wgmma_takes(p, cuda::device_limits(0)));
     void* activation = form.second && gradient ? second.view_of_data().data : nullptr;
     cuda::gemm_wgmma(cuda_stream(), "gemm_wgmma", p, activation);
     return {d, second};
@@ -194,7 +194,7 @@ TEST(CudaGemmWgmma, RefusesWhatItCannotRead) {
   const auto takes = [&](auto change) {
     GemmProblem p = good;
     change(p);
-    return cuda::gemm_wgmma_takes(p, 0);
+    return cuda::gemm_wgmma_takes(p, cuda::device_limits(0));
   };
   EXPECT_TRUE(takes([](GemmProblem&) {}));
   EXPECT_FALSE(takes([](GemmProblem& p) { p.dtype = DType::float32; }));

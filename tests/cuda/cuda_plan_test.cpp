@@ -214,12 +214,13 @@ TEST(GemmPlan, SplitsLongSumsOfSmallResultsOnly) {
 }
 
 TEST(CudaPlans, RowStreamsCoverEachRowOnce) {
+  constexpr DeviceLimits kH200{9, 0, 132, 227 << 10, 228 << 10};
   constexpr RowStreamNeeds kNeeds[] = {{2, 1, 1}, {4, 2, 1}, {8, 2, 1}, {2, 2, 2},
                                        {2, 3, 4}, {4, 3, 4}, {4, 3, 5}, {8, 3, 5}};
   for (const RowStreamNeeds& needs : kNeeds) {
     for (std::int64_t cols = 1; cols < 40000; cols = cols * 5 / 4 + 1) {
       for (const std::int64_t rows : {1, 7, 1000, 32768}) {
-        const RowStreamPlan plan = plan_row_stream(rows, cols, needs);
+        const RowStreamPlan plan = plan_row_stream(rows, cols, needs, kH200);
         const std::string what = std::to_string(rows) + " x " + std::to_string(cols);
         const std::int64_t rows_of_block = plan.threads / plan.lanes;
         EXPECT_EQ(plan.threads % plan.lanes, 0) << what;
@@ -247,7 +248,7 @@ TEST(CudaPlans, RowStreamsCoverEachRowOnce) {
       }
     }
   }
-  const RowStreamPlan gpt2 = plan_row_stream(32768, 768, {2, 3, 4});
+  const RowStreamPlan gpt2 = plan_row_stream(32768, 768, {2, 3, 4}, kH200);
   EXPECT_EQ(gpt2.lanes, 32);
   EXPECT_EQ(gpt2.chunks, 3);
   EXPECT_EQ(gpt2.blocks, 132 * 3);
