@@ -67,6 +67,7 @@ def shared_sections(path):
     """Of a cubin, by kernel: size and alignment of the section before dynamic shared memory."""
     with open(path, "rb") as file:
         elf = file.read()
+    # A 64-bit ELF header: where the table of sections is, its entries, and the section of names.
     table = struct.unpack_from("<Q", elf, 0x28)[0]
     entry_size, count, names_index = struct.unpack_from("<HHH", elf, 0x3A)
     sections = [struct.unpack_from("<IIQQQQIIQQ", elf, table + i * entry_size)
