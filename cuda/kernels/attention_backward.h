@@ -34,9 +34,9 @@ struct AttentionBackwardParams : AttentionParams {
 /// Whether backward_mma can take a call: 16-bit floats, head sizes multiples of 8 up to 128.
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 
-/// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something is
-/// dropped. Rows of grad, query, key, value and output, and keep_bits, are aligned to 16 bytes unless
-/// `zero`. The launch for queries, dQ, comes first: it fills `statistics`.
+/// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something
+/// is dropped. Rows of grad, query, key, value and output, and keep_bits, are aligned to 16 bytes
+/// unless `zero`. The launch for queries, dQ, comes first: it fills `statistics`.
 void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, Stream stream);
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
