@@ -10,8 +10,8 @@ namespace tenon::cuda {
 namespace {
 
 constexpr std::uint32_t kMaxAlignment = 256;
-/// What the bias and GELU's second matrix must be aligned to, in bytes: the heuristic cannot be told of
-/// less, and its kernels read them by vectors.
+/// What the bias and GELU's second matrix must be aligned to, in bytes: the heuristic cannot be
+/// told of less, and its kernels read them by vectors.
 constexpr std::uint32_t kEpilogueAlignment = 16;
 /// Of the second matrix's leading dimension, in elements.
 constexpr std::int64_t kAuxLeadingMultiple = 8;

@@ -26,8 +26,8 @@ __device__ __forceinline__ C gelu_slope(C x) {
 /// From here on the tanh form is a straight line in every type: e^(2|u|) exceeds float64.
 inline constexpr int kGeluTanhReach = 32;
 
-/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³), at an x that is kept in reach:
-/// farther away u' overflows to meet s(1 - s) = 0.
+/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³), at an x that is kept in
+/// reach: farther away u' overflows to meet s(1 - s) = 0.
 template <class C>
 __device__ __forceinline__ C gelu_tanh_slope(C any) {
   constexpr C kReach = C(kGeluTanhReach);

@@ -7,8 +7,8 @@
 //   barrier_wait(full, parity);                  // all who read the tile; parity 0, 1, 0, …
 //
 // A lane may arrive for its warp only when all lanes have waited and read: behind __syncwarp, or an
-// instruction of the whole warp (.sync.aligned) that has what was read as an operand. A parity tells two
-// rounds apart, so a lane that was left behind by two of them waits for ever.
+// instruction of the whole warp (.sync.aligned) that has what was read as an operand. A parity
+// tells two rounds apart, so a lane that was left behind by two of them waits for ever.
 #pragma once
 
 #include <cuda.h>

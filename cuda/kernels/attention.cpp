@@ -85,8 +85,8 @@ void run_simt(const KernelArgs& args) {
   });
 }
 
-/// Whether vector copies can read the operands, and the decisions that are drawn first and then read.
-/// Kernels are selected before addresses are known.
+/// Whether vector copies can read the operands, and the decisions that are drawn first and then
+/// read. Kernels are selected before addresses are known.
 bool is_aligned(const KernelArgs& args) {
   return std::ranges::all_of(args.inputs.first(3), has_aligned_rows) &&
          (args.outputs.size() < 3 || has_aligned_start(args.outputs[2]));

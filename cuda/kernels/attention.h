@@ -38,8 +38,8 @@ void draw_keep_bits(AttentionParams& params, void* workspace, Stream stream);
 void fill_bytes(const TensorView& output, int byte, Stream stream);
 /// The elements of the last axis are neighbours.
 bool has_dense_rows(const TensorView& view);
-/// The first element is at a multiple of 16 bytes. Before addresses are known it counts as such, and
-/// what is absent too.
+/// The first element is at a multiple of 16 bytes. Before addresses are known it counts as such,
+/// and what is absent too.
 bool has_aligned_start(const TensorView& view);
 /// has_dense_rows, and every row starts at a multiple of 16 bytes.
 bool has_aligned_rows(const TensorView& view);

@@ -90,7 +90,8 @@ void run_wgmma(const KernelArgs& args) { run_aligned(args, launch_backward_wgmma
 void run_tf32x3(const KernelArgs& args) {
   const AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
-  if (!params.zero && !is_aligned(args)) return launch_backward_simt(params, DType::float32, stream);
+  if (!params.zero && !is_aligned(args))
+    return launch_backward_simt(params, DType::float32, stream);
   launch_backward_tf32x3_queries(params, stream);
   launch_backward_tf32x3_keys(params, stream);
 }

@@ -38,9 +38,9 @@ bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 bool backward_wgmma_takes(DType dtype, std::int64_t head, std::int64_t head_v,
                           const DeviceLimits& limits);
 
-/// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something is
-/// dropped. Rows of grad, query, key, value and output, and keep_bits, are aligned to 16 bytes unless
-/// `zero`. The launch for queries, dQ, comes first: it fills `statistics`.
+/// Tensor cores: sizes that backward_mma_takes, no mask, lse given, and keep_bits where something
+/// is dropped. Rows of grad, query, key, value and output, and keep_bits, are aligned to 16 bytes
+/// unless `zero`. The launch for queries, dQ, comes first: it fills `statistics`.
 void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, Stream stream);
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream);
 

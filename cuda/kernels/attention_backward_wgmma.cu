@@ -352,7 +352,8 @@ __device__ __forceinline__ void skip_tiles(const Layout<Tile>& layout, Accumulat
   for (; count > 0; --count) {
     // An arrival before the stage is full would count for the round before.
     barrier_wait(layout.full(a.ring.stage), a.ring.parity);
-    // A lane that has not seen it full would wait for the round after, which its own warp has let come.
+    // A lane that has not seen it full would wait for the round after, which its own warp has let
+    // come.
     __syncwarp();
     if (lane == 0) barrier_arrive(layout.empty(a.ring.stage));
     a.ring.advance();

@@ -320,8 +320,8 @@ bool has_vector_tensors(const Arguments& arguments, bool of_results_only) {
     if (view == nullptr || (of_results_only && arguments.reads(role))) continue;
     if (!has_vector_rows(*view)) return false;
   }
-  const bool is_asked = arguments.lse != nullptr &&
-                        !(of_results_only && arguments.computes == Computes::gradients);
+  const bool is_asked =
+      arguments.lse != nullptr && !(of_results_only && arguments.computes == Computes::gradients);
   return !is_asked || has_aligned_start(*arguments.lse);  // CudnnGraph says so of every tensor
 }
 

@@ -84,8 +84,8 @@ struct AttentionTiling {
   std::int64_t shared_bytes = 0;
 };
 
-/// Draws params.keep_bits, which is aligned to 16 bytes; those that causality hides are left as they
-/// are.
+/// Draws params.keep_bits, which is aligned to 16 bytes; those that causality hides are left as
+/// they are.
 void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
 /// Tensor cores: 16-bit floats that flash_mma_takes, rows aligned to 16 bytes. All sizes but `keys` are
 /// > 0, keep_bits are drawn, and `tiling` comes from choose_flash_mma_tiling.

@@ -103,12 +103,14 @@ bool accepts_matmul(int operand, const TensorView& view) {
   return operand == 2 ? is_addend(as_operand(view)) : as_operand(view).has_value();
 }
 
+/// Whether epilogues and the copy engine can access it; before addresses are known they can.
+bool allows_vectors(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
+
 bool accepts_linear(int operand, const TensorView& view) {
   switch (operand) {
     case 0: return as_row_operand(view).has_value();
     case 1: return as_operand(view).has_value();
-    case 2:  // read by vectors; before addresses are known it counts as aligned
-      return view.is_contiguous() && reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0;
+    case 2: return view.is_contiguous() && allows_vectors(view.data);
     default: return is_addend(as_row_operand(view));
   }
 }
@@ -222,8 +224,8 @@ GemmProblem linear_problem(const KernelArgs& args, const TensorView& output) {
   return p;
 }
 
-/// linear in one call or two. Where cuBLASLt has no bias epilogue, for float64 and for a bias that is not
-/// aligned, the bias is written first and the product added to it.
+/// linear in one call or two. Where cuBLASLt has no bias epilogue, for float64 and for a bias that
+/// is not aligned, the bias is written first and the product added to it.
 void linear_into(const KernelArgs& args, const TensorView& output) {
   const Stream stream = stream_of(args);
   if (is_empty(args)) {  // a product over nothing is the bias
@@ -408,9 +410,12 @@ template <const WgmmaCall& kCall>
 void run_wgmma(const KernelArgs& args) {
   const GemmProblem p = kCall.problem(args);
   const Stream stream = stream_of(args);
-  if (!gemm_wgmma_takes(p, device_limits(stream.device))) return kCall.otherwise(args);
   const bool again = p.epilogue == GemmEpilogue::gelu_gradient && args.outputs.size() > 1;
-  gemm_wgmma(stream, args.op->name.c_str(), p, again ? args.outputs[1].data : nullptr);
+  void* activation = again ? args.outputs[1].data : nullptr;
+  if (!gemm_wgmma_takes(p, device_limits(stream.device)) || !allows_vectors(activation)) {
+    return kCall.otherwise(args);
+  }
+  gemm_wgmma(stream, args.op->name.c_str(), p, activation);
 }
 
 template <const WgmmaCall& kCall>

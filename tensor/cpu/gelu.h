@@ -29,8 +29,8 @@ C gelu_slope(C x) {
   return of_x.cdf + x * of_x.density;
 }
 
-/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), at an x that is kept in reach: farther away u' overflows
-/// to meet s(1 - s) = 0.
+/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), at an x that is kept in reach: farther away u'
+/// overflows to meet s(1 - s) = 0.
 template <class C>
 C gelu_tanh_slope(C any) {
   constexpr C kReach = C(kGeluTanhReach);

@@ -70,7 +70,8 @@ std::vector<Tensor> decompose_gelu_backward(std::span<const Tensor> inputs, cons
     const Tensor density = mul(exp(mul(square(x), -0.5)), kDensityAtZero);
     return {mul(grad, add(cdf, mul(x, density)))};
   }
-  // See cpu::gelu_tanh_slope; 16-bit floats overflow much earlier here, where each op rounds to them.
+  // See cpu::gelu_tanh_slope; 16-bit floats overflow much earlier here, where each op rounds to
+  // them.
   constexpr double kReach = cpu::kGeluTanhReach;
   const Tensor below = masked_fill(inputs[1], gt(inputs[1], kReach), kReach);
   const Tensor x = masked_fill(below, lt(below, -kReach), -kReach);

@@ -176,8 +176,8 @@ TEST(CudaGemmProblem, MisalignedAuxHasNoAlgorithm) {
   EXPECT_FALSE(cuda::has_algorithm(cuda_stream(), p));
 }
 
-/// The heuristic is told how matrices are aligned, but not of a bias: it may choose a kernel that reads it
-/// by vectors. Descriptors are made without a GPU.
+/// The heuristic is told how matrices are aligned, but not of a bias: it may choose a kernel that
+/// reads it by vectors. Descriptors are made without a GPU.
 TEST(CudaGemmProblem, MisalignedBiasIsNotDescribed) {
   alignas(16) static char memory[64];
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {

@@ -326,6 +326,25 @@ TEST(CudaNorm, SmallRowsOfEveryOp) {
   }
 }
 
+/// More rows than blocks at a time: what a block keeps of a row is used again for the next.
+TEST(CudaNorm, SeveralRowsOfEveryBlock) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(43);
+  const Sizes sizes = {3300, 1032}, vector = {1032};
+  const auto make = [&](const Sizes& of, double low, double high) {
+    return make_operand(of, DType::bfloat16, Placement::contiguous, generator, low, high);
+  };
+  const Operand2 x = make(sizes, -2, 2), grad = make(sizes, -1, 1), w = make(vector, -2, 2);
+  const Operand2 probabilities = make(sizes, 0, 1);
+  const std::string what = "several rows of every block";
+  check_outputs("softmax", {x}, AxisAttrs{-1}, {64, 1e-3}, what);
+  check_outputs("softmax_backward", {grad, probabilities}, AxisAttrs{-1}, {64, 4 * 1032.0}, what);
+  check_outputs("layer_norm", {x, w, w}, LayerNormAttrs{1, 1e-5}, {32, 4}, what);
+  // Sums over 3300 rows are of that many terms of at most 8.
+  check_outputs("layer_norm_backward", {grad, x, w}, NormBackwardAttrs{1, 0.1, true, true, true},
+                {64, 3300 * 8.0}, what);
+}
+
 TEST(ColumnSumPlan, CoversEveryRowOnce) {
   for (const std::int64_t rows : {1, 63, 64, 65, 1000, 100000, 10000000}) {
     for (const std::int64_t cols : {1, 31, 32, 33, 1024, 50000}) {

@@ -1,5 +1,5 @@
-// Activations and their slopes far from 0 (tests/support/saturation.h) on CUDA, and those of the ops
-// that they are fused into, by every implementation.
+// Activations and their slopes far from 0 (tests/support/saturation.h) on CUDA, and those of the
+// ops that they are fused into, by every implementation.
 #include "tests/support/saturation.h"
 
 #include "tests/cuda/cuda_support.h"
@@ -58,7 +58,8 @@ void expect_columns(const Tensor& got, const std::vector<double>& want,
   }
 }
 
-/// tanh's GELU fused with a product, and its slope, by one implementation: at finite inputs and NaN.
+/// tanh's GELU fused with a product, and its slope, by one implementation: at finite inputs and
+/// NaN.
 void check_products(const std::string& kernel) {
   for (const DType dtype : {DType::float16, DType::bfloat16}) {
     SaturatedCase expected(saturated_ops()[0], dtype);
@@ -68,7 +69,9 @@ void check_products(const std::string& kernel) {
     const auto& at = expected.inputs;
     const Shape shape{static_cast<std::int64_t>(at.size()), kColumns};
     const TensorOptions options{dtype, kCuda};
-    const auto results = [&] { return std::vector<Tensor>{empty(shape, options), empty(shape, options)}; };
+    const auto results = [&] {
+      return std::vector<Tensor>{empty(shape, options), empty(shape, options)};
+    };
     const Attrs attrs = saturated_ops()[0].attrs;
     const std::string what = " by " + kernel + ", " + std::string(name(dtype));
     const std::vector<Tensor> forward = {in_first_column(at, dtype), selector(false, dtype),

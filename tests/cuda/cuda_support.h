@@ -214,8 +214,8 @@ inline Tensor run_guarded(const char* op_name, const std::vector<Tensor>& inputs
   return result;
 }
 
-/// Runs the named implementation of an op on operands as they are, whatever it accepts: as a Program
-/// does, which selects it before it knows addresses. False where it does not take the call.
+/// Runs the named implementation of an op on operands as they are, whatever it accepts: as a
+/// Program does, which selects it before it knows addresses. False where it does not take the call.
 inline bool run_kernel(const char* op_name, std::string_view kernel_name,
                        const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
                        const Attrs& attrs) {

@@ -1,6 +1,6 @@
 // Activations far from 0, where they have long become straight lines: values, slopes and decomposed
-// slopes of every dtype on either device, as PyTorch has them. tanh's GELU is better than PyTorch's,
-// whose slope is NaN once the square of the input overflows.
+// slopes of every dtype on either device, as PyTorch has them. tanh's GELU is better than
+// PyTorch's, whose slope is NaN once the square of the input overflows.
 #pragma once
 
 #include <gtest/gtest.h>

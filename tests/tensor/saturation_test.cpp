@@ -52,9 +52,9 @@ TEST(Saturation, GelusHaveNoCurvatureFarFromZero) {
       Tensor x = tensor(at, {size}, {dtype}).requires_grad_();
       const Tensor y = gelu(x, form);
       const Tensor seed = ones({size}, {dtype});
-      const Tensor slope = grad(std::span(&y, 1), std::span(&x, 1), std::span(&seed, 1),
-                                {.create_graph = true})
-                               .at(0);
+      const Tensor slope =
+          grad(std::span(&y, 1), std::span(&x, 1), std::span(&seed, 1), {.create_graph = true})
+              .at(0);
       const Tensor curvature =
           grad(std::span(&slope, 1), std::span(&x, 1), std::span(&seed, 1)).at(0);
       expect_line(curvature, std::vector<double>(at.size(), 0.0), at,
