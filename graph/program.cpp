@@ -178,6 +178,7 @@ std::vector<WorkTime> Program::time_instructions(std::span<const Tensor> inputs,
 
 const std::vector<InstructionInfo>& Program::instructions() const { return impl_->infos; }
 std::size_t Program::num_captures() const {
+  const std::lock_guard lock(impl_->mutex);
   return static_cast<std::size_t>(
       std::count_if(impl_->captures.begin(), impl_->captures.end(),
                     [](const Capture& c) { return c.work != nullptr; }));
