@@ -159,7 +159,11 @@ class Walk {
   void add(const Edge& edge, const Tensor& gradient) {
     if (edge.leaf) {
       auto [found, inserted] = leaves_.try_emplace(edge.leaf.get(), leaf_order_.size());
-      if (inserted) leaf_order_.push_back({edge.leaf, {}});
+      if (inserted) {
+        leaf_order_.push_back({edge.leaf, {}});
+        if (accumulates_)
+          uses_.emplace_back(edge.leaf->grad_in_use, "[backward] a leaf's gradient");
+      }
       accumulate(leaf_order_[found->second].second, as_now(*edge.leaf, gradient));
       return;
     }
@@ -263,6 +267,7 @@ class Walk {
   std::map<std::uint64_t, Pending> pending_;
   std::unordered_map<const TensorImpl*, std::size_t> leaves_;
   std::vector<std::pair<std::shared_ptr<TensorImpl>, Tensor>> leaf_order_;
+  std::vector<ExclusiveUse::Scope> uses_;  // of the gradients that it adds to
   std::vector<Edge> wanted_;
   std::vector<Tensor> results_;
 };

@@ -5,6 +5,7 @@
 
 #include "autograd/detail/tape.h"
 #include "tensor/detail/check.h"
+#include "tensor/detail/new_handle.h"
 
 namespace tenon::autograd {
 namespace {
@@ -15,19 +16,13 @@ std::uint64_t version_of(const Tensor& tensor) {
   return tensor.is_eager() ? tensor.storage()->version() : 0;
 }
 
-/// Another handle on the same value. Neither gradient nor hooks are read: another thread may be setting
-/// those of a leaf that both compute with.
-std::shared_ptr<TensorImpl> new_handle(const TensorImpl& impl) {
-  auto handle = std::make_shared<TensorImpl>();
-  handle->spec = impl.spec;
-  handle->layout = impl.layout;
-  handle->storage = impl.storage;
-  handle->payload = impl.payload;
-  return handle;
-}
-
 /// A handle on the same value that knows nothing of the tape.
-Tensor without_record(const Tensor& tensor) { return Tensor(new_handle(*tensor.impl())); }
+Tensor without_record(const Tensor& tensor) {
+  auto impl = detail::new_handle(*tensor.impl());
+  impl->requires_grad = false;
+  impl->producer = nullptr;
+  return Tensor(std::move(impl));
+}
 
 void require_current(const Op& op, const Tensor& input) {
   const TensorImpl& impl = *input.impl();
@@ -40,16 +35,7 @@ void require_current(const Op& op, const Tensor& input) {
 
 /// A handle of the tape's own: the operand itself may be changed in place and then lead back to the
 /// node that keeps it, a cycle, or be given other data.
-Tensor kept(const Tensor& operand) {
-  const TensorImpl& impl = *operand.impl();
-  std::shared_ptr<TensorImpl> handle = new_handle(impl);
-  handle->requires_grad = impl.requires_grad;
-  handle->producer = impl.producer;
-  handle->output_index = impl.output_index;
-  handle->is_recorded_view = impl.is_recorded_view;
-  handle->version = impl.version;
-  return Tensor(std::move(handle));
-}
+Tensor kept(const Tensor& operand) { return Tensor(detail::new_handle(*operand.impl())); }
 
 std::shared_ptr<TapeNode> make_node(const Op& op, std::span<const Tensor> inputs,
                                     const Attrs& attrs, Interpreter& inner) {

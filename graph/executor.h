@@ -4,7 +4,9 @@
 // Any number of threads may call one Executor at once, and each gets what one thread would get: a
 // signature is lowered once, by the thread that needs it first, while others run what is there. Runs of
 // one Program exclude each other; where runs shall overlap, each thread builds an Executor of its own,
-// which shares the model's weights. Copies of an Executor share their Programs.
+// which shares the model's weights. Copies of an Executor share their Programs. A forward that writes
+// state, a batch norm's in training say, is for one thread at a time: runs for two sizes at once are
+// a ConcurrencyError.
 #pragma once
 
 #include <memory>

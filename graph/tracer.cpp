@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "tensor/detail/check.h"
+#include "tensor/detail/new_handle.h"
 #include "tensor/functional.h"
 #include "tensor/ops/attributes.h"
 
@@ -255,7 +256,7 @@ Tensor GraphBuilder::drawn_on(Device device, const Tensor& tensor) {
 }
 
 Tensor GraphBuilder::capture(const Tensor& tensor) {
-  auto impl = std::make_shared<TensorImpl>(*tensor.impl());
+  auto impl = detail::new_handle(*tensor.impl());
   Handle handle = handle_of(tensor, "capture");
   require_current(handle, "capture");
   handle.seen = kCaptured;

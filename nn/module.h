@@ -13,9 +13,9 @@
 // A module is called through its Child handle, never by forward(): the call is what a tracer
 // records and what runs hooks.
 //
-// Any number of threads may call one module, trace it and take gradients of it by grad(). What changes
-// it, registration, hooks, modes, gradients in parameters, to() and loading, is for one thread while no
-// other uses the module.
+// Any number of threads may call one module, trace it and take gradients of it by grad(). What
+// changes it, registration, hooks, modes, gradients in parameters, to() and loading, is for one
+// thread while no other uses the module.
 #pragma once
 
 #include <cstdint>

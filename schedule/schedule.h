@@ -9,8 +9,8 @@
 //   Executor run = build(sch);                             // verified
 //   Tensor y = run(x);
 //
-// Threads may schedule and build different models at once, and run what was built of one meanwhile. One
-// schedule is for one thread at a time: two that change, build or search it at once get a
+// Threads may schedule and build different models at once, and run what was built of one meanwhile.
+// One schedule is for one thread at a time: two that change, build or search it at once get a
 // ConcurrencyError. build changes the model too where it joins parameters.
 #pragma once
 

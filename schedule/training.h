@@ -8,6 +8,9 @@
 //                                    .optimizer = std::make_shared<nn::AdamW>(
 //                                        model->named_parameters(), options)});
 //   for (auto& [x, y] : batches) float loss = step.run({x, y}).loss.item();
+//
+// Steps of different models run on different threads at once; for the same dropout masks as on one
+// thread, each thread has a generator of its own (GeneratorScope, tensor/random.h).
 #pragma once
 
 #include <functional>

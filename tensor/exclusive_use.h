@@ -1,5 +1,5 @@
-// A flag on what one thread at a time may change. It costs an atomic exchange, and turns what would be
-// a data race into an error where two threads meet inside.
+// A flag on what one thread at a time may change. It costs an atomic exchange, and turns what would
+// be a data race into an error where two threads meet inside.
 //
 //   const ExclusiveUse::Scope use(in_use_, "[step] the optimizer");
 #pragma once
@@ -23,8 +23,8 @@ class ExclusiveUse {
     if (user != nullptr && user != this_thread()) fail_in_use(what);
   }
 
-  /// Uses it for its lifetime; ConcurrencyError while another thread's Scope lives. The same thread may
-  /// open one inside of another.
+  /// Uses it for its lifetime; ConcurrencyError while another thread's Scope lives. The same thread
+  /// may open one inside of another.
   class Scope {
    public:
     Scope(ExclusiveUse& flag, std::string_view what) : flag_(&flag) {

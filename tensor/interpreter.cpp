@@ -62,7 +62,7 @@ struct ThreadState {
   RandomState forward;         // what it draws with, a state of
   const Generator* generator = nullptr;
   std::optional<RandomState> outer_call;  // the same of a random call outside of modules, under way
-  const CallSite* replayed = nullptr;  // what a CallSiteScope stands for
+  const CallSite* replayed = nullptr;     // what a CallSiteScope stands for
   bool grad_enabled = true;
 };
 

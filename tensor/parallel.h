@@ -13,14 +13,14 @@ namespace tenon {
 /// The most threads that this thread's kernels run on, itself among them. A thread begins with
 /// TENON_NUM_THREADS or, without that, the hardware's number.
 int num_threads();
-/// Sets it for the calling thread, 1 <= threads <= 1024; ValueError otherwise. More than the hardware
-/// has are used too, as far as there is work: only the speed changes.
+/// Sets it for the calling thread, 1 <= threads <= 1024; ValueError otherwise. More than the
+/// hardware has are used too, as far as there is work: only the speed changes.
 void set_num_threads(int threads);
 
-/// Calls task(i) once for every i in [0, tasks), on the calling thread and on workers, and returns when
-/// all are done. The first exception is rethrown; tasks that had not begun are then left out. Nested
-/// calls run on the calling thread. A child of fork() has workers of its own; it must not be forked
-/// inside of a task.
+/// Calls task(i) once for every i in [0, tasks), on the calling thread and on workers, and returns
+/// when all are done. The first exception is rethrown; tasks that had not begun are then left out.
+/// Nested calls run on the calling thread. A child of fork() has workers of its own; fork outside of
+/// tasks, and while no other thread computes.
 void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& task);
 
 /// Cuts [0, n) into ranges of `grain` (the last one shorter) and calls task(begin, end) for each.

@@ -69,8 +69,8 @@ class Generator {
   Numbers numbers_;
 };
 
-/// The generator that this thread's eager calls, Programs and factories use unless given another: one
-/// for all threads, except inside of a GeneratorScope.
+/// The generator that this thread's eager calls, Programs and factories use unless given another:
+/// one for all threads, except inside of a GeneratorScope.
 Generator& default_generator();
 /// Seeds the default generator and restarts its numbers: of forwards and of calls outside of
 /// modules.

@@ -2,6 +2,13 @@
 //
 //   Tensor x = tenon::randn({2, 128, 1024});
 //   Tensor y = softmax(x, -1).to(DType::bfloat16);
+//
+// Threads: any number may compute with one tensor, copy its handle and take gradients by it (grad).
+// One thread, while no other uses the tensor, may change it: its values in place, requires_grad_,
+// set_data_, hooks, and grad(), which backward adds to. Grad mode, interpreters, GeneratorScope
+// (random.h) and the number of CPU threads (parallel.h) concern the thread that sets them. No result
+// depends on how many threads compute. For modules and schedules see nn/module.h and
+// schedule/schedule.h.
 #pragma once
 
 #include <concepts>
@@ -15,6 +22,7 @@
 #include "tensor/device.h"
 #include "tensor/dim.h"
 #include "tensor/dtype.h"
+#include "tensor/exclusive_use.h"
 #include "tensor/number.h"
 #include "tensor/op.h"
 #include "tensor/storage.h"
@@ -54,6 +62,7 @@ struct TensorImpl {
   std::uint64_t version = 0;                 // the storage's when `producer` was recorded
   std::shared_ptr<TensorImpl> grad;          // a leaf's accumulated gradient; null: undefined
   std::shared_ptr<AutogradRecord> hooks;     // gradient hooks
+  ExclusiveUse grad_in_use;                  // by a backward that adds to `grad`
 };
 
 /// Dtype, device and how to fill, for the factories below.

@@ -279,7 +279,7 @@ class EditReader {
 
  private:
   const json& list(const char* key) const {
-    static const json kEmpty = json::array();
+    static const json& kEmpty = *new json(json::array());  // never destroyed
     return edit_.contains(key) ? edit_.at(key) : kEmpty;
   }
   ValueId value(const json& reference) const { return numbering_.value_at(graph_, reference); }

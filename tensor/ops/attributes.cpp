@@ -81,7 +81,8 @@ AttrsType describe() {
 
 template <class A>
 const AttrsType& attrs_type() {
-  static const AttrsType type = describe<A>();
+  // Never destroyed: threads may outlive main.
+  static const AttrsType& type = *new AttrsType(describe<A>());
   return type;
 }
 

@@ -1,4 +1,4 @@
-// Shares of a long run in processes of their own: Tenon's default generator is one for all threads.
+// Shares of a long run in processes of their own, so that a crash or a leak in one is its own.
 #pragma once
 
 #include <sys/wait.h>
