@@ -128,22 +128,22 @@ std::string to_dot(const Schedule& schedule) {
 ExclusiveUse::Scope Schedule::use(std::string_view what) const { return {state_->in_use, what}; }
 
 Matches Schedule::find_pattern(const Pattern& pattern) const {
-  const auto used = use("[find] the schedule");
+  state_->in_use.require_free("[find] the schedule");
   return find_matches(state_->graph, pattern, path_);
 }
 
 Matches Schedule::find(const std::string& regex) const {
-  const auto used = use("[find] the schedule");
+  state_->in_use.require_free("[find] the schedule");
   return find_modules(state_->graph, regex, path_);
 }
 
 Matches Schedule::find_type(const std::string& type) const {
-  const auto used = use("[find] the schedule");
+  state_->in_use.require_free("[find] the schedule");
   return find_modules_of_type(state_->graph, type, path_);
 }
 
 Matches Schedule::find_nodes(const std::function<bool(const Node&)>& predicate) const {
-  const auto used = use("[find] the schedule");
+  state_->in_use.require_free("[find] the schedule");
   return tenon::find_nodes(state_->graph, predicate, path_);
 }
 
