@@ -56,13 +56,17 @@ class ThreadPool {
   explicit ThreadPool(const ThreadPool* before) : before_(before) {}
 
   void run(Job& job) {
-    const int computing = ++computing_;
+    const int room = capacity(job) - ++computing_;
+    const auto wanted = std::min<std::int64_t>({job.tasks - 1, job.threads - 1, room});
+    bool all = false;
     {
       const std::lock_guard lock(mutex_);
       start_workers(job.threads - 1);
       jobs_.push_back(&job);
+      all = wanted >= workers_;
     }
-    wake(std::min<std::int64_t>({job.tasks - 1, job.threads - 1, capacity(job) - computing}));
+    if (all) wake_.notify_all();  // one call of the system, not one for each
+    for (std::int64_t i = 0; i < wanted && !all; ++i) wake_.notify_one();
     take_tasks(job, [] { return false; });
     std::unique_lock lock(mutex_);
     std::erase(jobs_, &job);
@@ -100,10 +104,6 @@ class ThreadPool {
         return;  // the system has no more; fewer do as well
       }
     }
-  }
-
-  void wake(std::int64_t wanted) {
-    for (std::int64_t i = 0; i < wanted; ++i) wake_.notify_one();
   }
 
   void work() {
