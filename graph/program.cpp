@@ -207,6 +207,7 @@ std::vector<WorkTime> Program::time_instructions(std::span<const Tensor> inputs,
     work.emplace_back([this, i, random = generator.state()] { impl_->launch(i, random); });
   }
   std::vector<WorkTime> times;
+  const WritingRun writing(*impl_);
   impl_->in_order(binding, [&] {
     times = device_backend(impl_->device.type).time_each(impl_->device.index, work);
   });
