@@ -20,6 +20,8 @@ constexpr std::chrono::seconds kExitPatience{2};
 
 /// Lets other threads begin no more work, once what they are queueing is queued.
 void stop_other_threads() noexcept {
+  static std::atomic<bool> is_done{false};
+  if (is_done.exchange(true)) return;
   for (const auto& slot : contexts) {
     DeviceContext* context = slot.load(std::memory_order_acquire);
     if (context == nullptr) continue;
@@ -47,7 +49,7 @@ const DeviceProbe& probe_devices() {
     result.count = std::min(result.count, kMaxDevices);
     if (result.count > 0) {  // the driver is in use from here on
       refuse_after_fork();
-      std::atexit(stop_other_threads);
+      stop_other_threads_at_exit();
     }
     return result;
   }();
@@ -66,6 +68,12 @@ DeviceContext& device_context(int index) {
   const std::lock_guard lock(contexts_mutex);
   if (slot.load() == nullptr) slot.store(new DeviceContext(index), std::memory_order_release);
   return *slot.load();
+}
+
+void stop_other_threads_at_exit() {
+  // The latest handler runs first. A library's own objects that it makes at a first call are torn down
+  // by handlers that are registered then.
+  static_cast<void>(std::atexit(stop_other_threads));
 }
 
 DeviceContext* existing_context(int index) noexcept {

@@ -42,6 +42,9 @@ const DeviceProbe& probe_devices();
 /// The context of device `index`, made if need be; it also becomes the calling thread's device.
 /// DeviceError when there is no such device, DeviceLost after a sticky error.
 DeviceContext& device_context(int index);
+/// Has other threads stopped when the process ends, before what is loaded or made by now is torn down.
+/// To be called again whenever a library may just have made something of its own.
+void stop_other_threads_at_exit();
 /// The context if it was made already, else null; touches no driver.
 DeviceContext* existing_context(int index) noexcept;
 

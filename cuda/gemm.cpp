@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include "cuda/context.h"
 #include "cuda/gemm_plan.h"
@@ -22,6 +23,7 @@ constexpr std::size_t kMaxPlans = 4096;
 struct Plan {
   GemmDescriptors descriptors;
   cublasLtMatmulAlgo_t algorithm{};
+  bool has_run = false;
 };
 
 /// The library's state on one device; calls are serialized because addresses are set in a plan.
@@ -59,15 +61,15 @@ std::unique_ptr<Plan> make_plan(const GemmLibrary& library, const GemmProblem& p
   if (!descriptors) return nullptr;
   if (const GemmAlgorithm* saved = library.table.find(signature_of(p))) {
     const auto algorithm = algorithm_of(library.handle.get(), p, *descriptors, *saved);
-    if (algorithm) return std::make_unique<Plan>(Plan{std::move(*descriptors), *algorithm});
+    if (algorithm) return std::make_unique<Plan>(Plan{.descriptors = std::move(*descriptors), .algorithm = *algorithm});
   }
   const auto found = candidates(library.handle.get(), p, *descriptors, library.multiprocessors, 1);
   if (found.empty()) return nullptr;
-  return std::make_unique<Plan>(Plan{std::move(*descriptors), found[0]});
+  return std::make_unique<Plan>(Plan{.descriptors = std::move(*descriptors), .algorithm = found[0]});
 }
 
 /// The plan of a problem, found or made; the library's mutex is held.
-const Plan* plan_of(GemmLibrary& library, const GemmProblem& p) {
+Plan* plan_of(GemmLibrary& library, const GemmProblem& p) {
   const GemmKey key = key_of(p);
   auto found = library.plans.find(key);
   if (found == library.plans.end()) {
@@ -80,11 +82,12 @@ const Plan* plan_of(GemmLibrary& library, const GemmProblem& p) {
 void run_batch(Stream stream, const GemmProblem& p) {
   GemmLibrary& library = library_of(stream.device);
   const std::lock_guard lock(library.mutex);
-  const Plan* plan = plan_of(library, p);
+  Plan* plan = plan_of(library, p);
   TENON_CHECK(plan != nullptr, DeviceError,
               "[matmul] cuBLASLt has no algorithm for {}, {} x {} x {}, batch {}", name(p.dtype),
               p.m, p.n, p.k, p.batch);
   run_algorithm(library.handle.get(), stream, p, plan->descriptors, plan->algorithm);
+  if (!std::exchange(plan->has_run, true)) stop_other_threads_at_exit();
 }
 
 const void* advanced(const void* data, std::int64_t bytes) {

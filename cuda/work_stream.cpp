@@ -177,6 +177,7 @@ WorkStream& StreamPool::assign() {
   }
   WorkStream& stream = *streams_[best].load();
   ++stream.threads_;
+  stop_other_threads_at_exit();
   return stream;
 }
 

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/context.h"
 #include "cuda/cudnn_graph.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
@@ -266,6 +267,7 @@ struct Planned {
       : plan(GraphOfCall(call, tensors).take(), handle) {}
   Tensors tensors;
   CudnnPlan plan;
+  bool has_run = false;
 };
 
 /// The plan of a call, made at its first use and compiled by `compile`; null when there are too many.
@@ -367,7 +369,7 @@ std::size_t workspace_bytes(const KernelArgs& args) {
   return std::max(bytes, delta_bytes(arguments_of(args)) + planned->plan.workspace_bytes());
 }
 
-void run_plan(const Planned& planned, const Arguments& arguments, const KernelArgs& args) {
+void run_plan(Planned& planned, const Arguments& arguments, const KernelArgs& args) {
   auto scale = static_cast<float>(arguments.attributes->scale.value());
   float minus_infinity = -std::numeric_limits<float>::infinity();
   float one = 1;
@@ -388,13 +390,14 @@ void run_plan(const Planned& planned, const Arguments& arguments, const KernelAr
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
   planned.plan.run(library.handle(), bindings, delta + delta_bytes(arguments));
+  if (!std::exchange(planned.has_run, true)) stop_other_threads_at_exit();
 }
 
 void run(const KernelArgs& args) {
   const Arguments arguments = arguments_of(args);
   // Kernels are selected before addresses are known.
   const bool readable = has_vector_tensors(arguments, /*of_results_only=*/false);
-  const Planned* planned = readable ? compiled_plan(args) : nullptr;
+  Planned* planned = readable ? compiled_plan(args) : nullptr;
   if (planned == nullptr) return next_kernel(args).run(args);
   const std::size_t bytes = delta_bytes(arguments) + planned->plan.workspace_bytes();
   TENON_INTERNAL(args.workspace != nullptr || bytes == 0, "[{}] {} is run without its workspace",

@@ -149,6 +149,8 @@ bool queue(const KernelArgs& args, F f) {
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
   const cudnnStatus_t status =
       f(library.handle(), kProblem(args), device_context(stream.device).work_stream().workspace());
+  static std::once_flag has_run;
+  std::call_once(has_run, stop_other_threads_at_exit);
   if (is_unsupported(status)) return false;
   check_cudnn(status, args.name());
   return true;
