@@ -24,7 +24,7 @@ import time
 
 # What each tool must find.
 FAULTS = {"memcheck": "out_of_bounds", "racecheck": "shared_race",
-          "synccheck": "divergent_barrier", "initcheck": "uninitialized_read"}
+          "synccheck": "foreign_barrier", "initcheck": "uninitialized_read"}
 # Only Tenon's kernels are watched where all that counts lies within one kernel: cuBLAS's take long.
 # initcheck must see who wrote what another kernel reads.
 OPTIONS = {"memcheck": ["--report-api-errors", "no"],

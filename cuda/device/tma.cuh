@@ -33,6 +33,19 @@ __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+/// How often a warp arrives where one lane does for all. racecheck takes an arrival for the lane's own
+/// alone: under TENON_CHECK_RACES, which is for that tool, each lane arrives.
+#if defined(TENON_CHECK_RACES)
+inline constexpr int kWarpArrivals = 32;
+#else
+inline constexpr int kWarpArrivals = 1;
+#endif
+
+/// Arrives for the warp, by the rule above.
+__device__ __forceinline__ void barrier_arrive_for_warp(std::uint32_t barrier, int lane) {
+  if (lane < kWarpArrivals) barrier_arrive(barrier);
+}
+
 /// Arrives, and announces bytes that copies will bring.
 __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)

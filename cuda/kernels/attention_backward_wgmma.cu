@@ -355,7 +355,7 @@ __device__ __forceinline__ void skip_tiles(const Layout<Tile>& layout, Accumulat
     // A lane that has not seen it full would wait for the round after, which its own warp has let
     // come.
     __syncwarp();
-    if (lane == 0) barrier_arrive(layout.empty(a.ring.stage));
+    barrier_arrive_for_warp(layout.empty(a.ring.stage), lane);
     a.ring.advance();
   }
 }
@@ -411,13 +411,13 @@ __device__ __forceinline__ void add_tiles(const AttentionBackwardParams& params,
     other += kStageRows;
     const bool edge = !Tile::kKeys && tiles == 2;
     finish_tile<Tile, 1>(params, layout, a, stage, row0, other, edge, warp, lane);
-    if (lane == 0) barrier_arrive(empty);
+    barrier_arrive_for_warp(empty, lane);
   }
   start_sums<Tile>(a.d_first, a.d_score, layout.tile(stage));
   wgmma_wait<0>();
   wgmma_settle(a.d_first[0]);
   if constexpr (Tile::kKeys) wgmma_settle(a.d_second[0]);
-  if (lane == 0) barrier_arrive(layout.empty(a.ring.stage));
+  barrier_arrive_for_warp(layout.empty(a.ring.stage), lane);
   a.ring.advance();
 }
 
@@ -491,7 +491,7 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
       find_statistics<Tile>(params, layout, a, item.batch, row0, warp_row, lane);
     }
     __syncwarp();
-    if (lane == 0) barrier_arrive(layout.own_empty());
+    barrier_arrive_for_warp(layout.own_empty(), lane);
 
     clear_scores<Tile>(a.d_first);
     clear_scores<Tile>(a.d_second);
@@ -527,10 +527,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     if (thread == 0) {
       for (int stage = 0; stage < Tile::kStages; ++stage) {
         barrier_init(layout.full(stage), kGroupThreads);
-        barrier_init(layout.empty(stage), kConsumerWarps);
+        barrier_init(layout.empty(stage), kConsumerWarps * kWarpArrivals);
       }
       barrier_init(layout.own_full(), kGroupThreads);
-      barrier_init(layout.own_empty(), kConsumerWarps);
+      barrier_init(layout.own_empty(), kConsumerWarps * kWarpArrivals);
       fence_barrier_init();
     }
     __syncthreads();

@@ -208,14 +208,14 @@ __device__ __forceinline__ void multiply_tile(Accumulators<Tile>& c, int stages,
     wgmma_commit();
     if (i > 0) {
       wgmma_wait<1>();
-      if (lane == 0) barrier_arrive(layout.empty(previous));
+      barrier_arrive_for_warp(layout.empty(previous), lane);
     }
     previous = stage;
     position.advance();
   }
   if (another) give_turn(1 - turn);
   wgmma_wait<0>();
-  if (lane == 0) barrier_arrive(layout.empty(previous));
+  barrier_arrive_for_warp(layout.empty(previous), lane);
   wgmma_settle(c[0]);
   wgmma_settle(c[1]);
 }
@@ -394,7 +394,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (thread == 0) {
       for (int stage = 0; stage < Tile::kStages; ++stage) {
         barrier_init(layout.full(stage), 1);
-        barrier_init(layout.empty(stage), kConsumerWarps / 2);
+        barrier_init(layout.empty(stage), kConsumerWarps / 2 * kWarpArrivals);
       }
       for (int warp = 0; warp < kConsumerWarps; ++warp) barrier_init(layout.aux(warp), 1);
       fence_barrier_init();

@@ -6,7 +6,7 @@
 //
 //   out_of_bounds       memcheck   writes one element past the end of an allocation
 //   shared_race         racecheck  reads what another warp writes, with no barrier between
-//   divergent_barrier   synccheck  a barrier that part of a warp does not reach
+//   foreign_barrier     synccheck  a barrier of lanes that a lane which is none of them waits at
 //   uninitialized_read  initcheck  reads memory that nobody has written
 #include <cuda_runtime_api.h>
 
@@ -31,16 +31,16 @@ __global__ void reverse(const float* source, float* target) {
   target[threadIdx.x] = elements[kThreads - 1 - threadIdx.x];
 }
 
-/// The sum of the first `count` elements, to each of their threads.
-__global__ void add_first(const float* source, float* target, int count) {
+/// Half a warp exchanges elements; `lanes` of its lanes come to the barrier of that half.
+__global__ void swap_neighbours(const float* source, float* target, int lanes) {
   __shared__ float elements[kThreads];
+  constexpr int kHalf = 16;
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread >= count) return;
+  const unsigned half = __ballot_sync(~0U, thread % 32 < kHalf);
+  if (thread >= lanes) return;
   elements[thread] = source[thread];
-  __syncthreads();
-  float sum = 0;
-  for (int i = 0; i < count; ++i) sum += elements[i];
-  target[thread] = sum;
+  __syncwarp(half);
+  target[thread] = elements[thread ^ 1];
 }
 
 __global__ void copy_each(const float* source, float* target) {
@@ -85,8 +85,8 @@ cudaError_t run(const std::string& fault) {
     planted ? reverse<false><<<1, kThreads>>>(source.data(), target.data())
             : reverse<true><<<1, kThreads>>>(source.data(), target.data());
   }
-  if (is_run(fault, "divergent_barrier")) {
-    add_first<<<1, kThreads>>>(source.data(), target.data(), planted ? kThreads - 16 : kThreads);
+  if (is_run(fault, "foreign_barrier")) {
+    swap_neighbours<<<1, 32>>>(source.data(), target.data(), planted ? 17 : 16);
   }
   if (is_run(fault, "uninitialized_read")) {
     const Floats unwritten(/*zero=*/!planted);
@@ -103,7 +103,7 @@ int main(int argc, char** argv) {
   std::string fault = "none";
   bool json = false;
   line.option("--fault", fault, "what is planted")
-      .one_of({"none", "out_of_bounds", "shared_race", "divergent_barrier", "uninitialized_read"});
+      .one_of({"none", "out_of_bounds", "shared_race", "foreign_barrier", "uninitialized_read"});
   line.flag("--json", json, "one JSON object on stdout");
   line.footer(
       "Exit status: 0 the kernels ran, whatever they did wrong, or there is no GPU; 1 without a "
