@@ -3,6 +3,11 @@
 
     tools/sanitize_cuda.py                        # needs a GPU and build/release
     tools/sanitize_cuda.py --tool racecheck --group attention
+    tools/sanitize_cuda.py build/races --check-races    # configured with -DTENON_CHECK_RACES=ON
+
+racecheck takes an arrival at a barrier for the arriving lane's own, where Tenon's wgmma kernels let
+one lane arrive for its warp, and would report races that are none. It sees them only with
+--check-races, in a build where each lane arrives.
 
 First each tool must find the fault that is planted for it in bin/planted_cuda_faults, and nothing
 where none is planted: one that is silent, or that cannot run on this machine, proves nothing. Then
@@ -28,7 +33,7 @@ FAULTS = {"memcheck": "out_of_bounds", "racecheck": "shared_race",
 # Only Tenon's kernels are watched where all that counts lies within one kernel: cuBLAS's take long.
 # initcheck must see who wrote what another kernel reads.
 OPTIONS = {"memcheck": ["--report-api-errors", "no"],
-           "racecheck": ["--kernel-name", "kns=tenon"],
+           "racecheck": ["--kernel-name", "kns=tenon", "--kernel-name-exclude"],
            "synccheck": ["--kernel-name", "kns=tenon"],
            "initcheck": []}
 ALL = tuple(FAULTS)
@@ -53,8 +58,11 @@ GROUPS = [
           tuple(f"DTypes/CudaGradient.OfSmallDroppedAttentionInEveryKernel/{dtype}"
                 for dtype in ("bfloat16", "float32")),
           ("memcheck", "racecheck", "synccheck")),
+    # Results are stored by the copy engine: initcheck (2025.3) misses those stores, and racecheck
+    # ends with an internal error of its own.
     Group("matrix products", "test_cuda_gemm",
-          ("CudaGemmWgmma.SmallSizes", "CudaGemmWgmma.SeveralTilesOfEveryBlock")),
+          ("CudaGemmWgmma.SmallSizes", "CudaGemmWgmma.SeveralTilesOfEveryBlock"),
+          ("memcheck", "synccheck")),
     Group("rows", "test_cuda_norm",
           ("CudaNorm.SmallRowsOfEveryOp", "CudaNorm.SeveralRowsOfEveryBlock")),
     Group("activations", "test_cuda_ops",
@@ -153,7 +161,12 @@ class Runs:
     def tests(self, tool, group):
         program = str(self.options.folder / "bin" / group.program)
         return self.run(tool, group.name, [program, "--gtest_filter=" + ":".join(group.tests)],
-                        judge_tests, OPTIONS[tool])
+                        judge_tests, self.tool_options(tool))
+
+    def tool_options(self, tool):
+        if tool != "racecheck":
+            return OPTIONS[tool]
+        return [*OPTIONS[tool], "kns=gemm_wgmma" if self.options.check_races else "kns=wgmma"]
 
 
 def check_filters(folder, groups):
@@ -178,6 +191,8 @@ def parse(arguments):
                         help="only kernels whose group's name contains this: "
                              + "; ".join(group.name for group in GROUPS))
     parser.add_argument("--sanitizer", metavar="PATH", help="where compute-sanitizer is")
+    parser.add_argument("--check-races", action="store_true",
+                        help="the build has -DTENON_CHECK_RACES=ON")
     parser.add_argument("--timeout", type=float, default=240, metavar="SECONDS",
                         help="of one run (default 240)")
     parser.add_argument("--json", action="store_true",

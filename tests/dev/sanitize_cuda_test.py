@@ -55,6 +55,12 @@ class SanitizeCudaTest(unittest.TestCase):
             path.write_text(text)
             path.chmod(0o755)
 
+    def test_racecheck_sees_wgmma_kernels_in_a_build_for_it_only(self):
+        for arguments, excluded in (([], "kns=wgmma"), (["--check-races"], "kns=gemm_wgmma")):
+            runs = sanitize_cuda.Runs(sanitize_cuda.parse(arguments), "compute-sanitizer")
+            self.assertEqual(runs.tool_options("racecheck")[-2:], ["--kernel-name-exclude", excluded])
+            self.assertNotIn(excluded, runs.tool_options("synccheck"))
+
     def run_script(self, *arguments, **settings):
         (self.folder / "settings.json").write_text(json.dumps({"reports": FOUND, **settings}))
         out, err = io.StringIO(), io.StringIO()
@@ -74,7 +80,8 @@ class SanitizeCudaTest(unittest.TestCase):
         lines = out.splitlines()
         self.assertEqual(sum("found" in line for line in lines), 4)
         self.assertEqual(sum("planted: none" in line and "clean" in line for line in lines), 4)
-        self.assertIn("27 runs as they should be, 0 not", lines[-1])
+        expected = 2 * len(sanitize_cuda.FAULTS) + sum(len(g.tools) for g in sanitize_cuda.GROUPS)
+        self.assertIn(f"{expected} runs as they should be, 0 not", lines[-1])
         self.assertIn("RACECHECK SUMMARY: 1 hazards displayed", out)
 
     def test_a_tool_that_misses_its_fault_checks_nothing(self):
