@@ -3,6 +3,7 @@
 
 #include "graph/memory_plan.h"
 #include "schedule/schedule.h"
+#include "tensor/device_backend.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/models.h"
@@ -216,6 +217,31 @@ TEST(Executor, KeepsABoundedNumberOfPrograms) {
   Executor run(create_schedule(model, {randn({8})}).graph());
   for (int n = 1; n <= 40; ++n) run(randn({n}));
   EXPECT_EQ(run.num_programs(), Executor::kMaxPrograms);
+}
+
+TEST(Executor, StatesItsMemoryAndSharesTheModelsWeights) {
+  const auto model = nn::make<nn::Linear>(256, 512);
+  const Tensor x = randn({4, 256});
+  const Schedule sch = create_schedule(model, {x});
+  DeviceBackend& backend = device_backend(DeviceType::cpu);
+  const std::size_t before = backend.memory_stats(0).live;
+  std::vector<Executor> executors;
+  for (int i = 0; i < 3; ++i) {
+    executors.emplace_back(sch.graph());
+    for (const std::int64_t rows : {4, 9}) executors.back()(randn({rows, 256}));
+  }
+  std::size_t stated = 0;
+  for (Executor& run : executors) {
+    EXPECT_EQ(run.num_programs(), 2U);
+    const Tensor wide = randn({9, 256});
+    EXPECT_EQ(run.arena_bytes(), run.program(std::span(&x, 1)).arena_bytes() +
+                                     run.program(std::span(&wide, 1)).arena_bytes());
+    stated += run.arena_bytes();
+  }
+  EXPECT_EQ(backend.memory_stats(0).live - before, stated) << "nothing but the arenas was added";
+  Executor copy = executors[0];
+  copy(randn({5, 256}));
+  EXPECT_EQ(executors[0].num_programs(), 3U) << "a copy shares the Programs";
 }
 
 }  // namespace

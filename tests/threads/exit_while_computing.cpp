@@ -13,6 +13,7 @@
 #include "nn/nn.h"
 #include "schedule/schedule.h"
 #include "schedule/training.h"
+#include "tensor/device_backend.h"
 #include "tests/support/models.h"
 
 namespace {
@@ -70,6 +71,10 @@ int main(int argc, char** argv) {
   line.option("--milliseconds", options.milliseconds, "how long main waits once all compute");
   if (const auto status = line.parse(argc, argv)) return *status;
   const Device device = Device::parse(options.device);
+  if (!is_available(device)) {
+    std::cerr << "skipped: no " << options.device << " device\n";
+    return 2;
+  }
   const auto model = nn::make<test::ResidualMlp>(16);
   model->to(device);
   const Executor run =
