@@ -26,13 +26,13 @@ struct BackwardOptions {
 };
 
 /// Adds the gradient of `root` to grad() of every leaf it was computed from. `cotangent` has root's
-/// shape and dtype; without it root must have one element (ValueError) and the seed is 1. ValueError
-/// when root does not require a gradient, when its record was released by an earlier backward, and
-/// when a saved value was changed in place since. Where a leaf's data was replaced since (Module::to,
-/// set_data_), backward reads the data that forward saw, and the gradient gets the leaf's dtype and
-/// device; ValueError when its shape is another one, and under create_graph. ConcurrencyError when
-/// another thread's backward is adding to a leaf that this one reaches: threads that share leaves use
-/// grad().
+/// shape and dtype; without it root must have one element (ValueError) and the seed is 1.
+/// ValueError when root does not require a gradient, when its record was released by an earlier
+/// backward, and when a saved value was changed in place since. Where a leaf's data was replaced
+/// since (Module::to, set_data_), backward reads the data that forward saw, and the gradient gets
+/// the leaf's dtype and device; ValueError when its shape is another one, and under create_graph.
+/// ConcurrencyError when another thread's backward is adding to a leaf that this one reaches:
+/// threads that share leaves use grad().
 void backward(const Tensor& root, const Tensor& cotangent = {},
               const BackwardOptions& options = {});
 /// The same for several roots at once; `cotangents` is empty or has one entry (maybe undefined) each.

@@ -51,8 +51,8 @@ void* CachingAllocator::allocate(std::size_t bytes) {
   return data;
 }
 
-/// The smallest cached block of at most an eighth more than `bytes` that this thread's stream may use,
-/// entered into live_; or null.
+/// The smallest cached block of at most an eighth more than `bytes` that this thread's stream may
+/// use, entered into live_; or null.
 void* CachingAllocator::take_cached(std::size_t bytes, Wait wait) {
   constexpr std::size_t kLooks = 16;  // at blocks that other streams used
   std::size_t looks = 0;

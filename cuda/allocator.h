@@ -1,9 +1,9 @@
-// A caching allocator in stream order. A block that was freed on the host may be handed out again at
-// once to the stream that used it: its next user's kernels are queued behind the last one's. Another
-// stream gets it when that work is over, or known to come first; only where memory is short the stream
-// is made to wait. Blocks come from cudaMalloc and are never split; what is cached is given back when
-// an allocation fails. TENON_CUDA_NO_CACHE=1 makes every allocation a plain cudaMalloc of exactly the
-// size asked for, so that compute-sanitizer sees each access beyond it.
+// A caching allocator in stream order. A block that was freed on the host may be handed out again
+// at once to the stream that used it: its next user's kernels are queued behind the last one's.
+// Another stream gets it when that work is over, or known to come first; only where memory is short
+// the stream is made to wait. Blocks come from cudaMalloc and are never split; what is cached is
+// given back when an allocation fails. TENON_CUDA_NO_CACHE=1 makes every allocation a plain
+// cudaMalloc of exactly the size asked for, so that compute-sanitizer sees each access beyond it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -29,11 +29,11 @@ class CachingAllocator {
   CachingAllocator(const CachingAllocator&) = delete;
   CachingAllocator& operator=(const CachingAllocator&) = delete;
 
-  /// At least `bytes` > 0 bytes for this thread's stream, aligned to 256; OutOfMemory when they do not
-  /// fit even after all cached blocks were given back.
+  /// At least `bytes` > 0 bytes for this thread's stream, aligned to 256; OutOfMemory when they do
+  /// not fit even after all cached blocks were given back.
   void* allocate(std::size_t bytes);
-  /// Gives a block back, to be handed out again after `uses`; never throws, nor complains about a lost
-  /// device.
+  /// Gives a block back, to be handed out again after `uses`; never throws, nor complains about a
+  /// lost device.
   void free(void* data, const UsedUntil& uses) noexcept;
   /// Memory for the whole process that the statistics do not count: workspaces.
   void* allocate_permanent(std::size_t bytes);

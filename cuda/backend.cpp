@@ -35,8 +35,8 @@ std::int64_t count_kernel_nodes(cudaGraph_t graph) {
   return kernels;
 }
 
-/// A CUDA graph that starts by writing the forward number to its stream's cell, where its kernels read
-/// it.
+/// A CUDA graph that starts by writing the forward number to its stream's cell, where its kernels
+/// read it.
 class CudaGraph final : public CapturedWork {
  public:
   CudaGraph(WorkStream& stream, const std::function<void(const std::uint32_t*)>& work)

@@ -71,8 +71,8 @@ DeviceContext& device_context(int index) {
 }
 
 void stop_other_threads_at_exit() {
-  // The latest handler runs first. A library's own objects that it makes at a first call are torn down
-  // by handlers that are registered then.
+  // The latest handler runs first. A library's own objects that it makes at a first call are torn
+  // down by handlers that are registered then.
   static_cast<void>(std::atexit(stop_other_threads));
 }
 

@@ -1,9 +1,9 @@
-// What Tenon holds of one GPU: the streams of its threads and its allocator. A context is made at the
-// first use of its device and lives until the process ends.
+// What Tenon holds of one GPU: the streams of its threads and its allocator. A context is made at
+// the first use of its device and lives until the process ends.
 //
-// When the process ends, threads that still run are stopped at their next call of the device, since the
-// driver is taken down under them. After a fork the child's calls throw DeviceLost: a CUDA context does
-// not survive one.
+// When the process ends, threads that still run are stopped at their next call of the device, since
+// the driver is taken down under them. After a fork the child's calls throw DeviceLost: a CUDA
+// context does not survive one.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ const DeviceProbe& probe_devices();
 /// The context of device `index`, made if need be; it also becomes the calling thread's device.
 /// DeviceError when there is no such device, DeviceLost after a sticky error.
 DeviceContext& device_context(int index);
-/// Has other threads stopped when the process ends, before what is loaded or made by now is torn down.
-/// To be called again whenever a library may just have made something of its own.
+/// Has other threads stopped when the process ends, before what is loaded or made by now is torn
+/// down. To be called again whenever a library may just have made something of its own.
 void stop_other_threads_at_exit();
 /// The context if it was made already, else null; touches no driver.
 DeviceContext* existing_context(int index) noexcept;

@@ -1,5 +1,5 @@
-// cuDNN: a handle for each stream that threads work on, and checked calls. Only sources that CMake compiles where cuDNN
-// was found include this.
+// cuDNN: a handle for each stream that threads work on, and checked calls. Only sources that CMake
+// compiles where cuDNN was found include this.
 #pragma once
 
 #include <cudnn.h>
@@ -23,14 +23,14 @@ void check_cudnn(cudnnStatus_t status, const char* call);
 /// cuDNN 9 has many ways to say so, with the same thousands.
 bool is_unsupported(cudnnStatus_t status);
 
-/// The library's state on one device. `mutex` is held during every call: plans may not serve two at a
-/// time.
+/// The library's state on one device. `mutex` is held during every call: plans may not serve two at
+/// a time.
 class CudnnLibrary {
  public:
   explicit CudnnLibrary(int device) : device_(device) {}
   std::mutex mutex;
-  /// The handle of this thread's stream, made at the first call: what a handle queues on streams of its
-  /// own must not become part of another thread's capture.
+  /// The handle of this thread's stream, made at the first call: what a handle queues on streams of
+  /// its own must not become part of another thread's capture.
   cudnnHandle_t handle();
 
  private:

@@ -61,11 +61,14 @@ std::unique_ptr<Plan> make_plan(const GemmLibrary& library, const GemmProblem& p
   if (!descriptors) return nullptr;
   if (const GemmAlgorithm* saved = library.table.find(signature_of(p))) {
     const auto algorithm = algorithm_of(library.handle.get(), p, *descriptors, *saved);
-    if (algorithm) return std::make_unique<Plan>(Plan{.descriptors = std::move(*descriptors), .algorithm = *algorithm});
+    if (algorithm)
+      return std::make_unique<Plan>(
+          Plan{.descriptors = std::move(*descriptors), .algorithm = *algorithm});
   }
   const auto found = candidates(library.handle.get(), p, *descriptors, library.multiprocessors, 1);
   if (found.empty()) return nullptr;
-  return std::make_unique<Plan>(Plan{.descriptors = std::move(*descriptors), .algorithm = found[0]});
+  return std::make_unique<Plan>(
+      Plan{.descriptors = std::move(*descriptors), .algorithm = found[0]});
 }
 
 /// The plan of a problem, found or made; the library's mutex is held.

@@ -41,7 +41,8 @@ WorkStream::WorkStream(StreamPool& pool, int number)
       order_(make_event(/*timing=*/false)),
       poll_(make_event(/*timing=*/false)) {}
 
-/// Everything queued on the other stream up to `ticket` comes before what is queued here from here on.
+/// Everything queued on the other stream up to `ticket` comes before what is queued here from here
+/// on.
 void WorkStream::wait_for(int other, std::uint64_t ticket) {
   if (other == number_ || waited_for_[static_cast<std::size_t>(other)].load() >= ticket) return;
   WorkStream& source = *pool_.find(other);

@@ -1,7 +1,8 @@
-// The streams that threads work on. Each thread gets one of its own from the device's small pool, at its
-// first call, and gives it back when it ends; threads beyond kMaxStreams share. So work of two threads
-// overlaps, and what one thread queues runs in its order. Between threads the memory decides: work that
-// uses what another stream wrote waits for that stream (WorkScope), on the GPU, not on the host.
+// The streams that threads work on. Each thread gets one of its own from the device's small pool,
+// at its first call, and gives it back when it ends; threads beyond kMaxStreams share. So work of
+// two threads overlaps, and what one thread queues runs in its order. Between threads the memory
+// decides: work that uses what another stream wrote waits for that stream (WorkScope), on the GPU,
+// not on the host.
 //
 // A stream counts its work: a use of memory is noted with the count, its ticket, after the work was
 // queued. So an event that is recorded once the count is seen to be t covers every ticket up to t.
@@ -42,13 +43,13 @@ class WorkStream {
   /// Whether this thread is within capture().
   bool is_capturing() const;
 
-  /// What is queued from here on runs after the work on memory of device `device` that `uses` conflicts
-  /// with: after writes, and after reads where it will be written.
+  /// What is queued from here on runs after the work on memory of device `device` that `uses`
+  /// conflicts with: after writes, and after reads where it will be written.
   void wait_for(std::span<const MemoryUse> uses, int device);
   /// Notes the uses of work that was queued.
   void mark(std::span<const MemoryUse> uses, int device);
-  /// Everything that other streams did with a freed block is over, or comes before what is queued here
-  /// from here on; asks the device, but does not wait.
+  /// Everything that other streams did with a freed block is over, or comes before what is queued
+  /// here from here on; asks the device, but does not wait.
   bool is_after(const UsedUntil& block);
   /// Makes it so.
   void wait_for(const UsedUntil& block);
@@ -63,8 +64,8 @@ class WorkStream {
 
   /// kWorkspaceBytes for kernels of this stream; made at the first call.
   void* workspace();
-  /// Where captured work reads the forward number. Captured work stays on its stream, and each launch
-  /// writes the cell first.
+  /// Where captured work reads the forward number. Captured work stays on its stream, and each
+  /// launch writes the cell first.
   std::uint32_t* forward_cell();
 
  private:
@@ -78,9 +79,9 @@ class WorkStream {
   StreamHandle capture_;  // made at the first capture
   EventHandle order_;     // recorded where another stream shall wait
   std::recursive_timed_mutex mutex_;
-  std::atomic<std::uint64_t> queued_{1};  // tickets start at 1
+  std::atomic<std::uint64_t> queued_{1};                              // tickets start at 1
   std::array<std::atomic<std::uint64_t>, kMaxStreams> waited_for_{};  // tickets of the others
-  std::mutex poll_mutex_;  // of what follows
+  std::mutex poll_mutex_;                                             // of what follows
   EventHandle poll_;
   std::uint64_t polled_ = 0;  // the ticket that the event covers; 0: not recorded
   std::atomic<std::uint64_t> complete_{0};

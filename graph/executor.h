@@ -2,11 +2,11 @@
 // signature (sizes, dtypes, device, mode) and keeping those Programs.
 //
 // Any number of threads may call one Executor at once, and each gets what one thread would get: a
-// signature is lowered once, by the thread that needs it first, while others run what is there. Runs of
-// one Program exclude each other; where runs shall overlap, each thread builds an Executor of its own,
-// which shares the model's weights. Copies of an Executor share their Programs. A forward that writes
-// state, a batch norm's in training say, is for one thread at a time: runs for two sizes at once are
-// a ConcurrencyError.
+// signature is lowered once, by the thread that needs it first, while others run what is there.
+// Runs of one Program exclude each other; where runs shall overlap, each thread builds an Executor
+// of its own, which shares the model's weights. Copies of an Executor share their Programs. A
+// forward that writes state, a batch norm's in training say, is for one thread at a time: runs for
+// two sizes at once are a ConcurrencyError.
 #pragma once
 
 #include <memory>
@@ -29,8 +29,8 @@ class Executor {
     const Tensor list[] = {inputs...};
     return run(list).at(0);
   }
-  /// The Program for these inputs, lowered now if it was not. It lives as long as it is kept: another
-  /// thread's call for other sizes may end that, unless the caller holds shared_program's.
+  /// The Program for these inputs, lowered now if it was not. It lives as long as it is kept:
+  /// another thread's call for other sizes may end that, unless the caller holds shared_program's.
   Program& program(std::span<const Tensor> inputs, bool training = false);
   /// The same, alive as long as the caller wants.
   std::shared_ptr<Program> shared_program(std::span<const Tensor> inputs, bool training = false);

@@ -252,7 +252,8 @@ std::string Program::to_string() const {
     text += "\n";
   }
   if (const std::string reason = capture_failure(); !reason.empty()) {
-    text += fmt::format("kernels are launched one by one, since recording a run failed: {}\n", reason);
+    text +=
+        fmt::format("kernels are launched one by one, since recording a run failed: {}\n", reason);
   }
   return text;
 }

@@ -50,9 +50,9 @@ class Program {
   /// Runs on inputs of exactly the lowered specs. The outputs are the caller's own. In training
   /// mode, and where something draws in evaluation, the generator advances to a new forward first.
   /// Runs of one Program exclude each other, and different Programs run at once; ConcurrencyError
-  /// when one on another thread writes state that this one writes. StaleProgram when a parameter moved to another
-  /// storage, dtype or device since lowering, or when a hook that would be part of it was added or
-  /// taken off.
+  /// when one on another thread writes state that this one writes. StaleProgram when a parameter
+  /// moved to another storage, dtype or device since lowering, or when a hook that would be part of
+  /// it was added or taken off.
   std::vector<Tensor> run(std::span<const Tensor> inputs,
                           Generator& generator = default_generator());
 
@@ -66,9 +66,9 @@ class Program {
   Device device() const;
   /// Floating-point operations of the products and attentions in it.
   double flops() const;
-  /// Runs recorded as CUDA graphs so far and kept: one for each set of addresses that inputs and outputs
-  /// had at least twice, on each stream. TENON_CUDA_GRAPHS=never launches kernel by kernel, which gives
-  /// the same bits; =always records at the first run.
+  /// Runs recorded as CUDA graphs so far and kept: one for each set of addresses that inputs and
+  /// outputs had at least twice, on each stream. TENON_CUDA_GRAPHS=never launches kernel by kernel,
+  /// which gives the same bits; =always records at the first run.
   std::size_t num_captures() const;
   /// Why no more runs are recorded, after recording one failed; "" where none did. Such runs are
   /// launched kernel by kernel.

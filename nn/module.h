@@ -104,10 +104,10 @@ class Module {
   void eval() { train(false); }
   bool training() const { return training_; }
 
-  /// Moves parameters, their gradients and buffers; handles and names stay. All are copied before any
-  /// is changed. Programs built before throw StaleProgram; a backward that is still to come reads what
-  /// forward saw; optimizers follow at their next step. ConcurrencyError when another thread converts,
-  /// moves or loads a module of the tree; so for a call of one meanwhile.
+  /// Moves parameters, their gradients and buffers; handles and names stay. All are copied before
+  /// any is changed. Programs built before throw StaleProgram; a backward that is still to come
+  /// reads what forward saw; optimizers follow at their next step. ConcurrencyError when another
+  /// thread converts, moves or loads a module of the tree; so for a call of one meanwhile.
   void to(Device device);
   /// Converts floating-point parameters, gradients and buffers; DTypeError unless `dtype` is one.
   void to(DType dtype);

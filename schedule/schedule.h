@@ -10,8 +10,8 @@
 //   Tensor y = run(x);
 //
 // Threads may schedule and build different models at once, and run what was built of one meanwhile.
-// One schedule is changed or built by one thread at a time, while no other searches it: threads that
-// meet in it get a ConcurrencyError. build changes the model too where it joins parameters.
+// One schedule is changed or built by one thread at a time, while no other searches it: threads
+// that meet in it get a ConcurrencyError. build changes the model too where it joins parameters.
 #pragma once
 
 #include <concepts>

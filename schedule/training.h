@@ -60,8 +60,8 @@ struct TrainingResult {
 class TrainingStep {
  public:
   /// One batch: the model's inputs, then the targets. Advances the generator as a call of the model
-  /// in training mode does. ConcurrencyError while another thread runs this step, or another Program
-  /// that writes state of it; steps of different models run at once.
+  /// in training mode does. ConcurrencyError while another thread runs this step, or another
+  /// Program that writes state of it; steps of different models run at once.
   TrainingResult run(std::span<const Tensor> inputs);
   TrainingResult run(std::initializer_list<Tensor> inputs) {
     return run(std::span(inputs.begin(), inputs.size()));

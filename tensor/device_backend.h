@@ -1,6 +1,6 @@
-// What a kind of device must offer. The CPU's is built in; cuda/ registers its own. Each thread queues
-// work on a stream of its own, in whose order it runs; between threads WorkScope orders it, by the memory
-// that it uses.
+// What a kind of device must offer. The CPU's is built in; cuda/ registers its own. Each thread
+// queues work on a stream of its own, in whose order it runs; between threads WorkScope orders it,
+// by the memory that it uses.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,8 @@ class DeviceBackend {
   virtual std::string unavailable_reason() const { return {}; }
   /// "NVIDIA H200", "CPU (2 threads)".
   virtual std::string device_name(int index) const = 0;
-  /// Memory aligned to 256 bytes, in the order of this thread's stream; throws OutOfMemory. `bytes` > 0.
+  /// Memory aligned to 256 bytes, in the order of this thread's stream; throws OutOfMemory. `bytes`
+  /// > 0.
   virtual void* allocate(std::size_t bytes, int index) = 0;
   /// Gives memory back that only this thread's stream used; never throws.
   virtual void free(void* data, std::size_t bytes, int index) noexcept = 0;
@@ -58,15 +59,17 @@ class DeviceBackend {
   }
   /// Notes that this thread just allocated the memory.
   virtual void mark_allocated(int /*index*/, StreamUses& /*uses*/) {}
-  /// Orders this thread's stream after earlier work of other streams on the memory of device `index`
-  /// among `uses`, and keeps threads that share the stream out until end_work. See WorkScope.
+  /// Orders this thread's stream after earlier work of other streams on the memory of device
+  /// `index` among `uses`, and keeps threads that share the stream out until end_work. See
+  /// WorkScope.
   virtual void begin_work(int /*index*/, std::span<const MemoryUse> /*uses*/) {}
   virtual void end_work(int /*index*/, std::span<const MemoryUse> /*uses*/) noexcept {}
   /// Copies between this device and the host or within the device, in stream order. A copy from
   /// the device to the host has finished when this returns.
   virtual void copy(void* target, Device target_device, const void* source, Device source_device,
                     std::size_t bytes) = 0;
-  /// Waits for all work of the device, whichever thread queued it; throws what that work failed with.
+  /// Waits for all work of the device, whichever thread queued it; throws what that work failed
+  /// with.
   virtual void synchronize(int index) = 0;
   /// The stream that this thread launches on, as kernels get it in KernelArgs.
   virtual void* stream(int index) = 0;
@@ -79,8 +82,8 @@ class DeviceBackend {
   virtual std::vector<WorkTime> time_each(int index,
                                           std::span<const std::function<void()>> work) = 0;
   /// Records what `work` launches instead of running it; null where the device has no such thing.
-  /// `work` gets the device memory that RandomState::forward_cell shall point to. What other threads
-  /// launch meanwhile is not recorded. The record belongs to this thread's stream().
+  /// `work` gets the device memory that RandomState::forward_cell shall point to. What other
+  /// threads launch meanwhile is not recorded. The record belongs to this thread's stream().
   virtual std::unique_ptr<CapturedWork> capture(
       int /*index*/, const std::function<void(const std::uint32_t* forward_cell)>& /*work*/) {
     return nullptr;

@@ -19,8 +19,8 @@ void set_num_threads(int threads);
 
 /// Calls task(i) once for every i in [0, tasks), on the calling thread and on workers, and returns
 /// when all are done. The first exception is rethrown; tasks that had not begun are then left out.
-/// Nested calls run on the calling thread. A child of fork() has workers of its own; fork outside of
-/// tasks, and while no other thread computes.
+/// Nested calls run on the calling thread. A child of fork() has workers of its own; fork outside
+/// of tasks, and while no other thread computes.
 void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)>& task);
 
 /// Cuts [0, n) into ranges of `grain` (the last one shorter) and calls task(begin, end) for each.

@@ -1,5 +1,6 @@
-// Which of a device's streams used a block of memory, and when. Threads queue work on streams of their
-// own; what orders the work of two threads on one tensor is kept here, with the memory itself.
+// Which of a device's streams used a block of memory, and when. Threads queue work on streams of
+// their own; what orders the work of two threads on one tensor is kept here, with the memory
+// itself.
 #pragma once
 
 #include <array>
@@ -19,8 +20,8 @@ inline constexpr int kMaxStreams = 8;
 inline constexpr int kMaxDevices = 64;
 
 /// A stream counts what is queued on it; such a count is a ticket. Kept by the device's backend; a
-/// thread that uses memory after another has waited for that thread on the host, so relaxed accesses
-/// do.
+/// thread that uses memory after another has waited for that thread on the host, so relaxed
+/// accesses do.
 class StreamUses {
  public:
   struct Write {
@@ -62,8 +63,9 @@ struct MemoryUse {
   bool writes = false;
 };
 
-/// A stretch of work that this thread queues, in stream order after all earlier work, of any thread, on
-/// the memory that it names. Memory of the CPU is passed over: its work is done when a call returns.
+/// A stretch of work that this thread queues, in stream order after all earlier work, of any
+/// thread, on the memory that it names. Memory of the CPU is passed over: its work is done when a
+/// call returns.
 ///
 ///   WorkScope scope;
 ///   scope.reads(*a.storage());

@@ -6,8 +6,8 @@
 // Threads: any number may compute with one tensor, copy its handle and take gradients by it (grad).
 // One thread, while no other uses the tensor, may change it: its values in place, requires_grad_,
 // set_data_, hooks, and grad(), which backward adds to. Grad mode, interpreters, GeneratorScope
-// (random.h) and the number of CPU threads (parallel.h) concern the thread that sets them. No result
-// depends on how many threads compute. For modules and schedules see nn/module.h and
+// (random.h) and the number of CPU threads (parallel.h) concern the thread that sets them. No
+// result depends on how many threads compute. For modules and schedules see nn/module.h and
 // schedule/schedule.h.
 #pragma once
 

@@ -33,8 +33,8 @@ __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/// How often a warp arrives where one lane does for all. racecheck takes an arrival for the lane's own
-/// alone: under TENON_CHECK_RACES, which is for that tool, each lane arrives.
+/// How often a warp arrives where one lane does for all. racecheck takes an arrival for the lane's
+/// own alone: under TENON_CHECK_RACES, which is for that tool, each lane arrives.
 #if defined(TENON_CHECK_RACES)
 inline constexpr int kWarpArrivals = 32;
 #else

@@ -78,8 +78,9 @@ struct Patch {
   std::size_t operand = 0;
 };
 
-/// A run recorded for the stream that it was on and the addresses that inputs and outputs had in it.
-/// Where the same come back, as they do in a loop, the record is launched instead of the kernels.
+/// A run recorded for the stream that it was on and the addresses that inputs and outputs had in
+/// it. Where the same come back, as they do in a loop, the record is launched instead of the
+/// kernels.
 struct Capture {
   std::vector<const void*> addresses;  // the stream's first
   std::uint64_t seed = 0;
@@ -110,7 +111,7 @@ struct Program::Impl {
   std::vector<Capture> captures;
   std::uint64_t uses = 0;
   bool capturable = true;  // false with an effect, which a record would not repeat
-  std::string capture_failure;  // why nothing is recorded any more; "" while nothing failed
+  std::string capture_failure;    // why nothing is recorded any more; "" while nothing failed
   std::vector<MemoryUse> memory;  // of the arena and the state
   std::mutex mutex;  // of a run: captures, and the addresses that the instructions are given
 

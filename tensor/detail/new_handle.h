@@ -7,8 +7,8 @@
 
 namespace tenon::detail {
 
-/// A copy of all but gradient and hooks, which are not even read: another thread may be setting those
-/// of a leaf that both compute with.
+/// A copy of all but gradient and hooks, which are not even read: another thread may be setting
+/// those of a leaf that both compute with.
 inline std::shared_ptr<TensorImpl> new_handle(const TensorImpl& impl) {
   auto handle = std::make_shared<TensorImpl>();
   handle->spec = impl.spec;

@@ -8,9 +8,10 @@
 
 namespace tenon::ops {
 
-/// Lives while a random call takes its site, is checked and runs: outside of modules it draws with the
-/// state that its site belongs to, whatever other threads take meanwhile. Where an exception ends it,
-/// the module call, the recording and `generator` number the next call as if this one had not been.
+/// Lives while a random call takes its site, is checked and runs: outside of modules it draws with
+/// the state that its site belongs to, whatever other threads take meanwhile. Where an exception
+/// ends it, the module call, the recording and `generator` number the next call as if this one had
+/// not been.
 class TakenNumbers {
  public:
   explicit TakenNumbers(Generator& generator = default_generator());

@@ -1,6 +1,6 @@
-// What would be launched on GPUs that are not here: the shared memory of every kernel that sizes its
-// own, and which kernels are taken, over columns x dtypes x a table of GPUs. What the compiler lays
-// out is bounded by it (48 KiB); tests/cuda/device_code_test.py looks at that.
+// What would be launched on GPUs that are not here: the shared memory of every kernel that sizes
+// its own, and which kernels are taken, over columns x dtypes x a table of GPUs. What the compiler
+// lays out is bounded by it (48 KiB); tests/cuda/device_code_test.py looks at that.
 #include <gtest/gtest.h>
 
 #include <cuda_runtime_api.h>

@@ -58,8 +58,8 @@ void expect_columns(const Tensor& got, const std::vector<double>& want,
   }
 }
 
-/// tanh's GELU fused with a product, and its slope, by one implementation: at inputs up to `largest`
-/// and NaN.
+/// tanh's GELU fused with a product, and its slope, by one implementation: at inputs up to
+/// `largest` and NaN.
 void check_products(const std::string& kernel, double largest) {
   for (const DType dtype : {DType::float16, DType::bfloat16}) {
     SaturatedCase expected(saturated_ops()[0], dtype);

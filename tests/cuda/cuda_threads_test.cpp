@@ -1,6 +1,6 @@
-// Threads on one GPU: each queues on a stream of its own, memory orders what they share, captures record
-// their own thread only. A kernel that waits holds a stream back, so that work which is not ordered
-// behind it would run first and show.
+// Threads on one GPU: each queues on a stream of its own, memory orders what they share, captures
+// record their own thread only. A kernel that waits holds a stream back, so that work which is not
+// ordered behind it would run first and show.
 #include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -246,14 +246,16 @@ TEST(CudaThreads, ACaptureRecordsItsOwnThreadOnly) {
     Executor run = executor_of(model, x);
     const Tensor first = run(x).cpu();
     EXPECT_LT(max_difference(first, expected), 1e-4);
-    // An output that is gone leaves its memory to the next one, so that the record is launched again.
+    // An output that is gone leaves its memory to the next one, so that the record is launched
+    // again.
     for (int i = 0; i < 4; ++i) EXPECT_EQ(max_difference(run(x), first), 0) << i;
     EXPECT_EQ(run.program(std::span(&x, 1)).num_captures() > 0, capture_setting() != "never");
   }
 }
 
 /// A convolution, attention by a library where there is one, and products: all that needs handles.
-/// As the first test of a process, and under TENON_CUDA_GRAPHS=always, they are made while recording.
+/// As the first test of a process, and under TENON_CUDA_GRAPHS=always, they are made while
+/// recording.
 TEST(CudaThreads, ARecordedRunMayComeFirst) {
   SKIP_WITHOUT_GPU();
   Generator generator(3);
@@ -271,7 +273,8 @@ TEST(CudaThreads, ARecordedRunMayComeFirst) {
   EXPECT_LT(max_difference(first, model(x)), 0.02 * largest);
 }
 
-/// Executors of one model and of several, each run by two threads, many shapes; bits as on one thread.
+/// Executors of one model and of several, each run by two threads, many shapes; bits as on one
+/// thread.
 TEST(CudaThreads, ExecutorsGiveTheBitsOfOneThread) {
   SKIP_WITHOUT_GPU();
   constexpr int kThreads = 4;
@@ -362,11 +365,44 @@ TEST(CudaThreads, OutOfMemoryReachesTheThreadThatAsked) {
   EXPECT_EQ(wrong, 0);
 }
 
-/// A kernel that computes cumsum but cannot be recorded to be launched again, since it asks the host.
+/// Memory is used up in pieces of a sixteenth of it, so that what the allocator keeps is given back
+/// while other threads compute and record.
+TEST(CudaThreads, MemoryMayRunOutBesideThreadsThatCompute) {
+  SKIP_WITHOUT_GPU();
+  const Adder adds;
+  std::atomic<bool> done{false};
+  std::atomic<int> wrong{0};
+  std::thread records([&] {
+    const Tensor x = filled(2, 5000);
+    while (!done) {
+      const auto model = function_model([](const Tensor& y) { return square(y) * 3.0; });
+      Executor run = build(create_schedule(model, {{"x", x}}), {.verify = false});
+      for (int i = 0; i < 3; ++i) wrong += first_other(run(x), 12) != -1;
+    }
+  });
+  std::size_t free_bytes = 0, total = 0;
+  ASSERT_EQ(cudaMemGetInfo(&free_bytes, &total), cudaSuccess);
+  for (int round = 0; round < 3; ++round) {
+    std::vector<Tensor> pieces;
+    const auto floats = static_cast<std::int64_t>(total / 16 / sizeof(float));
+    EXPECT_THROW(
+        for (int i = 0; i < 20; ++i) pieces.push_back(empty({floats}, {DType::float32, kCuda})),
+        OutOfMemory);
+    EXPECT_GT(pieces.size(), 2U);
+  }
+  cuda::device_context(0).allocator().release_cached();
+  done = true;
+  records.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+/// A kernel that computes cumsum but cannot be recorded to be launched again, since it asks the
+/// host.
 void copy_to_the_host_and_run(const KernelArgs& args) {
   std::byte byte{};
   const bool is_recorded = args.random.forward_cell != nullptr;
-  if (is_recorded) device_backend(DeviceType::cuda).copy(&byte, kCpu, args.inputs[0].data, kCuda, 1);
+  if (is_recorded)
+    device_backend(DeviceType::cuda).copy(&byte, kCpu, args.inputs[0].data, kCuda, 1);
   for (const Kernel& kernel : get_op("cumsum").kernels(DeviceType::cuda)) {
     if (kernel.run != copy_to_the_host_and_run) return kernel.run(args);
   }

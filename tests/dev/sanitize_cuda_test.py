@@ -58,7 +58,8 @@ class SanitizeCudaTest(unittest.TestCase):
     def test_racecheck_sees_wgmma_kernels_in_a_build_for_it_only(self):
         for arguments, excluded in (([], "kns=wgmma"), (["--check-races"], "kns=gemm_wgmma")):
             runs = sanitize_cuda.Runs(sanitize_cuda.parse(arguments), "compute-sanitizer")
-            self.assertEqual(runs.tool_options("racecheck")[-2:], ["--kernel-name-exclude", excluded])
+            self.assertEqual(runs.tool_options("racecheck")[-2:],
+                             ["--kernel-name-exclude", excluded])
             self.assertNotIn(excluded, runs.tool_options("synccheck"))
 
     def run_script(self, *arguments, **settings):

@@ -1,4 +1,4 @@
-"""Runs exit_while_computing many times: each must end with status 0, whatever its threads were doing.
+"""Runs exit_while_computing many times: each must end with status 0, whatever its threads did.
 
     exit_test.py build/cpu/bin/exit_while_computing --runs 100
 """

@@ -38,7 +38,8 @@ struct Parcel {
   Tensor tensor;
 };
 
-/// Hands tensors from thread to thread; some always wait in it, so that few come back to their maker.
+/// Hands tensors from thread to thread; some always wait in it, so that few come back to their
+/// maker.
 class ParcelQueue {
  public:
   void push(Parcel parcel);
