@@ -26,17 +26,16 @@ __device__ __forceinline__ C gelu_slope(C x) {
 /// From here on the tanh form is a straight line in every type: e^(2|u|) exceeds float64.
 inline constexpr int kGeluTanhReach = 32;
 
-/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³), at an x that is kept in
-/// reach: farther away u' overflows to meet s(1 - s) = 0.
+/// s + 2x·s(1 - s)·u' with s = sigmoid(2u), u = √(2/π)(x + 0.044715x³). Where s(1 - s) is 0, x and u'
+/// are kept from overflowing.
 template <class C>
-__device__ __forceinline__ C gelu_tanh_slope(C any) {
-  constexpr C kReach = C(kGeluTanhReach);
-  const C x = any > kReach ? kReach : any < -kReach ? -kReach : any;  // NaN stays
+__device__ __forceinline__ C gelu_tanh_slope(C x) {
   constexpr C kRootTwoOverPi = C(0.79788456080286535588);
   const C u = kRootTwoOverPi * (x + C(0.044715) * x * x * x);
-  const C du = kRootTwoOverPi * (C(1) + C(3 * 0.044715) * x * x);
-  const C s = sigmoid_of(C(2) * u);
-  return s + C(2) * x * (s * (C(1) - s)) * du;
+  const C s = sigmoid_of(C(2) * u);  // NaN for NaN, which `near` is not
+  const C near = fmax(fmin(x, C(kGeluTanhReach)), C(-kGeluTanhReach));
+  const C du = kRootTwoOverPi * (C(1) + C(3 * 0.044715) * near * near);
+  return s + C(2) * near * (s * (C(1) - s)) * du;
 }
 
 }  // namespace tenon::cuda
