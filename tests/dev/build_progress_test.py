@@ -165,9 +165,20 @@ class TerminalTest(ProgressCase):
             self.assertNotIn("\n", update)
         self.assertRegex(text, r"\r\x1b\[Kbuilt 3 of 3 steps in \d:\d\d\r\n\Z")
 
+    @staticmethod
+    def runs_sleep(entry, session):
+        try:
+            return ((entry / "comm").read_text() == "sleep\n"
+                    and os.getsid(int(entry.name)) == session)
+        except OSError:  # it ended
+            return False
+
     def test_interrupting_stops_the_build(self):
         def interrupt(process):
-            time.sleep(1)  # a shell loses what comes between its fork and the step's start
+            # A shell loses an interrupt that comes between its fork and the step's start.
+            while not any(self.runs_sleep(entry, process.pid)
+                          for entry in pathlib.Path("/proc").glob("[0-9]*")):
+                time.sleep(0.01)
             os.killpg(process.pid, signal.SIGINT)  # as the terminal does for Ctrl-C
 
         start = time.monotonic()
