@@ -334,7 +334,11 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
                    BufferKind::arena);
     instruction.outputs[i] = view_of(location);
     instruction.output_places.push_back({location.buffer, 0});
-    results.push_back(make_tensor(location, location.layout.sizes));
+    const int operand =
+        op.repeats != nullptr ? op.repeats(attrs, options_.training, static_cast<int>(i)) : -1;
+    const bool repeats = operand >= 0 && inputs[static_cast<std::size_t>(operand)];
+    results.push_back(repeats ? inputs[static_cast<std::size_t>(operand)]
+                              : make_tensor(location, location.layout.sizes));
   }
   emit(std::move(instruction));
   return results;

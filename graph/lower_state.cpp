@@ -1,5 +1,6 @@
 // Lowering's last part: which results leave the arena, how state is written back, and the arena.
 #include <algorithm>
+#include <set>
 #include <cstddef>
 
 #include "graph/detail/lowering.h"
@@ -117,8 +118,11 @@ void Lowering::place_writes() {
   struct Pending {
     Location value;
     Location state;
+    std::shared_ptr<Storage> storage;
+    bool keeps;  // the state is its own new value
   };
   std::vector<Pending> pending;
+  std::set<int> changed;  // buffers
   for (const StateWrite& write : graph_.writes()) {
     const Value& state = graph_.value(write.state);
     TENON_CHECK(!options_.float_dtype || converted(state.spec.dtype) == state.spec.dtype,
@@ -127,17 +131,26 @@ void Lowering::place_writes() {
     Location target = location_of(state_tensor(write.state));
     Location value = location_of(graph_.value(write.value).tensor ? state_tensor(write.value)
                                                                   : tensors_.at(write.value));
+    const bool keeps = value.buffer == target.buffer && value.layout == target.layout;
+    pending.push_back({value, target, state.tensor.storage(), keeps});
+    if (!keeps) changed.insert(target.buffer);
+  }
+  // What keeps its value is no write, unless another one may change the same memory.
+  std::erase_if(pending, [&](const Pending& write) {
+    return write.keeps && !changed.contains(write.state.buffer);
+  });
+  for (Pending& write : pending) {
     const bool is_state =
-        program_->buffers[static_cast<std::size_t>(value.buffer)].kind == BufferKind::state;
-    if (is_state) value = emit_copy(value);  // another write may come before it is read
-    pending.push_back({value, target});
-    program_->written.push_back(state.tensor.storage());
+        program_->buffers[static_cast<std::size_t>(write.value.buffer)].kind == BufferKind::state;
+    if (is_state) write.value = emit_copy(write.value);  // another may come before it is read
+    program_->written.push_back(write.storage);
   }
   std::sort(program_->written.begin(), program_->written.end());
   const auto same = std::unique(program_->written.begin(), program_->written.end());
   program_->written.erase(same, program_->written.end());
   for (std::size_t i = 0; i < pending.size(); ++i) {
-    const auto [value, state] = pending[i];
+    const Location& value = pending[i].value;
+    const Location& state = pending[i].state;
     if (!write_in_place(value, state)) {
       emit_copy_to(value, state);
       continue;

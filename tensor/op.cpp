@@ -72,6 +72,10 @@ OpBuilder& OpBuilder::identity(Op::Identity f) {
   op_->identity = f;
   return *this;
 }
+OpBuilder& OpBuilder::repeats(Op::Repeats f) {
+  op_->repeats = f;
+  return *this;
+}
 OpBuilder& OpBuilder::flops(Op::Flops f) {
   op_->flops = f;
   return *this;

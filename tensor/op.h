@@ -118,6 +118,10 @@ class Op {
   using Decompose = std::vector<Tensor> (*)(std::span<const Tensor> inputs, const Attrs&);
   /// True when the call returns operand 0 unchanged (dropout in eval mode).
   using Identity = bool (*)(const Attrs&, bool training);
+  /// The operand whose values result `output` repeats in this mode (batch_norm's statistics in
+  /// evaluation), or -1. A Program then takes the operand itself: a state that is handed back to
+  /// itself is not written.
+  using Repeats = int (*)(const Attrs&, bool training, int output);
   /// Floating-point operations of one call (a multiply-add counts as two).
   using Flops = double (*)(const KernelArgs&);
   /// The gradients of the operands, in operand order; undefined where there is none. Emits ops, so it
@@ -135,6 +139,7 @@ class Op {
   /// element for each choice of what is no number.
   std::vector<Attrs> (*pattern_attrs)() = nullptr;
   Identity identity = nullptr;
+  Repeats repeats = nullptr;
   Flops flops = nullptr;
   Vjp vjp = nullptr;
   std::uint32_t saved_inputs = 0;   // bit i: the vjp reads operand i
@@ -183,6 +188,8 @@ class OpBuilder {
   OpBuilder& decompose(Op::Decompose f);
   OpBuilder& pattern_attrs(std::vector<Attrs> (*f)());
   OpBuilder& identity(Op::Identity f);
+  /// See Op::Repeats.
+  OpBuilder& repeats(Op::Repeats f);
   OpBuilder& flops(Op::Flops f);
   /// See Op::Vjp. An op that has none is differentiated through its decomposition.
   OpBuilder& vjp(Op::Vjp f);

@@ -170,6 +170,15 @@ std::vector<Tensor> decompose_batch_norm_backward(std::span<const Tensor> inputs
   return outputs;
 }
 
+/// In evaluation the new running statistics are the old ones.
+int repeated_operand(const Attrs& attrs, bool training, int output) {
+  constexpr int kNewMean = 3;
+  constexpr int kRunningMean = 1;
+  const bool is_new = output >= kNewMean;
+  if (!is_new || uses_batch_statistics(attrs.as<BatchNormAttrs>().mode, training)) return -1;
+  return kRunningMean + output - kNewMean;
+}
+
 }  // namespace
 
 NormGradients batch_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
@@ -198,6 +207,7 @@ Op define_batch_norm() {
       .optional("weight")
       .optional("bias")
       .infer(infer_batch_norm)
+      .repeats(repeated_operand)
       .vjp(vjp_batch_norm)
       .saves_inputs({0, 3})
       .saves_outputs({1, 2})

@@ -212,6 +212,27 @@ TEST(Program, PartsOfOneResultLeaveItTogether) {
   }
 }
 
+TEST(Program, StateThatEvaluationHandsBackIsNotWritten) {
+  const auto norm = nn::make<nn::BatchNorm2d>(3);
+  const Tensor x = randn({4, 3, 5, 6});
+  const std::span<const Tensor> inputs(&x, 1);
+  Executor run(create_schedule(norm, {x}).graph());
+  const auto versions = [&] {
+    return std::vector<std::uint64_t>{norm->running_mean.storage()->version(),
+                                      norm->running_var.storage()->version()};
+  };
+  const auto before = versions();
+  const std::vector<double> mean = norm->running_mean.to_doubles();
+  norm->eval();
+  EXPECT_EQ(max_difference(run.run(inputs)[0], norm(x)), 0);
+  EXPECT_EQ(run.program(inputs).instructions().size(), 1U) << "no copies of statistics";
+  EXPECT_EQ(versions(), before);
+  EXPECT_EQ(norm->running_mean.to_doubles(), mean);
+  run.run(inputs, /*training=*/true);
+  EXPECT_NE(versions(), before);
+  EXPECT_NE(norm->running_mean.to_doubles(), mean);
+}
+
 TEST(Executor, KeepsABoundedNumberOfPrograms) {
   const auto model = function_model([](const Tensor& x) { return x + 1.0; });
   Executor run(create_schedule(model, {randn({8})}).graph());

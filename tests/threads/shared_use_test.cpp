@@ -108,6 +108,34 @@ TEST(SharedUse, OneProgramFromSeveralThreads) {
   });
 }
 
+struct ConvolutionNet : nn::Module {
+  ConvolutionNet()
+      : convolution(add<nn::Conv2d>("convolution", 3, 8, 3)),
+        norm(add<nn::BatchNorm2d>("norm", 8)),
+        head(add<nn::Linear>("head", 8, 10)) {}
+  Tensor forward(const Tensor& x) const {
+    return head(mean(max_pool2d(relu(norm(convolution(x))), {2, 2}, {2, 2}), {2, 3}));
+  }
+  nn::Child<nn::Conv2d> convolution;
+  nn::Child<nn::BatchNorm2d> norm;
+  nn::Child<nn::Linear> head;
+};
+
+TEST(SharedUse, StatisticsAreReadByAllInEvaluation) {
+  const auto model = nn::make<ConvolutionNet>();
+  model->eval();
+  const auto image = [](int i) {
+    Generator generator(static_cast<std::uint64_t>(i));
+    return randn({1 + i % 3, 3, 12 + i, 20 - i % 7}, {}, &generator);
+  };
+  Executor run = build(create_schedule(model, {{"x", image(0)}}));
+  expect_same_at_once(4, [&](int i) {
+    std::string bytes;
+    for (int k = 0; k < 12; ++k) bytes += bytes_of(run(image((5 * i + k) % 20)));
+    return bytes + bytes_of(model(image(i)));
+  });
+}
+
 TEST(SharedUse, AnExecutorRunsWhileItsScheduleGoesOn) {
   const auto model = nn::make<EncoderLayer>(16, 2);
   Schedule sch = create_schedule(model, {{"x", sample(0)}});
