@@ -212,6 +212,37 @@ TEST(Program, PartsOfOneResultLeaveItTogether) {
   }
 }
 
+/// One batch norm twice, and its statistics as results: themselves, computed with, and as a view.
+struct ReturnedStatistics : nn::Module {
+  ReturnedStatistics() : norm(add<nn::BatchNorm2d>("norm", 4)) {}
+  std::vector<Tensor> forward(const Tensor& x) const {
+    const Tensor y = norm(norm(x) * 2.0);
+    return {y, norm->running_mean, norm->running_mean + 1.0, norm->running_var.view({2, 2})};
+  }
+  nn::Child<nn::BatchNorm2d> norm;
+};
+
+TEST(Program, ReturnsStatisticsAsEagerCodeDoes) {
+  const NoGradGuard no_grad;
+  for (const bool training : {false, true}) {
+    const auto eager = nn::make<ReturnedStatistics>();
+    const auto traced = nn::make<ReturnedStatistics>();
+    eager->train(training);
+    traced->train(training);
+    const Tensor x = randn({6, 4, 3, 2});
+    Executor run(create_schedule(traced, {x}).graph());
+    for (int i = 0; i < 3; ++i) {
+      const std::vector<Tensor> expected = eager(x);
+      const std::vector<Tensor> got = run.run(std::span(&x, 1), training);
+      for (std::size_t k = 0; k < got.size(); ++k) {
+        EXPECT_LT(max_difference(got[k], expected[k]), 1e-5) << training << ", result " << k;
+      }
+      EXPECT_NE(got[1].storage(), traced->norm->running_mean.storage());
+      EXPECT_LT(max_difference(traced->norm->running_var, eager->norm->running_var), 1e-5);
+    }
+  }
+}
+
 TEST(Program, StateThatEvaluationHandsBackIsNotWritten) {
   const auto norm = nn::make<nn::BatchNorm2d>(3);
   const Tensor x = randn({4, 3, 5, 6});
