@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "graph/detail/lowering.h"
+#include "graph/detail/evaluate_attrs.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
 
@@ -90,24 +91,7 @@ void Lowering::bind_inputs(const std::vector<TensorSpec>& inputs) {
 }
 
 Attrs Lowering::concrete(const Attrs& attrs) const {
-  Attrs result = attrs;
-  for (std::size_t i = 0; i < attrs.size(); ++i) {
-    const AttrValue value = attrs.value(i);
-    if (const auto* dim = std::get_if<Dim>(&value)) {
-      result = result.with(i, Dim(dim->evaluate(bindings_)));
-    } else if (const auto* scalar = std::get_if<Scalar>(&value)) {
-      result = result.with(i, Scalar(scalar->evaluate_number(bindings_)));
-    } else if (const auto* shape = std::get_if<Shape>(&value)) {
-      Shape sizes;
-      for (const Dim& size : *shape) sizes.push_back(size.evaluate(bindings_));
-      result = result.with(i, sizes);
-    } else if (const auto* dtype = std::get_if<DType>(&value)) {
-      result = result.with(i, converted(*dtype));
-    } else if (attrs.kind(i) == FieldKind::device) {
-      result = result.with(i, program_->device);
-    }
-  }
-  return result;
+  return tenon::converted(evaluated(attrs, bindings_), options_.float_dtype, program_->device);
 }
 
 Tensor Lowering::make_tensor(Location location, const Extents& sizes) const {

@@ -39,16 +39,17 @@ struct ModuleTree {
 };
 
 /// An example input: a name ("" for "input", "input_1", …) and a spec with sizes as numbers, or a
-/// tensor to take the spec from. Every size becomes a symbol.
+/// tensor to take the spec from. Every size becomes a symbol; a trace reads no values.
 struct ExampleInput {
   ExampleInput(std::string input_name, TensorSpec input_spec)
       : name(std::move(input_name)), spec(std::move(input_spec)) {}
   ExampleInput(std::string input_name, const Tensor& example)
-      : ExampleInput(std::move(input_name), example.spec()) {}
+      : name(std::move(input_name)), spec(example.spec()), tensor(example) {}
   ExampleInput(TensorSpec input_spec) : ExampleInput("", std::move(input_spec)) {}
-  ExampleInput(const Tensor& example) : ExampleInput("", example.spec()) {}
+  ExampleInput(const Tensor& example) : ExampleInput("", example) {}
   std::string name;
   TensorSpec spec;
+  Tensor tensor = {};  // if one was given
 };
 
 using ForwardFunction = std::function<std::vector<Tensor>(std::span<const Tensor>)>;

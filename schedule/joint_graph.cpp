@@ -81,18 +81,25 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
 
 namespace {
 
-/// What gradients are taken by: parameters that ask for one, and floating inputs.
-std::vector<std::pair<std::string, Tensor>> differentiated(const Graph& forward,
-                                                           JointGraph& joint) {
-  std::vector<std::pair<std::string, Tensor>> leaves;
+struct Leaf {
+  std::string name;
+  Tensor tensor;
+  std::size_t input = SIZE_MAX;  // which one; a parameter is none
+};
+
+/// What gradients are taken by: parameters that ask for one, and inputs.
+std::vector<Leaf> differentiated(const Graph& forward, JointGraph& joint,
+                                 const std::vector<bool>* inputs) {
+  std::vector<Leaf> leaves;
   for (ValueId id : forward.values()) {
     const Value& value = forward.value(id);
-    if (value.tensor.requires_grad()) leaves.emplace_back(value.name, value.tensor);
+    if (value.tensor.requires_grad()) leaves.push_back({value.name, value.tensor});
   }
   for (std::size_t i = 0; i < forward.inputs().size(); ++i) {
-    if (!is_floating(joint.input(i).dtype())) continue;
-    leaves.emplace_back("input " + forward.value(forward.inputs()[i]).name,
-                        joint.input(i).requires_grad_());
+    const bool wanted = inputs == nullptr || (*inputs)[i];
+    if (!wanted || !is_floating(joint.input(i).dtype())) continue;
+    leaves.push_back({"input " + forward.value(forward.inputs()[i]).name,
+                      joint.input(i).requires_grad_(), i});
   }
   return leaves;
 }
@@ -108,7 +115,7 @@ Tensor cotangent_of(JointGraph& joint, const Tensor& output, std::size_t index) 
 }  // namespace
 
 GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
-                            const JointPasses& passes) {
+                            const JointPasses& passes, const std::vector<bool>* inputs) {
   GradientGraph result;
   Graph pure = forward;
   for (const StateWrite& write : forward.writes()) {
@@ -118,7 +125,7 @@ GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
   }
   pure.drop_writes();
   JointGraph joint(pure, tree);
-  const auto leaves = differentiated(forward, joint);
+  const auto leaves = differentiated(forward, joint, inputs);
   const std::size_t num_outputs = forward.outputs().size();
   result.graph = joint.record(
       [&](std::span<const Tensor> outputs) {
@@ -135,12 +142,13 @@ GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
         }
         if (!roots.empty()) {
           std::vector<Tensor> wanted;
-          for (const auto& [name, leaf] : leaves) wanted.push_back(leaf);
+          for (const Leaf& leaf : leaves) wanted.push_back(leaf.tensor);
           const auto gradients =
               grad(roots, wanted, cotangents, {.allow_unused = true, .leaf_hooks = false});
           for (std::size_t i = 0; i < leaves.size(); ++i) {
             if (!gradients[i]) continue;
-            result.outputs.push_back("gradient of " + leaves[i].first);
+            result.outputs.push_back("gradient of " + leaves[i].name);
+            if (leaves[i].input != SIZE_MAX) result.gradient_inputs.push_back(leaves[i].input);
             results.push_back(gradients[i]);
           }
         }

@@ -61,8 +61,11 @@ struct GradientGraph {
   Graph graph;
   std::vector<std::string> outputs;  // "output 0", "gradient of q.weight", "buffer bn.running_mean"
   std::vector<std::size_t> cotangents;  // the outputs that take a cotangent
+  std::vector<std::size_t> gradient_inputs;  // of the gradients by inputs: which ones
 };
+/// `inputs`, unless null, says of each input whether its gradient is taken; else of floating ones.
 GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
-                            const JointPasses& passes = {});
+                            const JointPasses& passes = {},
+                            const std::vector<bool>* inputs = nullptr);
 
 }  // namespace tenon

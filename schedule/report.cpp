@@ -7,9 +7,9 @@
 
 #include "graph/program.h"
 #include "schedule/detail/hidden_rows.h"
-#include "schedule/detail/index_inputs.h"
 #include "schedule/detail/state.h"
 #include "schedule/detail/trial.h"
+#include "schedule/detail/trial_sizes.h"
 #include "schedule/joint_graph.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
@@ -22,27 +22,23 @@ constexpr int kWarmUpRuns = 2;
 /// Results by name, so that Graphs with other sets of gradients compare.
 using Results = std::unordered_map<std::string, std::vector<double>>;
 
-Tensor random_input(const TensorSpec& spec, const Shape& shape, Generator& generator) {
-  if (is_floating(spec.dtype)) {
-    return randn(shape, {}, &generator).to(spec.dtype).to(spec.device);
-  }
-  return cast(uniform(shape, 0, 2, {}, &generator), spec.dtype).to(spec.device);
-}
-
 std::vector<Tensor> choose_inputs(const Graph& graph, const ReportOptions& options,
                                   Generator& generator) {
   if (!options.inputs.empty()) return options.inputs;
   TENON_CHECK(options.sizes.empty() || options.sizes.size() == graph.inputs().size(), ShapeError,
               "[report] sizes of {} inputs were given; the model takes {}", options.sizes.size(),
               graph.inputs().size());
-  std::vector<Tensor> inputs;
-  for (std::size_t i = 0; i < graph.inputs().size(); ++i) {
-    const TensorSpec& spec = graph.value(graph.inputs()[i]).spec;
-    const auto sizes = options.sizes.empty() ? spec.shape.hints() : options.sizes[i];
-    inputs.push_back(
-        random_input(spec, Shape(std::vector<Dim>(sizes.begin(), sizes.end())), generator));
+  std::vector<std::vector<std::int64_t>> sizes = options.sizes;
+  for (const ValueId id : graph.inputs()) {
+    if (options.sizes.empty()) sizes.push_back(graph.value(id).spec.shape.hints());
   }
-  detail::IndexInputs(detail::without_effects(graph)).draw(inputs, generator);
+  const Graph silent = detail::without_effects(graph);
+  std::vector<Tensor> inputs =
+      detail::draw_inputs(silent, detail::TrialSizes(graph, sizes).small(), generator.seed());
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const TensorSpec& spec = graph.value(graph.inputs()[i]).spec;
+    inputs[i] = inputs[i].to(spec.dtype).to(spec.device);
+  }
   return inputs;
 }
 
@@ -103,7 +99,7 @@ class Reporter {
     const std::vector<Tensor> outputs = program(forward(original).graph, false)->run(inputs_);
     for (std::size_t output : differentiate(original, tree_).cotangents) {
       const TensorSpec spec = outputs.at(output).spec();
-      inputs_.push_back(random_input(spec, spec.shape, generator));
+      inputs_.push_back(randn(spec.shape, {}, &generator).to(spec.dtype).to(spec.device));
     }
   }
 

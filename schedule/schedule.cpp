@@ -9,6 +9,7 @@
 #include "graph/verify.h"
 #include "nn/detail/text.h"
 #include "schedule/detail/state.h"
+#include "schedule/detail/trial_sizes.h"
 #include "schedule/primitives/annotate.h"
 #include "schedule/primitives/bind.h"
 #include "schedule/primitives/checkpoint.h"
@@ -58,6 +59,25 @@ bool exists(nn::Module& model, const Graph& graph, const std::string& path) {
   }
 }
 
+/// Positions that values are recorded at.
+constexpr std::int64_t kShortExample = 32;
+
+/// The examples' first row, cut, as a copy: the user may change the tensors.
+std::vector<Tensor> short_examples(const Graph& graph, const std::vector<ExampleInput>& examples) {
+  const detail::TrialSizes sizes(graph, {});
+  const auto shapes = sizes.shapes(sizes.shortened(kShortExample));
+  std::vector<Tensor> kept;
+  for (std::size_t i = 0; i < examples.size(); ++i) {
+    Tensor example = examples[i].tensor;
+    if (example && !example.is_eager()) example = Tensor();
+    for (std::size_t axis = 0; example && axis < shapes[i].size(); ++axis) {
+      example = narrow(example, static_cast<std::int64_t>(axis), 0, shapes[i][axis]);
+    }
+    kept.push_back(example ? example.detach().clone() : Tensor());
+  }
+  return kept;
+}
+
 }  // namespace
 
 namespace detail {
@@ -88,7 +108,9 @@ Schedule create_schedule(std::shared_ptr<nn::Module> model, const ForwardFunctio
   TENON_CHECK(model != nullptr, ScheduleError, "create_schedule: the model is null");
   Graph graph = trace(detail::module_tree(*model), examples, forward);
   verify(graph);
-  return Schedule(std::make_shared<detail::ScheduleState>(std::move(model), std::move(graph)));
+  std::vector<Tensor> kept = short_examples(graph, examples);
+  return Schedule(std::make_shared<detail::ScheduleState>(std::move(model), std::move(graph),
+                                                          std::move(kept)));
 }
 
 Schedule Schedule::operator[](std::string_view path) const {
@@ -276,6 +298,7 @@ nn::Module::NamedTensors Schedule::added_parameters() const {
 }
 
 const Graph& Schedule::graph() const { return state_->graph; }
+const std::vector<Tensor>& Schedule::examples() const { return state_->examples; }
 const Graph& Schedule::original() const { return state_->original; }
 const std::vector<AppliedPrimitive>& Schedule::applied() const { return state_->applied; }
 nn::Module& Schedule::model() const { return *state_->model; }
@@ -287,11 +310,7 @@ Executor build(const Schedule& schedule, const BuildOptions& options) {
   if (!options.verify) graph.accept_hooks();
   require_current(graph);
   if (options.verify) {
-    const VerifyReport report = verify(schedule);
-    if (!report.ok()) {
-      throw VerificationError("build refused: the scheduled model differs from the model\n" +
-                              report.to_string());
-    }
+    detail::require_verified(schedule, "build", options.accept_uncompared, options.log);
   }
   pack_parameters(graph);
   return Executor(std::move(graph));

@@ -167,6 +167,9 @@ class Schedule {
   const std::vector<AppliedPrimitive>& applied() const;
   /// The Graph before the i-th applied primitive; for i == applied().size(), as it stands.
   const Graph& graph_before(std::size_t i) const;
+  /// One short row of each example input that was given as a tensor, undefined for others: what
+  /// verification records values of.
+  const std::vector<Tensor>& examples() const;
   /// Parameters that replacements brought as fresh(): by name, beside the model's.
   nn::Module::NamedTensors added_parameters() const;
   /// While it lives, another thread that changes, builds or searches the schedule gets a
@@ -212,6 +215,12 @@ struct BuildOptions {
   /// Compare the scheduled with the unscheduled model first; see schedule/verification.h. Off: modules'
   /// hooks are taken to be those that were there when the model was traced, too.
   bool verify = true;
+  /// Build although some result was compared on no finite value: where all that can be drawn, and what
+  /// the examples give, makes the model NaN.
+  bool accept_uncompared = false;
+  /// Gets a line on what was verified and what that cost, and progress of what takes longer than a
+  /// second; null: nobody.
+  std::ostream* log = nullptr;
 };
 
 /// Verifies the schedule, packs the parameters that it joins, and returns what runs it. Throws

@@ -6,7 +6,6 @@
 #include "autograd/autograd.h"
 #include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
-#include "schedule/verification.h"
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
 
@@ -191,13 +190,6 @@ class StepTrace {
   std::vector<Tensor> extra_;
 };
 
-void require_verified(const Schedule& schedule) {
-  const VerifyReport report = verify(schedule);
-  if (report.ok()) return;
-  throw VerificationError("build_training refused: the scheduled model differs from the model\n" +
-                          report.to_string());
-}
-
 }  // namespace
 
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options) {
@@ -207,7 +199,9 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
   require_current(forward);
   std::vector<Target> targets = targets_of(schedule, options.optimizer.get());
   check_options(schedule, options, targets);
-  if (options.verify) require_verified(schedule);
+  if (options.verify) {
+    detail::require_verified(schedule, "build_training", options.accept_uncompared, options.log);
+  }
   if (options.optimizer) options.optimizer->follow_parameters();
   if (options.micro_batches > 1) {
     for (Target& target : targets) {

@@ -2,315 +2,34 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <iterator>
-#include <limits>
+#include <map>
 #include <optional>
 #include <unordered_map>
-#include <unordered_set>
 
-#include "graph/program.h"
-#include "schedule/detail/hidden_rows.h"
+#include "schedule/detail/recorded_values.h"
+#include "schedule/detail/region_check.h"
 #include "schedule/detail/state.h"
-#include "schedule/detail/trial.h"
-#include "schedule/joint_graph.h"
 #include "tensor/detail/check.h"
-#include "tensor/random.h"
 
 namespace tenon {
 namespace {
 
-using detail::InputValues;
-using detail::StateChange;
-using detail::Trial;
+using detail::InputFacts;
+using detail::Region;
+using detail::RegionOutcome;
 
-/// Roundings by which two correct float computations of one output may differ in the last place.
-constexpr double kFloorRoundings = 4;
-/// The same for a gradient, which sums over many rows.
-constexpr double kGradientFloorRoundings = 16;
+/// Forward operations, at small sizes, up to which a region that fails is seen from further back.
+constexpr double kWidestFlops = 2e9;
+/// Positions of the run that values are recorded of.
+constexpr std::int64_t kRecordedPositions = 32;
+/// Structures that fail until the others are not looked at.
+constexpr std::size_t kMostFailures = 3;
 
-/// How far two float64 computations of a whole model may be apart.
-struct Float64Bound {
-  double relative;        // to the result's largest value
-  double noise;           // to the largest of all outputs, or of all gradients
-  bool gradients = true;  // false: any finite gradient is as good as another
-};
-constexpr Float64Bound kFloat64 = {1e-10, 1e-13};
-/// Large numbers lose digits where they cancel.
-constexpr Float64Bound kFloat64Special = {1e-6, 1e-9};
-/// Here what matters is what overflows, not digits that cancel; gradients through saturated
-/// probabilities need only be finite where the model's are.
-constexpr Float64Bound kFloat64Large = {1e-3, 1e-6, false};
-/// Roundings of a computation, in units of those by which detail::TrialMaker::nudged moves its inputs.
-constexpr double kConditioning = 64;
-/// The same for the bound kernels, in units of what rounding all numbers to their dtype would do.
-constexpr double kConditioningBound = 8;
-
-/// Numbers that the free size symbols take in turn.
-using Sizes = std::vector<std::vector<std::int64_t>>;
-const Sizes& kSizes = *new Sizes{{3, 7, 5, 11}};  // never destroyed: threads may outlive main
-const Sizes& kOtherSizes = *new Sizes{{1, 9, 2, 6}, {2, 9, 4, 6}, {5, 3, 7, 2}};
-/// Where the Graph does not tell what an index may be: the largest of these that the model takes.
-constexpr std::int64_t kIndexBounds[] = {7, 5, 3, 2, 1};
-
-std::vector<Tensor> run(const Graph& graph, const std::vector<Tensor>& inputs,
-                        const LowerOptions& options, std::uint64_t seed) {
-  std::vector<TensorSpec> specs;
-  for (const Tensor& input : inputs) specs.push_back(input.spec());
-  Generator generator(seed);
-  return lower(graph, specs, options)->run(inputs, generator);
+double milliseconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
 }
-
-struct Difference {
-  double largest = 0;  // NaN in one only counts as infinite
-  double scale = 0;    // largest |reference|
-};
-
-Difference difference(const std::vector<double>& values, const std::vector<double>& reference) {
-  Difference result;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const double a = values[i];
-    const double b = reference[i];
-    if (std::isfinite(b)) result.scale = std::max(result.scale, std::abs(b));
-    if (a == b || (std::isnan(a) && std::isnan(b))) continue;
-    const double apart = std::abs(a - b);
-    result.largest = std::max(result.largest, std::isnan(apart) ? HUGE_VAL : apart);
-  }
-  return result;
-}
-
-/// The largest difference of integers or bools, exactly: as doubles, large ones that differ may be one.
-double integer_difference(const Tensor& a, const Tensor& b) {
-  const auto x = a.to(DType::int64).to_vector<std::int64_t>();
-  const auto y = b.to(DType::int64).to_vector<std::int64_t>();
-  std::uint64_t largest = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    const auto [low, high] = std::minmax(x[i], y[i]);
-    largest = std::max(largest, static_cast<std::uint64_t>(high) - static_cast<std::uint64_t>(low));
-  }
-  return static_cast<double>(largest);
-}
-
-std::vector<Tensor> widened(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) {
-    result.push_back(is_floating(tensor.dtype()) ? tensor.to(DType::float64) : tensor);
-  }
-  return result;
-}
-
-Device device_of(const Graph& graph) {
-  for (ValueId id : graph.values()) {
-    if (graph.value(id).tensor) return graph.value(id).tensor.device();
-  }
-  return graph.inputs().empty() ? kCpu : graph.value(graph.inputs()[0]).spec.device;
-}
-
-using Named = std::unordered_map<std::string, Tensor>;
-
-/// The inputs of a gradient Graph: the trial's, and a cotangent for each output that takes one.
-std::vector<Tensor> inputs_of(const GradientGraph& gradients, const Trial& trial) {
-  std::vector<Tensor> inputs = trial.inputs;
-  for (const std::size_t output : gradients.cotangents) inputs.push_back(trial.cotangents[output]);
-  return inputs;
-}
-
-Named by_name(const GradientGraph& gradients, const std::vector<Tensor>& results) {
-  Named named;
-  for (std::size_t i = 0; i < results.size(); ++i) {
-    named.emplace(gradients.outputs[i], results[i]);
-  }
-  return named;
-}
-
-/// Its meaning: float64 on the CPU.
-Named run_float64(const GradientGraph& gradients, const Trial& trial, bool training,
-                  std::uint64_t seed) {
-  LowerOptions options{training, DType::float64, kCpu};
-  if (!trial.states.empty()) options.states = &trial.states;
-  return by_name(gradients,
-                 run(gradients.graph, widened(inputs_of(gradients, trial)), options, seed));
-}
-
-/// By the kernels that will run.
-Named run_bound(const GradientGraph& gradients, const Trial& trial, bool training,
-                std::uint64_t seed) {
-  std::vector<Tensor> inputs = inputs_of(gradients, trial);
-  const Device device = device_of(gradients.graph);
-  for (Tensor& input : inputs) input = input.to(device);
-  return by_name(gradients, run(gradients.graph, inputs, {.training = training}, seed));
-}
-
-bool is_gradient(const std::string& name) { return name.starts_with("gradient"); }
-
-/// Rounding noise in a result that is zero in truth comes from terms of this size.
-double largest_of(const Named& results, bool gradients) {
-  double largest = 0;
-  for (const auto& [name, tensor] : results) {
-    if (is_gradient(name) != gradients) continue;
-    const auto values = tensor.to_doubles();
-    largest = std::max(largest, difference(values, values).scale);
-  }
-  return largest;
-}
-
-bool outputs_are_finite(const Named& results) {
-  return std::all_of(results.begin(), results.end(), [](const auto& result) {
-    const auto values = result.second.to_doubles();
-    return !result.first.starts_with("output") ||
-           std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); });
-  });
-}
-
-/// Behind an output that is not finite, gradients are finite or not as each formula has it.
-void drop_non_finite(std::vector<double>& a, std::vector<double>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (!std::isfinite(a[i]) || !std::isfinite(b[i])) a[i] = b[i] = 0;
-  }
-}
-
-bool all_ok(const std::vector<Comparison>& results) {
-  return std::all_of(results.begin(), results.end(), [](const Comparison& c) { return c.ok; });
-}
-
-/// The results of both Graphs in one trial and mode, compared name by name.
-class Comparing {
- public:
-  Comparing(const GradientGraph& before, const GradientGraph& after,
-            const detail::TrialMaker& maker, std::uint64_t seed)
-      : before_(before), after_(after), maker_(maker), seed_(seed) {}
-
-  std::vector<Comparison> run(Trial trial, bool training, const Float64Bound& allowed, bool bound) {
-    plain_ = run_float64(before_, trial, training, seed_);
-    finite_ = outputs_are_finite(plain_);
-    if (!finite_) {
-      silence_non_finite(trial);
-      plain_ = run_float64(before_, trial, training, seed_);
-    }
-    scheduled_ = run_float64(after_, trial, training, seed_);
-    plain_bound_ = bound ? run_bound(before_, trial, training, seed_) : Named();
-    scheduled_bound_ = bound ? run_bound(after_, trial, training, seed_) : Named();
-    output_terms_ = largest_of(plain_, false);
-    for (const Tensor& input : trial.inputs) {
-      if (!is_floating(input.dtype())) continue;
-      const auto values = input.to_doubles();
-      output_terms_ = std::max(output_terms_, difference(values, values).scale);
-    }
-    gradient_terms_ = largest_of(plain_, true);
-    std::vector<std::string> names = before_.outputs;
-    for (const std::string& name : after_.outputs) {
-      if (!plain_.contains(name)) names.push_back(name);
-    }
-    std::vector<Comparison> results;
-    for (const std::string& name : names) {
-      Comparison c;
-      c.trial = trial.name;
-      c.name = name;
-      c.training = training;
-      c.bound = bound;
-      compare(c, allowed);
-      if (!c.ok) {
-        // Perhaps the model itself does not determine this result any better.
-        if (nudged_.empty()) {
-          nudged_ = run_float64(before_, maker_.nudged(trial), training, seed_);
-        }
-        compare(c, allowed);
-      }
-      results.push_back(std::move(c));
-    }
-    return results;
-  }
-
- private:
-  /// Nothing is asked of gradients through output elements that are not finite.
-  void silence_non_finite(Trial& trial) const {
-    for (const std::size_t output : before_.cotangents) {
-      Tensor& cotangent = trial.cotangents[output];
-      const auto values = plain_.at(fmt::format("output {}", output)).to_doubles();
-      std::vector<double> weights = cotangent.to_doubles();
-      for (std::size_t i = 0; i < values.size(); ++i) {
-        if (!std::isfinite(values[i])) weights[i] = 0;
-      }
-      cotangent =
-          tensor(std::span<const double>(weights), cotangent.shape(), {cotangent.dtype(), kCpu});
-    }
-  }
-
-  /// A gradient that is undefined on one side counts as zero; anything else must be on both.
-  static std::vector<double> values_of(const Named& results, const std::string& name,
-                                       std::size_t count) {
-    const auto found = results.find(name);
-    return found == results.end() ? std::vector<double>(count, 0.0) : found->second.to_doubles();
-  }
-
-  void compare(Comparison& c, const Float64Bound& allowed) const {
-    const bool both = plain_.contains(c.name) && scheduled_.contains(c.name);
-    const Tensor& known = (plain_.contains(c.name) ? plain_ : scheduled_).at(c.name);
-    if (both ? !known.shape().same_as(scheduled_.at(c.name).shape()) : !is_gradient(c.name)) {
-      c.float64_difference = HUGE_VAL;
-      return;
-    }
-    const auto count = static_cast<std::size_t>(known.layout().numel());
-    auto exact = values_of(plain_, c.name, count);
-    auto meant = values_of(scheduled_, c.name, count);
-    if (!finite_ && is_gradient(c.name)) drop_non_finite(exact, meant);
-    const Difference meaning = difference(meant, exact);
-    const double terms = is_gradient(c.name) ? gradient_terms_ : output_terms_;
-    c.float64_difference = meaning.largest;
-    c.float64_allowed = allowed.relative * meaning.scale + allowed.noise * terms;
-    if (both && !is_floating(known.dtype())) {
-      c.float64_difference = integer_difference(plain_.at(c.name), scheduled_.at(c.name));
-      c.float64_allowed = 0;
-    }
-    if (is_gradient(c.name) && !allowed.gradients) {
-      c.float64_allowed = std::numeric_limits<double>::max();
-    }
-    const double moved = nudged_difference(c.name, exact);
-    c.float64_allowed += kConditioning * moved;
-    c.ok = c.float64_difference <= c.float64_allowed;
-    if (c.bound) compare_bound(c, exact, std::max(meaning.scale, terms), moved);
-  }
-
-  /// How far the model's own result moves when its numbers do; 0 until that was asked for.
-  double nudged_difference(const std::string& name, std::vector<double> exact) const {
-    const auto found = nudged_.find(name);
-    if (found == nudged_.end()) return 0;
-    auto values = found->second.to_doubles();
-    if (!finite_ && is_gradient(name)) drop_non_finite(values, exact);
-    return difference(values, exact).largest;
-  }
-
-  void compare_bound(Comparison& c, std::vector<double> exact, double terms, double moved) const {
-    auto unscheduled = values_of(plain_bound_, c.name, exact.size());
-    auto fused = values_of(scheduled_bound_, c.name, exact.size());
-    if (!finite_ && is_gradient(c.name)) {
-      drop_non_finite(fused, exact);
-      drop_non_finite(unscheduled, exact);
-    }
-    const auto known = (plain_bound_.contains(c.name) ? plain_bound_ : scheduled_bound_).at(c.name);
-    const double floor = is_gradient(c.name) ? kGradientFloorRoundings : kFloorRoundings;
-    c.max_abs_difference = difference(fused, unscheduled).largest;
-    c.scheduled_error = difference(fused, exact).largest;
-    c.unscheduled_error = difference(unscheduled, exact).largest;
-    c.allowed_error = 2 * c.unscheduled_error + floor * unit_roundoff(known.dtype()) * terms +
-                      kConditioningBound * moved * unit_roundoff(known.dtype()) / detail::kNudge;
-    // A float64 model is its own reference, which is no better than the schedule's results.
-    if (known.dtype() == DType::float64) {
-      c.allowed_error = std::max(c.allowed_error, c.float64_allowed);
-    }
-    c.ok = c.ok && c.scheduled_error <= c.allowed_error;
-  }
-
-  const GradientGraph& before_;
-  const GradientGraph& after_;
-  const detail::TrialMaker& maker_;
-  std::uint64_t seed_;
-  Named plain_, scheduled_, plain_bound_, scheduled_bound_;
-  Named nudged_;  // plain_ of the nudged trial; empty until it is asked for
-  double output_terms_ = 0;
-  double gradient_terms_ = 0;
-  bool finite_ = true;
-};
 
 void compare_masks(const Graph& before, const Graph& after, const DimBindings& sizes,
                    VerifyReport& report) {
@@ -338,179 +57,230 @@ void compare_state(const Graph& after, const ModuleTree& tree, VerifyReport& rep
   }
 }
 
-/// Gradients of what the schedule added are its own affair.
-void drop_added_parameters(GradientGraph& gradients, const Graph& after, const ModuleTree& tree) {
-  std::unordered_set<std::string> own;
-  for (const ModuleTree::State& state : tree.states) own.insert("gradient of " + state.name);
-  std::unordered_set<std::string> added;
-  for (const ValueId id : after.values()) {
-    const Value& value = after.value(id);
-    const std::string name = "gradient of " + value.name;
-    if (value.kind == ValueKind::parameter && !own.contains(name)) added.insert(name);
-  }
-  std::vector<ValueId> outputs;
-  std::vector<std::string> names;
-  for (std::size_t i = 0; i < gradients.outputs.size(); ++i) {
-    if (added.contains(gradients.outputs[i])) continue;
-    outputs.push_back(gradients.graph.outputs()[i]);
-    names.push_back(gradients.outputs[i]);
-  }
-  gradients.graph.set_outputs(std::move(outputs));
-  gradients.graph.eliminate_dead_code();
-  gradients.outputs = std::move(names);
-}
-
-/// One call of verify().
+/// One comparison of two Graphs without effects.
 class Verification {
  public:
-  Verification(const Schedule& schedule, const VerifyOptions& options)
-      : options_(options),
-        tree_(detail::module_tree(schedule.model())),
-        rewritten_tree_(detail::state_tree(schedule)),
-        original_(detail::without_effects(schedule.original())),
-        rewritten_(detail::without_effects(schedule.graph())),
-        maker_(original_, tree_, options.seed) {}
+  Verification(const Graph& before, const Graph& after, const std::vector<Tensor>& examples,
+               const VerifyOptions& options, bool gradients)
+      : before_(before),
+        after_(after),
+        examples_(examples),
+        options_(options),
+        facts_before_(detail::facts_of(before)),
+        facts_after_(detail::facts_of(after)),
+        sizes_(before, options.sizes),
+        context_{before, after, facts_before_, facts_after_, sizes_, options, gradients},
+        correspondence_(before, after) {}
 
-  VerifyReport run() {
-    compare_state(rewritten_, tree_, report_);
-    if (original_.outputs().size() != rewritten_.outputs().size()) {
-      report_.errors.push_back(fmt::format("the schedule has {} outputs; the model has {}",
-                                           rewritten_.outputs().size(),
-                                           original_.outputs().size()));
-      return std::move(report_);
+  void run(VerifyReport& report) {
+    while (!pass(report)) {
     }
-    before_ = differentiate(original_, tree_);
-    after_ = differentiate(rewritten_, rewritten_tree_);
-    drop_added_parameters(after_, rewritten_, tree_);
-    if (detail::turns_hidden_rows_to_zeros(original_, rewritten_)) {
-      report_.notes.emplace_back(detail::kHiddenRowsNote);
-      zeroed_ = differentiate(detail::with_zeros_for_hidden_rows(original_, rewritten_), tree_);
-    }
-    choose_sizes(kSizes);
-    if (selects_from_nothing()) return std::move(report_);
-    if (!maker_.indices().all_known()) choose_index_bound();
-    compare_masks(original_, rewritten_, maker_.sizes(), report_);
-    run({"drawn inputs", InputValues::drawn, StateChange::none, kFloat64, true});
-    run({"special inputs", InputValues::special, StateChange::none, kFloat64Special});
-    if (maker_.has_masks() || detail::loses_masked_attention(original_, rewritten_)) {
-      run({"rows of one truth value", InputValues::masked, StateChange::none, kFloat64});
-    }
-    run({"large numbers", InputValues::large, StateChange::scaled, kFloat64Large});
-    choose_sizes(kOtherSizes);
-    run({"other state", InputValues::drawn, StateChange::shifted, kFloat64});
-    return std::move(report_);
   }
+
+  const detail::TrialSizes& sizes() const { return sizes_; }
 
  private:
-  struct TrialKind {
-    const char* name;
-    InputValues values;
-    StateChange change;
-    Float64Bound allowed;
-    bool bound = false;
-  };
-  /// What the model itself throws.
-  struct Refusal {
-    std::string text;
-    bool is_value = false;  // an index out of range, for one
+  /// The regions of one structure, by the first of them.
+  struct Structure {
+    Region region;
+    std::vector<InputFacts> inputs;
+    std::string key;
+    std::vector<Region> instances;
   };
 
-  void choose_sizes(const std::vector<std::vector<std::int64_t>>& candidates) {
-    maker_.choose_sizes(options_.sizes, candidates);
-    are_examples_ = false;
-  }
-
-  /// A model that refuses a trial's sizes takes the example's. Where it refuses those values as well
-  /// there is nothing to compare.
-  void run(const TrialKind& kind) {
-    auto refusal = compare(kind);
-    if (refusal && options_.sizes.empty() && !are_examples_) {
-      are_examples_ = true;
-      maker_.choose_sizes({}, {});
-      refusal = compare(kind);
+  /// False when claims were dropped, so that there are other regions now.
+  bool pass(VerifyReport& report) {
+    const std::vector<Region> regions = options_.whole
+                                            ? std::vector<Region>{correspondence_.whole()}
+                                            : correspondence_.regions();
+    std::vector<Structure> structures;
+    std::unordered_map<std::string, std::size_t> known;
+    for (const Region& region : regions) {
+      std::vector<InputFacts> inputs = detail::input_facts(region, context_);
+      std::vector<std::string> texts;
+      for (const InputFacts& input : inputs) texts.push_back(input.to_string());
+      std::string key = detail::structure_text(region, before_, after_, texts);
+      const auto [place, is_new] = known.emplace(key, structures.size());
+      if (is_new) structures.push_back({region, std::move(inputs), std::move(key), {}});
+      structures[place->second].instances.push_back(region);
     }
-    if (!refusal) return;
-    const bool fails = kind.bound && !refusal->is_value;
-    (fails ? report_.errors : report_.notes)
-        .push_back(fmt::format("not compared on {}, which the model itself refuses: {}", kind.name,
-                               refusal->text));
-  }
-
-  bool selects_from_nothing() {
-    const auto& misfit = maker_.misfit();
-    if (!misfit || misfit->size > 0) return false;
-    report_.errors.push_back(misfit->to_string());
+    record(structures, report);
+    std::vector<RegionOutcome> failed;
+    for (const Structure& structure : structures) {
+      if (passed_.contains(structure.key)) continue;
+      RegionOutcome outcome = check(structure);
+      if (outcome.ok) {
+        passed_.emplace(structure.key, std::move(outcome));
+        continue;
+      }
+      const bool may_drop = detail::cost_of_region(structure.region, context_) < kWidestFlops;
+      if (may_drop && correspondence_.drop_claims(structure.region)) return false;
+      failed.push_back(std::move(outcome));
+      if (failed.size() >= kMostFailures) break;
+    }
+    report.regions = regions.size();
+    report.distinct_regions = structures.size();
+    for (const Structure& structure : structures) {
+      const auto found = passed_.find(structure.key);
+      if (found != passed_.end()) add(report, found->second);
+    }
+    for (RegionOutcome& outcome : failed) add(report, outcome);
     return true;
   }
 
-  void choose_index_bound() {
-    for (const std::int64_t bound : kIndexBounds) {
-      maker_.indices().limit(bound);
-      try {
-        run_float64(before_, maker_.make("", InputValues::drawn, StateChange::none), false,
-                    options_.seed);
-        return;
-      } catch (const ValueError&) {
-        // An index outside of what it selects from: a smaller bound; at last the model refuses.
-      }
-    }
-  }
-
-  /// Nothing, or why the model cannot run.
-  std::optional<Refusal> compare(const TrialKind& kind) {
-    const Trial trial = maker_.make(kind.name, kind.values, kind.change);
-    TrialSummary summary{trial.name, {}};
-    for (const Tensor& input : trial.inputs) summary.sizes.push_back(input.shape().hints());
-    for (const bool training : {false, true}) {
-      if (!(training ? options_.training : options_.eval)) continue;
-      try {
-        const auto compared_with = [&](const GradientGraph& model) {
-          return Comparing(model, after_, maker_, options_.seed)
-              .run(trial, training, kind.allowed, kind.bound);
-        };
-        std::vector<Comparison> results = compared_with(before_);
-        if (zeroed_ && !all_ok(results)) {
-          std::vector<Comparison> others = compared_with(*zeroed_);
-          if (all_ok(others)) results = std::move(others);
+  static void add(VerifyReport& report, const RegionOutcome& outcome) {
+    const auto append = [](auto& to, const auto& from) {
+      for (const auto& one : from) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(one)>, std::string>) {
+          if (std::find(to.begin(), to.end(), one) != to.end()) continue;
         }
-        std::move(results.begin(), results.end(), std::back_inserter(report_.results));
-      } catch (const InternalError&) {
-        throw;
-      } catch (const Error& error) {
-        if (auto refusal = refusal_of_model(trial, training)) return refusal;
-        report_.errors.push_back(fmt::format("on {} ({}): {}", trial.name,
-                                             training ? "training" : "eval", error.what()));
+        to.push_back(one);
+      }
+    };
+    append(report.results, outcome.results);
+    append(report.errors, outcome.errors);
+    append(report.notes, outcome.notes);
+    append(report.not_compared, outcome.not_compared);
+    append(report.left_out, outcome.left_out);
+    for (const TrialSummary& trial : outcome.trials) {
+      const auto same = [&](const TrialSummary& other) {
+        return other.name == trial.name && other.sizes == trial.sizes;
+      };
+      if (std::none_of(report.trials.begin(), report.trials.end(), same)) {
+        report.trials.push_back(trial);
       }
     }
-    report_.trials.push_back(std::move(summary));
-    return std::nullopt;
   }
 
-  std::optional<Refusal> refusal_of_model(const Trial& trial, bool training) const {
+  /// A region that fails on drawn values only is seen from further back, where fewer are possible.
+  RegionOutcome check(const Structure& structure) {
+    RegionOutcome outcome = check(structure.region, structure.inputs);
+    // The last of the other instances may hold what the first does not: its recorded values.
+    if (outcome.ok && structure.instances.size() > 1) {
+      outcome = with_recorded(std::move(outcome), structure.instances.back());
+    }
+    Region region = structure.region;
+    while (!outcome.ok && !outcome.fails_on_recorded && !options_.whole) {
+      if (!correspondence_.widen(region)) break;
+      if (detail::cost_of_region(region, context_) > kWidestFlops) {
+        outcome.left_out.push_back(
+            fmt::format("{} fails on drawn values; what makes them is too large to be compared "
+                        "with it: verify with .whole = true",
+                        detail::name_of(region, before_)));
+        break;
+      }
+      record({{region, {}, "", {}}});
+      outcome = check(region, detail::input_facts(region, context_));
+    }
+    return outcome;
+  }
+
+  RegionOutcome check(const Region& region, const std::vector<InputFacts>& inputs) const {
+    return detail::check_region(region, inputs, context_, recorded_inputs(region));
+  }
+
+  RegionOutcome with_recorded(RegionOutcome outcome, const Region& instance) const {
+    const auto recorded = recorded_inputs(instance);
+    if (!recorded) return outcome;
+    RegionOutcome other = detail::check_recorded(
+        instance, detail::input_facts(instance, context_), context_, *recorded);
+    outcome.ok = outcome.ok && other.ok;
+    outcome.fails_on_recorded = other.fails_on_recorded;
+    outcome.results.insert(outcome.results.end(), other.results.begin(), other.results.end());
+    outcome.errors.insert(outcome.errors.end(), other.errors.begin(), other.errors.end());
+    return outcome;
+  }
+
+  /// Values for the inputs of the first and the last region of each structure, of one short run.
+  void record(const std::vector<Structure>& structures, VerifyReport& report) {
+    const auto start = std::chrono::steady_clock::now();
+    record(structures);
+    report.record_milliseconds += milliseconds_since(start);
+  }
+
+  void record(const std::vector<Structure>& structures) {
+    if (options_.whole || cannot_record_) return;
+    std::set<ValueId> wanted;
+    const auto want = [&](const Region& region) {
+      for (const detail::RegionInput& input : region.inputs) {
+        const bool known = input.before == kNone || before_.value(input.before).tensor ||
+                           recorded_.contains(input.before);
+        if (!known) wanted.insert(input.before);
+      }
+    };
+    for (const Structure& structure : structures) {
+      if (passed_.contains(structure.key)) continue;
+      want(structure.region);
+      if (!structure.instances.empty()) want(structure.instances.back());
+    }
+    if (wanted.empty()) return;
     try {
-      run_float64(before_, trial, training, options_.seed);
-      return std::nullopt;
-    } catch (const ValueError& error) {
-      return Refusal{error.what(), true};
-    } catch (const Error& error) {
-      return Refusal{error.what(), false};
+      if (recorded_sizes_.empty()) prepare_recording();
+      recorded_.merge(detail::record_values(before_, recorded_sizes_, recorded_examples_, wanted));
+    } catch (const InternalError&) {
+      throw;
+    } catch (const Error&) {
+      cannot_record_ = true;  // the model refuses short inputs, or these values
     }
   }
 
-  VerifyOptions options_;
-  ModuleTree tree_, rewritten_tree_;
-  Graph original_, rewritten_;
-  detail::TrialMaker maker_;
-  bool are_examples_ = false;  // the sizes
-  GradientGraph before_, after_;
-  std::optional<GradientGraph> zeroed_;  // before_ as if queries that see no key gave zeros
-  VerifyReport report_;
+  /// The examples, as far as they were given as tensors; the others are drawn.
+  void prepare_recording() {
+    recorded_sizes_ = sizes_.shortened(kRecordedPositions);
+    const auto shapes = sizes_.shapes(recorded_sizes_);
+    std::vector<Tensor> drawn;
+    for (std::size_t i = 0; i < before_.inputs().size(); ++i) {
+      const TensorSpec& spec = before_.value(before_.inputs()[i]).spec;
+      const Shape wanted(std::vector<Dim>(shapes[i].begin(), shapes[i].end()));
+      Tensor input = i < examples_.size() ? examples_[i] : Tensor();
+      if (!input || !input.shape().same_as(wanted)) {
+        if (drawn.empty()) drawn = detail::draw_inputs(before_, recorded_sizes_, options_.seed);
+        input = drawn[i].to(spec.dtype).to(spec.device);
+      }
+      recorded_examples_.push_back(std::move(input));
+    }
+  }
+
+  std::optional<detail::RecordedInputs> recorded_inputs(const Region& region) const {
+    detail::RecordedInputs result{{}, recorded_sizes_};
+    bool any = false;
+    for (const detail::RegionInput& input : region.inputs) {
+      const bool known = input.before != kNone;
+      const Value& value = known ? before_.value(input.before) : after_.value(input.after);
+      const auto found = recorded_.find(input.before);
+      if (value.tensor) {
+        result.inputs.push_back(value.tensor);
+      } else if (known && found != recorded_.end()) {
+        result.inputs.push_back(found->second);
+        any = true;
+      } else {
+        return std::nullopt;
+      }
+    }
+    if (!any) return std::nullopt;
+    return result;
+  }
+
+  const Graph& before_;
+  const Graph& after_;
+  const std::vector<Tensor>& examples_;
+  const VerifyOptions& options_;
+  std::vector<detail::ValueFacts> facts_before_;
+  std::vector<detail::ValueFacts> facts_after_;
+  detail::TrialSizes sizes_;
+  detail::CheckContext context_;
+  detail::Correspondence correspondence_;
+  std::map<std::string, RegionOutcome> passed_;  // by structure
+  std::unordered_map<ValueId, Tensor> recorded_;
+  DimBindings recorded_sizes_;
+  std::vector<Tensor> recorded_examples_;
+  bool cannot_record_ = false;
 };
 
 std::string text_of(const Comparison& c) {
   std::string text = fmt::format("{} {} ({}{}): ", c.ok ? "ok  " : "FAIL", c.name,
                                  c.bound ? "" : c.trial + ", ", c.training ? "training" : "eval");
-  if (c.bound) {
+  if (c.bound || c.allowed_error > 0) {
     text += fmt::format(
         "|scheduled - unscheduled| {:.3g}; error to float64 {:.3g}, allowed {:.3g} (unscheduled "
         "{:.3g}); ",
@@ -528,7 +298,24 @@ std::string shapes_of(const TrialSummary& trial) {
   return shapes;
 }
 
+bool all_ok(const std::vector<Comparison>& results) {
+  return std::all_of(results.begin(), results.end(), [](const Comparison& c) { return c.ok; });
+}
+
 }  // namespace
+
+namespace detail {
+
+VerifyReport verify_graphs(const Graph& before, const Graph& after,
+                           const std::vector<Tensor>& examples, const VerifyOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  VerifyReport report;
+  Verification(before, after, examples, options, false).run(report);
+  report.milliseconds = milliseconds_since(start);
+  return report;
+}
+
+}  // namespace detail
 
 bool VerifyReport::ok() const {
   return masks_missing.empty() && masks_added.empty() && errors.empty() && all_ok(results);
@@ -542,10 +329,23 @@ double VerifyReport::max_abs_difference() const {
   return largest;
 }
 
+std::string VerifyReport::summary() const {
+  if (regions == 0) return fmt::format("verified: nothing was rewritten ({:.1f} ms)", milliseconds);
+  return fmt::format(
+      "verified {} rewritten region{} of {} structure{}: {} results of {} trials {}, {} not "
+      "compared, {} left out; {:.1f} ms, {:.1f} of them to record values",
+      regions, regions == 1 ? "" : "s", distinct_regions, distinct_regions == 1 ? "" : "s",
+      results.size(), trials.size(), ok() ? "agree" : "do NOT all agree", not_compared.size(),
+      left_out.size(), milliseconds, record_milliseconds);
+}
+
 std::string VerifyReport::to_string() const {
   std::string text;
+  std::string region;
   for (const Comparison& c : results) {
-    if (c.bound || !c.ok) text += text_of(c);
+    if (!c.bound && c.ok) continue;
+    if (c.region != region) text += fmt::format("{}:\n", region = c.region);
+    text += text_of(c);
   }
   for (const std::string& mask : masks_missing) {
     text += fmt::format("FAIL what the model draws is not drawn: {}\n", mask);
@@ -555,6 +355,10 @@ std::string VerifyReport::to_string() const {
   }
   for (const std::string& error : errors) text += fmt::format("FAIL {}\n", error);
   for (const std::string& note : notes) text += fmt::format("note: {}\n", note);
+  for (const std::string& name : not_compared) {
+    text += fmt::format("not compared on any finite value: {}\n", name);
+  }
+  for (const std::string& trial : left_out) text += fmt::format("left out: {}\n", trial);
   for (const TrialSummary& trial : trials) {
     const auto in_trial = [&](const Comparison& c) { return c.trial == trial.name; };
     const auto compared = std::count_if(results.begin(), results.end(), in_trial);
@@ -563,15 +367,25 @@ std::string VerifyReport::to_string() const {
     text += fmt::format("{}: {} of {} results agree on inputs {}\n", trial.name, equal, compared,
                         shapes_of(trial));
   }
-  return text + fmt::format("verified in {:.1f} ms\n", milliseconds);
+  return text + summary() + "\n";
 }
 
 VerifyReport verify(const Schedule& schedule, const VerifyOptions& options) {
   const auto used = schedule.use("[verify] the schedule");
   const auto start = std::chrono::steady_clock::now();
-  VerifyReport report = Verification(schedule, options).run();
-  report.milliseconds =
-      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  const Graph before = detail::without_effects(schedule.original());
+  const Graph after = detail::without_effects(schedule.graph());
+  VerifyReport report;
+  compare_state(after, detail::module_tree(schedule.model()), report);
+  if (before.outputs().size() != after.outputs().size()) {
+    report.errors.push_back(fmt::format("the schedule has {} outputs; the model has {}",
+                                        after.outputs().size(), before.outputs().size()));
+    return report;
+  }
+  Verification verification(before, after, schedule.examples(), options, true);
+  compare_masks(before, after, verification.sizes().small(), report);
+  verification.run(report);
+  report.milliseconds = milliseconds_since(start);
   return report;
 }
 

@@ -76,6 +76,10 @@ OpBuilder& OpBuilder::repeats(Op::Repeats f) {
   op_->repeats = f;
   return *this;
 }
+OpBuilder& OpBuilder::range(Op::Range f) {
+  op_->range = f;
+  return *this;
+}
 OpBuilder& OpBuilder::flops(Op::Flops f) {
   op_->flops = f;
   return *this;

@@ -16,6 +16,7 @@
 #include "tensor/attrs.h"
 #include "tensor/kernel.h"
 #include "tensor/tensor_view.h"
+#include "tensor/value_range.h"
 
 namespace tenon {
 
@@ -122,6 +123,8 @@ class Op {
   /// evaluation), or -1. A Program then takes the operand itself: a state that is handed back to
   /// itself is not written.
   using Repeats = int (*)(const Attrs&, bool training, int output);
+  /// Between which numbers the elements of the first result are, given the operands'.
+  using Range = ValueRange (*)(std::span<const std::optional<ValueRange>> operands, const Attrs&);
   /// Floating-point operations of one call (a multiply-add counts as two).
   using Flops = double (*)(const KernelArgs&);
   /// The gradients of the operands, in operand order; undefined where there is none. Emits ops, so it
@@ -140,6 +143,8 @@ class Op {
   std::vector<Attrs> (*pattern_attrs)() = nullptr;
   Identity identity = nullptr;
   Repeats repeats = nullptr;
+  /// Null: the operands' ranges, and 0, for an op that only moves elements; else nothing is known.
+  Range range = nullptr;
   Flops flops = nullptr;
   Vjp vjp = nullptr;
   std::uint32_t saved_inputs = 0;   // bit i: the vjp reads operand i
@@ -190,6 +195,8 @@ class OpBuilder {
   OpBuilder& identity(Op::Identity f);
   /// See Op::Repeats.
   OpBuilder& repeats(Op::Repeats f);
+  /// See Op::Range, and the rules in tensor/value_range.h.
+  OpBuilder& range(Op::Range f);
   OpBuilder& flops(Op::Flops f);
   /// See Op::Vjp. An op that has none is differentiated through its decomposition.
   OpBuilder& vjp(Op::Vjp f);

@@ -3,10 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "graph/tracer.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/interpreter.h"
-#include "tensor/ops/attributes.h"
 
 namespace tenon::detail {
 namespace {
@@ -40,39 +36,31 @@ bool turns_hidden_rows_to_zeros(const Graph& before, const Graph& after) {
          !nodes_missing_in(after, before, is_softmax).empty();
 }
 
-Graph with_zeros_for_hidden_rows(const Graph& before, const Graph& after) {
-  Graph result = before;
-  result.own_guards();
-  for (const NodeId id : nodes_missing_in(after, before, is_softmax)) {
-    const Node node = result.node(id);
-    GraphBuilder builder(result, result.position(id), node.call);
-    const InterpreterGuard guard(builder);
-    const Tensor zeroed =
-        ops::softmax_or_zeros(builder.tensor(node.inputs[0]), node.attrs.as<AxisAttrs>().dim);
-    result.replace_all_uses(node.outputs[0], builder.value_of(zeroed, node.op->name));
-    result.erase_node(id);
-  }
-  return result;
+std::size_t count_masked_attention(const Graph& graph) {
+  const auto& order = graph.order();
+  return static_cast<std::size_t>(std::count_if(
+      order.begin(), order.end(), [&](NodeId id) { return has_mask(graph.node(id)); }));
 }
 
-bool loses_masked_attention(const Graph& before, const Graph& after) {
-  return !nodes_missing_in(after, before, has_mask).empty();
+bool has_softmax(const Graph& graph) {
+  const auto& order = graph.order();
+  return std::any_of(order.begin(), order.end(),
+                     [&](NodeId id) { return is_softmax(graph.node(id)); });
 }
 
-std::set<ValueId> additive_mask_inputs(const Graph& graph) {
-  std::set<ValueId> inputs;
-  for (const NodeId id : graph.order()) {
+std::set<ValueId> additive_masks(const Graph& graph, const std::vector<NodeId>& nodes) {
+  std::set<ValueId> masks;
+  for (const NodeId id : nodes) {
     if (!has_mask(graph.node(id))) continue;
-    ValueId source = graph.node(id).inputs[kMask];
-    while (graph.value(source).kind == ValueKind::result) {
-      const Node& producer = graph.node(graph.value(source).producer);
-      if (!producer.op->has(Trait::view)) break;
-      source = producer.inputs[0];
+    ValueId mask = graph.node(id).inputs[kMask];
+    while (is_floating(graph.value(mask).spec.dtype)) {
+      masks.insert(mask);
+      const NodeId producer = graph.value(mask).producer;
+      if (producer == kNone || graph.node(producer).op->view == nullptr) break;
+      mask = graph.node(producer).inputs[0];
     }
-    const Value& value = graph.value(source);
-    if (value.kind == ValueKind::input && is_floating(value.spec.dtype)) inputs.insert(source);
   }
-  return inputs;
+  return masks;
 }
 
 }  // namespace tenon::detail

@@ -3,7 +3,9 @@
 // as if its softmax gave zeros there, and reports say so; the reverse is refused like any difference.
 #pragma once
 
+#include <cstddef>
 #include <set>
+#include <vector>
 
 #include "graph/graph.h"
 
@@ -15,11 +17,9 @@ inline constexpr const char* kHiddenRowsNote =
 
 /// Whether `after`, rewritten from `before`, has attention with a mask where `before` had a softmax.
 bool turns_hidden_rows_to_zeros(const Graph& before, const Graph& after);
-/// `before`, but every softmax that `after` has no more gives zeros for a row of -inf.
-Graph with_zeros_for_hidden_rows(const Graph& before, const Graph& after);
-/// Whether attention with a mask of `before` is gone in `after`.
-bool loses_masked_attention(const Graph& before, const Graph& after);
-/// The floating inputs that are masks of attention, as they are or as views.
-std::set<ValueId> additive_mask_inputs(const Graph& graph);
+std::size_t count_masked_attention(const Graph& graph);
+bool has_softmax(const Graph& graph);
+/// The floating values that these nodes use as masks of attention, as they are or as views.
+std::set<ValueId> additive_masks(const Graph& graph, const std::vector<NodeId>& nodes);
 
 }  // namespace tenon::detail

@@ -1,6 +1,7 @@
 // IndexInputs: integers for the inputs of a Graph such that every index which is computed from them is
-// one of its table's. The Graph says which tables there are; what computes an index (views, casts,
-// arithmetic, comparisons) is run, not guessed.
+// one of its table's; floating inputs that are cast to indices are whole numbers as well. The Graph says
+// which tables there are; what computes an index (views, casts, arithmetic, comparisons) is run, not
+// guessed.
 //
 //   tokens ─▶ ne ─▶ cumsum ─▶ add ─▶ embedding      an index of 5 in a table of 4 rows:
 //      └───────────────────────────▶ embedding      tokens from a smaller range are drawn
@@ -22,22 +23,29 @@ struct IndexMisfit {
   std::int64_t size = 0;
   double smallest = 0;
   double largest = 0;
-  std::vector<std::size_t> inputs;  // integer inputs that they are computed from
+  std::vector<std::size_t> inputs;  // drawn ones that they are computed from
   std::string to_string() const;
+};
+
+/// The numbers low, low + 1, …: `width` of them.
+struct IntegerWindow {
+  std::int64_t low = 0;
+  std::int64_t width = 0;
 };
 
 class IndexInputs {
  public:
-  /// `graph` without effects.
-  explicit IndexInputs(const Graph& graph);
+  /// `graph` is of concrete sizes, without effects and state. A window for each input, nothing for one
+  /// that is not to be drawn; of floating ones those count that are cast to indices. `special` numbers
+  /// are drawn more often where they are in the window.
+  IndexInputs(const Graph& graph, std::vector<std::optional<IntegerWindow>> windows,
+              std::vector<std::int64_t> special);
 
   /// Replaces the integers among `inputs`, which are all there, by random ones. What it returns no
   /// integers mend. The ranges that were found stay for later calls.
   std::optional<IndexMisfit> draw(std::vector<Tensor>& inputs, Generator& generator);
   /// Indices computed from these inputs that are in no table; nothing when all are.
   std::optional<IndexMisfit> first_misfit(const std::vector<Tensor>& inputs) const;
-  /// Forgets the ranges found: for other sizes.
-  void reset();
   /// Integers are in [0, bound) from now on, or in less.
   void limit(std::int64_t bound);
   /// False when an index depends on parameters or on chance, so that ranges must be tried out.
@@ -47,25 +55,22 @@ class IndexInputs {
   /// An index operand and what computes it.
   struct Selection {
     std::string node;
-    Graph graph;                      // its output: the index
-    Dim size;                         // of the axis that is selected from
-    std::optional<double> ignored;    // selects nothing
-    std::vector<std::size_t> inputs;  // integers
-  };
-  /// The numbers low, low + 1, … of an input.
-  struct Window {
-    std::int64_t low = 0;
-    std::int64_t width = 0;
+    Graph graph;                       // its output: the index
+    std::vector<std::size_t> sources;  // the inputs that its own ones are
+    std::int64_t size = 0;             // of the axis that is selected from
+    std::optional<double> ignored;     // selects nothing
+    std::vector<std::size_t> inputs;   // of the sources, those that are drawn
   };
 
   void add_selection(const Graph& graph, const Node& node);
-  Tensor numbers(const Tensor& like, const Window& window, Generator& generator) const;
+  Tensor numbers(const Tensor& like, const IntegerWindow& window, Generator& generator) const;
   bool narrow_windows(const IndexMisfit& misfit);
 
   std::vector<DType> dtypes_;  // by input
-  std::vector<Window> windows_;
+  std::vector<bool> draws_;
+  std::vector<std::optional<IntegerWindow>> windows_;
+  std::vector<std::int64_t> special_;
   std::vector<Selection> selections_;
-  std::int64_t limit_ = 7;  // few, so that an index comes more than once
   bool all_known_ = true;
 };
 

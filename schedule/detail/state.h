@@ -12,12 +12,17 @@ namespace tenon::detail {
 
 class ScheduleState {
  public:
-  ScheduleState(std::shared_ptr<nn::Module> model_root, Graph traced)
-      : model(std::move(model_root)), original(traced), graph(std::move(traced)) {}
+  ScheduleState(std::shared_ptr<nn::Module> model_root, Graph traced,
+                std::vector<Tensor> short_examples)
+      : model(std::move(model_root)),
+        original(traced),
+        graph(std::move(traced)),
+        examples(std::move(short_examples)) {}
 
   std::shared_ptr<nn::Module> model;
   Graph original;
   Graph graph;
+  std::vector<Tensor> examples;  // see Schedule::examples
   ExclusiveUse in_use;  // by what changes or builds it
   std::vector<AppliedPrimitive> applied;
   std::vector<Graph>

@@ -1,22 +1,27 @@
 #include "schedule/detail/trial.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <functional>
+#include <string_view>
 
+#include "schedule/detail/region_graph.h"
 #include "tensor/detail/check.h"
+#include "tensor/functional.h"
 #include "tensor/interpreter.h"
 
 namespace tenon::detail {
 namespace {
 
-/// How far `shifted` moves a state, relative to its root mean square or kSmallestShift.
-constexpr double kShift = 0.25;
-constexpr double kSmallestShift = 0.1;
-constexpr double kMatrixScale = 32;
 /// Of large and special inputs.
 constexpr double kLarge = 2000;
 constexpr double kSmall = 1e-6;
+/// Rows of `offset` inputs are this many of their deviations away from zero.
+constexpr double kOffset = 3000;
+/// Integers that nothing is known of.
+constexpr IntegerWindow kAnyInteger = {-9, 21};
+/// Longer tables are no larger for what can go wrong.
+constexpr std::int64_t kLongestWindow = 1 << 20;
 
 Extents evaluated(const Shape& shape, const DimBindings& bindings) {
   Extents sizes;
@@ -24,88 +29,57 @@ Extents evaluated(const Shape& shape, const DimBindings& bindings) {
   return sizes;
 }
 
-/// The free symbols take the candidates in turn; the others follow. Nothing when a guard fails.
-std::optional<DimBindings> assign_sizes(const Graph& graph,
-                                        const std::vector<std::int64_t>& candidates) {
-  DimBindings bindings;
-  std::vector<std::pair<std::int64_t, Dim>> symbols;
-  for (ValueId id : graph.inputs()) {
-    for (const Dim& dim : graph.value(id).spec.shape) {
-      std::vector<std::int64_t> ids;
-      dim.collect_symbols(ids);
-      if (ids.size() == 1) symbols.emplace_back(ids[0], dim);
-    }
-  }
-  std::size_t next = 0;
-  for (const auto& [id, dim] : symbols) {
-    std::vector<std::int64_t> free;
-    dim.resolved().collect_symbols(free);
-    const bool own = free.size() == 1 && free[0] == id;
-    if (own)
-      bindings[id] = candidates.empty() ? dim.hint() : candidates[next++ % candidates.size()];
-  }
-  for (const auto& [id, dim] : symbols) {
-    if (!bindings.contains(id)) bindings[id] = dim.resolved().evaluate(bindings);
-  }
-  for (const DimGuard& guard : graph.guards()->guards) {
-    if (!guard.holds(bindings)) return std::nullopt;
-  }
-  return bindings;
-}
-
-DimBindings bind_sizes(const Graph& graph, const std::vector<std::vector<std::int64_t>>& sizes) {
-  DimBindings bindings;
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    const Shape& shape = graph.value(graph.inputs().at(i)).spec.shape;
-    for (int axis = 0; axis < shape.rank(); ++axis) {
-      std::vector<std::int64_t> symbol;
-      shape[axis].collect_symbols(symbol);
-      if (symbol.size() == 1) bindings[symbol[0]] = sizes[i].at(static_cast<std::size_t>(axis));
-    }
-  }
-  return bindings;
-}
-
 Tensor from_doubles(const std::vector<double>& values, const Extents& sizes, DType dtype) {
   const Shape shape(std::vector<Dim>(sizes.begin(), sizes.end()));
   return tensor(std::span<const double>(values), shape, {dtype, kCpu});
 }
 
-/// A few roundings away, in a direction that follows from the number itself.
-double nudged_number(double number) {
-  std::uint64_t bits = std::bit_cast<std::uint64_t>(number) * 0x9e3779b97f4a7c15U;
-  bits ^= bits >> 32;
-  const double direction = static_cast<double>(bits & 0xffffU) / 0x8000 - 1;
-  return number * (1 + direction * kNudge);
+/// The number moved to where its value may be; `share`, from 0 to 1, chooses between two bounds.
+double within(const ValueRange& range, double number, double share) {
+  const bool low = std::isfinite(range.low);
+  const bool high = std::isfinite(range.high);
+  if (number >= range.low && number <= range.high) return number;
+  if (low && high) return range.low + (range.high - range.low) * share;
+  return low ? range.low + std::abs(number) : range.high - std::abs(number);
 }
 
-Tensor nudged_tensor(const Tensor& tensor) {
-  if (!tensor || !is_floating(tensor.dtype())) return tensor;
-  std::vector<double> numbers = tensor.to_doubles();
-  for (double& number : numbers) number = nudged_number(number);
-  return from_doubles(numbers, tensor.layout().sizes, DType::float64);
-}
+/// What a buffer's values tell of what they may be.
+struct BufferFacts {
+  std::vector<double> choices;  // two different ones: a mask
+  bool is_positive = true;
+  bool is_finite = true;
+  double low = HUGE_VAL;
+  double high = -HUGE_VAL;
+};
 
-double root_mean_square(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double value : values) sum += value * value;
-  return values.empty() ? 0 : std::sqrt(sum / static_cast<double>(values.size()));
-}
-
-/// A buffer of two values says which elements count: a mask, no measure of anything.
-bool is_mask(const std::vector<double>& values) {
-  std::vector<double> distinct;
-  for (const double value : values) {
-    if (std::find(distinct.begin(), distinct.end(), value) == distinct.end()) {
-      distinct.push_back(value);
+BufferFacts facts_of_buffer(const Tensor& buffer) {
+  BufferFacts facts;
+  bool few = true;
+  for (const double value : buffer.to_doubles()) {
+    facts.is_positive = facts.is_positive && value > 0;
+    facts.is_finite = facts.is_finite && std::isfinite(value);
+    facts.low = std::min(facts.low, value);
+    facts.high = std::max(facts.high, value);
+    if (few && std::find(facts.choices.begin(), facts.choices.end(), value) == facts.choices.end()) {
+      facts.choices.push_back(value);
+      few = facts.choices.size() <= 2;
     }
-    if (distinct.size() > 2) return false;
   }
-  return distinct.size() == 2;
+  std::sort(facts.choices.begin(), facts.choices.end());
+  if (!few || facts.choices.size() < 2) facts.choices.clear();
+  return facts;
 }
 
-bool all_finite(const std::vector<double>& values) {
-  return std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); });
+/// A value that trials take as it is.
+bool is_kept(const InputFacts& input, const BufferFacts& buffer) {
+  return input.kind == ValueKind::constant || (!buffer.is_finite && buffer.choices.empty());
+}
+
+std::size_t fingerprint(const Tensor& tensor) {
+  const Tensor host = tensor.cpu().contiguous();
+  const TensorView view = host.view_of_data();
+  const auto bytes = static_cast<std::size_t>(view.numel()) * size_of(view.dtype);
+  return std::hash<std::string_view>()({static_cast<const char*>(view.data), bytes});
 }
 
 /// Infers shapes, opens fused ops, and notes the dropouts that are called.
@@ -136,88 +110,145 @@ class MaskRecorder final : public Interpreter {
 
 }  // namespace
 
-void TrialMaker::choose_sizes(const std::vector<std::vector<std::int64_t>>& given,
-                              const std::vector<std::vector<std::int64_t>>& candidates) {
-  if (!given.empty()) {
-    take(bind_sizes(graph_, given));
-    return;
-  }
-  for (const auto& numbers : candidates) {
-    const auto found = assign_sizes(graph_, numbers);
-    if (found && take(*found)) return;
-  }
-  const auto examples = assign_sizes(graph_, {});
-  TENON_INTERNAL(examples.has_value(), "the example's own sizes break a guard");
-  take(*examples);
+std::string InputFacts::to_string() const {
+  std::string text = fmt::format("{} {} {} {}", static_cast<int>(kind), spec.to_string(),
+                                 facts.to_string(), is_additive_mask ? "mask" : "");
+  if (!own || kind == ValueKind::parameter) return text;
+  const BufferFacts buffer = kind == ValueKind::constant ? BufferFacts{} : facts_of_buffer(own);
+  if (is_kept(*this, buffer)) return text + fmt::format(" data {}", fingerprint(own));
+  return text + fmt::format(" {} {} {}", fmt::join(buffer.choices, " "), buffer.is_positive,
+                            is_floating(spec.dtype) ? "" : fmt::format("{} {}", buffer.low,
+                                                                        buffer.high));
 }
 
-bool TrialMaker::take(DimBindings sizes) {
-  sizes_ = std::move(sizes);
-  indices_.reset();
-  inputs(InputValues::drawn);
-  return !misfit_;
+TrialInputs::TrialInputs(const std::vector<InputFacts>& inputs, RegionConstants constants,
+                         std::uint64_t seed)
+    : inputs_(inputs), constants_(std::move(constants)), generator_(seed) {
+  states_.resize(inputs.size());
+  // What a node meets may have been moved by another one: sums and differences of two numbers too.
+  const auto& numbers = constants_.numbers;
+  for (const double number : numbers) {
+    for (const double other : numbers.size() <= 4 ? numbers : std::vector<double>{0}) {
+      for (const double aim : {number, number + other, number - other}) {
+        if (std::find(aims_.begin(), aims_.end(), aim) == aims_.end()) aims_.push_back(aim);
+      }
+    }
+  }
 }
 
-std::vector<Tensor> TrialMaker::inputs(InputValues values) {
+void TrialInputs::set_graph(const Graph& graph) {
+  graph_ = &graph;
+  std::vector<std::int64_t> special{0, 1, -1};
+  for (const double number : aims_) {
+    if (std::rint(number) != number || std::abs(number) > 0x1p31) continue;
+    for (const int step : {-1, 0, 1}) special.push_back(static_cast<std::int64_t>(number) + step);
+  }
+  // Where nothing bounds integers but the numbers that they meet.
+  const auto [least, most] = std::minmax_element(special.begin(), special.end());
+  const std::int64_t low = std::min(*least - 1, kAnyInteger.low);
+  const std::int64_t end = std::max(*most + 2, kAnyInteger.low + kAnyInteger.width);
+  std::vector<std::optional<IntegerWindow>> windows;
+  for (const InputFacts& input : inputs_) {
+    const Dim& table = input.facts.table_size;
+    if (input.own) {
+      windows.emplace_back();
+    } else if (is_floating(input.spec.dtype)) {
+      windows.push_back(IntegerWindow{0, kLongestWindow});
+    } else if (table.same_as(-1)) {
+      windows.push_back(IntegerWindow{low, end - low});
+    } else {
+      windows.push_back(
+          IntegerWindow{0, std::clamp<std::int64_t>(table.hint(), 1, kLongestWindow)});
+    }
+  }
+  indices_.emplace(graph, std::move(windows), std::move(special));
+}
+
+bool TrialInputs::has_masks() const {
+  return std::any_of(inputs_.begin(), inputs_.end(), [](const InputFacts& input) {
+    return input.is_additive_mask || input.spec.dtype == DType::boolean;
+  });
+}
+
+bool TrialInputs::has_numbers() const { return !constants_.numbers.empty(); }
+
+std::vector<Tensor> TrialInputs::make(InputValues values) {
   std::vector<Tensor> result;
-  for (ValueId id : graph_.inputs()) result.push_back(input(id, values));
-  misfit_ = indices_.draw(result, generator_);
-  if (values == InputValues::masked && indices_.all_known()) hide_rows(result);
+  for (std::size_t i = 0; i < inputs_.size(); ++i) result.push_back(make_input(i, values));
+  misfit_ = indices_->draw(result, generator_);
+  if (values == InputValues::masked && indices_->all_known()) hide_rows(result);
   return result;
 }
 
-bool TrialMaker::has_masks() const {
-  return !additive_masks_.empty() ||
-         std::any_of(graph_.inputs().begin(), graph_.inputs().end(),
-                     [&](ValueId id) { return graph_.value(id).spec.dtype == DType::boolean; });
+std::vector<Tensor> TrialInputs::cotangents() {
+  std::vector<Tensor> result;
+  for (const ValueId id : graph_->outputs()) {
+    const TensorSpec& spec = graph_->value(id).spec;
+    const Extents sizes = evaluated(spec.shape, {});
+    result.push_back(is_floating(spec.dtype)
+                         ? from_doubles(normal(sizes.product()), sizes, DType::float64)
+                         : Tensor());
+  }
+  return result;
 }
 
-Trial TrialMaker::make(std::string name, InputValues values, StateChange change) {
-  Trial trial;
-  trial.name = std::move(name);
-  trial.inputs = inputs(values);
-  for (ValueId id : graph_.outputs()) {
-    const TensorSpec& spec = graph_.value(id).spec;
-    trial.cotangents.push_back(is_floating(spec.dtype) ? numbers(spec, InputValues::drawn)
-                                                       : Tensor());
-  }
-  trial.states = states(change);
-  return trial;
-}
-
-Trial TrialMaker::nudged(const Trial& trial) const {
-  Trial moved;
-  moved.name = trial.name;
-  for (const Tensor& input : trial.inputs) moved.inputs.push_back(nudged_tensor(input));
-  for (const Tensor& cotangent : trial.cotangents) {
-    moved.cotangents.push_back(nudged_tensor(cotangent));
-  }
-  for (const ModuleTree::State& state : tree_.states) {
-    if (!is_floating(state.tensor.dtype())) continue;
-    const TensorImpl* identity = state.tensor.impl().get();
-    const auto given = trial.states.find(identity);
-    const Tensor& own = given == trial.states.end() ? state.tensor : given->second;
-    moved.states.emplace(identity, nudged_tensor(own));
-  }
-  return moved;
-}
-
-Tensor TrialMaker::input(ValueId id, InputValues values) {
-  const TensorSpec& spec = graph_.value(id).spec;
-  const Extents sizes = evaluated(spec.shape, sizes_);
+/// Zeros for integers, which are drawn together.
+Tensor TrialInputs::make_input(std::size_t i, InputValues values) {
+  const InputFacts& input = inputs_[i];
+  if (input.own) return state(i);
+  const TensorSpec& spec = graph_->value(graph_->inputs()[i]).spec;
+  const Extents sizes = evaluated(spec.shape, {});
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
-  if (!is_floating(spec.dtype)) {
-    return zeros(Shape(std::vector<Dim>(sizes.begin(), sizes.end())), {spec.dtype});
+  if (!is_floating(spec.dtype)) return zeros(spec.shape, {spec.dtype});
+  return numbers(input, sizes, values);
+}
+
+/// A parameter or buffer: drawn once.
+Tensor TrialInputs::state(std::size_t i) {
+  const InputFacts& input = inputs_[i];
+  if (keeps_states_) return input.own;
+  Tensor& known = states_[i];
+  if (known) return known;
+  const Tensor own = input.own.detach().cpu();
+  const Extents& sizes = own.layout().sizes;
+  const DType dtype = is_floating(own.dtype()) ? DType::float64 : own.dtype();
+  if (input.kind == ValueKind::parameter) {
+    std::vector<double> drawn = normal(sizes.product());
+    const std::int64_t rows = sizes.size() < 2 ? 0 : sizes[0];
+    const double scale =
+        rows == 0 ? 1 : 1 / std::sqrt(static_cast<double>(sizes.product()) / static_cast<double>(rows));
+    for (double& number : drawn) number *= scale;
+    return known = from_doubles(drawn, sizes, dtype);
   }
-  const bool hides = values == InputValues::masked && additive_masks_.contains(id);
-  return hides ? additive_mask(spec) : numbers(spec, values);
+  const BufferFacts buffer = input.kind == ValueKind::constant ? BufferFacts{} : facts_of_buffer(own);
+  if (is_kept(input, buffer)) return known = own.to(dtype);
+  if (own.dtype() == DType::boolean) return known = truth_values(sizes, InputValues::drawn);
+  if (!buffer.choices.empty()) {
+    std::vector<double> drawn = truth_values(sizes, InputValues::drawn).to_doubles();
+    for (double& number : drawn) number = buffer.choices[number == 0 ? 0 : 1];
+    return known = from_doubles(drawn, sizes, dtype);
+  }
+  std::vector<double> drawn = normal(sizes.product());
+  const std::vector<double> share = uniform_numbers(sizes.product());
+  for (std::size_t k = 0; k < drawn.size(); ++k) {
+    if (!is_floating(dtype)) {
+      // A number on its own has others around it; many are those of a table, or positions in one.
+      const bool single = buffer.low == buffer.high;
+      const double low = single ? std::max(0.0, buffer.low - 3) : buffer.low;
+      drawn[k] = low + std::floor(share[k] * ((single ? buffer.high + 3 : buffer.high) - low + 1));
+      if (single && drawn[k] == buffer.low) ++drawn[k];
+    } else if (buffer.is_positive) {
+      drawn[k] = std::exp(drawn[k] / 2);
+    }
+  }
+  return known = from_doubles(drawn, sizes, dtype);
 }
 
 /// Makes rows of the integers all 1 and all 0, where the tables that they select from have these.
-void TrialMaker::hide_rows(std::vector<Tensor>& inputs) const {
+void TrialInputs::hide_rows(std::vector<Tensor>& inputs) const {
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     const Tensor drawn = inputs[k];
-    if (is_floating(drawn.dtype()) || drawn.dtype() == DType::boolean) continue;
+    if (inputs_[k].own || is_floating(drawn.dtype()) || drawn.dtype() == DType::boolean) continue;
     const Extents& sizes = drawn.layout().sizes;
     // One axis is a number for each row of something else: a length, a class.
     const std::int64_t columns = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes.back());
@@ -227,62 +258,77 @@ void TrialMaker::hide_rows(std::vector<Tensor>& inputs) const {
       if (row % 3 < 2) values[i] = row % 3 == 0 ? 1 : 0;
     }
     inputs[k] = from_doubles(values, sizes, drawn.dtype());
-    if (indices_.first_misfit(inputs)) inputs[k] = drawn;
+    if (indices_->first_misfit(inputs)) inputs[k] = drawn;
   }
 }
 
-/// Rows of drawn numbers, of -inf, and of both.
-Tensor TrialMaker::additive_mask(const TensorSpec& spec) {
-  const Extents sizes = evaluated(spec.shape, sizes_);
-  std::vector<double> numbers = normal(sizes.product());
-  const std::vector<double> hidden = truth_values(sizes, InputValues::masked).to_doubles();
-  for (std::size_t i = 0; i < numbers.size(); ++i) {
-    if (hidden[i] == 0) numbers[i] = -HUGE_VAL;
-  }
-  return from_doubles(numbers, sizes, spec.dtype);
-}
-
-Tensor TrialMaker::numbers(const TensorSpec& spec, InputValues values) {
-  const Extents sizes = evaluated(spec.shape, sizes_);
-  if (values == InputValues::special) return special_numbers(spec, sizes);
-  std::vector<double> numbers = normal(sizes.product());
-  if (values == InputValues::large) {
-    // Two in five, one of each sign: so that even few numbers have both.
-    for (std::size_t i = 0; i < numbers.size(); ++i) {
-      const double large = kLarge * (std::abs(numbers[i]) + 0.5);
-      if (i % 5 == 0) numbers[i] = large;
-      if (i % 5 == 2) numbers[i] = -large;
-    }
-  }
-  return from_doubles(numbers, sizes, spec.dtype);
-}
-
-Tensor TrialMaker::special_numbers(const TensorSpec& spec, const Extents& sizes) {
+Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, InputValues values) {
   std::vector<double> numbers = normal(sizes.product());
   const std::vector<double> choice = uniform_numbers(sizes.product());
+  const std::vector<double> share = uniform_numbers(sizes.product());
   const std::int64_t columns = sizes.empty() ? 1 : std::max<std::int64_t>(1, sizes.back());
   const std::vector<double> row_choice = uniform_numbers(sizes.product() / columns);
+  std::vector<double> hidden;
+  if (values == InputValues::masked && input.is_additive_mask) {
+    hidden = truth_values(sizes, InputValues::masked).to_doubles();
+  }
   for (std::size_t i = 0; i < numbers.size(); ++i) {
     const double row = row_choice[i / static_cast<std::size_t>(columns)];
+    const double sign = numbers[i] < 0 ? -1 : 1;
     double& number = numbers[i];
-    if (row < 0.15) {
-      number = 0;
-    } else if (row < 0.25) {
-      number = 1;
-    } else if (row < 0.35) {
-      number *= kSmall;
-    } else if (choice[i] < 0.15) {
-      number = 0;
-    } else if (choice[i] < 0.3) {
-      number = number < 0 ? -1 : 1;
-    } else if (choice[i] < 0.4) {
-      number *= kSmall;
+    switch (values) {
+      case InputValues::drawn: break;
+      case InputValues::masked:
+        if (!hidden.empty() && hidden[i] == 0) number = -HUGE_VAL;
+        break;
+      case InputValues::positive: number = std::abs(number); break;
+      case InputValues::spread: number = sign * std::pow(10, 10 * choice[i] - 5); break;
+      case InputValues::large:
+        // Two in five, one of each sign: so that even few numbers have both.
+        if (i % 5 == 0) number = kLarge * (std::abs(number) + 0.5);
+        if (i % 5 == 2) number = -kLarge * (std::abs(number) + 0.5);
+        break;
+      case InputValues::offset: number += (row < 0.5 ? -1 : 1) * kOffset * (1 + row); break;
+      case InputValues::aimed: {
+        if (aims_.empty() || choice[i] < 0.2) break;
+        const auto which = static_cast<std::size_t>(share[i] * static_cast<double>(aims_.size()));
+        const double aim = aims_[std::min(which, aims_.size() - 1)] * (choice[i] < 0.75 ? 1 : -1);
+        const double step = choice[i] < 0.4 ? 0 : choice[i] < 0.8 ? 0x1p-10 : 0.3;
+        number = aim + sign * step * std::max(std::abs(aim), 0x1p-20);
+        break;
+      }
+      case InputValues::special:
+        if (row < 0.15) {
+          number = 0;
+        } else if (row < 0.25) {
+          number = 1;
+        } else if (row < 0.35) {
+          number *= kSmall;
+        } else if (choice[i] < 0.15) {
+          number = 0;
+        } else if (choice[i] < 0.3) {
+          number = sign;
+        } else if (choice[i] < 0.4) {
+          number *= kSmall;
+        }
+        break;
+    }
+    if (hidden.empty()) number = within(input.facts.range, number, share[i]);
+  }
+  if (input.facts.rows_sum_to_one) {
+    for (std::size_t first = 0; first < numbers.size(); first += static_cast<std::size_t>(columns)) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < columns; ++i) sum += numbers[first + static_cast<std::size_t>(i)];
+      for (std::int64_t i = 0; i < columns; ++i) {
+        double& number = numbers[first + static_cast<std::size_t>(i)];
+        number = sum > 0 ? number / sum : 1.0 / static_cast<double>(columns);
+      }
     }
   }
-  return from_doubles(numbers, sizes, spec.dtype);
+  return from_doubles(numbers, sizes, DType::float64);
 }
 
-Tensor TrialMaker::truth_values(const Extents& sizes, InputValues values) {
+Tensor TrialInputs::truth_values(const Extents& sizes, InputValues values) {
   std::vector<double> flags = uniform_numbers(sizes.product());
   const std::int64_t columns = sizes.empty() ? 1 : std::max<std::int64_t>(1, sizes.back());
   const std::vector<double> row_choice = uniform_numbers(sizes.product() / columns);
@@ -303,38 +349,39 @@ Tensor TrialMaker::truth_values(const Extents& sizes, InputValues values) {
   return from_doubles(flags, sizes, DType::boolean);
 }
 
-StateValues TrialMaker::states(StateChange change) {
-  StateValues values;
-  if (change == StateChange::none) return values;
-  for (const ModuleTree::State& state : tree_.states) {
-    if (!is_floating(state.tensor.dtype())) continue;
-    std::vector<double> numbers = state.tensor.to_doubles();
-    const bool is_parameter = state.kind == ValueKind::parameter;
-    if (!is_parameter && (!all_finite(numbers) || is_mask(numbers))) continue;
-    const Extents& sizes = state.tensor.layout().sizes;
-    if (change == StateChange::scaled) {
-      if (!is_parameter || sizes.size() < 2) continue;
-      for (double& number : numbers) number *= kMatrixScale;
-    } else {
-      const double shift = kShift * std::max(root_mean_square(numbers), kSmallestShift);
-      const std::vector<double> noise = normal(static_cast<std::int64_t>(numbers.size()));
-      for (std::size_t i = 0; i < numbers.size(); ++i) {
-        const bool positive = !is_parameter && numbers[i] > 0;
-        numbers[i] =
-            positive ? numbers[i] * std::exp(kShift * noise[i]) : numbers[i] + shift * noise[i];
-      }
-    }
-    values.emplace(state.tensor.impl().get(), from_doubles(numbers, sizes, DType::float64));
-  }
-  return values;
-}
-
-std::vector<double> TrialMaker::normal(std::int64_t count) {
+std::vector<double> TrialInputs::normal(std::int64_t count) {
   return randn({count}, {DType::float64, kCpu}, &generator_).to_doubles();
 }
 
-std::vector<double> TrialMaker::uniform_numbers(std::int64_t count) {
+std::vector<double> TrialInputs::uniform_numbers(std::int64_t count) {
   return uniform({count}, 0, 1, {DType::float64, kCpu}, &generator_).to_doubles();
+}
+
+std::vector<Tensor> draw_inputs(const Graph& graph, const DimBindings& sizes, std::uint64_t seed) {
+  const std::vector<ValueFacts> facts = facts_of(graph);
+  std::vector<InputFacts> inputs;
+  std::vector<TensorSpec> specs;
+  std::unordered_map<ValueId, int> places;
+  const auto add = [&](ValueId id) {
+    const Value& value = graph.value(id);
+    places[id] = static_cast<int>(inputs.size());
+    inputs.push_back({value.name, value.kind, value.spec, facts[static_cast<std::size_t>(id)],
+                      value.tensor, false});
+    const Extents extents = evaluated(value.spec.shape, sizes);
+    specs.push_back(value.spec);
+    specs.back().shape = Shape(std::vector<Dim>(extents.begin(), extents.end()));
+  };
+  for (const ValueId id : graph.inputs()) add(id);
+  for (const ValueId id : graph.values()) {
+    if (graph.value(id).tensor) add(id);
+  }
+  const Graph sized = region_graph({graph, graph.order(), places, {}}, specs, sizes);
+  TrialInputs drawn(inputs, {}, seed);
+  drawn.keep_states();
+  drawn.set_graph(sized);
+  std::vector<Tensor> result = drawn.make(InputValues::drawn);
+  result.resize(graph.inputs().size());
+  return result;
 }
 
 Graph without_effects(const Graph& graph) {

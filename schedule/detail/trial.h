@@ -1,96 +1,91 @@
-// What verification runs models on: input sizes, input values, and values for the state that special
-// initial ones (norm weights of 1, biases of 0) would hide differences behind.
+// What verification runs a region on: values for its inputs, among which parameters and buffers are, by
+// what the Graph proves about them.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
-#include "graph/program.h"
-#include "graph/tracer.h"
-#include "schedule/detail/hidden_rows.h"
+#include "schedule/detail/correspondence.h"
 #include "schedule/detail/index_inputs.h"
+#include "schedule/detail/region_constants.h"
+#include "schedule/detail/value_facts.h"
 #include "tensor/random.h"
 
 namespace tenon::detail {
 
-/// One set of inputs and state.
-struct Trial {
-  std::string name;                // "drawn inputs"
-  std::vector<Tensor> inputs;      // of the forward Graph, floating ones in its dtype
-  std::vector<Tensor> cotangents;  // by output; undefined for one that is not floating
-  StateValues states;              // in float64 on the CPU; empty: the model's own
-};
-
-/// By how much, relatively, TrialMaker::nudged moves a number at most: a few roundings.
-inline constexpr double kNudge = 0x1p-50;
-
 /// Which values the inputs of a trial have.
 enum class InputValues : std::uint8_t {
-  drawn,    ///< normal; both truth values in every row of a bool input
-  special,  ///< zeros, ties, small ones, equal rows
-  large,    ///< exponentials of some overflow
-  masked,   ///< drawn, but masks and integers have rows of one value: all true, all false, all -inf
+  drawn,     ///< normal; both truth values in every row of a bool input
+  special,   ///< zeros, ties, small ones, equal rows
+  spread,    ///< of all magnitudes from 1e-5 to 1e5
+  positive,  ///< above zero: where logarithms and roots have values
+  large,     ///< exponentials of some overflow
+  offset,    ///< rows around a number far from zero
+  aimed,     ///< at and around the numbers that the region's nodes hold, of both signs
+  masked,    ///< drawn, but masks and integers have rows of one value: all true, all false, all -inf
 };
 
-/// Which values the state of a trial has.
-enum class StateChange : std::uint8_t {
-  none,
-  shifted,  ///< every parameter and buffer moved a little, positive buffers staying positive
-  scaled,   ///< matrices times 32, so that exponentials overflow unless their maximum is taken off
+/// One input of a region, seen from outside.
+struct InputFacts {
+  std::string name;  // "input x", "q_proj.weight", "%relu"
+  ValueKind kind = ValueKind::result;
+  TensorSpec spec;  // symbolic
+  ValueFacts facts;
+  Tensor own;  // state: the model's
+  bool is_additive_mask = false;
+  /// For the key of a structure: all of this that drawn values depend on.
+  std::string to_string() const;
 };
 
-class TrialMaker {
+/// Values for the inputs of one side of a region, the original's.
+class TrialInputs {
  public:
-  TrialMaker(const Graph& graph, const ModuleTree& tree, std::uint64_t seed)
-      : graph_(graph),
-        tree_(tree),
-        additive_masks_(additive_mask_inputs(graph)),
-        generator_(seed),
-        indices_(graph) {}
+  /// `inputs` outlives it.
+  TrialInputs(const std::vector<InputFacts>& inputs, RegionConstants constants,
+              std::uint64_t seed);
 
-  /// Sizes for all inputs: `given`, or the first of `candidates` that the guards allow, by which each
-  /// free size symbol takes the next number, and at which every index can be in its table; at last the
-  /// example's. The sizes stay until the next call.
-  void choose_sizes(const std::vector<std::vector<std::int64_t>>& given,
-                    const std::vector<std::vector<std::int64_t>>& candidates);
-  const DimBindings& sizes() const { return sizes_; }
-  IndexInputs& indices() { return indices_; }
-  /// What selects from where it cannot, whatever the integers of these sizes are.
+  /// Parameters and buffers are the model's own from now on.
+  void keep_states() { keeps_states_ = true; }
+  /// For a Graph at other sizes; `misfit()` then tells whether indices can be in their tables.
+  void set_graph(const Graph& graph);
   const std::optional<IndexMisfit>& misfit() const { return misfit_; }
+  /// False when an index depends on parameters or on chance, so that ranges must be tried out.
+  bool indices_are_known() const { return indices_->all_known(); }
+  void limit_indices(std::int64_t bound) { indices_->limit(bound); }
+
+  /// Floating ones in float64, on the CPU; parameters and buffers are the same in every call.
+  std::vector<Tensor> make(InputValues values);
+  /// One for each floating output, undefined for others.
+  std::vector<Tensor> cotangents();
   /// Bool inputs, or floating ones that attention adds to its scores.
   bool has_masks() const;
-
-  Trial make(std::string name, InputValues values, StateChange change);
-  /// The same trial with every number moved by a few roundings, equal numbers alike and zeros not at
-  /// all: how far results move is how well they are determined.
-  Trial nudged(const Trial& trial) const;
+  bool has_numbers() const;
 
  private:
-  /// True when every index of `drawn` inputs is in its table.
-  bool take(DimBindings sizes);
-  std::vector<Tensor> inputs(InputValues values);
-  /// Zeros for integers.
-  Tensor input(ValueId id, InputValues values);
-  Tensor numbers(const TensorSpec& spec, InputValues values);
-  Tensor additive_mask(const TensorSpec& spec);
-  void hide_rows(std::vector<Tensor>& inputs) const;
-  Tensor special_numbers(const TensorSpec& spec, const Extents& sizes);
+  Tensor make_input(std::size_t i, InputValues values);
+  Tensor state(std::size_t i);
+  Tensor numbers(const InputFacts& input, const Extents& sizes, InputValues values);
   Tensor truth_values(const Extents& sizes, InputValues values);
-  StateValues states(StateChange change);
+  void hide_rows(std::vector<Tensor>& inputs) const;
   std::vector<double> normal(std::int64_t count);
   std::vector<double> uniform_numbers(std::int64_t count);
 
-  const Graph& graph_;
-  const ModuleTree& tree_;
-  const std::set<ValueId> additive_masks_;
+  const std::vector<InputFacts>& inputs_;
+  RegionConstants constants_;
+  std::vector<double> aims_;
   Generator generator_;
-  IndexInputs indices_;
-  DimBindings sizes_;
+  const Graph* graph_ = nullptr;
+  std::optional<IndexInputs> indices_;
   std::optional<IndexMisfit> misfit_;
+  std::vector<Tensor> states_;  // drawn so far
+  bool keeps_states_ = false;
 };
+
+/// Inputs of a Graph at these sizes, floating ones in float64, whose indices are in their tables.
+std::vector<Tensor> draw_inputs(const Graph& graph, const DimBindings& sizes, std::uint64_t seed);
 
 /// The Graph without nodes that do something beside their result: those pass operand 0 on.
 Graph without_effects(const Graph& graph);

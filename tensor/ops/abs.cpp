@@ -42,6 +42,7 @@ Op define_abs() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {abs_backward(call.cotangent(0), call.input(0))};
       })
+      .range(ranges::nonnegative)
       .done();
 }
 

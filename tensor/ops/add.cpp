@@ -36,6 +36,7 @@ Op define_add() {
                        "cpu.add", [](auto x, auto y) { return cpu::wrap_add(x, y); }))
       .trait(Trait::commutative)
       .vjp(vjp_add)
+      .range(ranges::sum)
       .done();
 }
 

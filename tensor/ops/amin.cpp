@@ -29,6 +29,7 @@ Op define_amin() {
       .vjp(vjp_extremum)
       .saves_inputs({0})
       .saves_outputs({0})
+      .range(ranges::same)
       .done();
 }
 

@@ -18,6 +18,7 @@ Op define_cos() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {neg(mul(call.cotangent(0), sin(call.input(0))))};
       })
+      .range(ranges::unit)
       .done();
 }
 

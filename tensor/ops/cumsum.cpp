@@ -116,6 +116,7 @@ Op define_cumsum() {
       .infer(infer_cumsum)
       .vjp(vjp_cumsum)
       .cpu({"cpu.cumsum", run_cumsum, nullptr, nullptr, false})
+      .range(ranges::same_sign)
       .done();
 }
 

@@ -38,6 +38,7 @@ Op define_div() {
                    cpu::binary_kernel<cpu::Floats>("cpu.div", [](auto x, auto y) { return x / y; }))
       .saves_inputs({0, 1})
       .vjp(vjp_div)
+      .range(ranges::quotient)
       .done();
 }
 

@@ -35,6 +35,7 @@ Op define_erf() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {erf_backward(call.cotangent(0), call.input(0))};
       })
+      .range(ranges::unit)
       .done();
 }
 

@@ -19,6 +19,7 @@ Op define_exp() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {mul(call.cotangent(0), call.output(0))};
       })
+      .range(ranges::nonnegative)
       .done();
 }
 

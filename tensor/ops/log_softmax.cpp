@@ -61,6 +61,7 @@ Op define_log_softmax() {
             .run = cpu::log_softmax,
             .accepts = any_layout,
             .strided_output = true})
+      .range(ranges::nonpositive)
       .done();
 }
 

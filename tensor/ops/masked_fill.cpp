@@ -52,6 +52,7 @@ Op define_masked_fill() {
       .cpu(cpu::elementwise_kernel("cpu.masked_fill", run_masked_fill))
       .saves_inputs({1})
       .vjp(vjp_masked_fill)
+      .range(ranges::filled)
       .done();
 }
 

@@ -45,6 +45,7 @@ Op define_maximum() {
                                               [](auto x, auto y) { return cpu::nan_max(x, y); }))
       .saves_inputs({0, 1})
       .vjp(vjp_maximum)
+      .range(ranges::maximum)
       .done();
 }
 

@@ -41,6 +41,7 @@ Op define_mean() {
   return reduction_op("mean", "Σ/n over the axes dim, all when none is given; NaN for nothing.",
                       infer_mean, {"cpu.mean", run_mean, nullptr, any_layout, false})
       .vjp(vjp_mean)
+      .range(ranges::same)
       .done();
 }
 

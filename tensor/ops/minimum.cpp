@@ -45,6 +45,7 @@ Op define_minimum() {
                                               [](auto x, auto y) { return cpu::nan_min(x, y); }))
       .saves_inputs({0, 1})
       .vjp(vjp_minimum)
+      .range(ranges::minimum)
       .done();
 }
 

@@ -39,6 +39,7 @@ Op define_mul() {
       .trait(Trait::commutative)
       .saves_inputs({0, 1})
       .vjp(vjp_mul)
+      .range(ranges::product)
       .done();
 }
 

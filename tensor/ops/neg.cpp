@@ -25,6 +25,7 @@ Op define_neg() {
                           return cpu::wrap_sub(decltype(x)(0), x);
                       }))
       .vjp([](const VjpContext& call) -> std::vector<Tensor> { return {neg(call.cotangent(0))}; })
+      .range(ranges::negated)
       .done();
 }
 

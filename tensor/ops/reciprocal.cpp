@@ -20,6 +20,7 @@ Op define_reciprocal() {
         const Tensor input = call.input(0);
         return {neg(div(div(call.cotangent(0), input), input))};
       })
+      .range(ranges::same_sign)
       .done();
 }
 

@@ -34,6 +34,7 @@ Op define_relu() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {relu_backward(call.cotangent(0), call.output(0))};
       })
+      .range(ranges::positive_part)
       .done();
 }
 

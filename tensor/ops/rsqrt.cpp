@@ -19,6 +19,7 @@ Op define_rsqrt() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {div(mul(mul(call.cotangent(0), -0.5), rsqrt(call.input(0))), call.input(0))};
       })
+      .range(ranges::nonnegative)
       .done();
 }
 

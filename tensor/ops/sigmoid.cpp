@@ -35,6 +35,7 @@ Op define_sigmoid() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {sigmoid_backward(call.cotangent(0), call.output(0))};
       })
+      .range(ranges::probability)
       .done();
 }
 

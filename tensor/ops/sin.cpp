@@ -18,6 +18,7 @@ Op define_sin() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {mul(call.cotangent(0), cos(call.input(0)))};
       })
+      .range(ranges::unit)
       .done();
 }
 

@@ -60,6 +60,7 @@ Op define_softmax() {
             .run = cpu::softmax,
             .accepts = any_layout,
             .strided_output = true})
+      .range(ranges::softmax)
       .done();
 }
 

@@ -70,6 +70,7 @@ Op define_softplus() {
                   infer_softplus, cpu::elementwise_kernel("cpu.softplus", run_softplus))
       .saves_inputs({0})
       .vjp(vjp_softplus)
+      .range(ranges::nonnegative)
       .done();
 }
 

@@ -18,6 +18,7 @@ Op define_sqrt() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {div(mul(call.cotangent(0), 0.5), call.output(0))};
       })
+      .range(ranges::nonnegative)
       .done();
 }
 

@@ -39,6 +39,7 @@ Op define_square() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {mul(mul(call.cotangent(0), 2), call.input(0))};
       })
+      .range(ranges::nonnegative)
       .done();
 }
 

@@ -33,6 +33,7 @@ Op define_sub() {
                    cpu::binary_kernel<cpu::Numbers>(
                        "cpu.sub", [](auto x, auto y) { return cpu::wrap_sub(x, y); }))
       .vjp(vjp_sub)
+      .range(ranges::difference)
       .done();
 }
 

@@ -41,6 +41,7 @@ Op define_sum() {
              "give int64.",
              infer_sum, {"cpu.sum", run_sum, nullptr, any_layout, false})
       .vjp(vjp_sum)
+      .range(ranges::same_sign)
       .done();
 }
 

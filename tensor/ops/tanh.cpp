@@ -34,6 +34,7 @@ Op define_tanh() {
       .vjp([](const VjpContext& call) -> std::vector<Tensor> {
         return {tanh_backward(call.cotangent(0), call.output(0))};
       })
+      .range(ranges::unit)
       .done();
 }
 

@@ -100,6 +100,7 @@ Op define_var() {
       .vjp(vjp_var)
       .saves_inputs({0})
       .cpu({"cpu.var", run_var, nullptr, any_layout, false})
+      .range(ranges::nonnegative)
       .done();
 }
 

@@ -1,0 +1,565 @@
+#include "schedule/detail/region_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <unordered_set>
+
+#include "graph/program.h"
+#include "schedule/detail/comparison.h"
+#include "schedule/detail/hidden_rows.h"
+#include "schedule/detail/reference_run.h"
+#include "schedule/detail/region_graph.h"
+#include "schedule/joint_graph.h"
+#include "tensor/detail/check.h"
+#include "tensor/parallel.h"
+
+namespace tenon::detail {
+namespace {
+
+/// What one trial may cost, both sides together: beyond the first gradients are left out, beyond the
+/// second the trial.
+constexpr double kGradientFlops = 3e9;
+constexpr double kMostFlops = 2e10;
+constexpr double kGradientBytes = 5e8;
+constexpr double kMostBytes = 4e9;
+/// Less than this is done before other threads wake up.
+constexpr double kFewFlops = 2e7;
+/// Where the Graph does not tell what an index may be: the largest of these that the model takes.
+constexpr std::int64_t kIndexBounds[] = {7, 5, 3, 2, 1};
+
+bool depends_on_mode(const Node& node) {
+  return node.op->has(Trait::random) || node.op->identity != nullptr || node.op->repeats != nullptr;
+}
+
+Device device_of(const Graph& graph) {
+  for (const ValueId id : graph.values()) return graph.value(id).spec.device;
+  return kCpu;
+}
+
+std::size_t columns_of(const Tensor& tensor) {
+  const Extents& sizes = tensor.layout().sizes;
+  return sizes.empty() ? 1 : std::max<std::size_t>(1, static_cast<std::size_t>(sizes.back()));
+}
+
+bool all_finite(const std::vector<double>& values) {
+  return std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); });
+}
+
+std::vector<double> doubles_or_zeros(const Tensor& tensor, std::size_t count) {
+  return tensor ? tensor.to_doubles() : std::vector<double>(count, 0.0);
+}
+
+/// A result of a region: an output, or the gradient of an input.
+struct ResultName {
+  std::string text;
+  bool is_gradient = false;
+};
+
+/// For its lifetime kernels of this thread run on so many threads, which changes no result.
+class ThreadsScope {
+ public:
+  explicit ThreadsScope(int threads) : outer_(num_threads()) { set_num_threads(threads); }
+  ~ThreadsScope() { set_num_threads(outer_); }
+  ThreadsScope(const ThreadsScope&) = delete;
+  ThreadsScope& operator=(const ThreadsScope&) = delete;
+
+ private:
+  int outer_;
+};
+
+/// Both sides at one set of sizes.
+struct Sides {
+  DimBindings sizes;
+  Graph before;
+  Graph after;
+  std::optional<Graph> zeroed;  // `before`, if rows that see nothing gave zeros
+  RunCost cost;
+};
+
+/// What a trial runs on.
+struct Trial {
+  std::string name;
+  std::vector<Tensor> inputs;
+  std::vector<Tensor> cotangents;
+  bool gradients = true;
+  bool bound = false;
+  bool is_first = false;
+};
+
+class RegionCheck {
+ public:
+  RegionCheck(const Region& region, const std::vector<InputFacts>& inputs,
+              const CheckContext& context)
+      : region_(region),
+        inputs_(inputs),
+        context_(context),
+        constants_(constants_of(region, context.before, context.after)),
+        drawn_(inputs, constants_, context.options.seed) {
+    for (const InputFacts& input : inputs) {
+      differentiable_.push_back(context.gradients && input.facts.is_differentiable);
+    }
+    const auto follows_mode = [](const Graph& graph, const std::vector<NodeId>& nodes) {
+      return std::any_of(nodes.begin(), nodes.end(),
+                         [&](NodeId id) { return depends_on_mode(graph.node(id)); });
+    };
+    const bool both = follows_mode(context.before, region.before) ||
+                      follows_mode(context.after, region.after);
+    if (context.options.eval || !both) modes_.push_back(false);
+    if (context.options.training && both) modes_.push_back(true);
+    name_outputs();
+  }
+
+  RegionOutcome run(const std::optional<RecordedInputs>& recorded) {
+    const TrialSizes& sizes = context_.sizes;
+    const DimBindings small = sizes.small();
+    draw("drawn inputs", InputValues::drawn, small, true);
+    draw("special inputs", InputValues::special, small);
+    draw("inputs of all magnitudes", InputValues::spread, small, true);
+    if (drawn_.has_numbers()) draw("inputs at constants", InputValues::aimed, small, true);
+    draw("large numbers", InputValues::large, small, true);
+    draw("inputs far from zero", InputValues::offset, small, true);
+    draw("positive inputs", InputValues::positive, small);
+    if (drawn_.has_masks() || has_masked_attention_) {
+      draw("rows of one truth value", InputValues::masked, small);
+    }
+    draw("other sizes", InputValues::drawn, sizes.other());
+    draw("traced sizes", InputValues::drawn, sizes.traced(), true);
+    for (const DimBindings& multiple : sizes.multiples()) {
+      draw("multiples of the traced sizes", InputValues::drawn, multiple);
+    }
+    for (const std::int64_t constant : constants_.sizes) {
+      for (const std::int64_t size : {constant - 1, constant, constant + 1, constant + 3}) {
+        if (const auto aimed = sizes.uniform(size)) {
+          draw(fmt::format("sizes at {}", constant), InputValues::drawn, *aimed);
+        }
+      }
+    }
+    if (recorded) run_recorded(*recorded);
+    note_uncompared();
+    return std::move(outcome_);
+  }
+
+  RegionOutcome run_recorded_only(const RecordedInputs& recorded) {
+    run_recorded(recorded);
+    return std::move(outcome_);
+  }
+
+ private:
+  void name_outputs() {
+    const auto& outputs = context_.before.outputs();
+    for (const ValuePair& pair : region_.outputs) {
+      std::string text = context_.before.value_name(pair.before);
+      for (std::size_t i = outputs.size(); i-- > 0;) {
+        if (outputs[i] == pair.before) text = fmt::format("output {}", i);
+      }
+      for (const StateWrite& write : context_.before.writes()) {
+        if (write.value == pair.before) {
+          text = "buffer " + context_.before.value(write.state).name;
+        }
+      }
+      names_.push_back({std::move(text), false});
+    }
+    for (const InputFacts& input : inputs_) names_.push_back({"gradient of " + input.name, true});
+  }
+
+  /// Null where the sizes do not fit the region's nodes.
+  Sides* sides_at(const DimBindings& sizes) {
+    for (const auto& known : sides_) {
+      if (known->sizes == sizes) return known.get();
+    }
+    auto made = std::make_unique<Sides>();
+    made->sizes = sizes;
+    try {
+      const auto specs = input_specs(region_, context_.before, context_.after, sizes);
+      const RegionSide before = side_before(region_, context_.before);
+      made->before = region_graph(before, specs, sizes);
+      made->after = region_graph(side_after(region_, context_.after), specs, sizes);
+      const std::size_t masked = count_masked_attention(made->after);
+      if (has_softmax(made->before) && masked > count_masked_attention(made->before)) {
+        made->zeroed = region_graph(before, specs, sizes, true);
+      }
+    } catch (const InternalError&) {
+      throw;
+    } catch (const Error&) {
+      return nullptr;
+    }
+    has_masked_attention_ |=
+        count_masked_attention(made->before) + count_masked_attention(made->after) > 0;
+    const RunCost before = cost_of(made->before);
+    const RunCost after = cost_of(made->after);
+    made->cost = {before.flops + after.flops, before.bytes + after.bytes,
+                  std::max(before.largest_bytes, after.largest_bytes)};
+    sides_.clear();  // the last sizes are used again, others are not
+    sides_.push_back(std::move(made));
+    return sides_.back().get();
+  }
+
+  void draw(const std::string& name, InputValues values, const DimBindings& sizes,
+            bool bound = false) {
+    const bool first = first_;
+    const bool sizes_are_new = sides_.empty() || sides_.back()->sizes != sizes;
+    if (sizes_are_new && values == InputValues::drawn && !first && !was_run_.insert(key(sizes)).second) {
+      return;  // these sizes, and drawn inputs, were tried already
+    }
+    if (first) was_run_.insert(key(sizes));
+    Sides* sides = sides_at(sizes);
+    if (sides == nullptr) return;
+    const bool heavy = sides->cost.flops > kGradientFlops || sides->cost.bytes > kGradientBytes;
+    if (sides->cost.flops > kMostFlops || sides->cost.bytes > kMostBytes) {
+      outcome_.left_out.push_back(fmt::format("{}: {} at {} needs {:.2g} operations and {:.2g} bytes",
+                                              name_of(region_, context_.before), name,
+                                              context_.sizes.to_string(sizes), sides->cost.flops,
+                                              sides->cost.bytes));
+      return;
+    }
+    drawn_.set_graph(sides->before);
+    if (first && !choose_indices(*sides)) return;
+    Trial trial{name, drawn_.make(values), drawn_.cotangents(), !heavy, bound && !heavy, first};
+    first_ = false;
+    if (heavy) {
+      outcome_.left_out.push_back(fmt::format("{}: gradients of {} at {}",
+                                              name_of(region_, context_.before), name,
+                                              context_.sizes.to_string(sizes)));
+    }
+    compare(*sides, trial);
+  }
+
+  static std::string key(const DimBindings& sizes) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> ordered(sizes.begin(), sizes.end());
+    std::sort(ordered.begin(), ordered.end());
+    std::string text;
+    for (const auto& [id, size] : ordered) text += fmt::format("{}={},", id, size);
+    return text;
+  }
+
+  /// False where nothing can be selected from.
+  bool choose_indices(const Sides& sides) {
+    if (drawn_.misfit() && drawn_.misfit()->size == 0) {
+      outcome_.errors.push_back(drawn_.misfit()->to_string());
+      outcome_.ok = false;
+      return false;
+    }
+    if (drawn_.indices_are_known()) return true;
+    const ReferenceRun model(sides.before, differentiable_);
+    for (const std::int64_t bound : kIndexBounds) {
+      drawn_.limit_indices(bound);
+      try {
+        model.run(drawn_.make(InputValues::drawn), drawn_.cotangents(), mode(false, false));
+        return true;
+      } catch (const ValueError&) {
+        // An index outside of what it selects from: a smaller bound; at last the model refuses.
+      }
+    }
+    return true;
+  }
+
+  void run_recorded(const RecordedInputs& recorded) {
+    Sides* sides = sides_at(recorded.sizes);
+    if (sides == nullptr || sides->cost.flops > kMostFlops || sides->cost.bytes > kMostBytes) return;
+    drawn_.set_graph(sides->before);
+    const bool heavy = sides->cost.flops > kGradientFlops || sides->cost.bytes > kGradientBytes;
+    std::vector<Tensor> inputs;
+    for (const Tensor& input : recorded.inputs) {
+      const Tensor host = input.detach().cpu();
+      inputs.push_back(is_floating(host.dtype()) ? host.to(DType::float64).contiguous()
+                                                 : host.contiguous());
+    }
+    const bool was_ok = outcome_.ok;
+    compare(*sides, {"recorded inputs", std::move(inputs), drawn_.cotangents(), !heavy, false, false});
+    outcome_.fails_on_recorded = was_ok ? !outcome_.ok : recorded_failed_;
+  }
+
+  RunMode mode(bool training, bool gradients) const {
+    return {training, gradients && context_.gradients,
+            Generator(context_.options.seed).next_forward()};
+  }
+
+  void compare(const Sides& sides, Trial trial) {
+    const ThreadsScope threads(sides.cost.flops < kFewFlops ? 1 : num_threads());
+    TrialSummary summary{trial.name, context_.sizes.shapes(sides.sizes)};
+    if (trial.bound) round_to_dtypes(sides, trial);
+    for (const bool training : modes_) {
+      try {
+        compare_in(sides, sides.before, trial, training);
+      } catch (const InternalError&) {
+        throw;
+      } catch (const Error& error) {
+        if (const auto refusal = refusal_of_model(sides, trial, training)) {
+          outcome_.notes.push_back(
+              fmt::format("{}: not compared on {} ({}), which the model itself refuses: {}",
+                          name_of(region_, context_.before), trial.name,
+                          training ? "training" : "eval", *refusal));
+          continue;
+        }
+        outcome_.errors.push_back(fmt::format("on {} ({}): {}", trial.name,
+                                              training ? "training" : "eval", error.what()));
+        fail(trial);
+      }
+    }
+    outcome_.trials.push_back(std::move(summary));
+  }
+
+  void fail(const Trial& trial) {
+    outcome_.ok = false;
+    if (trial.name == "recorded inputs") recorded_failed_ = true;
+  }
+
+  std::optional<std::string> refusal_of_model(const Sides& sides, const Trial& trial,
+                                              bool training) const {
+    try {
+      ReferenceRun(sides.before, differentiable_)
+          .run(trial.inputs, trial.cotangents, mode(training, trial.gradients));
+      return std::nullopt;
+    } catch (const InternalError&) {
+      throw;
+    } catch (const Error& error) {
+      return error.what();
+    }
+  }
+
+  /// The numbers that the bound kernels get are those of the model's dtype.
+  void round_to_dtypes(const Sides& sides, Trial& trial) const {
+    const auto rounded = [](const Tensor& tensor, DType dtype) {
+      if (!tensor || !is_floating(dtype) || dtype == DType::float64) return tensor;
+      return tensor.to(dtype).to(DType::float64);
+    };
+    for (std::size_t i = 0; i < trial.inputs.size(); ++i) {
+      trial.inputs[i] = rounded(trial.inputs[i], inputs_[i].spec.dtype);
+    }
+    for (std::size_t i = 0; i < trial.cotangents.size(); ++i) {
+      trial.cotangents[i] =
+          rounded(trial.cotangents[i], sides.before.value(sides.before.outputs()[i]).spec.dtype);
+    }
+  }
+
+  static std::vector<Tensor> joined(const RunResults64& results) {
+    std::vector<Tensor> all = results.outputs;
+    all.insert(all.end(), results.gradients.begin(), results.gradients.end());
+    return all;
+  }
+
+  void compare_in(const Sides& sides, const Graph& model_graph, const Trial& trial, bool training) {
+    const RunMode how = mode(training, trial.gradients);
+    const ReferenceRun model(model_graph, differentiable_);
+    const auto exact = joined(model.run(trial.inputs, trial.cotangents, how));
+    const auto meant = joined(
+        ReferenceRun(sides.after, differentiable_).run(trial.inputs, trial.cotangents, how));
+    std::vector<std::vector<double>> moved;
+    const auto sensitivity = [&](std::size_t r) {
+      return [&, r]() -> const std::vector<double>& {
+        if (moved.empty()) moved = model.sensitivity(trial.inputs, trial.cotangents, how);
+        if (moved[r].empty()) moved[r].resize(static_cast<std::size_t>(exact[r] ? exact[r].layout().numel() : meant[r].layout().numel()), 0.0);
+        return moved[r];
+      };
+    };
+    std::vector<Tensor> model_bound;
+    std::vector<Tensor> scheduled_bound;
+    if (trial.bound) {
+      model_bound = run_bound(sides.before, trial, training);
+      scheduled_bound = run_bound(sides.after, trial, training);
+    }
+    bool finite = true;
+    for (std::size_t r = 0; r < region_.outputs.size(); ++r) {
+      if (is_floating(exact[r].dtype())) finite = finite && all_finite(exact[r].to_doubles());
+    }
+    std::size_t nan_rows = 0;
+    for (std::size_t r = 0; r < names_.size(); ++r) {
+      if (!exact[r] && !meant[r]) continue;
+      Comparison c;
+      c.trial = trial.name;
+      c.name = names_[r].text;
+      c.region = context_.options.whole ? "" : name_of(region_, context_.before);
+      c.training = training;
+      c.bound = trial.bound && trial.is_first;
+      const Tensor& known = exact[r] ? exact[r] : meant[r];
+      const auto count = static_cast<std::size_t>(known.layout().numel());
+      if (exact[r] && meant[r] && (!exact[r].shape().same_as(meant[r].shape()) || exact[r].dtype() != meant[r].dtype())) {
+        c.float64_difference = HUGE_VAL;
+        take(std::move(c), trial, r, count);
+        continue;
+      }
+      const bool loose = names_[r].is_gradient && !finite;
+      if (!is_floating(known.dtype())) {
+        const Agreement agreement = compare_exactly(exact[r], meant[r]);
+        c.float64_difference = agreement.difference;
+        c.compared = agreement.compared;
+        c.ok = agreement.ok;
+        if (trial.bound) {
+          const Agreement bound = compare_exactly(model_bound[r], scheduled_bound[r]);
+          c.max_abs_difference = bound.largest_difference;
+        }
+        take(std::move(c), trial, r, count);
+        continue;
+      }
+      const auto a = doubles_or_zeros(exact[r], count);
+      const Agreement agreement =
+          compare_meaning(a, doubles_or_zeros(meant[r], count), sensitivity(r), loose);
+      c.float64_difference = agreement.difference;
+      c.float64_allowed = agreement.allowed;
+      c.compared = agreement.compared;
+      c.ok = agreement.ok;
+      nan_rows += names_[r].is_gradient ? 0 : agreement.finite_for_nan;
+      if (trial.bound && (model_bound[r] || scheduled_bound[r])) {
+        const DType dtype = (model_bound[r] ? model_bound[r] : scheduled_bound[r]).dtype();
+        const auto unscheduled = doubles_or_zeros(model_bound[r], count);
+        const auto scheduled = doubles_or_zeros(scheduled_bound[r], count);
+        const Agreement bound =
+            compare_bound(a, unscheduled, scheduled, sensitivity(r), unit_roundoff(dtype),
+                          columns_of(known), loose);
+        c.scheduled_error = bound.difference;
+        c.allowed_error = bound.allowed;
+        for (std::size_t i = 0; i < count; ++i) {
+          const double apart = std::abs(scheduled[i] - unscheduled[i]);
+          if (std::isfinite(apart)) c.max_abs_difference = std::max(c.max_abs_difference, apart);
+          const double off = std::abs(unscheduled[i] - a[i]);
+          if (std::isfinite(off)) c.unscheduled_error = std::max(c.unscheduled_error, off);
+        }
+        c.ok = c.ok && bound.ok;
+      }
+      take(std::move(c), trial, r, count);
+    }
+    if (nan_rows == 0 || &model_graph != &sides.before) return;
+    note_once(sides.zeroed ? kHiddenRowsNote
+                           : "the schedule gives numbers in places where the model gives NaN");
+    if (sides.zeroed) {
+      Trial zeroed = trial;
+      zeroed.bound = false;
+      compare_in(sides, *sides.zeroed, zeroed, training);
+    }
+  }
+
+  void take(Comparison c, const Trial& trial, std::size_t r, std::size_t count) {
+    if (!c.ok) fail(trial);
+    auto& compared = compared_[r];
+    compared = compared || c.compared > 0 || count == 0;
+    outcome_.results.push_back(std::move(c));
+  }
+
+  void note_once(const std::string& note) {
+    auto& notes = outcome_.notes;
+    if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
+  }
+
+  void note_uncompared() {
+    for (const auto& [r, compared] : compared_) {
+      if (compared) continue;
+      outcome_.not_compared.push_back(context_.options.whole
+                                          ? names_[r].text
+                                          : fmt::format("{} of {}", names_[r].text,
+                                                        name_of(region_, context_.before)));
+    }
+    if (compared_.empty()) {
+      outcome_.not_compared.push_back(name_of(region_, context_.before) + ": no trial ran");
+    }
+  }
+
+  /// By the kernels that will run: outputs, then gradients by input.
+  std::vector<Tensor> run_bound(const Graph& graph, const Trial& trial, bool training) const {
+    GradientGraph program;
+    if (trial.gradients && context_.gradients) {
+      program = differentiate(graph, {}, {}, &differentiable_);
+    } else {
+      program.graph = graph;
+    }
+    const Device device = device_of(graph);
+    std::vector<Tensor> inputs;
+    for (std::size_t i = 0; i < trial.inputs.size(); ++i) {
+      inputs.push_back(trial.inputs[i].to(inputs_[i].spec.dtype).to(device));
+    }
+    for (const std::size_t output : program.cotangents) {
+      inputs.push_back(trial.cotangents[output]
+                           .to(graph.value(graph.outputs()[output]).spec.dtype)
+                           .to(device));
+    }
+    std::vector<TensorSpec> specs;
+    for (const Tensor& input : inputs) specs.push_back(input.spec());
+    Generator generator(context_.options.seed);
+    const auto results = lower(program.graph, specs, {.training = training})->run(inputs, generator);
+    std::vector<Tensor> ordered(names_.size());
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      const std::size_t place = i < region_.outputs.size()
+                                    ? i
+                                    : region_.outputs.size() + program.gradient_inputs.at(i - region_.outputs.size());
+      ordered[place] = results[i].cpu();
+    }
+    return ordered;
+  }
+
+  const Region& region_;
+  const std::vector<InputFacts>& inputs_;
+  const CheckContext& context_;
+  RegionConstants constants_;
+  TrialInputs drawn_;
+  std::vector<bool> differentiable_;
+  std::vector<bool> modes_;
+  std::vector<ResultName> names_;
+  std::vector<std::unique_ptr<Sides>> sides_;
+  std::set<std::string> was_run_;
+  std::unordered_map<std::size_t, bool> compared_;
+  bool has_masked_attention_ = false;
+  bool first_ = true;
+  bool recorded_failed_ = false;
+  RegionOutcome outcome_;
+};
+
+}  // namespace
+
+std::vector<InputFacts> input_facts(const Region& region, const CheckContext& context) {
+  const std::set<ValueId> masks_before = additive_masks(context.before, region.before);
+  const std::set<ValueId> masks_after = additive_masks(context.after, region.after);
+  std::vector<InputFacts> inputs;
+  for (const RegionInput& input : region.inputs) {
+    const bool known = input.before != kNone;
+    const Graph& graph = known ? context.before : context.after;
+    const ValueId id = known ? input.before : input.after;
+    const Value& value = graph.value(id);
+    InputFacts facts;
+    facts.kind = value.kind;
+    facts.spec = value.spec;
+    facts.own = value.tensor;
+    facts.facts = (known ? context.facts_before : context.facts_after)[static_cast<std::size_t>(id)];
+    facts.name = value.kind == ValueKind::input ? "input " + value.name
+                 : value.tensor                 ? value.name
+                                                : graph.value_name(id);
+    facts.is_additive_mask = is_floating(value.spec.dtype) &&
+                             (masks_before.contains(input.before) || masks_after.contains(input.after));
+    inputs.push_back(std::move(facts));
+  }
+  return inputs;
+}
+
+std::string name_of(const Region& region, const Graph& before) {
+  if (region.outputs.empty()) return "nothing";
+  const ValueId last = region.outputs.back().before;
+  std::string name = before.value_name(last);
+  if (name.starts_with('%')) name.erase(0, 1);
+  if (region.outputs.size() > 1) name += fmt::format(" and {} more", region.outputs.size() - 1);
+  return name;
+}
+
+RegionOutcome check_region(const Region& region, const std::vector<InputFacts>& inputs,
+                           const CheckContext& context,
+                           const std::optional<RecordedInputs>& recorded) {
+  return RegionCheck(region, inputs, context).run(recorded);
+}
+
+RegionOutcome check_recorded(const Region& region, const std::vector<InputFacts>& inputs,
+                             const CheckContext& context, const RecordedInputs& recorded) {
+  return RegionCheck(region, inputs, context).run_recorded_only(recorded);
+}
+
+double cost_of_region(const Region& region, const CheckContext& context) {
+  const DimBindings sizes = context.sizes.small();
+  try {
+    const auto specs = input_specs(region, context.before, context.after, sizes);
+    return cost_of(region_graph(side_before(region, context.before), specs, sizes)).flops +
+           cost_of(region_graph(side_after(region, context.after), specs, sizes)).flops;
+  } catch (const InternalError&) {
+    throw;
+  } catch (const Error&) {
+    return 0;
+  }
+}
+
+}  // namespace tenon::detail

@@ -1,0 +1,128 @@
+#include "schedule/detail/region_graph.h"
+
+#include <algorithm>
+
+#include "graph/detail/evaluate_attrs.h"
+#include "graph/tracer.h"
+#include "tensor/detail/attention_rules.h"
+#include "tensor/detail/check.h"
+#include "tensor/ops/attributes.h"
+
+namespace tenon::detail {
+namespace {
+
+TensorSpec at_sizes(TensorSpec spec, const DimBindings& sizes) {
+  Shape shape;
+  for (const Dim& dim : spec.shape) shape.push_back(dim.evaluate(sizes));
+  spec.shape = std::move(shape);
+  return spec;
+}
+
+std::vector<ValueId> outputs_of(const Region& region, ValueId ValuePair::*side) {
+  std::vector<ValueId> outputs;
+  for (const ValuePair& output : region.outputs) outputs.push_back(output.*side);
+  return outputs;
+}
+
+double numel_of(const TensorSpec& spec) { return static_cast<double>(spec.shape.numel().value()); }
+
+TensorView view_of(const TensorSpec& spec) {
+  TensorView view;
+  view.dtype = spec.dtype;
+  view.device = spec.device;
+  for (const Dim& dim : spec.shape) view.sizes.push_back(dim.value());
+  view.strides = Layout::contiguous(view.sizes).strides;
+  view.present = true;
+  return view;
+}
+
+double flops_of(const Graph& graph, const Node& node) {
+  if (!node.op->flops) return 0;
+  std::vector<TensorView> inputs(std::max(node.inputs.size(), node.op->operands.size()));
+  std::vector<TensorView> outputs;
+  for (std::size_t i = 0; i < node.inputs.size(); ++i) {
+    if (node.inputs[i] != kNone) inputs[i] = view_of(graph.value(node.inputs[i]).spec);
+  }
+  for (const ValueId id : node.outputs) outputs.push_back(view_of(graph.value(id).spec));
+  const KernelArgs args{
+      .op = node.op, .inputs = inputs, .outputs = outputs, .attrs = &node.attrs};
+  return node.op->flops(args);
+}
+
+}  // namespace
+
+RegionSide side_before(const Region& region, const Graph& before) {
+  return {before, region.before, region.inputs_before, outputs_of(region, &ValuePair::before)};
+}
+
+RegionSide side_after(const Region& region, const Graph& after) {
+  return {after, region.after, region.inputs_after, outputs_of(region, &ValuePair::after)};
+}
+
+std::vector<TensorSpec> input_specs(const Region& region, const Graph& before, const Graph& after,
+                                    const DimBindings& sizes) {
+  std::vector<TensorSpec> specs;
+  for (const RegionInput& input : region.inputs) {
+    const Value& value =
+        input.before != kNone ? before.value(input.before) : after.value(input.after);
+    specs.push_back(at_sizes(value.spec, sizes));
+  }
+  return specs;
+}
+
+Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs,
+                   const DimBindings& sizes, bool zeros_for_hidden_rows) {
+  static const Op& softmax = get_op("softmax");
+  Graph graph;
+  ModuleCall root;
+  root.type = "Region";
+  const CallId call = graph.add_call(std::move(root));
+  std::vector<ValueId> given;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    given.push_back(graph.add_input(fmt::format("{}", i), inputs[i]));
+  }
+  std::unordered_map<ValueId, ValueId> values;
+  for (const auto& [id, index] : side.inputs) values[id] = given[static_cast<std::size_t>(index)];
+  for (const NodeId id : side.nodes) {
+    const Node& node = side.graph.node(id);
+    std::vector<ValueId> operands;
+    for (const ValueId operand : node.inputs) {
+      operands.push_back(operand == kNone ? kNone : values.at(operand));
+    }
+    if (zeros_for_hidden_rows && node.op == &softmax) {
+      GraphBuilder builder(graph, SIZE_MAX, call);
+      const InterpreterGuard guard(builder);
+      const Tensor zeroed = ops::softmax_or_zeros(builder.tensor(operands[0]),
+                                                  node.attrs.as<AxisAttrs>().dim);
+      values.try_emplace(node.outputs[0], builder.value_of(zeroed, "softmax"));
+      continue;
+    }
+    const NodeId copy =
+        graph.add_node(*node.op, std::move(operands), evaluated(node.attrs, sizes), call);
+    if (!node.kernel.empty()) graph.bind_kernel(copy, node.kernel);
+    for (std::size_t k = 0; k < node.outputs.size(); ++k) {
+      values.try_emplace(node.outputs[k], graph.node(copy).outputs[k]);
+    }
+  }
+  std::vector<ValueId> outputs;
+  for (const ValueId id : side.outputs) outputs.push_back(values.at(id));
+  graph.set_outputs(std::move(outputs));
+  return graph;
+}
+
+RunCost cost_of(const Graph& graph) {
+  constexpr double kBytes = 8;
+  RunCost cost;
+  for (const NodeId id : graph.order()) {
+    const Node& node = graph.node(id);
+    cost.flops += flops_of(graph, node);
+    for (const ValueId output : node.outputs) {
+      const double bytes = kBytes * numel_of(graph.value(output).spec);
+      cost.largest_bytes = std::max(cost.largest_bytes, bytes);
+      if (node.op->view == nullptr) cost.bytes += bytes;
+    }
+  }
+  return cost;
+}
+
+}  // namespace tenon::detail

@@ -1,0 +1,38 @@
+// One side of a region as a Graph of its own, at sizes that are numbers: what the region's inputs are,
+// parameters and buffers too, are its inputs, and the region's outputs are its outputs.
+#pragma once
+
+#include <vector>
+
+#include "graph/graph.h"
+#include "schedule/detail/correspondence.h"
+
+namespace tenon::detail {
+
+struct RegionSide {
+  const Graph& graph;  // that the region is a part of
+  const std::vector<NodeId>& nodes;
+  const std::unordered_map<ValueId, int>& inputs;
+  std::vector<ValueId> outputs;
+};
+RegionSide side_before(const Region& region, const Graph& before);
+RegionSide side_after(const Region& region, const Graph& after);
+
+/// The region's inputs at `sizes`, as the original has them, else the rewritten Graph.
+std::vector<TensorSpec> input_specs(const Region& region, const Graph& before, const Graph& after,
+                                    const DimBindings& sizes);
+
+/// What inference throws where the sizes do not fit. With `zeros_for_hidden_rows` a softmax gives
+/// zeros for a row of -inf; see hidden_rows.h.
+Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs,
+                   const DimBindings& sizes, bool zeros_for_hidden_rows = false);
+
+/// What one run of the Graph costs, from the sizes of its values.
+struct RunCost {
+  double flops = 0;
+  double bytes = 0;          // of all results, at 8 bytes a number
+  double largest_bytes = 0;  // of one result
+};
+RunCost cost_of(const Graph& graph);
+
+}  // namespace tenon::detail
