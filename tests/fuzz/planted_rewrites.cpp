@@ -14,6 +14,19 @@
 #include "tensor/random.h"
 #include "tests/fuzz/planted.h"
 
+namespace tenon::fuzz {
+
+std::vector<Planted> all_planted() {
+  std::vector<Planted> all;
+  for (const auto& list :
+       {planted_in_attention(), planted_in_models(), planted_in_values(), planted_in_state()}) {
+    all.insert(all.end(), list.begin(), list.end());
+  }
+  return all;
+}
+
+}  // namespace tenon::fuzz
+
 namespace {
 
 using namespace tenon;

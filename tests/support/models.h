@@ -101,7 +101,7 @@ struct Stack : nn::Module {
   nn::Child<nn::ModuleList<Block>> layer;
 };
 
-/// A model from a function of one or two tensors, for graphs that need no module.
+/// A model from a function of one to three tensors, for graphs that need no module.
 template <class F>
 struct FunctionModel : nn::Module {
   explicit FunctionModel(F f) : function(std::move(f)) {}
@@ -111,6 +111,10 @@ struct FunctionModel : nn::Module {
   Tensor forward(const Tensor& x, const Tensor& y)
       const requires std::is_invocable_v<F, const Tensor&, const Tensor&> {
     return function(x, y);
+  }
+  Tensor forward(const Tensor& x, const Tensor& y, const Tensor& z)
+      const requires std::is_invocable_v<F, const Tensor&, const Tensor&, const Tensor&> {
+    return function(x, y, z);
   }
   F function;
 };

@@ -1,8 +1,9 @@
+#include "tests/fuzz/graph_edit.h"
+
 #include <fmt/format.h>
 
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
-#include "tests/fuzz/planted.h"
 
 namespace tenon::fuzz {
 
@@ -61,15 +62,6 @@ Tensor GraphEdit::state(const std::string& name) const {
     if (value.tensor && value.name == name) return value.tensor;
   }
   throw GraphError(fmt::format("no state is called '{}'", name));
-}
-
-std::vector<Planted> all_planted() {
-  std::vector<Planted> all;
-  for (const auto& list :
-       {planted_in_attention(), planted_in_models(), planted_in_values(), planted_in_state()}) {
-    all.insert(all.end(), list.begin(), list.end());
-  }
-  return all;
 }
 
 }  // namespace tenon::fuzz
