@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "schedule/detail/state.h"
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
 
@@ -62,6 +63,13 @@ Tensor GraphEdit::state(const std::string& name) const {
     if (value.tensor && value.name == name) return value.tensor;
   }
   throw GraphError(fmt::format("no state is called '{}'", name));
+}
+
+Schedule with_graph(const Schedule& schedule, Graph graph) {
+  auto state =
+      std::make_shared<detail::ScheduleState>(schedule.shared_model(), schedule.original());
+  state->graph = std::move(graph);
+  return Schedule(std::move(state));
 }
 
 }  // namespace tenon::fuzz

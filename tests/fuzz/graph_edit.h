@@ -10,6 +10,7 @@
 
 #include "graph/graph.h"
 #include "graph/tracer.h"
+#include "schedule/schedule.h"
 
 namespace tenon::fuzz {
 
@@ -40,5 +41,8 @@ class GraphEdit {
   Graph& graph_;
   GraphBuilder* builder_ = nullptr;
 };
+
+/// The schedule with another Graph, as a primitive that did wrong would leave it.
+Schedule with_graph(const Schedule& schedule, Graph graph);
 
 }  // namespace tenon::fuzz

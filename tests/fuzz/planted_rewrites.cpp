@@ -8,7 +8,6 @@
 
 #include "examples/command_line.h"
 #include "graph/verify.h"
-#include "schedule/detail/state.h"
 #include "schedule/verification.h"
 #include "tensor/error.h"
 #include "tensor/random.h"
@@ -30,14 +29,6 @@ std::vector<Planted> all_planted() {
 namespace {
 
 using namespace tenon;
-
-/// The schedule with another Graph, as a primitive that did wrong would leave it.
-Schedule with_graph(const Schedule& schedule, Graph graph) {
-  auto state =
-      std::make_shared<detail::ScheduleState>(schedule.shared_model(), schedule.original());
-  state->graph = std::move(graph);
-  return Schedule(std::move(state));
-}
 
 std::vector<Tensor> one_input(const Graph& graph) {
   Generator generator(1);
@@ -107,7 +98,7 @@ void try_one(const fuzz::Planted& planted, Count& count, std::ostream& out) {
   wrong.eliminate_dead_code();
   verify(wrong);  // well-formed, or it would be no test of schedule verification
   const bool by_forward = forward_differs(schedule.graph(), wrong);
-  const VerifyReport report = verify(with_graph(schedule, std::move(wrong)));
+  const VerifyReport report = verify(fuzz::with_graph(schedule, std::move(wrong)));
   ++count.planted;
   count.caught += !report.ok();
   count.forward_only += by_forward;
