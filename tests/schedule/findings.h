@@ -2,6 +2,9 @@
 // check on small drawn inputs, and right ones that such a check must not stop. One list a file.
 #pragma once
 
+#include <gtest/gtest.h>
+
+#include <cctype>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -18,11 +21,17 @@ namespace tenon::test {
 struct Finding {
   const char* name;
   Schedule (*make)();
-  /// A wrong one that the whole model hides, so that only regions by themselves tell.
-  bool hidden_in_model = false;
 };
 inline std::ostream& operator<<(std::ostream& stream, const Finding& finding) {
   return stream << finding.name;
+}
+/// The finding's name as gtest takes it.
+inline std::string name_of(const ::testing::TestParamInfo<Finding>& info) {
+  std::string name;
+  for (const char c : std::string(info.param.name)) {
+    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  }
+  return name;
 }
 
 // Wrong ones.
@@ -34,9 +43,10 @@ std::vector<Finding> wrong_kernels();
 std::vector<Finding> wrong_state();
 std::vector<Finding> wrong_borders();
 // Right ones.
-std::vector<Finding> legal_values();
+std::vector<Finding> legal_by_proof();
+std::vector<Finding> legal_spellings();
 std::vector<Finding> legal_masks();
-std::vector<Finding> legal_state();
+std::vector<Finding> legal_integers_and_state();
 
 /// `other` in place of `part`, which the model calls; constants that `part` makes are its parameters.
 template <class M, class Part, class Other>

@@ -13,14 +13,6 @@ class WrongRewrite : public ::testing::TestWithParam<Finding> {
   void SetUp() override { manual_seed(20261122); }
 };
 
-std::string name_of(const ::testing::TestParamInfo<Finding>& info) {
-  std::string name;
-  for (const char c : std::string(info.param.name)) {
-    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
-  }
-  return name;
-}
-
 bool names_a_trial(const VerifyReport& report) {
   const auto fails = [](const Comparison& c) { return !c.ok && !c.trial.empty(); };
   return std::any_of(report.results.begin(), report.results.end(), fails) ||
