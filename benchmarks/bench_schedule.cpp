@@ -1,72 +1,38 @@
-// What scheduling itself costs: tracing an encoder, all primitives of its schedule, lowering, and
-// finding patterns in a large Graph. Medians of several runs; verification is off.
+// What scheduling itself costs: tracing a model, all primitives of its schedule, lowering, and finding
+// patterns in a large Graph; with --verify also verification, its memory included. Medians of several runs.
 //
 //   bench_schedule --layers 24 [--hidden 64] [--runs 9] [--json]
+//   bench_schedule --model bert --verify [--batch 2] [--seq 128] [--dtype bfloat16] [--device cuda]
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 #include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "examples/attention_model.h"
+#include "benchmarks/schedule_models.h"
 #include "examples/command_line.h"
 #include "graph/program.h"
 #include "nn/nn.h"
-#include "schedule/schedules.h"
+#include "schedule/verification.h"
 
 namespace {
 
 using namespace tenon;
 
 struct Options {
-  std::int64_t layers = 24;
-  std::int64_t hidden = 64;
-  std::int64_t heads = 4;
+  bench::ScheduledModelOptions model;
+  std::string device = "cpu";
+  std::string dtype = "float32";
   int runs = 9;
+  int verify_runs = 1;
+  std::uint64_t seed = 0;
+  bool verify = false;
+  bool whole = false;
   bool json = false;
-};
-
-/// The way down of an MLP with the tail of a residual block.
-struct Output : nn::Module {
-  explicit Output(std::int64_t hidden)
-      : dense(add<nn::Linear>("dense", 4 * hidden, hidden)),
-        dropout(add<nn::Dropout>("dropout", 0.1)),
-        layer_norm(add<nn::LayerNorm>("layer_norm", hidden)) {}
-  Tensor forward(const Tensor& x, const Tensor& residual) const {
-    return layer_norm(dropout(dense(x)) + residual);
-  }
-  nn::Child<nn::Linear> dense;
-  nn::Child<nn::Dropout> dropout;
-  nn::Child<nn::LayerNorm> layer_norm;
-};
-
-struct EncoderLayer : nn::Module {
-  EncoderLayer(std::int64_t hidden, std::int64_t heads)
-      : attention(add<tutorial::Attention>("attention", hidden, heads)),
-        up(add<nn::Linear>("up", hidden, 4 * hidden)),
-        act(add<nn::GELU>("act")),
-        output(add<Output>("output", hidden)) {}
-  Tensor forward(const Tensor& x) const {
-    const Tensor y = attention(x);
-    return output(act(up(y)), y);
-  }
-  nn::Child<tutorial::Attention> attention;
-  nn::Child<nn::Linear> up;
-  nn::Child<nn::GELU> act;
-  nn::Child<Output> output;
-};
-
-struct Encoder : nn::Module {
-  explicit Encoder(const Options& o) : layer(add<nn::ModuleList<EncoderLayer>>("layer")) {
-    for (std::int64_t i = 0; i < o.layers; ++i) layer->emplace_back(o.hidden, o.heads);
-  }
-  Tensor forward(Tensor x) const {
-    for (const auto& one : *layer) x = one(x);
-    return x;
-  }
-  nn::Child<nn::ModuleList<EncoderLayer>> layer;
 };
 
 double median_ms(int runs, const std::function<void()>& work) {
@@ -80,10 +46,6 @@ double median_ms(int runs, const std::function<void()>& work) {
   }
   std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
   return times[static_cast<std::size_t>(runs / 2)];
-}
-
-Schedule trace_encoder(const nn::Child<Encoder>& model, const Options& o) {
-  return create_schedule(model, {{"hidden_states", zeros({2, 8, o.hidden})}});
 }
 
 /// A Graph of 2,000 nodes: chains of four ops, one in ten of which is what is looked for.
@@ -110,34 +72,90 @@ double measure_find(const Options& o) {
   return std::max(hits, misses);
 }
 
+/// Bytes that /proc/self/status says under this name, in kB there.
+std::optional<std::int64_t> process_bytes(const std::string& name) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(name + ":")) return std::stoll(line.substr(name.size() + 1)) * 1024;
+  }
+  return std::nullopt;
+}
+
+/// The peak of resident memory begins anew; false where the kernel does not let it.
+bool forget_peak() {
+  std::ofstream refs("/proc/self/clear_refs");
+  refs << 5 << std::flush;
+  return refs.good();
+}
+
+void measure_verification(const Schedule& sch, const Options& o, nlohmann::ordered_json& figures) {
+  const VerifyOptions options{.seed = o.seed, .whole = o.whole};
+  const bool forgotten = forget_peak();
+  const auto before = process_bytes("VmRSS");
+  VerifyReport report;
+  figures["verify_ms"] = median_ms(o.verify_runs, [&] { report = verify(sch, options); });
+  const auto peak = process_bytes("VmHWM");
+  figures["record_ms"] = report.record_milliseconds;
+  figures["regions"] = report.regions;
+  figures["distinct_regions"] = report.distinct_regions;
+  if (forgotten && before && peak) figures["peak_extra_bytes"] = *peak - *before;
+  figures["not_compared"] = report.not_compared.size();
+  figures["left_out"] = report.left_out.size();
+  std::cerr << report.summary() << "\n";
+  if (!report.ok()) throw VerificationError("verification fails:\n" + report.to_string());
+}
+
 nlohmann::ordered_json measure(const Options& o) {
-  const auto model = nn::make<Encoder>(o);
-  const double trace_ms = median_ms(o.runs, [&] { trace_encoder(model, o); });
+  const bench::ScheduledModel model = bench::make_scheduled_model(o.model);
+  const double trace_ms = median_ms(o.runs, [&] { model.trace(); });
   const double schedule_ms = median_ms(o.runs, [&] {
-    Schedule sch = trace_encoder(model, o);
-    schedules::transformer_encoder(sch);
+    Schedule sch = model.trace();
+    model.apply(sch);
   });
-  Schedule sch = trace_encoder(model, o);
-  schedules::transformer_encoder(sch);
-  const std::vector<TensorSpec> inputs = {zeros({2, 8, o.hidden}).spec()};
-  const double lower_ms = median_ms(o.runs, [&] { lower(sch.graph(), inputs); });
-  return {{"trace_ms", trace_ms},
-          {"schedule_ms", schedule_ms},
-          {"lower_ms", lower_ms},
-          {"find_2000_nodes_ms", measure_find(o)}};
+  Schedule sch = model.trace();
+  model.apply(sch);
+  nlohmann::ordered_json figures = {{"trace_ms", trace_ms}, {"schedule_ms", schedule_ms}};
+  if (o.verify) measure_verification(sch, o, figures);
+  figures["lower_ms"] = median_ms(o.runs, [&] { lower(sch.graph(), model.inputs); });
+  figures["find_2000_nodes_ms"] = measure_find(o);
+  return figures;
+}
+
+void add_sizes(CommandLine& line, bench::ScheduledModelOptions& model) {
+  const auto size = [&](const char* name, std::int64_t& value, const char* what) {
+    line.option(name, value, what).positive().without_default();
+  };
+  size("--layers", model.layers, "24; bert 12, linears 1000, positions 2");
+  size("--batch", model.batch, "2; llama and positions 1, block and linears 8");
+  size("--seq", model.seq, "8; bert and llama 128, block 512, tied 64; positions takes 2048 only");
+  size("--hidden", model.hidden,
+       "hidden size, divisible by the heads: 64; bert 768, llama 2048, block 1024, tied 256");
+  size("--heads", model.heads, "4; bert 12, llama 32, block 16");
+  size("--mlp", model.mlp, "bert 3072, llama 5632");
+  size("--vocabulary", model.vocabulary, "bert 30522, llama 32000, tied 50257, positions 1000");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CommandLine line("Times tracing, scheduling, lowering and finding");
+  CommandLine line("Times tracing, scheduling, lowering, finding and verification");
   Options options;
-  line.option("--layers", options.layers, "encoder layers").positive();
-  line.option("--hidden", options.hidden, "hidden size, divisible by 4").positive();
+  line.option("--model", options.model.model, "what is scheduled")
+      .one_of({"encoder", "bert", "llama", "block", "linears", "tied", "positions"});
+  add_sizes(line, options.model);
+  line.option("--device", options.device, "where the model is").one_of({"cpu", "cuda"});
+  line.option("--dtype", options.dtype, "of the model")
+      .one_of({"float32", "float64", "float16", "bfloat16"});
   line.option("--runs", options.runs, "of which the median counts").positive();
+  line.flag("--verify", options.verify, "also time verification of the schedule");
+  line.option("--verify-runs", options.verify_runs, "of which the median counts").positive();
+  line.flag("--whole", options.whole, "verification compares the whole model");
+  line.option("--seed", options.seed, "of what verification draws");
   line.flag("--json", options.json, "one JSON object on stdout");
   if (const auto status = line.parse(argc, argv)) return *status;
   try {
+    options.model.device = Device::parse(options.device);
+    options.model.dtype = parse_dtype(options.dtype);
     const nlohmann::ordered_json figures = measure(options);
     if (options.json) {
       std::cout << figures.dump() << std::endl;
