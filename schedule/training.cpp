@@ -6,6 +6,7 @@
 #include "autograd/autograd.h"
 #include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
+#include "schedule/verification.h"
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
 

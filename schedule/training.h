@@ -40,8 +40,10 @@ struct TrainingOptions {
   std::shared_ptr<nn::Optimizer> optimizer = {};
   /// Gradients of this many runs are averaged into one update.
   int micro_batches = 1;
-  /// As BuildOptions::verify.
+  /// As in BuildOptions; passes are verified too.
   bool verify = true;
+  bool accept_uncompared = false;
+  std::ostream* log = nullptr;
   JointPasses passes = {};
 };
 

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <map>
 #include <optional>
+#include <ostream>
 #include <unordered_map>
 
 #include "schedule/detail/recorded_values.h"
@@ -305,6 +306,21 @@ bool all_ok(const std::vector<Comparison>& results) {
 }  // namespace
 
 namespace detail {
+
+void require_verified(const Schedule& schedule, const char* caller, bool accept_uncompared,
+                      std::ostream* log) {
+  const VerifyReport report = verify(schedule);
+  if (log != nullptr) *log << caller << ": " << report.summary() << '\n';
+  if (!report.ok()) {
+    throw VerificationError(fmt::format("{} refused: the scheduled model differs from the model\n{}",
+                                        caller, report.to_string()));
+  }
+  if (report.not_compared.empty() || accept_uncompared) return;
+  throw VerificationError(fmt::format(
+      "{} refused: these results were compared on no finite value: {}. Give create_schedule example "
+      "inputs that the model gives numbers for, or accept it with accept_uncompared\n{}",
+      caller, fmt::join(report.not_compared, ", "), report.to_string()));
+}
 
 VerifyReport verify_graphs(const Graph& before, const Graph& after,
                            const std::vector<Tensor>& examples, const VerifyOptions& options) {

@@ -24,6 +24,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iosfwd>
 #include <string>
 #include <vector>
 
@@ -101,6 +102,10 @@ struct VerifyReport {
 VerifyReport verify(const Schedule& schedule, const VerifyOptions& options = {});
 
 namespace detail {
+/// VerificationError, in the name of `caller`, unless the schedule verifies, and every result was
+/// compared on some finite value or `accept_uncompared`. Logs the summary, unless `log` is null.
+void require_verified(const Schedule& schedule, const char* caller, bool accept_uncompared,
+                      std::ostream* log);
 /// The same for two Graphs, the second rewritten from a copy of the first by a pass. `examples` are
 /// inputs to record values with, undefined where there are none.
 VerifyReport verify_graphs(const Graph& before, const Graph& after,

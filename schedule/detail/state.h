@@ -13,7 +13,7 @@ namespace tenon::detail {
 class ScheduleState {
  public:
   ScheduleState(std::shared_ptr<nn::Module> model_root, Graph traced,
-                std::vector<Tensor> short_examples)
+                std::vector<Tensor> short_examples = {})
       : model(std::move(model_root)),
         original(traced),
         graph(std::move(traced)),
