@@ -145,7 +145,8 @@ class Verification {
     append(report.left_out, outcome.left_out);
     for (const TrialSummary& trial : outcome.trials) {
       const auto same = [&](const TrialSummary& other) {
-        return other.name == trial.name && other.sizes == trial.sizes;
+        return other.name == trial.name && other.sizes == trial.sizes &&
+               other.divisor == trial.divisor;
       };
       if (std::none_of(report.trials.begin(), report.trials.end(), same)) {
         report.trials.push_back(trial);
@@ -380,8 +381,9 @@ std::string VerifyReport::to_string() const {
     const auto compared = std::count_if(results.begin(), results.end(), in_trial);
     const auto equal = std::count_if(results.begin(), results.end(),
                                      [&](const Comparison& c) { return in_trial(c) && c.ok; });
-    text += fmt::format("{}: {} of {} results agree on inputs {}\n", trial.name, equal, compared,
-                        shapes_of(trial));
+    text += fmt::format("{}: {} of {} results agree on inputs {}{}\n", trial.name, equal, compared,
+                        shapes_of(trial),
+                        trial.divisor == 1 ? "" : fmt::format(", widths / {}", trial.divisor));
   }
   return text + summary() + "\n";
 }

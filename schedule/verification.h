@@ -65,6 +65,7 @@ struct Comparison {
 struct TrialSummary {
   std::string name;
   std::vector<std::vector<std::int64_t>> sizes;  ///< of the model's inputs
+  std::int64_t divisor = 1;                      ///< of fixed widths: a weight's, a head's
 };
 
 struct VerifyReport {

@@ -11,11 +11,36 @@
 namespace tenon::detail {
 namespace {
 
-TensorSpec at_sizes(TensorSpec spec, const DimBindings& sizes) {
+TensorSpec at_sizes(TensorSpec spec, const RegionSizes& sizes) {
   Shape shape;
-  for (const Dim& dim : spec.shape) shape.push_back(dim.evaluate(sizes));
+  for (const Dim& dim : spec.shape) shape.push_back(sizes.at(dim));
   spec.shape = std::move(shape);
   return spec;
+}
+
+std::int64_t divided(std::int64_t width, std::int64_t divisor) {
+  return width >= 4 * divisor && width % divisor == 0 ? width / divisor : width;
+}
+
+Attrs at_sizes(const Attrs& attrs, const RegionSizes& sizes) {
+  Attrs result = evaluated(attrs, sizes.symbols);
+  if (sizes.divisor == 1) return result;
+  for (std::size_t i = 0; i < attrs.size(); ++i) {
+    if (attrs.kind(i) != FieldKind::value) continue;
+    const AttrValue value = attrs.value(i);
+    if (const auto* dim = std::get_if<Dim>(&value)) {
+      result = result.with(i, Dim(sizes.at(*dim)));
+    } else if (const auto* shape = std::get_if<Shape>(&value)) {
+      Shape numbers;
+      for (const Dim& size : *shape) numbers.push_back(sizes.at(size));
+      result = result.with(i, numbers);
+    } else if (const auto* list = std::get_if<std::vector<std::int64_t>>(&value)) {
+      std::vector<std::int64_t> numbers;
+      for (const std::int64_t size : *list) numbers.push_back(divided(size, sizes.divisor));
+      result = result.with(i, numbers);
+    }
+  }
+  return result;
 }
 
 std::vector<ValueId> outputs_of(const Region& region, ValueId ValuePair::*side) {
@@ -51,6 +76,17 @@ double flops_of(const Graph& graph, const Node& node) {
 
 }  // namespace
 
+std::int64_t RegionSizes::at(const Dim& dim) const {
+  if (dim.is_constant()) return divided(dim.hint(), divisor);
+  const std::int64_t size = dim.evaluate(symbols);
+  if (divisor == 1) return size;
+  // Of a product, 768·s0, the factor is a width.
+  DimBindings ones = symbols;
+  for (auto& [id, number] : ones) number = 1;
+  const std::int64_t width = dim.evaluate(ones);
+  return width > 0 && size % width == 0 ? size / width * divided(width, divisor) : size;
+}
+
 RegionSide side_before(const Region& region, const Graph& before) {
   return {before, region.before, region.inputs_before, outputs_of(region, &ValuePair::before)};
 }
@@ -60,7 +96,7 @@ RegionSide side_after(const Region& region, const Graph& after) {
 }
 
 std::vector<TensorSpec> input_specs(const Region& region, const Graph& before, const Graph& after,
-                                    const DimBindings& sizes) {
+                                    const RegionSizes& sizes) {
   std::vector<TensorSpec> specs;
   for (const RegionInput& input : region.inputs) {
     const Value& value =
@@ -71,7 +107,7 @@ std::vector<TensorSpec> input_specs(const Region& region, const Graph& before, c
 }
 
 Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs,
-                   const DimBindings& sizes, bool zeros_for_hidden_rows) {
+                   const RegionSizes& sizes, bool zeros_for_hidden_rows) {
   static const Op& softmax = get_op("softmax");
   Graph graph;
   ModuleCall root;
@@ -98,7 +134,7 @@ Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs
       continue;
     }
     const NodeId copy =
-        graph.add_node(*node.op, std::move(operands), evaluated(node.attrs, sizes), call);
+        graph.add_node(*node.op, std::move(operands), at_sizes(node.attrs, sizes), call);
     if (!node.kernel.empty()) graph.bind_kernel(copy, node.kernel);
     for (std::size_t k = 0; k < node.outputs.size(); ++k) {
       values.try_emplace(node.outputs[k], graph.node(copy).outputs[k]);

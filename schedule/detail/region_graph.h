@@ -18,14 +18,25 @@ struct RegionSide {
 RegionSide side_before(const Region& region, const Graph& before);
 RegionSide side_after(const Region& region, const Graph& after);
 
+/// Sizes of a region: numbers for the symbols, and what fixed widths are divided by. A weight of
+/// (3072, 768) is (192, 48) at a divisor of 16, a head of 64 is one of 4, and what is cut at 768 is cut
+/// at 48: sums, multiples and heads of widths stay what they are. Widths below 4 divisors, or that
+/// are no multiple, stay; where that does not fit together, inference says so.
+struct RegionSizes {
+  DimBindings symbols;
+  std::int64_t divisor = 1;
+  friend bool operator==(const RegionSizes&, const RegionSizes&) = default;
+  std::int64_t at(const Dim& dim) const;
+};
+
 /// The region's inputs at `sizes`, as the original has them, else the rewritten Graph.
 std::vector<TensorSpec> input_specs(const Region& region, const Graph& before, const Graph& after,
-                                    const DimBindings& sizes);
+                                    const RegionSizes& sizes);
 
 /// What inference throws where the sizes do not fit. With `zeros_for_hidden_rows` a softmax gives
 /// zeros for a row of -inf; see hidden_rows.h.
 Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs,
-                   const DimBindings& sizes, bool zeros_for_hidden_rows = false);
+                   const RegionSizes& sizes, bool zeros_for_hidden_rows = false);
 
 /// What one run of the Graph costs, from the sizes of its values.
 struct RunCost {

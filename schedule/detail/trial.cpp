@@ -121,6 +121,11 @@ std::string InputFacts::to_string() const {
                                                                         buffer.high));
 }
 
+bool InputFacts::keeps_its_data() const {
+  if (!own || kind == ValueKind::parameter) return false;
+  return kind == ValueKind::constant || is_kept(*this, facts_of_buffer(own));
+}
+
 TrialInputs::TrialInputs(const std::vector<InputFacts>& inputs, RegionConstants constants,
                          std::uint64_t seed)
     : inputs_(inputs), constants_(std::move(constants)), generator_(seed) {
@@ -208,10 +213,10 @@ Tensor TrialInputs::state(std::size_t i) {
   const InputFacts& input = inputs_[i];
   if (keeps_states_) return input.own;
   Tensor& known = states_[i];
-  if (known) return known;
-  const Tensor own = input.own.detach().cpu();
-  const Extents& sizes = own.layout().sizes;
-  const DType dtype = is_floating(own.dtype()) ? DType::float64 : own.dtype();
+  const Extents sizes = evaluated(graph_->value(graph_->inputs()[i]).spec.shape, {});
+  if (known && known.layout().sizes == sizes) return known;
+  const DType own_dtype = input.own.dtype();
+  const DType dtype = is_floating(own_dtype) ? DType::float64 : own_dtype;
   if (input.kind == ValueKind::parameter) {
     std::vector<double> drawn = normal(sizes.product());
     const std::int64_t rows = sizes.size() < 2 ? 0 : sizes[0];
@@ -220,9 +225,10 @@ Tensor TrialInputs::state(std::size_t i) {
     for (double& number : drawn) number *= scale;
     return known = from_doubles(drawn, sizes, dtype);
   }
-  const BufferFacts buffer = input.kind == ValueKind::constant ? BufferFacts{} : facts_of_buffer(own);
-  if (is_kept(input, buffer)) return known = own.to(dtype);
-  if (own.dtype() == DType::boolean) return known = truth_values(sizes, InputValues::drawn);
+  const BufferFacts buffer =
+      input.kind == ValueKind::constant ? BufferFacts{} : facts_of_buffer(input.own);
+  if (is_kept(input, buffer)) return known = input.own.detach().cpu().to(dtype);
+  if (own_dtype == DType::boolean) return known = truth_values(sizes, InputValues::drawn);
   if (!buffer.choices.empty()) {
     std::vector<double> drawn = truth_values(sizes, InputValues::drawn).to_doubles();
     for (double& number : drawn) number = buffer.choices[number == 0 ? 0 : 1];
@@ -375,7 +381,7 @@ std::vector<Tensor> draw_inputs(const Graph& graph, const DimBindings& sizes, st
   for (const ValueId id : graph.values()) {
     if (graph.value(id).tensor) add(id);
   }
-  const Graph sized = region_graph({graph, graph.order(), places, {}}, specs, sizes);
+  const Graph sized = region_graph({graph, graph.order(), places, {}}, specs, {sizes});
   TrialInputs drawn(inputs, {}, seed);
   drawn.keep_states();
   drawn.set_graph(sized);

@@ -36,6 +36,8 @@ struct InputFacts {
   ValueFacts facts;
   Tensor own;  // state: the model's
   bool is_additive_mask = false;
+  /// A constant, or a buffer that no drawn numbers can stand for: trials take it as it is.
+  bool keeps_its_data() const;
   /// For the key of a structure: all of this that drawn values depend on.
   std::string to_string() const;
 };

@@ -142,6 +142,14 @@ std::optional<DimBindings> TrialSizes::uniform(std::int64_t size) const {
       [&](std::size_t i, const Symbol&) { return is_batch(i) ? std::int64_t{1} : size; });
 }
 
+RegionSizes TrialSizes::divided(DimBindings sizes, std::int64_t divisor) const {
+  RegionSizes result{std::move(sizes), divisor};
+  for (const auto& [id, dim] : bound_) {
+    if (dim.is_constant()) result.symbols[id] = result.at(dim);
+  }
+  return result;
+}
+
 std::vector<std::vector<std::int64_t>> TrialSizes::shapes(const DimBindings& sizes) const {
   std::vector<std::vector<std::int64_t>> result;
   for (const ValueId id : graph_.inputs()) {

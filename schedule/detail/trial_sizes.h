@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "schedule/detail/region_graph.h"
 
 namespace tenon::detail {
 
@@ -29,6 +30,9 @@ class TrialSizes {
   std::optional<DimBindings> uniform(std::int64_t size) const;
   /// Where guards forbid small sizes (n % 16 == 0), multiples of the example's that they allow.
   std::vector<DimBindings> multiples() const;
+
+  /// The same with sizes that the trace fixed divided like widths.
+  RegionSizes divided(DimBindings sizes, std::int64_t divisor) const;
 
   /// Of the inputs at these sizes: "(3, 7, 8), (3, 7)".
   std::string to_string(const DimBindings& sizes) const;
