@@ -1,6 +1,7 @@
 #include "graph/tracer.h"
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <utility>
 
@@ -36,6 +37,17 @@ bool may_alias(const Op& op, const Attrs& attrs) {
   return op.identity && (op.identity(attrs, true) || op.identity(attrs, false));
 }
 
+/// n + 1 for a constant called "constant_n", else 0.
+int number_behind(const Value& constant) {
+  constexpr std::string_view kPrefix = "constant_";
+  int number = -1;
+  const std::string_view name = constant.name;
+  if (name.starts_with(kPrefix)) {
+    std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), number);
+  }
+  return number + 1;
+}
+
 }  // namespace
 
 GraphBuilder::GraphBuilder(Graph& graph, std::size_t position, CallId call)
@@ -48,6 +60,7 @@ void GraphBuilder::know_states() {
   for (ValueId id : graph_.values()) {
     const Value& value = graph_.value(id);
     if (value.tensor) know(value.tensor, id);
+    if (value.kind == ValueKind::constant) constants_ = std::max(constants_, number_behind(value));
   }
 }
 

@@ -317,6 +317,19 @@ TEST_F(Primitives, SecondPackingIsRefused) {
       build(third));
 }
 
+TEST(PrimitiveConstants, AReplacementMayMakeConstantsBesideTheModels) {
+  const auto cut = [](const Tensor& x, double at) { return maximum(x, full({}, at)); };
+  const auto model = test::function_model([cut](const Tensor& x) { return cut(relu(x), 0.5); });
+  Schedule kept = create_schedule(model, {randn({2, 3})});
+  kept.replace([cut](const Tensor& x) { return cut(x, 0.0) * 1.0; },
+               kept.find([](const Tensor& x) { return relu(x); }));
+  EXPECT_EQ(kept.applied().size(), 1U);
+  Schedule gone = create_schedule(model, {randn({2, 3})});
+  gone.replace([cut](const Tensor& x, const Tensor&) { return cut(relu(x), 0.5); },
+               gone.find([](const Tensor& x, const Tensor& at) { return maximum(relu(x), at); }));
+  EXPECT_TRUE(verify(gone).ok());
+}
+
 TEST_F(Primitives, AppliedPrimitivesAreRecorded) {
   schedule_attention(sch, kHidden, kHeads);
   std::vector<std::string> names;
