@@ -23,7 +23,11 @@ std::vector<Planted> planted_in_attention();
 std::vector<Planted> planted_in_models();
 std::vector<Planted> planted_in_values();
 std::vector<Planted> planted_in_state();
+std::vector<Planted> planted_in_layers();
+std::vector<Planted> planted_out_of_reach();
 std::vector<Planted> all_planted();
+/// Edits that mean the same, which must be accepted.
+std::vector<Planted> planted_legal();
 
 namespace scenes {
 Schedule attention();        // the tutorial's block
@@ -37,6 +41,14 @@ Schedule tied();             // token logits by the embedding's weight, a frozen
 Schedule masked();           // softmax of scores under a bool mask
 Schedule kinks();            // relu(x), maximum(x, y), abs(y), as one output each
 Schedule outputs();          // two outputs and an intermediate of both
+Schedule layers();           // three of the tutorial's block
+Schedule fused_layers();     // the same with one product for q, k and v each
+Schedule norms();            // batch norms of two layers, which read each other's result
+Schedule two_masks();        // attention twice, under masks of its own
+Schedule window();           // attention over the last 16 keys, traced at 40
+Schedule loud();             // tanh, silu and relu of a Linear with large weights
+Schedule numbered();         // rows of a table of 200, number 150 cleared
+Schedule rows();  // mean, log_softmax and x/(|x| + 1e-15) of rows, and their first 64 doubled
 }  // namespace scenes
 
 }  // namespace tenon::fuzz
