@@ -1,5 +1,6 @@
 // Random models under random legal schedules: each pair compares the plain model, run eagerly, with
-// the scheduled Programs, forward, backward and masks.
+// the scheduled Programs, forward, backward and masks, and on half of the pairs what verification
+// says of the rewritten regions with what it says of the whole model.
 //
 //   fuzz_schedules --pairs 2000 --seed 7 [--jobs 2] [--first 0] [--json]
 //

@@ -4,6 +4,7 @@
 
 #include "schedule/schedule_json.h"
 #include "schedule/verification.h"
+#include "tests/fuzz/graph_edit.h"
 #include "tests/fuzz/oracle.h"
 #include "tests/fuzz/random_schedule.h"
 
@@ -29,7 +30,8 @@ Schedule schedule_of(const nn::Child<RandomModel>& model, const std::vector<Tens
 class Pair {
  public:
   Pair(RandomSource& source, const PairOptions& options)
-      : options_(options),
+      : source_(source),
+        options_(options),
         program_(draw_model(source, options.float32)),
         steps_(draw_schedule(source, program_)) {
     result_.program = program_.to_string();
@@ -81,6 +83,7 @@ class Pair {
     }
     result_.num_applied = static_cast<int>(sch.applied().size());
     if (options_.verify) check_verification(sch);
+    if (options_.plant) plant_fault(sch);
     if (options_.replay) sch = replayed(sch, inputs);
     doing_ = "run";
     const Results plain =
@@ -108,6 +111,42 @@ class Pair {
     doing_ = "verify";
     const VerifyReport report = verify(sch);
     if (!report.ok()) result_.mismatch = "verification's false alarm\n" + report.to_string();
+    if (!options_.whole) return;
+    doing_ = "verify the whole model";
+    const VerifyReport whole = verify(sch, {.whole = true});
+    ++result_.applied["verify the whole model"];
+    if (whole.ok() != report.ok()) {
+      result_.mismatch = "verification of regions and of the whole model differ\nregions:\n" +
+                         report.to_string() + "whole:\n" + whole.to_string();
+    }
+  }
+
+  /// One result of the scheduled Graph, 1% too large. A region may see more than the whole model
+  /// shows, never less.
+  void plant_fault(const Schedule& sch) {
+    doing_ = "plant a fault";
+    Graph graph = sch.graph();
+    std::vector<NodeId> candidates;
+    for (const NodeId id : graph.order()) {
+      const Node& node = graph.node(id);
+      const bool wraps = node.outputs.size() == 1 && !node.op->has(Trait::effect) &&
+                         is_floating(graph.value(node.outputs[0]).spec.dtype);
+      if (wraps) candidates.push_back(id);
+    }
+    if (candidates.empty()) return;
+    const NodeId chosen = candidates[source_.below(candidates.size())];
+    const std::string name = graph.node(chosen).name;
+    GraphEdit(graph).wrap(chosen, [](const Tensor& y) { return y * 1.01; });
+    graph.eliminate_dead_code();
+    const Schedule wrong = with_graph(sch, std::move(graph));
+    const VerifyReport whole = verify(wrong, {.whole = true});
+    ++result_.applied["planted fault"];
+    result_.applied["planted fault found"] += !whole.ok();
+    const VerifyReport report = verify(wrong);
+    if (report.ok() && !whole.ok()) {
+      result_.mismatch = "verification of regions misses a fault behind %" + name + "\nregions:\n" +
+                         report.to_string() + "whole:\n" + whole.to_string();
+    }
   }
 
   void compare_float32(const Results& reference) {
@@ -124,6 +163,7 @@ class Pair {
     if (!difference.empty()) result_.mismatch = "in float32, " + difference;
   }
 
+  RandomSource& source_;
   PairOptions options_;
   ModelProgram program_;
   std::vector<Step> steps_;
@@ -134,7 +174,11 @@ class Pair {
 }  // namespace
 
 PairOptions options_of_pair(std::uint64_t index) {
-  return {.float32 = index % 8 == 3, .replay = index % 4 == 2, .verify = index % 8 == 5};
+  return {.float32 = index % 8 == 3,
+          .replay = index % 4 == 2,
+          .verify = index % 2 == 1,
+          .whole = index % 2 == 1,
+          .plant = index % 8 == 4};
 }
 
 PairResult run_pair(RandomSource& source, const PairOptions& options) {

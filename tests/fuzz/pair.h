@@ -14,6 +14,8 @@ struct PairOptions {
   bool float32 = false;  ///< also the kernels of float32, against float64
   bool replay = false;   ///< through JSON, on another instance of the model
   bool verify = false;   ///< also verify(schedule) in float64, which must not raise a false alarm
+  bool whole = false;    ///< and say of the whole model what it says of the regions
+  bool plant = false;  ///< a result a little off, which regions must see where the whole model does
 };
 
 struct PairResult {
