@@ -42,6 +42,10 @@ std::vector<Finding> wrong_behind_others();
 std::vector<Finding> wrong_kernels();
 std::vector<Finding> wrong_state();
 std::vector<Finding> wrong_borders();
+/// Wrong or right, but compared on few finite values or on none: build must refuse them.
+std::vector<Finding> hardly_finite();
+/// Right, and never finite: build refuses them unless told to accept what was not compared.
+std::vector<Finding> never_finite();
 // Right ones.
 std::vector<Finding> legal_by_proof();
 std::vector<Finding> legal_spellings();

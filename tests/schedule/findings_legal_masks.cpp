@@ -238,6 +238,28 @@ const std::vector<Finding> kIntegersAndState = {
                            return masked_fill(embedding(ids, table), eq(ids, 101).unsqueeze(-1), 0);
                          });
      }},
+    {"id 101 beside types of two rows",
+     [] {
+       constexpr auto rows = [](const Tensor& ids, const Tensor& types, const Tensor& table) {
+         const Tensor special = cast(eq(ids, 101), DType::float32).unsqueeze(-1);
+         return embedding(ids, table) + embedding(types, table.narrow(0, 0, 2)) + special;
+       };
+       struct Model : nn::Module {
+         explicit Model(decltype(rows) f)
+             : state(register_parameter("state", randn({200, 4}))), function(f) {}
+         Tensor forward(const Tensor& ids, const Tensor& types) const {
+           return function(ids, types, state);
+         }
+         Tensor state;
+         decltype(rows) function;
+       };
+       return recomputed(
+           nn::make<Model>(rows), {example_integers({2, 5}), example_integers({2, 5})},
+           [](const Tensor& ids, const Tensor& types, const Tensor& table) {
+             const Tensor other = cast(ne(ids, 101), DType::float32).unsqueeze(-1);
+             return embedding(ids, table) + embedding(types, table.narrow(0, 0, 2)) + 1.0 - other;
+           });
+     }},
     {"padding of -1, the other way round",
      [] {
        constexpr auto rows = [](const Tensor& ids, const Tensor& table) {

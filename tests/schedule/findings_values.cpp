@@ -112,6 +112,48 @@ const auto relu_part = [](const Tensor& x) { return relu(x); };
 const auto gelu_part = [](const Tensor& x) { return gelu(x); };
 const auto zero_part = [](const Tensor& x) { return x * 0.0; };
 
+/// All of a model that is finite for some inputs only, with another activation at its end.
+template <class F>
+Schedule whole_with_gelu(F f) {
+  return recomputed(
+      {randn({3, 8})}, [f](const Tensor& x) { return relu(f(x)); },
+      [f](const Tensor& x) { return gelu(f(x)); });
+}
+
+const std::vector<Finding> kHardlyFinite = {
+    {"a norm of a logarithm",
+     [] { return whole_with_gelu([](const Tensor& x) { return layer_norm(log(x), {8}); }); }},
+    {"a norm of a root",
+     [] { return whole_with_gelu([](const Tensor& x) { return layer_norm(sqrt(x), {8}); }); }},
+    {"the sum of a power",
+     [] { return whole_with_gelu([](const Tensor& x) { return sum(pow(x, 0.5), {1}) - 3.0; }); }},
+    {"a norm of a logarithm above 100",
+     [] {
+       return whole_with_gelu([](const Tensor& x) { return layer_norm(log(x - 100.0), {8}); });
+     }},
+    {"the root of a negative number",
+     [] { return whole_with_gelu([](const Tensor& x) { return sqrt(square(x) * -1.0 - 1.0); }); }},
+};
+
+const std::vector<Finding> kNeverFinite = {
+    {"the root of a negative number",
+     [] {
+       return recomputed(
+           {randn({3, 8})},
+           [](const Tensor& x) { return relu(sqrt(square(x) * -1.0 - 1.0)) * 2.0; },
+           [](const Tensor& x) {
+             const Tensor y = relu(sqrt(square(x) * -1.0 - 1.0));
+             return y + y;
+           });
+     }},
+    {"the logarithm of a negative number",
+     [] {
+       return recomputed(
+           {randn({3, 8})}, [](const Tensor& x) { return log(-exp(x)) - 1.0; },
+           [](const Tensor& x) { return log(exp(x) * -1.0) - 1.0; });
+     }},
+};
+
 /// A padding or attention mask as an input: 1 counts.
 template <class Keep>
 Schedule mask_ignored(const Tensor& mask, Keep keep) {
@@ -380,6 +422,8 @@ const std::vector<Finding> kKernels = {
 
 std::vector<Finding> wrong_constants() { return findings_values::kConstants; }
 std::vector<Finding> wrong_behind_others() { return findings_values::kBehindOthers; }
+std::vector<Finding> hardly_finite() { return findings_values::kHardlyFinite; }
+std::vector<Finding> never_finite() { return findings_values::kNeverFinite; }
 std::vector<Finding> wrong_kernels() { return findings_values::kKernels; }
 
 }  // namespace tenon::test

@@ -27,6 +27,23 @@ TEST_P(WrongRewrite, IsRefused) {
   EXPECT_THROW(build(sch), VerificationError);
 }
 
+class HardlyFinite : public WrongRewrite {};
+
+TEST_P(HardlyFinite, IsNotBuilt) { EXPECT_THROW(build(GetParam().make()), VerificationError); }
+
+class NeverFinite : public WrongRewrite {};
+
+TEST_P(NeverFinite, IsBuiltWhereThatIsAccepted) {
+  const Schedule sch = GetParam().make();
+  const VerifyReport report = verify(sch);
+  EXPECT_TRUE(report.ok()) << report.to_string();
+  EXPECT_FALSE(report.not_compared.empty());
+  EXPECT_THROW(build(sch), VerificationError);
+  EXPECT_NO_THROW(build(sch, {.accept_uncompared = true}));
+}
+
+INSTANTIATE_TEST_SUITE_P(Values, HardlyFinite, ::testing::ValuesIn(hardly_finite()), name_of);
+INSTANTIATE_TEST_SUITE_P(Values, NeverFinite, ::testing::ValuesIn(never_finite()), name_of);
 INSTANTIATE_TEST_SUITE_P(Sizes, WrongRewrite, ::testing::ValuesIn(wrong_at_sizes()), name_of);
 INSTANTIATE_TEST_SUITE_P(Integers, WrongRewrite, ::testing::ValuesIn(wrong_integers()), name_of);
 INSTANTIATE_TEST_SUITE_P(Constants, WrongRewrite, ::testing::ValuesIn(wrong_constants()), name_of);
