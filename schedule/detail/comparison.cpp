@@ -21,13 +21,14 @@ constexpr double kRoundingsAccumulated = 128;
 constexpr double kMostRoundings = 512;
 
 /// Settles elements that are not finite; true where both are finite.
-bool both_finite(Agreement& agreement, double model, double scheduled, bool any_not_finite) {
+bool both_finite(Agreement& agreement, double model, double scheduled, Excused excused) {
   if (std::isfinite(model) && std::isfinite(scheduled)) {
     ++agreement.compared;
     return true;
   }
   ++agreement.not_finite;
-  if (std::isnan(model) || model == scheduled || any_not_finite) {
+  const bool overflows = excused.overflow && std::isinf(model) && std::isfinite(scheduled);
+  if (std::isnan(model) || model == scheduled || excused.any || overflows) {
     agreement.finite_for_nan += std::isnan(model) && std::isfinite(scheduled) ? 1 : 0;
     return false;
   }
@@ -62,11 +63,11 @@ double median(std::vector<double> numbers) {
 }  // namespace
 
 Agreement compare_meaning(const std::vector<double>& model, const std::vector<double>& scheduled,
-                          const Sensitivity& sensitivity, bool any_not_finite) {
+                          const Sensitivity& sensitivity, Excused excused) {
   Agreement agreement;
   const std::vector<double>* terms = nullptr;
   for (std::size_t i = 0; i < model.size(); ++i) {
-    if (!both_finite(agreement, model[i], scheduled[i], any_not_finite)) continue;
+    if (!both_finite(agreement, model[i], scheduled[i], excused)) continue;
     const double difference = std::abs(model[i] - scheduled[i]);
     double allowed = kRoundingsOfElement * kRoundoff64 * std::abs(model[i]);
     if (difference > allowed) {
@@ -94,7 +95,7 @@ Agreement compare_exactly(const Tensor& model, const Tensor& scheduled) {
 
 Agreement compare_bound(const std::vector<double>& exact, const std::vector<double>& model,
                         const std::vector<double>& scheduled, const Sensitivity& sensitivity,
-                        double roundoff, std::size_t columns, bool any_not_finite) {
+                        double roundoff, std::size_t columns, Excused excused) {
   Agreement agreement;
   const std::vector<double>& terms = sensitivity();
   const auto unit = [&](std::size_t i) {
@@ -116,7 +117,7 @@ Agreement compare_bound(const std::vector<double>& exact, const std::vector<doub
         ++agreement.not_finite;
         continue;
       }
-      if (!both_finite(agreement, exact[i], scheduled[i], any_not_finite)) continue;
+      if (!both_finite(agreement, exact[i], scheduled[i], excused)) continue;
       const double to_exact = std::abs(scheduled[i] - exact[i]);
       const double to_model = std::abs(scheduled[i] - model[i]);
       const double allowed = (2 * roundings + own_roundings) * unit(i) + floor +

@@ -27,10 +27,15 @@ struct Agreement {
 /// The roundings of its terms by which each element may be off; asked for only where digits differ.
 using Sensitivity = std::function<const std::vector<double>&()>;
 
-/// Two float64 computations, `model` and `scheduled`. With `any_not_finite`, elements that are not
-/// finite on either side are not compared: gradients behind results that are not finite.
+/// Elements that are not finite and need not be the same.
+struct Excused {
+  bool any = false;       ///< gradients behind results that are not finite
+  bool overflow = false;  ///< infinite in the model only, which inputs of extreme magnitude make so
+};
+
+/// Two float64 computations, `model` and `scheduled`.
 Agreement compare_meaning(const std::vector<double>& model, const std::vector<double>& scheduled,
-                          const Sensitivity& sensitivity, bool any_not_finite);
+                          const Sensitivity& sensitivity, Excused excused);
 
 /// Integers and bools: exactly.
 Agreement compare_exactly(const Tensor& model, const Tensor& scheduled);
@@ -40,6 +45,6 @@ Agreement compare_exactly(const Tensor& model, const Tensor& scheduled);
 /// or, where these happen to cancel, of half of all elements' terms: kernels sum up in other ways.
 Agreement compare_bound(const std::vector<double>& exact, const std::vector<double>& model,
                         const std::vector<double>& scheduled, const Sensitivity& sensitivity,
-                        double roundoff, std::size_t columns, bool any_not_finite);
+                        double roundoff, std::size_t columns, Excused excused);
 
 }  // namespace tenon::detail

@@ -139,9 +139,10 @@ void IndexInputs::limit(std::int64_t bound) {
 
 /// A third of them from all of the window, a third from a few at its lower end, so that numbers come
 /// more than once, the rest special ones.
-Tensor IndexInputs::numbers(const Tensor& like, const IntegerWindow& window,
-                            Generator& generator) const {
+Tensor IndexInputs::numbers(std::size_t input, const Tensor& like, Generator& generator) const {
+  const IntegerWindow& window = *windows_[input];
   std::vector<double> special;
+  if (outsiders_) special = (*outsiders_)[input];
   for (const std::int64_t number : special_) {
     if (number >= window.low && number - window.low < window.width) {
       special.push_back(static_cast<double>(number));
@@ -165,17 +166,46 @@ Tensor IndexInputs::numbers(const Tensor& like, const IntegerWindow& window,
 
 std::optional<IndexMisfit> IndexInputs::draw(std::vector<Tensor>& inputs, Generator& generator) {
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    if (draws_[i]) inputs[i] = numbers(inputs[i], *windows_[i], generator);
+    if (draws_[i]) inputs[i] = numbers(i, inputs[i], generator);
   }
   std::optional<IndexMisfit> misfit = first_misfit(inputs);
   for (int attempt = 0; misfit && attempt < kAttempts; ++attempt) {
     if (!narrow_windows(*misfit)) break;
     for (const std::size_t i : misfit->inputs) {
-      inputs[i] = numbers(inputs[i], *windows_[i], generator);
+      inputs[i] = numbers(i, inputs[i], generator);
     }
     misfit = first_misfit(inputs);
   }
+  if (!misfit && !outsiders_ && !selections_.empty()) {
+    find_outsiders(inputs);
+    return draw(inputs, generator);
+  }
   return misfit;
+}
+
+/// Tries each number in the place of one that fits.
+void IndexInputs::find_outsiders(const std::vector<Tensor>& inputs) {
+  outsiders_.emplace(inputs.size());
+  for (const Selection& selection : selections_) {
+    for (const std::size_t i : selection.inputs) {
+      if (inputs[i].layout().numel() == 0) continue;
+      for (const std::int64_t number : special_) {
+        const auto value = static_cast<double>(number);
+        auto& known = (*outsiders_)[i];
+        const bool inside =
+            number >= windows_[i]->low && number - windows_[i]->low < windows_[i]->width;
+        const bool is_unsigned = dtypes_[i] == DType::uint8 && number < 0;
+        if (inside || is_unsigned || std::find(known.begin(), known.end(), value) != known.end()) {
+          continue;
+        }
+        std::vector<Tensor> tried = inputs;
+        std::vector<double> values = inputs[i].to_doubles();
+        values[values.size() / 2] = value;
+        tried[i] = tensor(std::span<const double>(values), inputs[i].shape(), {inputs[i].dtype()});
+        if (!first_misfit(tried)) known.push_back(value);
+      }
+    }
+  }
 }
 
 std::optional<IndexMisfit> IndexInputs::first_misfit(const std::vector<Tensor>& inputs) const {

@@ -63,13 +63,17 @@ class IndexInputs {
   };
 
   void add_selection(const Graph& graph, const Node& node);
-  Tensor numbers(const Tensor& like, const IntegerWindow& window, Generator& generator) const;
+  Tensor numbers(std::size_t input, const Tensor& like, Generator& generator) const;
+  void find_outsiders(const std::vector<Tensor>& inputs);
   bool narrow_windows(const IndexMisfit& misfit);
 
   std::vector<DType> dtypes_;  // by input
   std::vector<bool> draws_;
   std::vector<std::optional<IntegerWindow>> windows_;
   std::vector<std::int64_t> special_;
+  /// By input: special numbers outside of its window that make no index misfit: what a loss ignores,
+  /// padding that the Graph replaces.
+  std::optional<std::vector<std::vector<double>>> outsiders_;
   std::vector<Selection> selections_;
   bool all_known_ = true;
 };

@@ -11,6 +11,8 @@ namespace {
 constexpr std::size_t kMostNumbers = 12;
 constexpr std::size_t kMostSizes = 6;
 constexpr std::int64_t kLongest = 1 << 16;
+/// Of a tensor that holds a number or two.
+constexpr std::int64_t kFewElements = 4;
 
 template <class T>
 void add(std::vector<T>& list, T number) {
@@ -40,19 +42,27 @@ bool scales(const Node& node) {
   return std::find(scaling.begin(), scaling.end(), node.op) != scaling.end();
 }
 
+/// 0 for what is none.
+std::int64_t as_size(double number) {
+  const double size = std::abs(number);
+  return std::rint(size) == size && size <= kLongest ? static_cast<std::int64_t>(size) : 0;
+}
+
 void collect(const Graph& graph, const Node& node, RegionConstants& found) {
   for (std::size_t i = 0; i < node.attrs.size(); ++i) {
     if (node.attrs.kind(i) != FieldKind::value) continue;
     const AttrValue value = node.attrs.value(i);
     std::int64_t size = 0;
     if (const auto* scalar = std::get_if<Scalar>(&value)) {
-      if (!scalar->is_constant() || scalar->is_wildcard() || scales(node)) continue;
+      if (!scalar->is_constant() || scalar->is_wildcard()) continue;
       const double number = scalar->value();
-      if (!std::isfinite(number)) continue;
-      if (number != 0) add(found.numbers, number);
-      if (std::rint(number) == number && std::abs(number) <= kLongest) {
-        size = static_cast<std::int64_t>(std::abs(number));
+      if (!std::isfinite(number) || number == 0) continue;
+      if (scales(node)) {
+        add(found.factors, number);
+        continue;
       }
+      add(found.numbers, number);
+      size = as_size(number);
     } else if (const auto* number = std::get_if<double>(&value)) {
       if (std::isfinite(*number) && *number != 0) add(found.numbers, *number);
     } else if (const auto* integer = std::get_if<std::int64_t>(&value)) {
@@ -71,7 +81,17 @@ RegionConstants constants_of(const Region& region, const Graph& before, const Gr
   RegionConstants found;
   for (const NodeId id : region.before) collect(before, before.node(id), found);
   for (const NodeId id : region.after) collect(after, after.node(id), found);
+  for (const RegionInput& input : region.inputs) {
+    const Value& value = input.before != kNone ? before.value(input.before) : after.value(input.after);
+    if (value.kind != ValueKind::constant || value.tensor.layout().numel() > kFewElements) continue;
+    for (const double number : value.tensor.to_doubles()) {
+      if (!std::isfinite(number) || number == 0) continue;
+      add(found.numbers, number);
+      if (as_size(number) >= 2) add(found.sizes, as_size(number));
+    }
+  }
   if (found.numbers.size() > kMostNumbers) found.numbers.resize(kMostNumbers);
+  if (found.factors.size() > kMostNumbers) found.factors.resize(kMostNumbers);
   if (found.sizes.size() > kMostSizes) found.sizes.resize(kMostSizes);
   return found;
 }

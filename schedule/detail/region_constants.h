@@ -11,6 +11,7 @@ namespace tenon::detail {
 
 struct RegionConstants {
   std::vector<double> numbers;      // that meet values
+  std::vector<double> factors;      // that scale them
   std::vector<std::int64_t> sizes;  // that meet a size or a position, each at least 2
 };
 RegionConstants constants_of(const Region& region, const Graph& before, const Graph& after);

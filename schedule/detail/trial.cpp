@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <string_view>
 
 #include "schedule/detail/region_graph.h"
@@ -130,13 +131,19 @@ TrialInputs::TrialInputs(const std::vector<InputFacts>& inputs, RegionConstants 
                          std::uint64_t seed)
     : inputs_(inputs), constants_(std::move(constants)), generator_(seed) {
   states_.resize(inputs.size());
-  // What a node meets may have been moved by another one: sums and differences of two numbers too.
+  // What a node meets may have been moved or scaled by another one.
+  const auto add = [&](double aim) {
+    if (!std::isfinite(aim)) return;
+    if (std::find(aims_.begin(), aims_.end(), aim) == aims_.end()) aims_.push_back(aim);
+  };
   const auto& numbers = constants_.numbers;
+  for (const double number : numbers) add(number);
   for (const double number : numbers) {
-    for (const double other : numbers.size() <= 4 ? numbers : std::vector<double>{0}) {
-      for (const double aim : {number, number + other, number - other}) {
-        if (std::find(aims_.begin(), aims_.end(), aim) == aims_.end()) aims_.push_back(aim);
-      }
+    for (const double factor : constants_.factors) add(number / factor);
+    if (numbers.size() > 4) continue;
+    for (const double other : numbers) {
+      add(number + other);
+      add(number - other);
     }
   }
 }
@@ -174,8 +181,6 @@ bool TrialInputs::has_masks() const {
     return input.is_additive_mask || input.spec.dtype == DType::boolean;
   });
 }
-
-bool TrialInputs::has_numbers() const { return !constants_.numbers.empty(); }
 
 std::vector<Tensor> TrialInputs::make(InputValues values) {
   std::vector<Tensor> result;
@@ -268,12 +273,33 @@ void TrialInputs::hide_rows(std::vector<Tensor>& inputs) const {
   }
 }
 
+/// The aims in turn, of both signs, each met, just missed and missed by more on both sides; every
+/// seventh number stays what it is.
+double TrialInputs::next_aim(double number) {
+  if (aims_.empty() || aimed_ % 7 == 6) {
+    ++aimed_;
+    return number;
+  }
+  constexpr double kSteps[] = {0, 0x1p-10, -0x1p-10, 0.3, -0.3, 0x1p-20, -0x1p-20};
+  const std::size_t turn = aimed_++ / 7 * 6 + aimed_ % 7;
+  const double aim = aims_[turn % aims_.size()];
+  const std::size_t way = turn / aims_.size();
+  const double signed_aim = way % 2 == 0 ? aim : -aim;
+  return signed_aim + kSteps[way / 2 % std::size(kSteps)] * std::abs(aim);
+}
+
+std::size_t TrialInputs::aims_left() const {
+  const std::size_t all = aims_.size() * 2 * 7 * 7 / 6 + 7;
+  return aimed_ >= all ? 0 : all - aimed_;
+}
+
 Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, InputValues values) {
   std::vector<double> numbers = normal(sizes.product());
   const std::vector<double> choice = uniform_numbers(sizes.product());
   const std::vector<double> share = uniform_numbers(sizes.product());
   const std::int64_t columns = sizes.empty() ? 1 : std::max<std::int64_t>(1, sizes.back());
   const std::vector<double> row_choice = uniform_numbers(sizes.product() / columns);
+  const auto first = static_cast<std::size_t>(uniform_numbers(1)[0] * 1000);
   std::vector<double> hidden;
   if (values == InputValues::masked && input.is_additive_mask) {
     hidden = truth_values(sizes, InputValues::masked).to_doubles();
@@ -288,36 +314,27 @@ Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, Input
         if (!hidden.empty() && hidden[i] == 0) number = -HUGE_VAL;
         break;
       case InputValues::positive: number = std::abs(number); break;
-      case InputValues::spread: number = sign * std::pow(10, 10 * choice[i] - 5); break;
+      case InputValues::spread: number = sign * std::pow(10, 13 * choice[i] - 6); break;
       case InputValues::large:
         // Two in five, one of each sign: so that even few numbers have both.
         if (i % 5 == 0) number = kLarge * (std::abs(number) + 0.5);
         if (i % 5 == 2) number = -kLarge * (std::abs(number) + 0.5);
         break;
       case InputValues::offset: number += (row < 0.5 ? -1 : 1) * kOffset * (1 + row); break;
-      case InputValues::aimed: {
-        if (aims_.empty() || choice[i] < 0.2) break;
-        const auto which = static_cast<std::size_t>(share[i] * static_cast<double>(aims_.size()));
-        const double aim = aims_[std::min(which, aims_.size() - 1)] * (choice[i] < 0.75 ? 1 : -1);
-        const double step = choice[i] < 0.4 ? 0 : choice[i] < 0.8 ? 0x1p-10 : 0.3;
-        number = aim + sign * step * std::max(std::abs(aim), 0x1p-20);
-        break;
-      }
-      case InputValues::special:
+      case InputValues::aimed: number = next_aim(number); break;
+      case InputValues::special: {
+        const double few[] = {number, 0, 1, -1, number * kSmall, number, 2, -2, 0.5};
         if (row < 0.15) {
           number = 0;
         } else if (row < 0.25) {
           number = 1;
         } else if (row < 0.35) {
           number *= kSmall;
-        } else if (choice[i] < 0.15) {
-          number = 0;
-        } else if (choice[i] < 0.3) {
-          number = sign;
-        } else if (choice[i] < 0.4) {
-          number *= kSmall;
+        } else {
+          number = few[(first + i) % std::size(few)];
         }
         break;
+      }
     }
     if (hidden.empty()) number = within(input.facts.range, number, share[i]);
   }

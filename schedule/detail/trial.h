@@ -20,7 +20,7 @@ namespace tenon::detail {
 enum class InputValues : std::uint8_t {
   drawn,     ///< normal; both truth values in every row of a bool input
   special,   ///< zeros, ties, small ones, equal rows
-  spread,    ///< of all magnitudes from 1e-5 to 1e5
+  spread,    ///< of all magnitudes from 1e-6 to 1e7
   positive,  ///< above zero: where logarithms and roots have values
   large,     ///< exponentials of some overflow
   offset,    ///< rows around a number far from zero
@@ -64,12 +64,14 @@ class TrialInputs {
   std::vector<Tensor> cotangents();
   /// Bool inputs, or floating ones that attention adds to its scores.
   bool has_masks() const;
-  bool has_numbers() const;
+  /// Numbers that `aimed` inputs will still take in turn.
+  std::size_t aims_left() const;
 
  private:
   Tensor make_input(std::size_t i, InputValues values);
   Tensor state(std::size_t i);
   Tensor numbers(const InputFacts& input, const Extents& sizes, InputValues values);
+  double next_aim(double number);
   Tensor truth_values(const Extents& sizes, InputValues values);
   void hide_rows(std::vector<Tensor>& inputs) const;
   std::vector<double> normal(std::int64_t count);
@@ -78,6 +80,7 @@ class TrialInputs {
   const std::vector<InputFacts>& inputs_;
   RegionConstants constants_;
   std::vector<double> aims_;
+  std::size_t aimed_ = 0;
   Generator generator_;
   const Graph* graph_ = nullptr;
   std::optional<IndexInputs> indices_;
