@@ -386,6 +386,11 @@ class Verification {
       report_.notes.emplace_back(detail::kHiddenRowsNote);
       zeroed_ = differentiate(detail::with_zeros_for_hidden_rows(original_, rewritten_), tree_);
     }
+    if (const auto held = held_mode()) {
+      report_.notes.push_back(
+          fmt::format("compared in {} mode only: code that asked training() holds for that mode",
+                      *held ? "training" : "eval"));
+    }
     choose_sizes(kSizes);
     if (selects_from_nothing()) return std::move(report_);
     if (!maker_.indices().all_known()) choose_index_bound();
@@ -447,13 +452,20 @@ class Verification {
     for (const std::int64_t bound : kIndexBounds) {
       maker_.indices().limit(bound);
       try {
-        run_float64(before_, maker_.make("", InputValues::drawn, StateChange::none), false,
-                    options_.seed);
+        run_float64(before_, maker_.make("", InputValues::drawn, StateChange::none),
+                    held_mode().value_or(false), options_.seed);
         return;
       } catch (const ValueError&) {
         // An index outside of what it selects from: a smaller bound; at last the model refuses.
       }
     }
+  }
+
+  /// The one mode that both Graphs hold for; nothing: either. What runs in no other is compared in
+  /// no other.
+  std::optional<bool> held_mode() const {
+    const auto model = before_.graph.facts().held_mode();
+    return model ? model : after_.graph.facts().held_mode();
   }
 
   /// Nothing, or why the model cannot run.
@@ -463,6 +475,7 @@ class Verification {
     for (const Tensor& input : trial.inputs) summary.sizes.push_back(input.shape().hints());
     for (const bool training : {false, true}) {
       if (!(training ? options_.training : options_.eval)) continue;
+      if (held_mode().value_or(training) != training) continue;
       try {
         const auto compared_with = [&](const GradientGraph& model) {
           return Comparing(model, after_, maker_, options_.seed)
@@ -569,6 +582,7 @@ std::string VerifyReport::to_string() const {
 VerifyReport verify(const Schedule& schedule, const VerifyOptions& options) {
   const auto used = schedule.use("[verify] the schedule");
   const auto start = std::chrono::steady_clock::now();
+  const GradModeGuard grad_mode(true);  // for models that ask for it
   VerifyReport report = Verification(schedule, options).run();
   report.milliseconds =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

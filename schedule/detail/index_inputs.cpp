@@ -35,8 +35,8 @@ std::optional<std::unordered_set<ValueId>> sources_of(const Graph& graph, ValueI
   return sources;
 }
 
-/// What the indices are, on the CPU in float64 and eval mode; nothing where the model itself throws, as
-/// it will in the trial.
+/// What the indices are, on the CPU in float64 and eval mode if the Graph holds for it; nothing
+/// where the model itself throws, as it will in the trial.
 std::optional<std::vector<double>> run_on_host(const Graph& graph,
                                                const std::vector<Tensor>& inputs) {
   std::vector<Tensor> wide;
@@ -46,7 +46,8 @@ std::optional<std::vector<double>> run_on_host(const Graph& graph,
     specs.push_back(wide.back().spec());
   }
   Generator generator(0);
-  const LowerOptions options{.training = false, .float_dtype = DType::float64, .device = kCpu};
+  const bool training = graph.facts().held_mode().value_or(false);
+  const LowerOptions options{.training = training, .float_dtype = DType::float64, .device = kCpu};
   try {
     return lower(graph, specs, options)->run(wide, generator).at(0).to_doubles();
   } catch (const InternalError&) {

@@ -42,7 +42,8 @@ std::optional<DimBindings> assign_sizes(const Graph& graph,
     dim.resolved().collect_symbols(free);
     const bool own = free.size() == 1 && free[0] == id;
     if (own)
-      bindings[id] = candidates.empty() ? dim.hint() : candidates[next++ % candidates.size()];
+      bindings[id] =
+          candidates.empty() ? detail::hint_of(dim) : candidates[next++ % candidates.size()];
   }
   for (const auto& [id, dim] : symbols) {
     if (!bindings.contains(id)) bindings[id] = dim.resolved().evaluate(bindings);
