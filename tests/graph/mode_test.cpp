@@ -6,6 +6,7 @@
 #include <functional>
 #include <string>
 
+#include "autograd/autograd.h"
 #include "nn/sgd.h"
 #include "schedule/report.h"
 #include "schedule/schedule.h"
@@ -166,6 +167,30 @@ TEST_F(PinnedModes, TrainingStepsTakeTheEagerCourse) {
         EXPECT_LE(max_difference(parameter, twin->parameter(name)), 1e-4) << name;
       }
     }
+  }
+}
+
+TEST_F(PinnedModes, SecondDerivativesKnowThePinnedMode) {
+  struct Normed : nn::Module {
+    Tensor forward(const Tensor& x) const { return exp(norm(x) * 0.3); }
+    nn::Child<nn::BatchNorm2d> norm = add<nn::BatchNorm2d>("norm", kChannels);
+  };
+  const auto model = nn::make<Normed>();
+  model->norm->eval();
+  const auto loss = [&](std::span<const Tensor> outputs, std::span<const Tensor>) {
+    const Tensor y = mean(outputs[0]);
+    const Tensor slope =
+        grad(std::span(&y, 1), std::span(&model->norm->weight, 1), {}, {.create_graph = true})[0];
+    return y + sum(square(slope));
+  };
+  const Tensor x = randn({4, kChannels, 2, 2}) + 1.0;
+  TrainingStep step = build_training(create_schedule(model, {{"x", x}}), {.loss = loss});
+  const auto found = step.run({x}).gradients;
+  const Tensor y = model(x);
+  backward(loss(std::span(&y, 1), {}));
+  ASSERT_EQ(found.size(), 2U);
+  for (const auto& [name, gradient] : found) {
+    EXPECT_LE(max_difference(gradient, model->parameter(name).grad()), 1e-6) << name;
   }
 }
 
@@ -490,7 +515,7 @@ TEST(GradModeRead, ATrainingStepHasGradModeOn) {
 
 TEST(Hints, WhatCodeReadsIsAGuard) {
   const auto check = [](const std::function<Tensor(const Tensor&)>& forward,
-                        const Extents& other_sizes, const std::string& guard) {
+                        const Shape& other_sizes, const std::string& guard) {
     const auto model = function_model(forward);
     Executor run(create_schedule(model, {{"x", randn({4, 6})}}).graph());
     const Tensor x = randn({4, 6});
