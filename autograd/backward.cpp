@@ -40,7 +40,7 @@ class RecordedCall final : public VjpContext {
     // Gradients of gradients know a leaf by its identity.
     if (holds_the_data_of(*leaf, saved.tensor)) return Tensor(leaf);
     TENON_CHECK(
-        !grad_enabled(), ValueError,
+        !detail::grad_mode(), ValueError,
         "backward of [{}] with create_graph needs its operand '{}', whose data was replaced "
         "since forward (by to(), set_data_() or packing); run forward again",
         node_.op->name, name);
@@ -51,7 +51,7 @@ class RecordedCall final : public VjpContext {
     TENON_INTERNAL(saved.tensor, "[{}] its vjp reads output {}, which it does not save",
                    node_.op->name, i);
     require_unchanged(saved, "output", std::to_string(i));
-    if (!grad_enabled()) return saved.tensor;
+    if (!detail::grad_mode()) return saved.tensor;
     auto impl = std::make_shared<TensorImpl>(*saved.tensor.impl());
     impl->requires_grad = true;
     impl->producer = shared_;

@@ -116,8 +116,9 @@ TapeNode::~TapeNode() {
   outermost = nullptr;
 }
 
-std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
+std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& given,
                            Interpreter& inner) {
+  const Attrs attrs = inner.settled(op, given);
   if (!op.recorded_as.empty()) {
     std::vector<Tensor> outputs = record(get_op(op.recorded_as), inputs, attrs, inner);
     outputs.resize(1);

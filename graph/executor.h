@@ -21,7 +21,8 @@ class Executor {
  public:
   explicit Executor(Graph graph);
 
-  /// Runs one forward pass. `training` resolves the Graph's mode symbol.
+  /// Runs one forward pass. `training` resolves the Graph's mode symbol, whatever modes the modules
+  /// are in now. StaleProgram as Program::run and lower.
   std::vector<Tensor> run(std::span<const Tensor> inputs, bool training = false);
   /// The same for a graph with one output.
   template <class... T>

@@ -316,27 +316,8 @@ void Graph::drop_write(ValueId state) {
   std::erase_if(writes_, [&](const StateWrite& write) { return write.state == state; });
 }
 
-void Graph::record_hooks(RecordedHooks hooks) {
-  const bool known = std::any_of(recorded_hooks_.begin(), recorded_hooks_.end(),
-                                 [&](const RecordedHooks& r) { return r.hooks == hooks.hooks; });
-  if (!known) recorded_hooks_.push_back(std::move(hooks));
-}
-
-void Graph::accept_hooks() {
-  for (RecordedHooks& recorded : recorded_hooks_) recorded.numbers = recorded.hooks->numbers();
-}
-
-void require_current(std::span<const RecordedHooks> recorded) {
-  for (const RecordedHooks& r : recorded) {
-    TENON_CHECK(r.hooks->numbers() == r.numbers, StaleProgram,
-                "a hook of {} was added or taken off since the model was traced; trace and build "
-                "again",
-                r.owner);
-  }
-}
-
 void require_current(const Graph& graph) {
-  require_current(graph.recorded_hooks());
+  graph.facts().require_current();
   for (const ValueId id : graph.values()) {
     const Value& value = graph.value(id);
     TENON_CHECK(!value.tensor || value.tensor.spec() == value.spec, StaleProgram,
@@ -350,7 +331,7 @@ Graph Graph::without_nodes() const {
   Graph result;
   result.guards_ = guards_;
   result.discarding_regions_ = discarding_regions_;
-  result.recorded_hooks_ = recorded_hooks_;
+  result.facts_ = facts_;
   for (ValueId id : inputs_) result.add_input(value(id).name, value(id).spec);
   for (ModuleCall call : calls_) {
     call.inputs.clear();

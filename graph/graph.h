@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "tensor/hook_set.h"
+#include "graph/recorded_facts.h"
 #include "tensor/op.h"
 #include "tensor/tensor.h"
 
@@ -95,6 +95,8 @@ struct ModuleCall {
   std::string repr;   // how the module prints itself, children excluded: "in_features=…"
   bool leaf = false;  // a library layer: matched and shown as one node of its parent
   bool has_hooks = false;
+  /// How calls that follow the module's mode act: as the root does, or as this module does alone.
+  DropoutMode mode = DropoutMode::follow;
   bool flattened = false;  // its descendants are seen as its own nodes
   bool closed = false;     // not opened by a flattened ancestor
   std::vector<ValueId> inputs;
@@ -102,13 +104,6 @@ struct ModuleCall {
 
   /// The last component of the path.
   std::string name() const { return path.substr(path.rfind('.') + 1); }
-};
-
-/// Hooks that ran while a Graph was recorded: what they did is part of it.
-struct RecordedHooks {
-  std::string owner;  // "module 'up'", "parameter 'up.weight'"
-  std::shared_ptr<const HookSet> hooks;
-  std::vector<std::int64_t> numbers;  // that it had
 };
 
 class Graph {
@@ -136,7 +131,9 @@ class Graph {
   bool shares_node(const Graph& other, NodeId id) const;
   bool shares_value(const Graph& other, ValueId id) const;
   const std::shared_ptr<GuardList>& guards() const { return guards_; }
-  const std::vector<RecordedHooks>& recorded_hooks() const { return recorded_hooks_; }
+  /// What this Graph rests on beside sizes.
+  const RecordedFacts& facts() const { return facts_; }
+  RecordedFacts& mutable_facts() { return facts_; }
 
   /// The call whose nodes patterns and listings see this node among: the innermost one, except that
   /// a leaf with one node shows it in its parent and a flattened call shows all below it.
@@ -171,10 +168,6 @@ class Graph {
   void annotate(const std::string& name, const std::string& key, std::string value) {
     annotations_[name][key] = std::move(value);
   }
-  /// A module, or a parameter in a training Graph, whose hooks must stay as they are; once is enough.
-  void record_hooks(RecordedHooks hooks);
-  /// Takes what hooks there are now for those that were recorded.
-  void accept_hooks();
   /// Gives this Graph a guard list of its own, with the guards that are there now.
   void own_guards() { guards_ = std::make_shared<GuardList>(*guards_); }
   void set_region(NodeId id, std::int32_t region) { mutable_node(id).region = region; }
@@ -188,7 +181,7 @@ class Graph {
   void mark_recomputed(NodeId id) { mutable_node(id).recomputed = true; }
   /// Marks a node as emitted by backward.
   void mark_gradient(NodeId id) { mutable_node(id).gradient = true; }
-  /// The inputs, module calls, hooks and guards of this Graph, without nodes, state or outputs.
+  /// The inputs, module calls, facts and guards of this Graph, without nodes, state or outputs.
   Graph without_nodes() const;
   /// Names a node `base`, or `base_<n>` where that is taken among the nodes seen with it.
   void rename(NodeId id, const std::string& base);
@@ -246,16 +239,16 @@ class Graph {
   std::vector<CallId> first_child_;
   std::vector<CallId> next_sibling_;
   std::shared_ptr<GuardList> guards_;
-  std::vector<RecordedHooks> recorded_hooks_;
+  RecordedFacts facts_;
   Annotations annotations_;
   std::set<std::int32_t> discarding_regions_;
   std::vector<std::pair<ValueId, ValueId>> replaced_values_;
 };
 
 /// StaleProgram where what the Graph recorded is no longer so: a state has another dtype, shape or
-/// device (Module::to), or a module or parameter has got or lost a hook.
+/// device (Module::to), a module or parameter has got or lost a hook, or a module has left its
+/// root's mode.
 void require_current(const Graph& graph);
-void require_current(std::span<const RecordedHooks> recorded);
 
 /// One line a node, names by module path; what "the Graph's text" means everywhere.
 std::string to_text(const Graph& graph);

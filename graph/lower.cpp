@@ -331,6 +331,7 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
 std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
                                const LowerOptions& options) {
   require_current(graph);
+  graph.facts().require_mode(options.training);
   return std::make_unique<Program>(Lowering(graph, options).run(inputs));
 }
 

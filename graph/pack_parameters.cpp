@@ -23,7 +23,7 @@ namespace {
 
 Extents sizes_of(const Graph& graph, ValueId id) {
   Extents sizes;
-  for (const Dim& dim : graph.value(id).spec.shape) sizes.push_back(dim.hint());
+  for (const Dim& dim : graph.value(id).spec.shape) sizes.push_back(detail::hint_of(dim));
   return sizes;
 }
 

@@ -69,7 +69,7 @@ void Program::Impl::check_inputs(std::span<const Tensor> given) const {
                 "built; build again",
                 slot.name);
   }
-  require_current(hooks);
+  facts.require_run(training);
   for (std::size_t i = 0; i < given.size(); ++i) {
     const InputSlot& slot = inputs[i];
     TENON_CHECK(given[i].layout().sizes == slot.sizes && given[i].dtype() == slot.dtype &&

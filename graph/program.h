@@ -52,7 +52,8 @@ class Program {
   /// Runs of one Program exclude each other, and different Programs run at once; ConcurrencyError
   /// when one on another thread writes state that this one writes. StaleProgram when a parameter
   /// moved to another storage, dtype or device since lowering, or when a hook that would be part of
-  /// it was added or taken off.
+  /// it was added or taken off; when a module whose mode counts has left its root's; when traced
+  /// code asked grad_enabled() and it is off.
   std::vector<Tensor> run(std::span<const Tensor> inputs,
                           Generator& generator = default_generator());
 
@@ -85,9 +86,10 @@ class Program {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Makes sizes concrete, chooses kernels and plans memory. It never fuses. `inputs` are the specs of
-/// the graph's inputs with sizes as numbers; ShapeError or DTypeError when they do not fit them,
-/// TraceError naming the guard that these sizes break, StaleProgram as require_current.
+/// Makes sizes concrete, chooses kernels and plans memory. It never fuses. `inputs` are the specs
+/// of the graph's inputs with sizes as numbers; ShapeError or DTypeError when they do not fit them,
+/// TraceError naming the guard that these sizes break, StaleProgram as require_current, and when
+/// traced code asked training() in the other mode.
 std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>& inputs,
                                const LowerOptions& options = {});
 

@@ -52,8 +52,15 @@ int number_behind(const Value& constant) {
 
 GraphBuilder::GraphBuilder(Graph& graph, std::size_t position, CallId call)
     : graph_(graph), position_(position) {
-  if (call != kNone) calls_.push_back(call);
+  if (call != kNone) calls_.push_back({call});
 }
+
+void GraphBuilder::act_as(CallId call) {
+  root_mode_ = graph_.call(call).mode;
+  calls_.at(0).mode = root_mode_;
+}
+
+void GraphBuilder::run_in_training() { outside_ = std::make_shared<std::atomic<bool>>(true); }
 
 void GraphBuilder::know_states() {
   if (std::exchange(states_known_, true)) return;
@@ -105,6 +112,7 @@ void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_pref
     return path.empty() ? path_prefix : path_prefix + "." + path;
   };
   for (const auto& [identity, module] : tree.modules) {
+    if (module.path.empty() && !root_) root_ = module.training;
     ModuleTree::Module copy = module;
     copy.path = prefixed(module.path);
     modules_.emplace(identity, std::move(copy));
@@ -153,7 +161,7 @@ ValueId GraphBuilder::value_of(const Tensor& tensor, std::string_view op_name) {
 
 /// The call that reads a value, for errors: the node itself does not exist yet.
 std::string GraphBuilder::reader(std::string_view op_name) const {
-  const std::string path = calls_.empty() ? "" : graph_.call(calls_.back()).path;
+  const std::string path = calls_.empty() ? "" : graph_.call(calls_.back().id).path;
   return path.empty() ? std::string(op_name) : fmt::format("{}.{}", path, op_name);
 }
 
@@ -170,23 +178,52 @@ void GraphBuilder::require_current(const Handle& handle, std::string_view op_nam
       reader(op_name), graph_.value_name(handle.value), graph_.value_name(memory.changed));
 }
 
-Attrs GraphBuilder::pin_mode(const Op& op, const Attrs& attrs) const {
-  // A module whose mode differs from the root's keeps it, whatever mode the Graph is lowered in.
-  const ModuleFrame* frame = current_module();
-  if (!op.has(Trait::random) || frame == nullptr || frame->training == root_training_) return attrs;
-  const std::size_t field = attrs.find("mode");
-  if (field == attrs.size() ||
-      !equal(attrs.value(field), std::string(enum_name(DropoutMode::follow)))) {
-    return attrs;
+DropoutMode GraphBuilder::current_mode() const {
+  return calls_.empty() ? DropoutMode::follow : calls_.back().mode;
+}
+
+/// A module whose mode differs from the root's keeps it, whatever mode the Graph is lowered in.
+Attrs GraphBuilder::settled(const Op& op, const Attrs& attrs) {
+  if (calls_.empty() || mode_of(op, attrs) != DropoutMode::follow) return attrs;
+  OpenCall& call = calls_.back();
+  if (call.training && !std::exchange(call.is_noted, true)) {
+    RecordedMode fact = mode_fact(call.module, graph_.call(call.id).type, call.training);
+    if (fact.training != fact.root) graph_.mutable_facts().add(std::move(fact));
   }
-  const DropoutMode pinned = frame->training ? DropoutMode::train : DropoutMode::eval;
-  return attrs.with(field, std::string(enum_name(pinned)));
+  if (call.mode == DropoutMode::follow) return attrs;
+  return attrs.with(find_mode(attrs), std::string(enum_name(call.mode)));
+}
+
+std::string GraphBuilder::owner_of(const void* module, const std::string& type) const {
+  const auto found = modules_.find(module);
+  if (found == modules_.end()) return fmt::format("a module of type {}", type);
+  const std::string& path = found->second.path;
+  return path.empty() ? "the root module" : fmt::format("module '{}'", path);
+}
+
+/// How a module's mode stands to its root's.
+RecordedMode GraphBuilder::mode_fact(const void* module, const std::string& type,
+                                     const ModeCell& mode) const {
+  RecordedMode fact{owner_of(module, type), mode};
+  fact.root = outside_ && !modules_.contains(module) ? outside_ : root_;
+  if (!fact.root) fact.root = mode;  // the first module is the root
+  fact.mode = root_mode_;
+  if (*mode == *fact.root) return fact;
+  fact.root = nullptr;
+  fact.mode = *mode ? DropoutMode::train : DropoutMode::eval;
+  return fact;
+}
+
+void GraphBuilder::on_mode_read(const ModuleFrame& module) {
+  RecordedMode fact = mode_fact(module.module, *module.type, *module.mode);
+  fact.read = module.training;
+  graph_.mutable_facts().add(std::move(fact));
 }
 
 NodeId GraphBuilder::add(const Op& op, std::vector<ValueId> operands, Attrs attrs) {
   operands.resize(std::max(operands.size(), op.operands.size()), kNone);
   const NodeId id =
-      graph_.add_node(op, std::move(operands), std::move(attrs), calls_.back(), position_);
+      graph_.add_node(op, std::move(operands), std::move(attrs), calls_.back().id, position_);
   position_ = std::min(position_, graph_.order().size() - 1) + 1;
   added_.push_back(id);
   graph_.rename(id, resumed_calls_ > 0 ? op.name + "_grad" : op.name);
@@ -202,11 +239,11 @@ std::vector<Tensor> GraphBuilder::apply(const Op& op, std::span<const Tensor> in
   if (&op == &to_device) return {moved_source(op, inputs[0], attrs)};
   std::vector<ValueId> operands;
   for (const Tensor& input : inputs) operands.push_back(value_of(input, op.name));
-  const NodeId id = add(op, std::move(operands), pin_mode(op, attrs));
+  const NodeId id = add(op, std::move(operands), settled(op, attrs));
   const bool aliases = may_alias(op, graph_.node(id).attrs);
   const Handle first = aliases ? handle_of(inputs[0], op.name) : Handle();
   if (op.view) memories_[first.memory].viewed = first.value;
-  const bool cut_off = !records_gradients_ && !grad_enabled() && !op.not_differentiable;
+  const bool cut_off = !records_gradients_ && !detail::grad_mode() && !op.not_differentiable;
   std::vector<Tensor> outputs;
   for (ValueId output : std::vector<ValueId>(graph_.node(id).outputs)) {
     if (cut_off && is_floating(graph_.value(output).spec.dtype)) {
@@ -340,7 +377,7 @@ void GraphBuilder::require_changeable(const Handle& handle) const {
 }
 
 void GraphBuilder::resume_call(std::int32_t call) {
-  calls_.push_back(call == kNoCall ? 0 : call);
+  calls_.push_back({call == kNoCall ? 0 : call});
   ++resumed_calls_;
 }
 
@@ -374,7 +411,7 @@ std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Te
     const Node& node = source.node(id);
     std::vector<Tensor> operands;
     for (ValueId operand : node.inputs) operands.push_back(tensor_of(operand));
-    calls_.push_back(node.call);
+    calls_.push_back({node.call});
     const std::size_t first = added_.size();
     const std::vector<Tensor> outputs = tenon::apply(*node.op, operands, node.attrs);
     calls_.pop_back();
@@ -394,7 +431,7 @@ std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Te
 
 void GraphBuilder::enter_module(const ModuleFrame& frame, std::span<const Tensor> inputs) {
   ModuleCall call;
-  call.parent = calls_.empty() ? kNone : calls_.back();
+  call.parent = calls_.empty() ? kNone : calls_.back().id;
   call.has_hooks = frame.has_hooks;
   if (const auto found = modules_.find(frame.module); found != modules_.end()) {
     call.path = found->second.path;
@@ -402,8 +439,8 @@ void GraphBuilder::enter_module(const ModuleFrame& frame, std::span<const Tensor
     call.repr = found->second.repr;
     call.leaf = found->second.leaf;
     if (const auto& hooks = found->second.hooks) {
-      graph_.record_hooks(
-          {fmt::format("module '{}'", call.path), hooks, found->second.hook_numbers});
+      graph_.mutable_facts().add(
+          RecordedHooks{fmt::format("module '{}'", call.path), hooks, found->second.hook_numbers});
     }
   } else {
     call.type = *frame.type;
@@ -411,15 +448,16 @@ void GraphBuilder::enter_module(const ModuleFrame& frame, std::span<const Tensor
     call.path = graph_.unique_call_path(graph_.call(call.parent).path, call.type);
   }
   for (const Tensor& input : inputs) call.inputs.push_back(handle_of(input, call.type).value);
-  if (!root_seen_) {
-    root_training_ = frame.training;
-    root_seen_ = true;
-  }
-  calls_.push_back(graph_.add_call(std::move(call)));
+  ModeCell training =
+      frame.mode ? *frame.mode : std::make_shared<std::atomic<bool>>(frame.training);
+  if (!root_) root_ = training;
+  const DropoutMode mode = mode_fact(frame.module, call.type, training).mode;
+  call.mode = mode;
+  calls_.push_back({graph_.add_call(std::move(call)), mode, frame.module, std::move(training)});
 }
 
 void GraphBuilder::exit_module(const ModuleFrame&, std::span<const Tensor> outputs) {
-  ModuleCall& call = graph_.mutable_call(calls_.back());
+  ModuleCall& call = graph_.mutable_call(calls_.back().id);
   for (const Tensor& output : outputs) call.outputs.push_back(handle_of(output, call.type).value);
   calls_.pop_back();
   // A library layer that is one node is known by the layer's name: q_proj, not linear.
@@ -437,7 +475,8 @@ void GraphBuilder::exit_module(const ModuleFrame&, std::span<const Tensor> outpu
 Shape symbolic_shape(const Shape& sizes, const Graph& graph, int& next_symbol) {
   Shape shape;
   for (const Dim& size : sizes) {
-    shape.push_back(Dim::symbol(fmt::format("s{}", next_symbol++), size.hint(), graph.guards()));
+    shape.push_back(
+        Dim::symbol(fmt::format("s{}", next_symbol++), detail::hint_of(size), graph.guards()));
   }
   return shape;
 }
@@ -458,8 +497,8 @@ Graph trace(const ModuleTree& tree, const std::vector<ExampleInput>& inputs,
   }
   std::vector<Tensor> outputs;
   {
-    const InterpreterGuard guard(builder);
     const GradModeGuard grad_mode(true);
+    const InterpreterGuard guard(builder);
     outputs = forward(tensors);
   }
   std::vector<ValueId> ids;

@@ -3,6 +3,13 @@
 //
 // Input sizes become symbols with the given sizes as examples, so one trace serves all sizes that
 // keep its guards. Parameters and buffers are recognized by identity and become state.
+//
+// What the code asks of the host while it is traced, it asks once, and the Graph holds for the
+// answer: a size taken as a number is a guard; training(), grad_enabled(), hooks and the modes of
+// modules are facts (graph/recorded_facts.h), and a run for which they changed is a StaleProgram. A
+// variable of the model's own, say a counter that forward() increments and that picks a branch, no
+// tracer can see: the branch taken is part of the Graph. Make it an input or a buffer, or trace
+// each branch.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +34,7 @@ struct ModuleTree {
     bool leaf = false;
     std::shared_ptr<const HookSet> hooks = {};  // may be null
     std::vector<std::int64_t> hook_numbers = {};
+    ModeCell training = {};  // may be null
   };
   struct State {
     std::string name;
@@ -84,6 +92,10 @@ class GraphBuilder final : public Interpreter {
   /// Ends the trace of code that makes a Graph of its own: a tensor that the code made, changed in
   /// place and let go is made anew by each eager call, so no run writes it back.
   void forget_temporaries();
+  /// What is called from here on stands for what `call` did: it follows that call's mode.
+  void act_as(CallId call);
+  /// For the code of a training step: modules outside of the tree follow the mode that it runs in.
+  void run_in_training();
   /// Lets autograd record the calls: for a training Graph. A forward Graph only notes where grad mode
   /// is off, by a `detach` behind each node.
   void record_gradients() { records_gradients_ = true; }
@@ -96,7 +108,11 @@ class GraphBuilder final : public Interpreter {
   Tensor capture(const Tensor& tensor) override;
   bool records_gradients() const override { return records_gradients_; }
   bool is_recording() const override { return true; }
-  std::int32_t current_call() const override { return calls_.empty() ? kNoCall : calls_.back(); }
+  std::int32_t current_call() const override { return calls_.empty() ? kNoCall : calls_.back().id; }
+  DropoutMode current_mode() const override;
+  Attrs settled(const Op& op, const Attrs& attrs) override;
+  void on_mode_read(const ModuleFrame& module) override;
+  void on_grad_mode_read() override { graph_.mutable_facts().add_grad_mode(); }
   void resume_call(std::int32_t call) override;
   void leave_call() override;
   void enter_module(const ModuleFrame& frame, std::span<const Tensor> inputs) override;
@@ -124,6 +140,16 @@ class GraphBuilder final : public Interpreter {
     ValueId state = kNone;  // its value before the first change
     Handle handle;
   };
+  /// A call that ops are recorded in.
+  struct OpenCall {
+    CallId id = kNone;
+    /// What pins ops that follow it; follow for nodes that are replayed and for gradients, whose
+    /// modes are final.
+    DropoutMode mode = DropoutMode::follow;
+    const void* module = nullptr;  // entered here, or null
+    ModeCell training = {};        // that module's mode
+    bool is_noted = false;         // as a fact
+  };
   class TracedValue;
 
   NodeId add(const Op& op, std::vector<ValueId> operands, Attrs attrs);
@@ -141,11 +167,12 @@ class GraphBuilder final : public Interpreter {
   Tensor drawn_on(Device device, const Tensor& tensor);
   /// Nodes added from `first` on stand for `node`: its name, region and bound kernel are theirs.
   void carry_marks(const Node& node, std::size_t first);
-  Attrs pin_mode(const Op& op, const Attrs& attrs) const;
+  RecordedMode mode_fact(const void* module, const std::string& type, const ModeCell& mode) const;
+  std::string owner_of(const void* module, const std::string& type) const;
 
   Graph& graph_;
   std::size_t position_;
-  std::vector<CallId> calls_;
+  std::vector<OpenCall> calls_;
   std::vector<NodeId> added_;
   std::unordered_map<const void*, ModuleTree::Module> modules_;
   std::unordered_map<const TensorImpl*, ModuleTree::State> states_;
@@ -157,8 +184,9 @@ class GraphBuilder final : public Interpreter {
       false;               // gathered when first asked for: most rewrites add views and products
   int resumed_calls_ = 0;  // depth of gradient emission
   bool records_gradients_ = false;
-  bool root_training_ = true;
-  bool root_seen_ = false;
+  DropoutMode root_mode_ = DropoutMode::follow;  // of what this builder's root stands for
+  ModeCell root_;                                // the root's mode, once known
+  ModeCell outside_;                             // the same for modules outside of the tree
   int constants_ = 0;
 };
 

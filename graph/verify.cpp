@@ -171,7 +171,7 @@ class Verifier {
     bool empty = false;
     std::vector<std::int64_t> symbols;
     for (const Dim& size : shape) {
-      const std::int64_t number = size.hint();
+      const std::int64_t number = detail::hint_of(size);
       if (number < 0) broken(14, "{} has a negative size, {}", name(), value.spec.to_string());
       empty |= number == 0;
       overflow |= __builtin_mul_overflow(bytes, std::max<std::int64_t>(number, 1), &bytes);

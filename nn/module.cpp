@@ -37,7 +37,9 @@ void throw_wrong_arity(const Module& module, std::size_t given) {
 
 ModuleCall::ModuleCall(Module& module, std::vector<Tensor>& inputs)
     : module_((module.in_use_.require_free("[call] the module"), module)),
-      scope_({&module, &module.type_name(), module.training(), module.has_hooks()}, inputs) {
+      scope_(
+          {&module, &module.type_name(), *module.training_, module.has_hooks(), &module.training_},
+          inputs) {
   module_.run_pre_hooks(inputs);
 }
 
@@ -235,7 +237,16 @@ Tensor Module::buffer(std::string_view path) const {
 // --- state --------------------------------------------------------------------------------------
 
 void Module::train(bool on) {
-  for (const auto& [name, module] : named_modules()) module->training_ = on;
+  for (const auto& [name, module] : named_modules()) *module->training_ = on;
+}
+
+bool Module::training() const {
+  const bool now = *training_;
+  Interpreter& interpreter = current_interpreter();
+  if (interpreter.is_recording()) {
+    interpreter.on_mode_read({this, &type_name(), now, has_hooks(), &training_});
+  }
+  return now;
 }
 
 void Module::requires_grad_(bool requires_grad) {

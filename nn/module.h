@@ -18,6 +18,7 @@
 // thread while no other uses the module.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <iosfwd>
@@ -99,10 +100,16 @@ class Module {
   /// "" is this module.
   Module& submodule(std::string_view path);
 
-  /// Sets the mode of this module and everything below it; dropout acts in training only.
+  /// Sets the mode of this module and everything below it, which dropout and batch norm follow. A
+  /// Graph resolves the root's mode at each run; a module below with another one keeps it there,
+  /// and one that changes against its root after the trace makes what was built a StaleProgram.
   void train(bool on = true);
   void eval() { train(false); }
-  bool training() const { return training_; }
+  /// Asked while it is traced, the Graph holds for the mode that was told: StaleProgram in the
+  /// other.
+  bool training() const;
+  /// Where the mode stands, also when the module is gone; looking there is no question.
+  const std::shared_ptr<std::atomic<bool>>& mode_cell() const { return training_; }
 
   /// Moves parameters, their gradients and buffers; handles and names stay. All are copied before
   /// any is changed. Programs built before throw StaleProgram; a backward that is still to come
@@ -186,7 +193,7 @@ class Module {
   std::vector<std::pair<std::string, std::shared_ptr<Module>>> children_;
   const std::shared_ptr<detail::HookTable> hooks_;
   mutable ExclusiveUse in_use_;  // by what replaces or writes the module's tensors
-  bool training_ = true;
+  const std::shared_ptr<std::atomic<bool>> training_ = std::make_shared<std::atomic<bool>>(true);
 };
 
 std::ostream& operator<<(std::ostream& stream, const Module& module);

@@ -36,6 +36,7 @@ std::int64_t unused_site(const Graph& graph) {
 JointGraph::JointGraph(const Graph& forward, const ModuleTree& tree)
     : forward_(forward), graph_(forward.without_nodes()), builder_(graph_, SIZE_MAX, 0) {
   builder_.add_tree(tree, "");
+  builder_.run_in_training();
   builder_.record_gradients();
   for (ValueId id : graph_.inputs()) {
     inputs_.push_back(builder_.tensor(id));
@@ -55,8 +56,8 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   const GuardTransaction forward_guards(graph_.guards(), symbols_of(forward_));
   std::vector<Tensor> results;
   {
-    const InterpreterGuard guard(builder_);
     const GradModeGuard grad_mode(true);
+    const InterpreterGuard guard(builder_);
     const RandomSiteScope sites(unused_site(forward_));
     const std::vector<Tensor> outputs = builder_.replay(forward_, inputs_);
     results = step(outputs);

@@ -96,7 +96,7 @@ class Reporter {
 
   /// Backward starts from values of the outputs' sizes, which a run tells.
   void add_cotangents(const Graph& original, Generator& generator) {
-    const std::vector<Tensor> outputs = program(forward(original).graph, false)->run(inputs_);
+    const std::vector<Tensor> outputs = compared_program(forward(original).graph)->run(inputs_);
     for (std::size_t output : differentiate(original, tree_).cotangents) {
       const TensorSpec spec = outputs.at(output).spec();
       inputs_.push_back(randn(spec.shape, {}, &generator).to(spec.dtype).to(spec.device));
@@ -125,6 +125,11 @@ class Reporter {
     return lower(graph, specs, {.training = training});
   }
 
+  /// Without masks, where the Graph holds for that.
+  std::unique_ptr<Program> compared_program(const Graph& graph) const {
+    return program(graph, graph.facts().held_mode().value_or(false));
+  }
+
   void add_row(const std::string& primitive, const std::string& path, const Graph& graph) {
     ReportRow row{primitive, path, graph.order().size(), 0, 0, 0, 0, 0, ""};
     try {
@@ -143,7 +148,7 @@ class Reporter {
 
   void compare(const Measured& version, ReportRow& row) {
     Generator generator(options_.seed);
-    const std::vector<Tensor> tensors = program(version.graph, false)->run(inputs_, generator);
+    const std::vector<Tensor> tensors = compared_program(version.graph)->run(inputs_, generator);
     Results results;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       results.emplace(version.outputs.at(i), tensors[i].to_doubles());
@@ -185,6 +190,7 @@ class Reporter {
 }  // namespace
 
 ScheduleReport report(const Schedule& schedule, const ReportOptions& options) {
+  const GradModeGuard grad_mode(true);  // for models that ask for it
   return Reporter(schedule, options).run();
 }
 

@@ -307,7 +307,7 @@ const std::shared_ptr<nn::Module>& Schedule::shared_model() const { return state
 Executor build(const Schedule& schedule, const BuildOptions& options) {
   const auto used = schedule.use("[build] the schedule");
   Graph graph = schedule.graph();
-  if (!options.verify) graph.accept_hooks();
+  if (!options.verify) graph.mutable_facts().accept_hooks();
   require_current(graph);
   if (options.verify) {
     detail::require_verified(schedule, "build", options.accept_uncompared, options.log);

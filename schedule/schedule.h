@@ -201,7 +201,8 @@ std::ostream& operator<<(std::ostream& stream, const Schedule& schedule);
 std::string to_dot(const Schedule& schedule);
 
 /// Traces `model` once on inputs like the examples and returns its schedule. The model's code runs
-/// as it is; its parameters stay its own.
+/// as it is; its parameters stay its own. What the code reads on the host, it reads once: see
+/// graph/tracer.h on modes, grad mode, sizes and variables of its own.
 Schedule create_schedule(std::shared_ptr<nn::Module> model, const ForwardFunction& forward,
                          const std::vector<ExampleInput>& examples);
 template <class T>
@@ -224,9 +225,11 @@ struct BuildOptions {
 };
 
 /// Verifies the schedule, packs the parameters that it joins, and returns what runs it. Throws
-/// VerificationError when a result differs; the model keeps its parameters either way. StaleProgram,
-/// now and at a run, when the model was converted or moved since it was traced, or a module has got or
-/// lost a hook. Gradient hooks concern no forward pass: none runs, and they may come and go.
+/// VerificationError when a result differs; the model keeps its parameters either way.
+/// StaleProgram, now and at a run, when the model was converted or moved since it was traced, or a
+/// module has got or lost a hook, or one that acts differently in training has left its root's
+/// mode; at a run, also when code asked training() or grad_enabled() in the trace and is run in the
+/// other mode. Gradient hooks concern no forward pass: none runs, and they may come and go.
 Executor build(const Schedule& schedule, const BuildOptions& options = {});
 
 }  // namespace tenon

@@ -58,7 +58,8 @@ ModuleTree module_tree(nn::Module& root) {
   for (const auto& [path, module] : root.named_modules()) {
     const auto hooks = module->hooks();
     tree.modules.emplace(module, ModuleTree::Module{path, module->type_name(), module->extra_repr(),
-                                                    module->is_leaf(), hooks, hooks->numbers()});
+                                                    module->is_leaf(), hooks, hooks->numbers(),
+                                                    module->mode_cell()});
   }
   for (const auto& [name, tensor] : root.named_parameters()) {
     tree.states.push_back({name, ValueKind::parameter, tensor});

@@ -148,7 +148,7 @@ class StepTrace {
  private:
   Graph record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step) {
     Graph graph = joint_.record(step, options_.passes);
-    for (const Target& target : targets_) graph.record_hooks(target.hooks);
+    for (const Target& target : targets_) graph.mutable_facts().add(target.hooks);
     return graph;
   }
 
@@ -196,8 +196,9 @@ class StepTrace {
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options) {
   const auto used = schedule.use("[build_training] the schedule");
   Graph forward = schedule.graph();
-  if (!options.verify) forward.accept_hooks();
+  if (!options.verify) forward.mutable_facts().accept_hooks();
   require_current(forward);
+  forward.facts().require_mode(true);
   std::vector<Target> targets = targets_of(schedule, options.optimizer.get());
   check_options(schedule, options, targets);
   if (options.verify) {
@@ -227,6 +228,7 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
 
 TrainingResult TrainingStep::run(std::span<const Tensor> inputs) {
   const ExclusiveUse::Scope used(in_use_, "[run] the training step");
+  const GradModeGuard grad_mode(true);  // as it was recorded
   const bool updates = done_ + 1 == options_.micro_batches;
   const std::vector<Tensor> outputs = (updates ? *update_ : *accumulate_).run(inputs, true);
   done_ = updates ? 0 : done_ + 1;  // a batch that was refused does not count

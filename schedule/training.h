@@ -87,10 +87,13 @@ class TrainingStep {
 
 /// Verifies the schedule, derives the joint Graph and packs the parameters that the schedule joins.
 /// The optimizer must hold parameters of the schedule's model. ScheduleError when the loss has more
-/// than one element; ValueError naming a parameter that the optimizer clips and that has no gradient.
-/// Gradient hooks of parameters run here, under the tracer: the ops they call become part of the step,
-/// whatever else they do is not repeated. ScheduleError naming the parameter whose hook asks for numbers
-/// (item()). StaleProgram as build(), and at the next run once such a hook was added or taken off.
+/// than one element; ValueError naming a parameter that the optimizer clips and that has no
+/// gradient. Gradient hooks of parameters run here, under the tracer: the ops they call become part
+/// of the step, whatever else they do is not repeated. ScheduleError naming the parameter whose
+/// hook asks for numbers (item()). StaleProgram as build(), and at the next run once such a hook
+/// was added or taken off; now, when code asked training() and the model was traced in eval mode. A
+/// step runs the root in training mode with grad mode on; a module that was in eval mode beside it,
+/// the loss's too, stays in it.
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options);
 
 }  // namespace tenon

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
 
 namespace tenon {
 namespace detail {
@@ -26,6 +27,7 @@ struct DimExpr {
   std::vector<DimTerm> terms;
 
   static const DimExpr* get(const Dim& dim) { return dim.expr_.get(); }
+  static std::int64_t number_of(const Dim& dim) { return dim.value_; }
   static Dim make(std::vector<DimTerm> terms);
   static std::vector<DimTerm> terms_of(const Dim& dim);
 };
@@ -38,6 +40,7 @@ using detail::DimAtom;
 using detail::DimExpr;
 using detail::DimSymbol;
 using detail::DimTerm;
+using detail::hint_of;
 
 std::int64_t checked_add(std::int64_t a, std::int64_t b) {
   std::int64_t result = 0;
@@ -130,7 +133,7 @@ std::int64_t evaluate_with(const Dim& dim, std::int64_t constant, const SymbolVa
       } else {
         const auto& [numerator, denominator] = *atom.quotient;
         const auto number = [&](const Dim& d) {
-          return evaluate_with(d, DimExpr::get(d) ? 0 : d.hint(), value);
+          return evaluate_with(d, DimExpr::get(d) ? 0 : hint_of(d), value);
         };
         factor = floor_divide(number(numerator), number(denominator));
       }
@@ -177,7 +180,7 @@ std::string raw_text(const Dim& dim, std::int64_t constant);
 
 std::string atom_text(const DimAtom& atom) {
   if (atom.symbol) return atom.symbol->name;
-  const auto text = [](const Dim& d) { return raw_text(d, DimExpr::get(d) ? 0 : d.hint()); };
+  const auto text = [](const Dim& d) { return raw_text(d, DimExpr::get(d) ? 0 : hint_of(d)); };
   return fmt::format("(({})//({}))", text(atom.quotient->first), text(atom.quotient->second));
 }
 
@@ -339,20 +342,24 @@ bool Dim::is_wildcard() const {
 
 int Dim::capture() const { return is_wildcard() ? bare_symbol(*this)->capture : -1; }
 
+std::int64_t detail::hint_of(const Dim& dim) {
+  return evaluate_with(dim, DimExpr::number_of(dim), [&](const DimSymbol& symbol) {
+    if (symbol.kind != DimSymbol::Kind::input) require_no_pattern(dim, dim);
+    return symbol.bound ? hint_of(*symbol.bound) : symbol.hint;
+  });
+}
+
 std::int64_t Dim::hint() const {
   if (!expr_) return value_;
-  return evaluate_with(*this, value_, [this](const DimSymbol& symbol) {
-    if (symbol.kind != DimSymbol::Kind::input) require_no_pattern(*this, *this);
-    return symbol.bound ? symbol.bound->hint() : symbol.hint;
-  });
+  return current_interpreter().is_recording() ? value() : hint_of(*this);
 }
 
 std::int64_t Dim::value() const {
   if (!expr_) return value_;
   require_no_pattern(*this, *this);
   const Dim now = resolved();
-  if (now.expr_) record_guard(now, DimGuard::Relation::equal, Dim(now.hint()));
-  return now.hint();
+  if (now.expr_) record_guard(now, DimGuard::Relation::equal, Dim(hint_of(now)));
+  return hint_of(now);
 }
 
 std::int64_t Dim::evaluate(const DimBindings& bindings) const {
@@ -445,7 +452,7 @@ bool operator==(const Dim& a, const Dim& b) {
   if (compare(x, y) == 0) return true;
   if (!x.expr_ && !y.expr_) return false;
   require_no_pattern(x, y);
-  const bool equal = x.hint() == y.hint();
+  const bool equal = hint_of(x) == hint_of(y);
   record_guard(x, equal ? DimGuard::Relation::equal : DimGuard::Relation::not_equal, y);
   return equal;
 }
@@ -457,7 +464,7 @@ bool operator<(const Dim& a, const Dim& b) {
   require_no_pattern(x, y);
   if (is_never_negative(x - y)) return false;
   if (is_never_negative(y - x - 1)) return true;
-  const bool less = x.hint() < y.hint();
+  const bool less = hint_of(x) < hint_of(y);
   if (less) {
     record_guard(x, DimGuard::Relation::less, y);
   } else {
@@ -489,7 +496,7 @@ bool DimGuard::holds(const DimBindings& bindings) const {
 
 std::string DimGuard::to_string() const {
   constexpr const char* kSigns[] = {"==", "!=", "<", "<="};
-  const auto text = [](const Dim& d) { return raw_text(d, DimExpr::get(d) ? 0 : d.hint()); };
+  const auto text = [](const Dim& d) { return raw_text(d, DimExpr::get(d) ? 0 : hint_of(d)); };
   return fmt::format("{} {} {}", text(left), kSigns[static_cast<int>(relation)], text(right));
 }
 
@@ -520,7 +527,7 @@ bool unify(const Dim& a, const Dim& b) {
   if (x.same_as(y)) return true;
   if (x.is_constant() && y.is_constant()) return false;
   require_no_pattern(x, y);
-  if (x.hint() != y.hint()) return false;
+  if (hint_of(x) != hint_of(y)) return false;
   record_guard(x, DimGuard::Relation::equal, y);
   const auto sx = bare_symbol(x);
   const auto sy = bare_symbol(y);

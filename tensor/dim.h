@@ -20,10 +20,15 @@
 namespace tenon {
 
 class Dim;
+class Scalar;
 
 namespace detail {
 struct DimSymbol;
 struct DimExpr;
+/// The number with example sizes put in, without a guard: for errors, and for what adds a guard
+/// itself or lets the outcome depend on no size.
+std::int64_t hint_of(const Dim& dim);
+Number hint_of(const Scalar& scalar);
 }  // namespace detail
 
 /// What a trace assumed about sizes: `left relation right`.
@@ -59,7 +64,8 @@ class Dim {
   bool is_pattern() const;
   bool is_wildcard() const;
   int capture() const;
-  /// The number with example sizes put in, without recording a guard.
+  /// The number with example sizes put in. No guard when a Graph is read; code that is traced takes
+  /// the size as a number with it, which is a guard as by value().
   std::int64_t hint() const;
   /// The number; for a symbolic size this records the guard `*this == number`.
   std::int64_t value() const;
@@ -174,7 +180,7 @@ class Shape {
   std::string to_string() const;
   /// Same rank and Dim::same_as on every axis.
   bool same_as(const Shape& other) const;
-  /// The sizes as numbers with the hints put in; no guard.
+  /// Dim::hint of each size.
   std::vector<std::int64_t> hints() const;
   friend bool operator==(const Shape& a, const Shape& b);
 
@@ -201,7 +207,7 @@ class Scalar {
   int capture() const { return capture_; }
   /// The number; records guards on symbolic sizes.
   Number number() const;
-  /// With the hints put in, no guard.
+  /// With the hints put in; a guard as for Dim::hint.
   Number hint_number() const;
   /// When symbols have the given values.
   Number evaluate_number(const DimBindings& bindings) const;
@@ -225,6 +231,7 @@ class Scalar {
   friend Scalar pow(const Scalar& a, double exponent);
 
  private:
+  friend Number detail::hint_of(const Scalar& scalar);
   Scalar simplified() const;
   template <class F>
   Number with_sizes(const F& size) const;

@@ -74,7 +74,8 @@ class CheckpointError : public Error {
   using Error::Error;
 };
 
-/// A Program whose parameters were moved to another storage, dtype or device after it was built.
+/// A Program whose parameters were moved to another storage, dtype or device after it was built, or
+/// for which what the trace had of the host is no longer so: hooks, modes of modules, grad mode.
 class StaleProgram : public Error {
  public:
   using Error::Error;

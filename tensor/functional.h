@@ -152,8 +152,9 @@ Tensor dropout(const Tensor& input, double p = 0.5, DropoutMode mode = DropoutMo
 
 /// Per channel (axis 1) of (N, C, …): (x - mean)/√(var + eps)·weight + bias. In training, with the
 /// batch's statistics (population variance), and running_mean and running_var, if defined, move by
-/// `momentum` towards them (unbiased variance) in place; in eval with the running ones. An empty batch
-/// leaves them as they are; ValueError for one value a channel in training.
+/// `momentum` towards them (unbiased variance) in place; in eval with the running ones. An empty
+/// batch leaves them as they are; ValueError for one value a channel in training. The mode is as
+/// for dropout.
 Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
                   const Tensor& weight = {}, const Tensor& bias = {},
                   DropoutMode mode = DropoutMode::follow, double momentum = 0.1, double eps = 1e-5);

@@ -52,6 +52,7 @@ class SpecInterpreter final : public Interpreter {
 struct PushedInterpreter {
   Interpreter* interpreter = nullptr;
   std::int64_t outer_site = 0;  // the next one before it was pushed
+  int grad_guards = 0;          // alive when it was pushed
 };
 
 struct ThreadState {
@@ -64,6 +65,7 @@ struct ThreadState {
   std::optional<RandomState> outer_call;  // the same of a random call outside of modules, under way
   const CallSite* replayed = nullptr;     // what a CallSiteScope stands for
   bool grad_enabled = true;
+  int grad_guards = 0;  // alive
 };
 
 thread_local ThreadState state;
@@ -151,7 +153,7 @@ void Interpreter::assign(const Tensor& target, const Tensor& source) {
 }
 
 InterpreterGuard::InterpreterGuard(Interpreter& interpreter) {
-  state.interpreters.push_back({&interpreter, state.next_site});
+  state.interpreters.push_back({&interpreter, state.next_site, state.grad_guards});
   if (interpreter.is_recording()) state.next_site = 0;
 }
 InterpreterGuard::~InterpreterGuard() {
@@ -201,11 +203,30 @@ CallSiteScope::~CallSiteScope() {
   state.replayed = outer_;
 }
 
-bool grad_enabled() { return state.grad_enabled; }
+DropoutMode Interpreter::current_mode() const {
+  if (is_recording()) return DropoutMode::follow;
+  const ModuleFrame* frame = current_module();
+  return frame == nullptr || frame->training ? DropoutMode::train : DropoutMode::eval;
+}
+
+DropoutMode current_mode() { return current_interpreter().current_mode(); }
+
+bool grad_enabled() {
+  const bool is_recorded = !state.interpreters.empty();
+  if (is_recorded && state.interpreters.back().grad_guards == state.grad_guards) {
+    state.interpreters.back().interpreter->on_grad_mode_read();
+  }
+  return state.grad_enabled;
+}
+bool detail::grad_mode() { return state.grad_enabled; }
 GradModeGuard::GradModeGuard(bool enabled) : outer_(state.grad_enabled) {
   state.grad_enabled = enabled;
+  ++state.grad_guards;
 }
-GradModeGuard::~GradModeGuard() { state.grad_enabled = outer_; }
+GradModeGuard::~GradModeGuard() {
+  state.grad_enabled = outer_;
+  --state.grad_guards;
+}
 
 namespace {
 

@@ -2,13 +2,19 @@
 // thread: eager (run the kernel now) unless a tracer or another interpreter was pushed.
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "tensor/op.h"
+#include "tensor/op_options.h"
 #include "tensor/tensor.h"
 
 namespace tenon {
+
+/// A module's mode, true in training, which may outlive the module.
+using ModeCell = std::shared_ptr<std::atomic<bool>>;
 
 /// One active module call, pushed by nn::Module when it is called.
 struct ModuleFrame {
@@ -16,6 +22,9 @@ struct ModuleFrame {
   const std::string* type = nullptr;  // its class name
   bool training = true;
   bool has_hooks = false;
+  /// Where the module's mode stands, also later: what a recording keeps to notice a change. May be
+  /// null; valid while the call lasts.
+  const ModeCell* mode = nullptr;
 };
 
 /// What runs or records op calls. A pushed interpreter sees every call of its thread.
@@ -43,6 +52,15 @@ class Interpreter {
   /// Calls are recorded to be run later, again and again: what they draw is not drawn now, and what is
   /// done to tensors beside op calls is not in the recording.
   virtual bool is_recording() const { return is_pattern(); }
+  /// See tenon::current_mode().
+  virtual DropoutMode current_mode() const;
+  /// The attributes that the call has from here on, its gradient's included: a recording pins a
+  /// mode that follows a module to what that module does alone.
+  virtual Attrs settled(const Op& /*op*/, const Attrs& attrs) { return attrs; }
+  /// Code outside of ops asked for a module's mode, or for a grad mode that it did not set itself:
+  /// what it did with the answer is all that a recording sees.
+  virtual void on_mode_read(const ModuleFrame& /*module*/) {}
+  virtual void on_grad_mode_read() {}
 };
 
 /// Makes an interpreter the innermost one of this thread for the guard's lifetime. What is recorded
@@ -94,8 +112,21 @@ class CallSiteScope {
   const CallSite* outer_;
 };
 
-/// Whether calls are recorded for backward on this thread; on unless a NoGradGuard is alive.
+/// What a call that follows its module's mode does now: train or eval, or follow where calls are
+/// recorded to be run in either mode.
+DropoutMode current_mode();
+/// A call's mode, with `follow` replaced by that.
+inline DropoutMode resolved(DropoutMode mode) {
+  return mode == DropoutMode::follow ? current_mode() : mode;
+}
+
+/// Whether calls are recorded for backward on this thread; on unless a NoGradGuard is alive. Asked
+/// while a model is traced, outside of guards of its own, the Graph holds where grad mode is on.
 bool grad_enabled();
+namespace detail {
+/// The same for the library, whose question is no fact of a model.
+bool grad_mode();
+}  // namespace detail
 /// Sets grad mode for its lifetime.
 class GradModeGuard {
  public:

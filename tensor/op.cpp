@@ -18,14 +18,34 @@ const void* KernelArgs::attributes_of_type(const std::type_info& type) const {
   return attrs->data_of_type(type);
 }
 
-bool draws(const Op& op, const Attrs& attrs, bool training) {
+namespace {
+
+/// A random op that drops nothing: its probability is 0.
+bool drops_nothing(const Op& op, const Attrs& attrs) {
   if (!op.has(Trait::random)) return false;
-  if (const std::size_t mode = attrs.find("mode"); mode != attrs.size()) {
-    const auto chosen = parse_enum(DropoutMode{}, std::get<std::string>(attrs.value(mode)));
-    if (!acts(chosen, training)) return false;
-  }
   const std::size_t p = std::min(attrs.find("p"), attrs.find("dropout_p"));
-  return p == attrs.size() || std::get<double>(attrs.value(p)) != 0;
+  return p != attrs.size() && std::get<double>(attrs.value(p)) == 0;
+}
+
+}  // namespace
+
+std::size_t find_mode(const Attrs& attrs) {
+  for (std::size_t i = 0; i < attrs.size(); ++i) {
+    if (attrs.kind(i) == FieldKind::mode) return i;
+  }
+  return attrs.size();
+}
+
+std::optional<DropoutMode> mode_of(const Op& op, const Attrs& attrs) {
+  const std::size_t field = find_mode(attrs);
+  if (field == attrs.size() || drops_nothing(op, attrs)) return std::nullopt;
+  return parse_enum(DropoutMode{}, std::get<std::string>(attrs.value(field)));
+}
+
+bool draws(const Op& op, const Attrs& attrs, bool training) {
+  if (!op.has(Trait::random) || drops_nothing(op, attrs)) return false;
+  const auto mode = mode_of(op, attrs);
+  return !mode || acts(*mode, training);
 }
 
 OpBuilder::OpBuilder(std::string_view name) : op_(std::make_unique<Op>()) { op_->name = name; }

@@ -219,6 +219,13 @@ class OpBuilder {
   std::unique_ptr<Op> op_;
 };
 
+/// The attribute that says whether a call acts as in training (FieldKind::mode), or attrs.size().
+std::size_t find_mode(const Attrs& attrs);
+
+/// That attribute of a call whose result depends on it; nothing for an op without one, and where
+/// the probability is 0.
+std::optional<DropoutMode> mode_of(const Op& op, const Attrs& attrs);
+
 /// Whether a call reads the random state: a random op that has a mode in that mode, and none whose
 /// probability is 0.
 bool draws(const Op& op, const Attrs& attrs, bool training);

@@ -34,7 +34,8 @@ Scalar Scalar::simplified() const {
   std::erase_if(result.factors_, [&](const auto& factor) {
     if (factor.second == 0) return true;
     if (!factor.first.is_constant()) return false;
-    result.coefficient_ = result.coefficient_ * pow(Number(factor.first.hint()), factor.second);
+    result.coefficient_ =
+        result.coefficient_ * pow(Number(detail::hint_of(factor.first)), factor.second);
     return true;
   });
   std::sort(result.factors_.begin(), result.factors_.end(),
@@ -48,6 +49,10 @@ Number Scalar::with_sizes(const F& size) const {
   Number result = coefficient_;
   for (const auto& [dim, exponent] : factors_) result = result * pow(Number(size(dim)), exponent);
   return result;
+}
+
+Number detail::hint_of(const Scalar& scalar) {
+  return scalar.with_sizes([](const Dim& dim) { return hint_of(dim); });
 }
 
 Number Scalar::hint_number() const {

@@ -147,7 +147,7 @@ void Tensor::copy_(const Tensor& source) {
               shape().to_string(), fmt::join(impl_->layout.strides, ", "));
   Tensor typed = source.dtype() == dtype() ? source : cast(source, dtype());
   if (typed.device() != device()) typed = typed.to(device());
-  const bool tracked = grad_enabled() && (requires_grad() || typed.requires_grad());
+  const bool tracked = detail::grad_mode() && (requires_grad() || typed.requires_grad());
   if (tracked) {
     TENON_CHECK(!(requires_grad() && is_leaf()), ValueError,
                 "a leaf that requires a gradient was changed in place; do it under NoGradGuard");

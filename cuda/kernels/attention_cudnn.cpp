@@ -286,8 +286,7 @@ Planned* find_plan(const Call& call) {
 }
 
 bool drops(const AttentionAttrs& attributes, bool training) {
-  const bool active =
-      attributes.mode == DropoutMode::train || (attributes.mode == DropoutMode::follow && training);
+  const bool active = acts(attributes.mode, training);
   return active && attributes.dropout_p != 0;
 }
 

@@ -41,7 +41,7 @@ class Lowering final : public Interpreter {
  public:
   Lowering(const Graph& graph, const LowerOptions& options)
       : graph_(graph), options_(options), program_(std::make_unique<Program::Impl>()) {
-    program_->hooks = graph.recorded_hooks();
+    program_->facts = graph.facts();
     program_->training = options.training;
   }
 
@@ -58,6 +58,9 @@ class Lowering final : public Interpreter {
   std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
                             const Attrs& attrs) override;
   bool is_recording() const override { return true; }
+  DropoutMode current_mode() const override {
+    return options_.training ? DropoutMode::train : DropoutMode::eval;
+  }
 
  private:
   DType converted(DType dtype) const {

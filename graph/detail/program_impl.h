@@ -103,7 +103,7 @@ struct Program::Impl {
   std::vector<StateSlot> states;
   std::vector<ParameterSlot> parameters;
   std::vector<std::shared_ptr<Storage>> written;  // by state writes; in order of address
-  std::vector<RecordedHooks> hooks;
+  RecordedFacts facts;
   std::shared_ptr<Storage> arena;
   std::size_t arena_bytes = 0;
   std::size_t live_bound_bytes = 0;

@@ -149,7 +149,7 @@ std::int64_t integer_from_json(const json& value) {
 }
 
 json dim_to_json(const Dim& dim) {
-  if (dim.is_constant()) return dim.hint();
+  if (dim.is_constant()) return detail::hint_of(dim);
   return dim.to_string();
 }
 

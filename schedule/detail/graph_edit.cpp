@@ -97,6 +97,7 @@ class EditWriter {
       if (!before_.discards_results(region)) edit_["discarding_regions"].push_back(region);
     }
     if (before_.annotations() != after_.annotations()) edit_["notes"] = after_.annotations();
+    write_facts();
     return std::move(edit_);
   }
 
@@ -137,9 +138,21 @@ class EditWriter {
   }
 
   static json call_fields(const ModuleCall& call) {
-    return {{"path", call.path},    {"type", call.type},       {"repr", call.repr},
-            {"leaf", call.leaf},    {"hooks", call.has_hooks}, {"flattened", call.flattened},
-            {"closed", call.closed}};
+    json fields = {{"path", call.path},    {"type", call.type},       {"repr", call.repr},
+                   {"leaf", call.leaf},    {"hooks", call.has_hooks}, {"flattened", call.flattened},
+                   {"closed", call.closed}};
+    if (call.mode != DropoutMode::follow) fields["mode"] = std::string(enum_name(call.mode));
+    return fields;
+  }
+
+  /// What code that the primitive recorded asked of the host; its module is not there when the edit
+  /// is done again.
+  void write_facts() {
+    const auto held = after_.facts().held_mode();
+    if (held && !before_.facts().held_mode()) edit_["holds_for_training"] = *held;
+    if (after_.facts().reads_grad_mode() && !before_.facts().reads_grad_mode()) {
+      edit_["reads_grad_mode"] = true;
+    }
   }
 
   void write_call_values() {
@@ -268,6 +281,10 @@ class EditReader {
     for (const json& region : list("discarding_regions")) {
       graph_.discard_results(region.get<std::int32_t>());
     }
+    if (edit_.contains("holds_for_training")) {
+      graph_.mutable_facts().hold_mode(edit_.at("holds_for_training").get<bool>());
+    }
+    if (edit_.contains("reads_grad_mode")) graph_.mutable_facts().add_grad_mode();
     if (edit_.contains("notes")) {
       for (const auto& [target, notes] : edit_.at("notes").items()) {
         for (const auto& [key, text] : notes.items()) {
@@ -297,6 +314,7 @@ class EditReader {
     call.has_hooks = fields.at("hooks").get<bool>();
     call.flattened = fields.at("flattened").get<bool>();
     call.closed = fields.at("closed").get<bool>();
+    call.mode = parse_enum(DropoutMode{}, fields.value("mode", "follow"));
   }
 
   void add_call(const json& fields) {

@@ -92,6 +92,7 @@ std::vector<ValueId> Rewrite::run() {
   const CallId parent =
       replaced_call != kNone ? graph.call(replaced_call).parent : enclosing_call(graph, branches);
   GraphBuilder builder(graph, position, parent == kNone ? 0 : parent);
+  builder.act_as(replaced_call != kNone ? replaced_call : std::max(parent, 0));
   const auto own_call = static_cast<CallId>(graph.calls().size());
   std::string state_prefix;
   if (replacement.module) {
@@ -105,6 +106,7 @@ std::vector<ValueId> Rewrite::run() {
   for (ValueId id : inputs) operands.push_back(builder.tensor(id));
   std::vector<Tensor> outputs;
   {
+    const GradModeGuard grad_mode(true);
     const InterpreterGuard guard(builder);
     outputs = replacement.call(operands);
   }

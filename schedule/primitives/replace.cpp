@@ -43,11 +43,13 @@ std::vector<Branches> group_by_inputs(const std::vector<Subgraph>& matches) {
 std::size_t count_outputs(const Graph& graph, const Replacement& replacement,
                           const ModuleTree& tree, const Subgraph& match) {
   Graph draft = graph;
-  GraphBuilder builder(draft, detail::position_after(draft, match.inputs),
-                       detail::common_call(draft, match));
+  const CallId call = detail::common_call(draft, match);
+  GraphBuilder builder(draft, detail::position_after(draft, match.inputs), call);
+  builder.act_as(call);
   builder.add_tree(tree, replacement.name);
   std::vector<Tensor> inputs;
   for (ValueId id : match.inputs) inputs.push_back(builder.tensor(id));
+  const GradModeGuard grad_mode(true);
   const InterpreterGuard guard(builder);
   return replacement.call(inputs).size();
 }

@@ -15,9 +15,11 @@
 //
 //     x ─▶ ffn: [linear ─▶ gelu ─▶ linear] ─▶ y    =>    x ─▶ ffn: (replacement) ─▶ y
 //
-// Tensors are bound by pattern parameter. Parameters of a replacing module come from the replaced ones
-// (schedule/weight_map.h; by default those of the same names, or concatenated along axis 0 in match
-// order), so the model's names and values stay. Dropout sites are carried over.
+// Tensors are bound by pattern parameter. Parameters of a replacing module come from the replaced
+// ones (schedule/weight_map.h; by default those of the same names, or concatenated along axis 0 in
+// match order), so the model's names and values stay. Dropout sites are carried over. Calls that
+// follow a mode follow that of the call that the replacement stands in, or for; a submodule of a
+// replacing module whose mode is not that module's keeps its own.
 #pragma once
 
 #include "graph/graph.h"

@@ -21,9 +21,7 @@ struct ChannelSizes {
 };
 
 /// Whether the statistics are the batch's.
-inline bool uses_batch_statistics(DropoutMode mode, bool training) {
-  return mode == DropoutMode::train || (mode == DropoutMode::follow && training);
-}
+inline bool uses_batch_statistics(DropoutMode mode, bool training) { return acts(mode, training); }
 
 /// The same for a batch of these sizes: an empty one has no statistics, and running ones stay as they
 /// are. ValueError for one value a channel in training, which has no variance.

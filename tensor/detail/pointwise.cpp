@@ -16,7 +16,7 @@ void require_numeric(const InferContext& context) {
 }  // namespace
 
 void require_representable(const InferContext& context, const Scalar& value) {
-  const Number number = value.hint_number();
+  const Number number = detail::hint_of(value);
   const DType dtype = context[0].dtype;
   if (is_value_of(number, dtype)) return;
   const DType remedy = number.is_integer() ? DType::int64 : DType::float32;

@@ -43,7 +43,8 @@ std::vector<TensorSpec> infer_extremum(const InferContext& context) {
   const Shape& shape = context[0].shape;
   const auto reduced = reduced_axes(context.op().name, attrs.dim, shape.rank());
   for (int axis = 0; axis < shape.rank(); ++axis) {
-    TENON_CHECK(!reduced[static_cast<std::size_t>(axis)] || shape[axis].hint() != 0, ShapeError,
+    TENON_CHECK(!reduced[static_cast<std::size_t>(axis)] || detail::hint_of(shape[axis]) != 0,
+                ShapeError,
                 "[{}] axis {} of the input {} is empty; needed at least one element to reduce",
                 context.op().name, axis, shape.to_string());
   }

@@ -27,7 +27,7 @@ Shape resolve_reshape(std::string_view op, const Shape& input, const Shape& requ
                 known.to_string(), input.to_string(), total.to_string());
     return shape;
   }
-  TENON_CHECK(known.hint() != 0, ShapeError,
+  TENON_CHECK(detail::hint_of(known) != 0, ShapeError,
               "[{}] shape {}: beside a size of 0, -1 could be any size; needed a number", op,
               requested.to_string());
   shape[unknown] = total / known;

@@ -11,17 +11,6 @@
 #include "tensor/ops/op_list.h"
 
 namespace tenon {
-namespace {
-
-/// Whether a call with running statistics may move them. Under the tracer the mode is open, and in
-/// evaluation the op hands the old values back.
-bool may_move_statistics(DropoutMode mode, const Tensor& input) {
-  if (mode == DropoutMode::eval) return false;
-  const ModuleFrame* frame = current_module();
-  return mode == DropoutMode::train || !input.is_eager() || frame == nullptr || frame->training;
-}
-
-}  // namespace
 
 Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
                   const Tensor& weight, const Tensor& bias, DropoutMode mode, double momentum,
@@ -34,7 +23,9 @@ Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor&
   if (!running_mean.defined()) mode = DropoutMode::train;
   const Tensor operands[] = {input, running_mean, running_var, weight, bias};
   const std::vector<Tensor> outputs = apply(op, operands, BatchNormAttrs{mode, momentum, eps});
-  if (running_mean.defined() && !ops::in_pattern() && may_move_statistics(mode, input)) {
+  // Where the mode is open, evaluation hands the old values back.
+  const bool moves = resolved(mode) != DropoutMode::eval;
+  if (running_mean.defined() && !ops::in_pattern() && moves) {
     const NoGradGuard no_grad;
     Tensor(running_mean).copy_(outputs[3]);
     Tensor(running_var).copy_(outputs[4]);
@@ -99,12 +90,12 @@ std::vector<TensorSpec> infer_batch_norm_backward(const InferContext& context) {
 
 /// Whether a call recorded now normalizes by the batch. Only derivatives of the gradient ask this, and
 /// a trace, whose mode is open, has no answer.
-bool batch_statistics_now(DropoutMode mode, const Tensor& input) {
+bool batch_statistics_now(DropoutMode mode) {
+  mode = resolved(mode);
   TENON_CHECK(
-      mode != DropoutMode::follow || input.is_eager(), TraceError,
+      mode != DropoutMode::follow, TraceError,
       "[batch_norm_backward] a second derivative under the tracer needs mode train or eval");
-  const ModuleFrame* frame = current_module();
-  return uses_batch_statistics(mode, frame == nullptr || frame->training);
+  return mode == DropoutMode::train;
 }
 
 /// (C) of the input's dtype as (1, C, 1, …).
@@ -138,7 +129,7 @@ std::vector<Tensor> vjp_batch_norm(const VjpContext& call) {
     gradients[4] = found.bias;
   }
   const bool of_statistics = call.cotangent(1) || call.cotangent(2);
-  if (of_statistics && call.needs(0) && batch_statistics_now(mode, call.input(0))) {
+  if (of_statistics && call.needs(0) && batch_statistics_now(mode)) {
     const Tensor further = statistics_gradient(call);
     gradients[0] = gradients[0] ? gradients[0] + further : further;
   }
@@ -159,9 +150,8 @@ std::vector<Tensor> decompose_batch_norm_backward(std::span<const Tensor> inputs
   std::vector<Tensor> outputs;
   if (attrs.input) {
     const Scalar count = input.numel() / input.size(1);
-    const Tensor centred = batch_statistics_now(attrs.mode, input)
-                               ? grad - (total + normalized * products) / count
-                               : grad;
+    const Tensor centred =
+        batch_statistics_now(attrs.mode) ? grad - (total + normalized * products) / count : grad;
     outputs.push_back(centred * (inputs[2] ? factor * along_channels(inputs[2], input) : factor));
   }
   const Shape vector{input.size(1)};

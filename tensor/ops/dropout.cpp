@@ -37,8 +37,7 @@ DropoutAttrs dropout_call(std::string_view op, double p, DropoutMode mode) {
   // In a pattern a NaN codes a wildcard.
   TENON_CHECK(in_pattern() || (p >= 0 && p <= 1), ValueError,
               "[{}] dropout probability {}; needed a number from 0 to 1", op, p);
-  const ModuleFrame* frame = current_module();
-  const bool active = acts(mode, frame == nullptr || frame->training);
+  const bool active = resolved(mode) != DropoutMode::eval;
   return {p, mode, p != 0 ? next_dropout_site(active) : 0};
 }
 

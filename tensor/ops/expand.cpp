@@ -13,7 +13,7 @@ std::optional<Dim> expanded_size(const Dim& from, const Dim& to) {
   if (to.same_as(-1)) return from;
   if (from.same_as(1)) return to;
   if (unify(from, to)) return to;
-  if (!from.is_constant() && from.hint() == 1 && from == Dim(1)) return to;
+  if (!from.is_constant() && detail::hint_of(from) == 1 && from == Dim(1)) return to;
   return std::nullopt;
 }
 

@@ -15,8 +15,8 @@ std::optional<Dim> broadcast_sizes(const Dim& a, const Dim& b) {
   if (a.same_as(one)) return b;
   if (b.same_as(one)) return a;
   if (unify(a, b)) return b.is_constant() ? b : a;
-  if (!a.is_constant() && a.hint() == 1 && a == one) return b;
-  if (!b.is_constant() && b.hint() == 1 && b == one) return a;
+  if (!a.is_constant() && detail::hint_of(a) == 1 && a == one) return b;
+  if (!b.is_constant() && detail::hint_of(b) == 1 && b == one) return a;
   return std::nullopt;
 }
 

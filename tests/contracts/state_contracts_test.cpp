@@ -83,6 +83,22 @@ TEST_F(Contract3_8, OneGraphDoesTrainingAndEvaluation) {
   }
 }
 
+TEST_F(Contract3_8, AFrozenNormNormalizesByItsRunningStatisticsInATrainingStep) {
+  struct Model : nn::Module {
+    Tensor forward(const Tensor& images) const { return norm(images); }
+    nn::Child<nn::BatchNorm2d> norm = add<nn::BatchNorm2d>("norm", 2);
+  };
+  const auto frozen = nn::make<Model>();
+  frozen->norm->eval();
+  const Tensor images = randn({2, 2, 3, 3}) + 3.0;
+  const TrainingOptions options{.loss = [](auto outputs, auto) { return sum(square(outputs[0])); }};
+  TrainingStep step = build_training(create_schedule(frozen, {images}), options);
+  EXPECT_LT(max_difference(step.run({images}).loss, sum(square(frozen(images)))), 1e-3);
+  EXPECT_EQ(max_difference(frozen->norm->running_mean, zeros({2})), 0);
+  frozen->norm->train();
+  EXPECT_THROW(step.run({images}), StaleProgram);
+}
+
 TEST_F(Contract3_9, ARefusedPrimitiveLeavesTheGraphByteEqualAndTheModelIsNeverTouched) {
   const std::string graph = to_text(sch.graph());
   std::vector<std::vector<float>> values;

@@ -257,7 +257,7 @@ Tensor batch_of_nothing(I c) {
 Tensor attention_by_softmax(I c) {
   const bool masked = c.operands.size() > 3 && c[3].dtype() == DType::boolean;
   if (!masked) return right(c);
-  const double scale = 1 / std::sqrt(static_cast<double>(c[0].size(-1).hint()));
+  const double scale = 1 / std::sqrt(static_cast<double>(detail::hint_of(c[0].size(-1))));
   const Tensor scores = matmul(c[0], transpose(c[1], -2, -1)) * scale;
   const Tensor hidden = masked_fill(scores, eq(c[3], 0), -std::numeric_limits<double>::infinity());
   return matmul(softmax(hidden, -1), c[2]);
