@@ -70,10 +70,16 @@ class Verification {
         facts_before_(detail::facts_of(before)),
         facts_after_(detail::facts_of(after)),
         sizes_(before, options.sizes),
-        context_{before, after, facts_before_, facts_after_, sizes_, options, gradients},
+        context_{before,  after,   facts_before_, facts_after_,
+                 sizes_,  options, held_mode(),   gradients},
         correspondence_(before, after) {}
 
   void run(VerifyReport& report) {
+    if (context_.held_mode) {
+      report.notes.push_back(
+          fmt::format("compared in {} mode only: code that asked training() holds for that mode",
+                      *context_.held_mode ? "training" : "eval"));
+    }
     while (!pass(report)) {
     }
   }
@@ -81,6 +87,11 @@ class Verification {
   const detail::TrialSizes& sizes() const { return sizes_; }
 
  private:
+  std::optional<bool> held_mode() const {
+    const auto model = before_.facts().held_mode();
+    return model ? model : after_.facts().held_mode();
+  }
+
   /// The regions of one structure, by the first of them.
   struct Structure {
     Region region;
@@ -218,7 +229,8 @@ class Verification {
     if (wanted.empty()) return;
     try {
       if (recorded_sizes_.empty()) prepare_recording();
-      recorded_.merge(detail::record_values(before_, recorded_sizes_, recorded_examples_, wanted));
+      recorded_.merge(detail::record_values(before_, recorded_sizes_, recorded_examples_, wanted,
+                                            context_.held_mode.value_or(false)));
     } catch (const InternalError&) {
       throw;
     } catch (const Error&) {

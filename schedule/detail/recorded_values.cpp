@@ -7,7 +7,8 @@ namespace tenon::detail {
 
 std::unordered_map<ValueId, Tensor> record_values(const Graph& graph, const DimBindings& sizes,
                                                   const std::vector<Tensor>& inputs,
-                                                  const std::set<ValueId>& wanted) {
+                                                  const std::set<ValueId>& wanted,
+                                                  bool training) {
   std::unordered_map<ValueId, Tensor> found;
   std::unordered_map<ValueId, Tensor> tensors;
   std::unordered_map<ValueId, std::size_t> left;  // reads to come
@@ -21,7 +22,7 @@ std::unordered_map<ValueId, Tensor> record_values(const Graph& graph, const DimB
   for (std::size_t i = 0; i < inputs.size(); ++i) keep(graph.inputs()[i], inputs[i]);
   CallSite site;
   site.in_module = true;
-  site.frame.training = false;
+  site.frame.training = training;
   const CallSiteScope scope(site);
   const NoGradGuard no_grad;
   for (const NodeId id : graph.order()) {

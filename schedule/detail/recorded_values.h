@@ -11,10 +11,11 @@
 
 namespace tenon::detail {
 
-/// Runs the Graph in evaluation, call by call, on its device and in its dtypes, and returns the wanted
+/// Runs the Graph in this mode, call by call, on its device and in its dtypes, and returns the wanted
 /// values; nothing else is kept longer than it is read. Throws what the ops throw.
 std::unordered_map<ValueId, Tensor> record_values(const Graph& graph, const DimBindings& sizes,
                                                   const std::vector<Tensor>& inputs,
-                                                  const std::set<ValueId>& wanted);
+                                                  const std::set<ValueId>& wanted,
+                                                  bool training);
 
 }  // namespace tenon::detail

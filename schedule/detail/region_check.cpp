@@ -38,9 +38,7 @@ constexpr double kFewFlops = 2e7;
 /// Where the Graph does not tell what an index may be: the largest of these that the model takes.
 constexpr std::int64_t kIndexBounds[] = {7, 5, 3, 2, 1};
 
-bool depends_on_mode(const Node& node) {
-  return node.op->has(Trait::random) || node.op->identity != nullptr || node.op->repeats != nullptr;
-}
+bool depends_on_mode(const Node& node) { return mode_of(*node.op, node.attrs).has_value(); }
 
 Device device_of(const Graph& graph) {
   for (const ValueId id : graph.values()) return graph.value(id).spec.device;
@@ -118,8 +116,13 @@ class RegionCheck {
     };
     const bool both = follows_mode(context.before, region.before) ||
                       follows_mode(context.after, region.after);
-    if (context.options.eval || !both) modes_.push_back(false);
-    if (context.options.training && both) modes_.push_back(true);
+    for (const bool training : {false, true}) {
+      const bool wanted = training ? context.options.training : context.options.eval;
+      if (both && wanted && context.held_mode.value_or(training) == training) {
+        modes_.push_back(training);
+      }
+    }
+    if (!both) modes_.push_back(context.held_mode.value_or(false));
     name_outputs();
   }
 

@@ -22,6 +22,7 @@ struct CheckContext {
   const std::vector<ValueFacts>& facts_after;
   const TrialSizes& sizes;
   const VerifyOptions& options;
+  std::optional<bool> held_mode;  // the one mode, training or not, that the Graphs hold for
   bool gradients = true;  // false: the Graphs are joint ones, gradients are among their values
 };
 

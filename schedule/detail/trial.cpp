@@ -281,7 +281,8 @@ double TrialInputs::next_aim(double number) {
     return number;
   }
   constexpr double kSteps[] = {0, 0x1p-10, -0x1p-10, 0.3, -0.3, 0x1p-20, -0x1p-20};
-  const std::size_t turn = aimed_++ / 7 * 6 + aimed_ % 7;
+  const std::size_t turn = aimed_ / 7 * 6 + aimed_ % 7;
+  ++aimed_;
   const double aim = aims_[turn % aims_.size()];
   const std::size_t way = turn / aims_.size();
   const double signed_aim = way % 2 == 0 ? aim : -aim;
@@ -299,7 +300,7 @@ Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, Input
   const std::vector<double> share = uniform_numbers(sizes.product());
   const std::int64_t columns = sizes.empty() ? 1 : std::max<std::int64_t>(1, sizes.back());
   const std::vector<double> row_choice = uniform_numbers(sizes.product() / columns);
-  const auto first = static_cast<std::size_t>(uniform_numbers(1)[0] * 1000);
+  const auto shift = static_cast<std::size_t>(uniform_numbers(1)[0] * 1000);
   std::vector<double> hidden;
   if (values == InputValues::masked && input.is_additive_mask) {
     hidden = truth_values(sizes, InputValues::masked).to_doubles();
@@ -331,7 +332,7 @@ Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, Input
         } else if (row < 0.35) {
           number *= kSmall;
         } else {
-          number = few[(first + i) % std::size(few)];
+          number = few[(shift + i) % std::size(few)];
         }
         break;
       }
