@@ -33,6 +33,7 @@ constexpr int kMostRepeats = 4;
 constexpr std::int64_t kLongAxis = 300;
 /// Operations and bytes of a run that need not be made less.
 constexpr double kLittleWork = 1e6;
+constexpr double kCoarse = 64;
 /// Less than this is done before other threads wake up.
 constexpr double kFewFlops = 2e7;
 /// Where the Graph does not tell what an index may be: the largest of these that the model takes.
@@ -48,6 +49,21 @@ Device device_of(const Graph& graph) {
 std::size_t columns_of(const Tensor& tensor) {
   const Extents& sizes = tensor.layout().sizes;
   return sizes.empty() ? 1 : std::max<std::size_t>(1, static_cast<std::size_t>(sizes.back()));
+}
+
+/// For each element the root mean square of its row, as far as that is finite, times what two orders
+/// of summation may differ by.
+std::vector<double> row_sizes(const Tensor& tensor) {
+  std::vector<double> sizes = tensor.to_doubles();
+  const std::size_t columns = columns_of(tensor);
+  for (std::size_t row = 0; row < sizes.size(); row += columns) {
+    const auto first = sizes.begin() + static_cast<std::ptrdiff_t>(row);
+    const auto last = first + static_cast<std::ptrdiff_t>(std::min(columns, sizes.size() - row));
+    double sum = 0;
+    for (auto it = first; it != last; ++it) sum += std::isfinite(*it) ? *it * *it : 0;
+    std::fill(first, last, kCoarse * std::sqrt(sum / static_cast<double>(last - first)));
+  }
+  return sizes;
 }
 
 bool all_finite(const std::vector<double>& values) {
@@ -96,6 +112,7 @@ struct Trial {
   bool bound = false;
   bool is_first = false;
   bool is_extreme = false;  // the model may overflow where the schedule does not
+  bool is_coarse = false;   // by rows: what an element's terms are would take several more runs
 };
 
 class RegionCheck {
@@ -128,27 +145,26 @@ class RegionCheck {
 
   RegionOutcome run(const std::optional<RecordedInputs>& recorded) {
     // The widest models cost as much as narrow ones, but for a trial at their own width.
-    divisor_ = find_divisor();
+    widths_ = find_widths();
     run_drawn();
-    if (!outcome_.ok && divisor_ > 1) {  // what holds for all widths holds here; this may hold for one
+    if (!outcome_.ok && widths_ != RegionSizes{}) {  // what holds for all widths holds here; this may hold for one
       outcome_ = {};
       compared_.clear();
       was_run_.clear();
       sides_.reset();
       first_ = true;
-      divisor_ = 1;
+      widths_ = {};
       run_drawn();
     }
     draw("traced sizes", InputValues::drawn, context_.sizes.traced(), true);
     draw("traced sizes, far from zero", InputValues::offset, context_.sizes.traced(), true);
-    if (divisor_ > 1) {
-      divisor_ = 1;
+    if (widths_ != RegionSizes{}) {
+      widths_ = {};
       const auto one_row = context_.sizes.uniform(2);
       const DimBindings few = one_row ? *one_row : context_.sizes.small();
       draw("full widths", InputValues::drawn, few, true);
       draw("full widths, far from zero", InputValues::offset, few, true);
     }
-    divisor_ = 1;
     if (recorded) run_recorded(*recorded);
     note_uncompared();
     return std::move(outcome_);
@@ -191,34 +207,64 @@ class RegionCheck {
   }
 
   int repeats() const {
-    const auto sides = make_sides(context_.sizes.small(), divisor_);
+    const auto sides = make_sides(context_.sizes.small(), widths_);
     const double work = sides ? sides->cost.flops + sides->cost.bytes : kRepeatedWork;
     return work < kRepeatedWork ? kMostRepeats : 1;
   }
 
-  /// The largest by which the fixed widths can be divided such that both sides still fit together; 1
-  /// where little is to be gained.
-  std::int64_t find_divisor() const {
+  /// Smaller fixed widths, where both sides still fit together with them; as they are where little is
+  /// to be gained.
+  RegionSizes find_widths() const {
     const DimBindings small = context_.sizes.small();
+    RegionSizes widths;
+    const auto full = make_sides(small, widths);
+    const auto traced = make_sides(context_.sizes.traced(), widths);
+    const auto is_little = [](const std::unique_ptr<Sides>& sides) {
+      return !sides || sides->cost.flops + sides->cost.bytes + sides->input_bytes < kLittleWork;
+    };
+    if (!full || (is_little(full) && is_little(traced))) return widths;
+    const auto fits = [&](const RegionSizes& tried) {
+      const auto sides = make_sides(small, tried);
+      return sides && sides->sizes != full->sizes && keeps_shapes(*sides) && keeps_data(*sides, *full);
+    };
     for (const std::int64_t divisor : {16, 8, 4, 2}) {
-      const auto divided = make_sides(small, divisor);
-      if (!divided) continue;
-      const auto full = make_sides(small, 1);
-      if (!full || full->cost.flops + full->cost.bytes < kLittleWork) return 1;
-      const auto same_shape = [&](std::size_t i) {
-        return divided->before.value(divided->before.outputs()[i])
-            .spec.shape.same_as(divided->after.value(divided->after.outputs()[i]).spec.shape);
-      };
-      bool fits = divided->sizes != full->sizes;
-      for (std::size_t i = 0; i < region_.outputs.size(); ++i) fits = fits && same_shape(i);
-      for (std::size_t i = 0; i < inputs_.size(); ++i) {
-        const bool changed = !divided->before.value(divided->before.inputs()[i])
-                                  .spec.shape.same_as(full->before.value(full->before.inputs()[i]).spec.shape);
-        fits = fits && !(changed && inputs_[i].keeps_its_data());
-      }
-      if (fits) return divisor;
+      const RegionSizes tried{{}, divisor};
+      if (!fits(tried)) continue;
+      widths = tried;
+      break;
     }
-    return 1;
+    // Heads, and other small numbers that are no part of a larger width.
+    std::set<std::int64_t> fixed;
+    for (const InputFacts& input : inputs_) {
+      for (const Dim& dim : input.spec.shape) {
+        const std::int64_t width = dim.is_constant() ? hint_of(dim) : 0;
+        if (width > 3 && width < 4 * widths.divisor) fixed.insert(width);
+      }
+    }
+    for (const std::int64_t width : fixed) {
+      RegionSizes tried = widths;
+      tried.replaced[width] = 2;
+      if (fits(tried)) widths = tried;
+    }
+    return widths;
+  }
+
+  bool keeps_shapes(const Sides& sides) const {
+    for (std::size_t i = 0; i < region_.outputs.size(); ++i) {
+      const Shape& before = sides.before.value(sides.before.outputs()[i]).spec.shape;
+      if (!before.same_as(sides.after.value(sides.after.outputs()[i]).spec.shape)) return false;
+    }
+    return true;
+  }
+
+  /// What trials take as it is has its own shape.
+  bool keeps_data(const Sides& sides, const Sides& full) const {
+    for (std::size_t i = 0; i < inputs_.size(); ++i) {
+      const Shape& shape = sides.before.value(sides.before.inputs()[i]).spec.shape;
+      const bool changed = !shape.same_as(full.before.value(full.before.inputs()[i]).spec.shape);
+      if (changed && inputs_[i].keeps_its_data()) return false;
+    }
+    return true;
   }
 
   void name_outputs() {
@@ -239,10 +285,11 @@ class RegionCheck {
   }
 
   /// Null where the sizes do not fit the region's nodes.
-  std::unique_ptr<Sides> make_sides(const DimBindings& symbols, std::int64_t divisor) const {
+  std::unique_ptr<Sides> make_sides(const DimBindings& symbols,
+                                    const RegionSizes& widths) const {
     auto made = std::make_unique<Sides>();
     made->traced_symbols = symbols;
-    made->sizes = context_.sizes.divided(symbols, divisor);
+    made->sizes = context_.sizes.narrowed(symbols, widths);
     try {
       const auto specs = input_specs(region_, context_.before, context_.after, made->sizes);
       const RegionSide before = side_before(region_, context_.before);
@@ -270,10 +317,11 @@ class RegionCheck {
 
   /// The last ones are kept: most trials are of the same sizes.
   Sides* sides_at(const DimBindings& symbols) {
-    if (sides_ && sides_->traced_symbols == symbols && sides_->sizes.divisor == divisor_) {
+    if (sides_ && sides_->traced_symbols == symbols && sides_->sizes.divisor == widths_.divisor &&
+        sides_->sizes.replaced == widths_.replaced) {
       return sides_.get();
     }
-    auto made = make_sides(symbols, divisor_);
+    auto made = make_sides(symbols, widths_);
     if (made == nullptr) return nullptr;
     sides_ = std::move(made);
     has_masked_attention_ |=
@@ -286,7 +334,7 @@ class RegionCheck {
             bool bound = false) {
     const bool again = values == InputValues::special || values == InputValues::aimed;
     const bool is_new =
-        was_run_.insert(fmt::format("{} {} {}", key(sizes), divisor_, static_cast<int>(values)))
+        was_run_.insert(fmt::format("{} {} {}", key(sizes), widths_ == RegionSizes{}, static_cast<int>(values)))
             .second;
     if (!is_new && !again) return;
     const bool first = first_;
@@ -312,7 +360,8 @@ class RegionCheck {
     }
     const bool extreme = values == InputValues::spread || values == InputValues::large ||
                          values == InputValues::offset;
-    compare(*sides, {name, drawn_.make(values), drawn_.cotangents(), !heavy, bound, first, extreme});
+    compare(*sides, {name, drawn_.make(values), drawn_.cotangents(), !heavy, bound && !heavy, first,
+                     extreme, heavy});
   }
 
   static std::string key(const DimBindings& sizes) {
@@ -355,7 +404,8 @@ class RegionCheck {
       inputs.push_back(is_floating(host.dtype()) ? host.to(DType::float64).contiguous()
                                                  : host.contiguous());
     }
-    compare(*sides, {"recorded inputs", std::move(inputs), drawn_.cotangents(), !heavy});
+    compare(*sides, {"recorded inputs", std::move(inputs), drawn_.cotangents(), !heavy, false, false,
+                     false, heavy});
     outcome_.fails_on_recorded = recorded_failed_;
   }
 
@@ -438,8 +488,11 @@ class RegionCheck {
     std::vector<std::vector<double>> moved;
     const auto sensitivity = [&](std::size_t r) {
       return [&, r]() -> const std::vector<double>& {
+        if (trial.is_coarse) moved.resize(exact.size());
         if (moved.empty()) moved = model.sensitivity(trial.inputs, trial.cotangents, how);
-        if (moved[r].empty()) moved[r].resize(static_cast<std::size_t>(exact[r] ? exact[r].layout().numel() : meant[r].layout().numel()), 0.0);
+        if (trial.is_coarse && exact[r]) moved[r] = row_sizes(exact[r]);
+        const Tensor& known = exact[r] ? exact[r] : meant[r];
+        moved[r].resize(static_cast<std::size_t>(known.layout().numel()), 0.0);
         return moved[r];
       };
     };
@@ -586,7 +639,7 @@ class RegionCheck {
   std::vector<bool> modes_;
   std::vector<ResultName> names_;
   std::unique_ptr<Sides> sides_;
-  std::int64_t divisor_ = 1;
+  RegionSizes widths_;  // for which numbers stand in for fixed widths now
   std::set<std::string> was_run_;
   std::unordered_map<std::size_t, bool> compared_;
   bool has_masked_attention_ = false;

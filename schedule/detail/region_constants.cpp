@@ -69,7 +69,7 @@ void collect(const Graph& graph, const Node& node, RegionConstants& found) {
       if (*integer != 0) add(found.numbers, static_cast<double>(*integer));
       if (meets_sizes(graph, node)) size = std::abs(*integer);
     } else if (const auto* dim = std::get_if<Dim>(&value)) {
-      if (dim->is_constant() && meets_sizes(graph, node)) size = dim->hint();
+      if (dim->is_constant() && meets_sizes(graph, node)) size = hint_of(*dim);
     }
     if (size >= 2 && size <= kLongest) add(found.sizes, size);
   }

@@ -18,13 +18,9 @@ TensorSpec at_sizes(TensorSpec spec, const RegionSizes& sizes) {
   return spec;
 }
 
-std::int64_t divided(std::int64_t width, std::int64_t divisor) {
-  return width >= 4 * divisor && width % divisor == 0 ? width / divisor : width;
-}
-
 Attrs at_sizes(const Attrs& attrs, const RegionSizes& sizes) {
   Attrs result = evaluated(attrs, sizes.symbols);
-  if (sizes.divisor == 1) return result;
+  if (sizes.divisor == 1 && sizes.replaced.empty()) return result;
   for (std::size_t i = 0; i < attrs.size(); ++i) {
     if (attrs.kind(i) != FieldKind::value) continue;
     const AttrValue value = attrs.value(i);
@@ -36,7 +32,7 @@ Attrs at_sizes(const Attrs& attrs, const RegionSizes& sizes) {
       result = result.with(i, numbers);
     } else if (const auto* list = std::get_if<std::vector<std::int64_t>>(&value)) {
       std::vector<std::int64_t> numbers;
-      for (const std::int64_t size : *list) numbers.push_back(divided(size, sizes.divisor));
+      for (const std::int64_t size : *list) numbers.push_back(sizes.width(size));
       result = result.with(i, numbers);
     }
   }
@@ -76,15 +72,20 @@ double flops_of(const Graph& graph, const Node& node) {
 
 }  // namespace
 
+std::int64_t RegionSizes::width(std::int64_t fixed) const {
+  if (const auto found = replaced.find(fixed); found != replaced.end()) return found->second;
+  return fixed >= 4 * divisor && fixed % divisor == 0 ? fixed / divisor : fixed;
+}
+
 std::int64_t RegionSizes::at(const Dim& dim) const {
-  if (dim.is_constant()) return divided(dim.hint(), divisor);
+  if (dim.is_constant()) return width(hint_of(dim));
   const std::int64_t size = dim.evaluate(symbols);
-  if (divisor == 1) return size;
+  if (divisor == 1 && replaced.empty()) return size;
   // Of a product, 768·s0, the factor is a width.
   DimBindings ones = symbols;
   for (auto& [id, number] : ones) number = 1;
-  const std::int64_t width = dim.evaluate(ones);
-  return width > 0 && size % width == 0 ? size / width * divided(width, divisor) : size;
+  const std::int64_t factor = dim.evaluate(ones);
+  return factor > 0 && size % factor == 0 ? size / factor * width(factor) : size;
 }
 
 RegionSide side_before(const Region& region, const Graph& before) {

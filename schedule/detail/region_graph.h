@@ -2,6 +2,7 @@
 // parameters and buffers too, are its inputs, and the region's outputs are its outputs.
 #pragma once
 
+#include <map>
 #include <vector>
 
 #include "graph/graph.h"
@@ -18,15 +19,18 @@ struct RegionSide {
 RegionSide side_before(const Region& region, const Graph& before);
 RegionSide side_after(const Region& region, const Graph& after);
 
-/// Sizes of a region: numbers for the symbols, and what fixed widths are divided by. A weight of
+/// Sizes of a region: numbers for the symbols, and smaller ones in place of fixed widths. A weight of
 /// (3072, 768) is (192, 48) at a divisor of 16, a head of 64 is one of 4, and what is cut at 768 is cut
 /// at 48: sums, multiples and heads of widths stay what they are. Widths below 4 divisors, or that
-/// are no multiple, stay; where that does not fit together, inference says so.
+/// are no multiple, stay, but for those in `replaced`. Where that does not fit together, inference
+/// says so.
 struct RegionSizes {
   DimBindings symbols;
   std::int64_t divisor = 1;
+  std::map<std::int64_t, std::int64_t> replaced = {};  // width -> number
   friend bool operator==(const RegionSizes&, const RegionSizes&) = default;
   std::int64_t at(const Dim& dim) const;
+  std::int64_t width(std::int64_t fixed) const;
 };
 
 /// The region's inputs at `sizes`, as the original has them, else the rewritten Graph.

@@ -170,7 +170,7 @@ void TrialInputs::set_graph(const Graph& graph) {
       windows.push_back(IntegerWindow{low, end - low});
     } else {
       windows.push_back(
-          IntegerWindow{0, std::clamp<std::int64_t>(table.hint(), 1, kLongestWindow)});
+          IntegerWindow{0, std::clamp<std::int64_t>(hint_of(table), 1, kLongestWindow)});
     }
   }
   indices_.emplace(graph, std::move(windows), std::move(special));

@@ -47,7 +47,7 @@ TrialSizes::TrialSizes(const Graph& graph, const std::vector<std::vector<std::in
       if (free.size() != 1 || free[0] != ids[0]) {
         bound_.emplace_back(ids[0], dim.resolved());
       } else if (!is_known) {
-        free_.push_back({ids[0], dim.hint()});
+        free_.push_back({ids[0], hint_of(dim)});
       }
     }
   }
@@ -142,8 +142,8 @@ std::optional<DimBindings> TrialSizes::uniform(std::int64_t size) const {
       [&](std::size_t i, const Symbol&) { return is_batch(i) ? std::int64_t{1} : size; });
 }
 
-RegionSizes TrialSizes::divided(DimBindings sizes, std::int64_t divisor) const {
-  RegionSizes result{std::move(sizes), divisor};
+RegionSizes TrialSizes::narrowed(DimBindings sizes, const RegionSizes& widths) const {
+  RegionSizes result{std::move(sizes), widths.divisor, widths.replaced};
   for (const auto& [id, dim] : bound_) {
     if (dim.is_constant()) result.symbols[id] = result.at(dim);
   }

@@ -31,8 +31,8 @@ class TrialSizes {
   /// Where guards forbid small sizes (n % 16 == 0), multiples of the example's that they allow.
   std::vector<DimBindings> multiples() const;
 
-  /// The same with sizes that the trace fixed divided like widths.
-  RegionSizes divided(DimBindings sizes, std::int64_t divisor) const;
+  /// These sizes with the widths of `widths`, also for sizes that the trace fixed.
+  RegionSizes narrowed(DimBindings sizes, const RegionSizes& widths) const;
 
   /// Of the inputs at these sizes: "(3, 7, 8), (3, 7)".
   std::string to_string(const DimBindings& sizes) const;

@@ -58,7 +58,7 @@ void find_tables(const Graph& graph, const Node& node, std::vector<ValueFacts>& 
   ValueId id = node.inputs[static_cast<std::size_t>(selects.index)];
   while (true) {
     ValueFacts& fact = at(facts, id);
-    if (fact.table_size.same_as(-1) || table[axis].hint() < fact.table_size.hint()) {
+    if (fact.table_size.same_as(-1) || hint_of(table[axis]) < hint_of(fact.table_size)) {
       fact.table_size = table[axis];
     }
     const NodeId producer = graph.value(id).producer;
