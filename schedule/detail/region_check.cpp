@@ -19,10 +19,9 @@ namespace {
 
 /// What one trial may cost, both sides together: beyond the first gradients are left out, beyond the
 /// second the trial.
-constexpr double kGradientFlops = 1e8;
+constexpr double kGradientFlops = 3e7;
 constexpr double kMostFlops = 2e10;
-constexpr double kRecordedGradientFlops = 1e8;
-constexpr double kGradientBytes = 2e7;
+constexpr double kGradientBytes = 4e6;
 constexpr double kMostBytes = 2e10;
 constexpr double kLargestBytes = 3e8;
 /// Trials at constants at most, and of special numbers.
@@ -33,7 +32,7 @@ constexpr int kMostRepeats = 4;
 constexpr std::int64_t kLongAxis = 300;
 /// Operations and bytes of a run that need not be made less.
 constexpr double kLittleWork = 1e6;
-constexpr double kCoarse = 64;
+constexpr double kCoarse = 4;
 /// Less than this is done before other threads wake up.
 constexpr double kFewFlops = 2e7;
 /// Where the Graph does not tell what an index may be: the largest of these that the model takes.
@@ -51,8 +50,7 @@ std::size_t columns_of(const Tensor& tensor) {
   return sizes.empty() ? 1 : std::max<std::size_t>(1, static_cast<std::size_t>(sizes.back()));
 }
 
-/// For each element the root mean square of its row, as far as that is finite, times what two orders
-/// of summation may differ by.
+/// For each element kCoarse times the root mean square of its row, as far as that is finite.
 std::vector<double> row_sizes(const Tensor& tensor) {
   std::vector<double> sizes = tensor.to_doubles();
   const std::size_t columns = columns_of(tensor);
@@ -315,6 +313,10 @@ class RegionCheck {
     return made;
   }
 
+  static bool is_heavy(const Sides& sides) {
+    return sides.cost.flops > kGradientFlops || sides.cost.bytes + sides.input_bytes > kGradientBytes;
+  }
+
   /// The last ones are kept: most trials are of the same sizes.
   Sides* sides_at(const DimBindings& symbols) {
     if (sides_ && sides_->traced_symbols == symbols && sides_->sizes.divisor == widths_.divisor &&
@@ -340,9 +342,7 @@ class RegionCheck {
     const bool first = first_;
     Sides* sides = sides_at(sizes);
     if (sides == nullptr) return;
-    const double input_bytes = sides->input_bytes;
-    const bool heavy = sides->cost.flops > kGradientFlops ||
-                       sides->cost.bytes + input_bytes > kGradientBytes;
+    const bool heavy = is_heavy(*sides);
     if (sides->cost.flops > kMostFlops || sides->cost.bytes > kMostBytes ||
         sides->cost.largest_bytes > kLargestBytes) {
       outcome_.left_out.push_back(fmt::format(
@@ -360,7 +360,7 @@ class RegionCheck {
     }
     const bool extreme = values == InputValues::spread || values == InputValues::large ||
                          values == InputValues::offset;
-    compare(*sides, {name, drawn_.make(values), drawn_.cotangents(), !heavy, bound && !heavy, first,
+    compare(*sides, {name, drawn_.make(values), drawn_.cotangents(), !heavy, bound, first,
                      extreme, heavy});
   }
 
@@ -397,7 +397,7 @@ class RegionCheck {
   void run_recorded(const RecordedInputs& recorded) {
     Sides* sides = sides_at(recorded.sizes);
     if (sides == nullptr || sides->cost.flops > kMostFlops || sides->cost.bytes > kMostBytes) return;
-    const bool heavy = sides->cost.flops > kRecordedGradientFlops;
+    const bool heavy = is_heavy(*sides);
     std::vector<Tensor> inputs;
     for (const Tensor& input : recorded.inputs) {
       const Tensor host = input.detach().cpu();

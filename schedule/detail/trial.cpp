@@ -10,6 +10,7 @@
 #include "tensor/detail/check.h"
 #include "tensor/functional.h"
 #include "tensor/interpreter.h"
+#include "tensor/parallel.h"
 
 namespace tenon::detail {
 namespace {
@@ -223,12 +224,10 @@ Tensor TrialInputs::state(std::size_t i) {
   const DType own_dtype = input.own.dtype();
   const DType dtype = is_floating(own_dtype) ? DType::float64 : own_dtype;
   if (input.kind == ValueKind::parameter) {
-    std::vector<double> drawn = normal(sizes.product());
-    const std::int64_t rows = sizes.size() < 2 ? 0 : sizes[0];
-    const double scale =
-        rows == 0 ? 1 : 1 / std::sqrt(static_cast<double>(sizes.product()) / static_cast<double>(rows));
-    for (double& number : drawn) number *= scale;
-    return known = from_doubles(drawn, sizes, dtype);
+    const std::int64_t rows = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes[0]);
+    const double fan_in = sizes.size() < 2 ? 1 : static_cast<double>(sizes.product()) /
+                                                     static_cast<double>(rows);
+    return known = weights(sizes, 1 / std::sqrt(std::max(fan_in, 1.0)));
   }
   const BufferFacts buffer =
       input.kind == ValueKind::constant ? BufferFacts{} : facts_of_buffer(input.own);
@@ -253,6 +252,25 @@ Tensor TrialInputs::state(std::size_t i) {
     }
   }
   return known = from_doubles(drawn, sizes, dtype);
+}
+
+/// Numbers from -2·scale to 2·scale, about, of 7 digits in binary, so that every dtype holds them. Their
+/// order is that of a multiplicative generator: large weights are drawn as fast as they are written.
+Tensor TrialInputs::weights(const Extents& sizes, double scale) {
+  const Shape shape(std::vector<Dim>(sizes.begin(), sizes.end()));
+  Tensor drawn = empty(shape, {DType::float64, kCpu});
+  auto* numbers = static_cast<double*>(drawn.view_of_data().data);
+  const double unit = std::exp2(std::ceil(std::log2(scale))) / 64;
+  const std::uint64_t stream = static_cast<std::uint64_t>(uniform_numbers(1)[0] * 0x1p52);
+  constexpr std::int64_t kGrain = 1 << 16;
+  parallel_ranges(sizes.product(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      std::uint64_t bits = (stream + static_cast<std::uint64_t>(i)) * 0x9e3779b97f4a7c15U;
+      bits = (bits ^ (bits >> 29)) * 0xbf58476d1ce4e5b9U;
+      numbers[i] = (static_cast<double>(bits >> 56) - 127.5) * unit;
+    }
+  });
+  return drawn;
 }
 
 /// Makes rows of the integers all 1 and all 0, where the tables that they select from have these.

@@ -70,6 +70,7 @@ class TrialInputs {
  private:
   Tensor make_input(std::size_t i, InputValues values);
   Tensor state(std::size_t i);
+  Tensor weights(const Extents& sizes, double scale);
   Tensor numbers(const InputFacts& input, const Extents& sizes, InputValues values);
   double next_aim(double number);
   Tensor truth_values(const Extents& sizes, InputValues values);

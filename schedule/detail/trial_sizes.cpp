@@ -74,9 +74,16 @@ std::optional<DimBindings> TrialSizes::assign(const SizeOf& size_of) const {
   return bindings;
 }
 
+/// Sizes of 1 in the example may have to be 1, for what they are broadcast to.
 std::optional<DimBindings> TrialSizes::in_turn(const std::vector<std::int64_t>& candidates) const {
-  return assign(
-      [&](std::size_t i, const Symbol&) { return candidates[i % candidates.size()]; });
+  for (const bool keeps_ones : {false, true}) {
+    std::size_t next = 0;
+    const auto found = assign([&](std::size_t, const Symbol& symbol) {
+      return keeps_ones && symbol.hint == 1 ? 1 : candidates[next++ % candidates.size()];
+    });
+    if (found) return found;
+  }
+  return std::nullopt;
 }
 
 std::vector<DimBindings> TrialSizes::multiples() const {
@@ -138,8 +145,13 @@ DimBindings TrialSizes::shortened(std::int64_t longest) const {
 
 std::optional<DimBindings> TrialSizes::uniform(std::int64_t size) const {
   if (given_ || free_.empty()) return std::nullopt;
-  return assign(
-      [&](std::size_t i, const Symbol&) { return is_batch(i) ? std::int64_t{1} : size; });
+  for (const bool keeps_ones : {false, true}) {
+    const auto found = assign([&](std::size_t i, const Symbol& symbol) {
+      return is_batch(i) || (keeps_ones && symbol.hint == 1) ? std::int64_t{1} : size;
+    });
+    if (found) return found;
+  }
+  return std::nullopt;
 }
 
 RegionSizes TrialSizes::narrowed(DimBindings sizes, const RegionSizes& widths) const {
