@@ -11,6 +11,8 @@ namespace {
 constexpr double kRoundoff64 = 0x1p-53;
 /// Of the terms: far more than two orders of summation differ by, far less than a formula.
 constexpr double kRoundings64 = 0x1p14;
+/// Of half of all elements' terms: where an element's own happen to cancel.
+constexpr double kRoundingsOfMedian64 = 0x1p10;
 /// Of the element itself: below this nobody asks for its terms.
 constexpr double kRoundingsOfElement = 0x1p6;
 /// Of the terms, by which two kernels of one formula may differ where the model happens to be exact:
@@ -66,13 +68,17 @@ Agreement compare_meaning(const std::vector<double>& model, const std::vector<do
                           const Sensitivity& sensitivity, Excused excused) {
   Agreement agreement;
   const std::vector<double>* terms = nullptr;
+  double floor = 0;
   for (std::size_t i = 0; i < model.size(); ++i) {
     if (!both_finite(agreement, model[i], scheduled[i], excused)) continue;
     const double difference = std::abs(model[i] - scheduled[i]);
     double allowed = kRoundingsOfElement * kRoundoff64 * std::abs(model[i]);
     if (difference > allowed) {
-      if (terms == nullptr) terms = &sensitivity();
-      allowed += kRoundings64 * kRoundoff64 * (*terms)[i];
+      if (terms == nullptr) {
+        terms = &sensitivity();
+        floor = kRoundingsOfMedian64 * kRoundoff64 * median(*terms);
+      }
+      allowed += kRoundings64 * kRoundoff64 * (*terms)[i] + floor;
     }
     take(agreement, difference, allowed);
   }
