@@ -143,15 +143,38 @@ DimBindings TrialSizes::shortened(std::int64_t longest) const {
   return hints_;
 }
 
-std::optional<DimBindings> TrialSizes::uniform(std::int64_t size) const {
-  if (given_ || free_.empty()) return std::nullopt;
+DimBindings TrialSizes::few() const {
+  if (given_) return *given_;
   for (const bool keeps_ones : {false, true}) {
     const auto found = assign([&](std::size_t i, const Symbol& symbol) {
-      return is_batch(i) || (keeps_ones && symbol.hint == 1) ? std::int64_t{1} : size;
+      return is_batch(i) || (keeps_ones && symbol.hint == 1) ? std::int64_t{1} : std::int64_t{2};
     });
-    if (found) return found;
+    if (found) return *found;
   }
-  return std::nullopt;
+  return small();
+}
+
+std::vector<DimBindings> TrialSizes::with(std::int64_t size, bool all) const {
+  std::vector<DimBindings> found;
+  if (given_) return found;
+  const auto add = [&](const auto& is_long) {
+    // What is not long is small, or else as traced.
+    for (const bool traced : {false, true}) {
+      const auto sizes = assign([&](std::size_t i, const Symbol& symbol) {
+        if (is_long(i)) return size;
+        if (is_batch(i) || symbol.hint == 1) return std::int64_t{1};
+        return traced ? symbol.hint : std::int64_t{2};
+      });
+      if (!sizes) continue;
+      if (std::find(found.begin(), found.end(), *sizes) == found.end()) found.push_back(*sizes);
+      return;
+    }
+  };
+  if (all) add([&](std::size_t i) { return !is_batch(i) && free_[i].hint != 1; });
+  for (std::size_t one = 0; one < free_.size(); ++one) {
+    if (!is_batch(one)) add([&](std::size_t i) { return i == one; });
+  }
+  return found;
 }
 
 RegionSizes TrialSizes::narrowed(DimBindings sizes, const RegionSizes& widths) const {

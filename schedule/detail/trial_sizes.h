@@ -26,8 +26,11 @@ class TrialSizes {
   DimBindings traced() const;
   /// The example's, with one row and no axis longer than `longest` where the guards allow.
   DimBindings shortened(std::int64_t longest) const;
-  /// One row, every other axis of `size`; nothing where the guards forbid it or sizes were given.
-  std::optional<DimBindings> uniform(std::int64_t size) const;
+  /// One row, and few of everything else.
+  DimBindings few() const;
+  /// Those with an axis of `size` that the guards allow: each axis but the batch in turn, the others
+  /// small, and with `all` also all of them together. None where sizes were given.
+  std::vector<DimBindings> with(std::int64_t size, bool all) const;
   /// Where guards forbid small sizes (n % 16 == 0), multiples of the example's that they allow.
   std::vector<DimBindings> multiples() const;
 

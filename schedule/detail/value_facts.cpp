@@ -23,8 +23,11 @@ bool is_last_axis(const Node& node, const TensorSpec& spec) {
 ValueRange moved_range(const Graph& graph, const Node& node, std::vector<ValueFacts>& facts) {
   ValueRange hull{0, 0};
   const DType dtype = graph.value(node.outputs[0]).spec.dtype;
+  const auto given = static_cast<std::size_t>(
+      std::count_if(node.inputs.begin(), node.inputs.end(), [](ValueId id) { return id != kNone; }));
   for (const ValueId id : node.inputs) {
-    if (id == kNone || graph.value(id).spec.dtype != dtype) continue;
+    // Beside others of the result's dtype an operand of another one selects: a mask, an index.
+    if (id == kNone || (given > 1 && graph.value(id).spec.dtype != dtype)) continue;
     hull.low = std::min(hull.low, at(facts, id).range.low);
     hull.high = std::max(hull.high, at(facts, id).range.high);
   }
@@ -44,7 +47,7 @@ void find_range(const Graph& graph, const Node& node, std::vector<ValueFacts>& f
     result.range.sums_to_one = false;
   } else if (node.op->view != nullptr) {
     result.range = at(facts, node.inputs[0]).range;
-  } else if (node.op->has(Trait::storage_dtypes) && is_floating(spec.dtype)) {
+  } else if (node.op->has(Trait::storage_dtypes) && spec.dtype != DType::boolean) {
     result.range = moved_range(graph, node, facts);
   }
 }

@@ -273,18 +273,6 @@ const std::vector<Finding> kIntegersAndState = {
                            return masked_fill(found, eq(ids, -1).unsqueeze(-1), 0);
                          });
      }},
-    {"targets of 50 ignored by hand",
-     [] {
-       return recomputed(
-           {zeros({5, 60}), example_integers({5})},
-           [](const Tensor& x, const Tensor& target) {
-             return cross_entropy(x, target, {.ignore_index = 50, .reduction = Reduction::sum});
-           },
-           [](const Tensor& x, const Tensor& target) {
-             const Tensor losses = cross_entropy(x, target, {.reduction = Reduction::none});
-             return sum(masked_fill(losses, eq(target, 50), 0));
-           });
-     }},
     {"an integer offset in front",
      [] {
        constexpr auto moved = [](const Tensor& x, const Tensor& n) {
