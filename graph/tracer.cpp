@@ -1,6 +1,7 @@
 #include "graph/tracer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <utility>
 
@@ -15,10 +16,10 @@ namespace tenon {
 class GraphBuilder::TracedValue final : public TracedPayload {
  public:
   TracedValue(const GraphBuilder* maker, const Handle& traced, Shape shape)
-      : builder(maker), handle(traced), shape_(std::move(shape)) {}
+      : builder(maker->number_), handle(traced), shape_(std::move(shape)) {}
   Dim size(int axis) const override { return shape_[axis]; }
   bool is_pattern() const override { return false; }
-  const GraphBuilder* builder;
+  std::uint64_t builder;  // its number: another may come to stand where this one stood
   Handle handle;
 
  private:
@@ -36,10 +37,15 @@ bool may_alias(const Op& op, const Attrs& attrs) {
   return op.identity && (op.identity(attrs, true) || op.identity(attrs, false));
 }
 
+std::uint64_t next_builder() {
+  static std::atomic<std::uint64_t> next = 0;
+  return next++;
+}
+
 }  // namespace
 
 GraphBuilder::GraphBuilder(Graph& graph, std::size_t position, CallId call)
-    : graph_(graph), position_(position) {
+    : graph_(graph), position_(position), number_(next_builder()) {
   if (call != kNone) calls_.push_back(call);
 }
 
@@ -47,7 +53,10 @@ void GraphBuilder::know_states() {
   if (std::exchange(states_known_, true)) return;
   for (ValueId id : graph_.values()) {
     const Value& value = graph_.value(id);
-    if (value.tensor) know(value.tensor, id);
+    if (!value.tensor) continue;
+    know(value.tensor, id);
+    if (value.kind != ValueKind::constant || !value.name.starts_with("constant_")) continue;
+    constants_ = std::max(constants_, std::atoi(value.name.c_str() + 9) + 1);
   }
 }
 
@@ -84,7 +93,9 @@ Tensor GraphBuilder::traced(const Handle& handle) const {
   return Tensor::symbolic(spec, std::make_shared<TracedValue>(this, handle, spec.shape));
 }
 
-Tensor GraphBuilder::tensor(ValueId id) { return traced({id, new_memory(id)}); }
+Tensor GraphBuilder::tensor(ValueId id) {
+  return id == kNone ? Tensor() : traced({id, new_memory(id)});
+}
 
 void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_prefix) {
   const auto prefixed = [&](const std::string& path) {
@@ -106,7 +117,7 @@ void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_pref
 GraphBuilder::Handle GraphBuilder::handle_of(const Tensor& tensor, std::string_view op_name) {
   if (!tensor) return {};
   if (const auto* traced = dynamic_cast<const TracedValue*>(tensor.impl()->payload.get())) {
-    TENON_CHECK(traced->builder == this, TraceError,
+    TENON_CHECK(traced->builder == number_, TraceError,
                 "[{}] an operand comes from another trace; a traced tensor lives as long as its "
                 "trace",
                 op_name);
