@@ -374,7 +374,10 @@ std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Te
     for (ValueId operand : node.inputs) operands.push_back(tensor_of(operand));
     calls_.push_back(node.call);
     const std::size_t first = added_.size();
-    const std::vector<Tensor> outputs = tenon::apply(*node.op, operands, node.attrs);
+    // Its gradient is that of the plainer ops, too.
+    const bool split = node.kernel == kDecomposition && node.op->decompose != nullptr;
+    const std::vector<Tensor> outputs = split ? node.op->decompose(operands, node.attrs)
+                                              : tenon::apply(*node.op, operands, node.attrs);
     calls_.pop_back();
     carry_marks(node, first);
     for (std::size_t i = 0; i < outputs.size(); ++i) tensors[node.outputs[i]] = outputs[i];
