@@ -13,6 +13,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "graph/detail/concatenation_axis.h"
 #include "graph/program.h"
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
@@ -38,6 +39,8 @@ bool same_places(const Layout& a, const Layout& b) {
 
 /// The layout of a view's operand, of `sizes`, that it views as `wanted`; nothing when there is none.
 std::optional<Layout> layout_before(const Node& view, const Extents& sizes, const Layout& wanted) {
+  // The rest of an operand that is seen in part has no place, nor has one that is seen repeatedly.
+  if (sizes.product() != wanted.numel()) return std::nullopt;
   const auto fits = [&](const Layout& layout) {
     const auto seen = view.op->view(layout, wanted.sizes, view.attrs);
     return seen && same_places(*seen, wanted);
@@ -139,8 +142,7 @@ class PackingPlanner {
       const auto before = layout_before(node, sizes_of(graph_, node.inputs[0]), layout);
       return before && place(node.inputs[0], *before, packing);
     }
-    const auto axis =
-        static_cast<int>(std::get<std::int64_t>(node.attrs.value(node.attrs.find("dim"))));
+    const int axis = detail::concatenation_axis(node.attrs, layout.rank());
     Layout piece = layout;
     for (ValueId input : node.inputs) {
       piece.sizes = sizes_of(graph_, input);
