@@ -142,7 +142,8 @@ class Vandal {
   /// A place anywhere in the tree, for the most part in what the steps did.
   json& place() {
     json* at = &root_;
-    if (!one_in(12) && root_.contains("steps") && !root_["steps"].empty()) {
+    if (!one_in(12) && root_.is_object() && root_.contains("steps") && root_["steps"].is_array() &&
+        !root_["steps"].empty()) {
       json& steps = root_["steps"];
       at = &steps[below(steps.size())];
       if (!one_in(10) && at->is_object() && at->contains("edit")) at = &(*at)["edit"];
