@@ -7,7 +7,8 @@
 //
 // A weight expression is made of concatenations and views of parameters. Its result is given a
 // contiguous layout, and layouts are derived backwards: a concatenation hands a slice to each operand,
-// a view hands its operand the layout that it views as the wanted one.
+// a view hands its operand the layout that it views as the wanted one. What has no such layout (a part
+// of a parameter, a parameter in two places) is put together at run time.
 #include <algorithm>
 #include <map>
 #include <optional>
@@ -131,11 +132,7 @@ class PackingPlanner {
     const Value& value = graph_.value(id);
     if (value.kind == ValueKind::parameter) {
       const auto [known, inserted] = packing.layouts.emplace(id, layout);
-      TENON_CHECK(inserted || same_places(known->second, layout), ScheduleError,
-                  "parameter '{}' would have to lie in two places of packed storage; a weight that "
-                  "is shared (tied) cannot be packed twice",
-                  value.name);
-      return true;
+      return inserted || same_places(known->second, layout);
     }
     const Node& node = graph_.node(value.producer);
     if (!node.op->has(Trait::concatenation)) {

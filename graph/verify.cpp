@@ -279,8 +279,8 @@ class Verifier {
 
   /// The guards of the trace say that the sizes are the same, though written otherwise.
   bool known_equal(const TensorSpec& a, const TensorSpec& b) const {
-    const bool alike = a.dtype == b.dtype && a.device == b.device &&
-                       a.shape.hints() == b.shape.hints();
+    const bool alike =
+        a.dtype == b.dtype && a.device == b.device && a.shape.hints() == b.shape.hints();
     const std::size_t guards = graph_.guards()->guards.size();
     for (int axis = 0; alike && axis < a.shape.rank(); ++axis) unify(a.shape[axis], b.shape[axis]);
     return alike && graph_.guards()->guards.size() == guards;

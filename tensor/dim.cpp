@@ -270,10 +270,9 @@ bool is_never_negative(const Dim& dim) {
   const std::vector<DimTerm> terms = DimExpr::terms_of(dim);
   return std::all_of(terms.begin(), terms.end(), [](const DimTerm& term) {
     const bool known = std::all_of(term.atoms.begin(), term.atoms.end(), [](const DimAtom& atom) {
-      return atom.symbol ||
-             ((is_never_negative(atom.quotient->first) ||
-               is_said_not_negative(atom.quotient->first)) &&
-              is_never_negative(atom.quotient->second));
+      return atom.symbol || ((is_never_negative(atom.quotient->first) ||
+                              is_said_not_negative(atom.quotient->first)) &&
+                             is_never_negative(atom.quotient->second));
     });
     return known && term.coefficient >= 0;
   });

@@ -206,8 +206,9 @@ AttrValue value_from_json(const json& value, const AttrValue& like, const SizeSy
 }  // namespace
 
 std::int64_t integer_from_json(const json& value) {
-  const bool fits = value.is_number_unsigned() ? std::in_range<std::int64_t>(value.get<std::uint64_t>())
-                                               : value.is_number_integer();
+  const bool fits = value.is_number_unsigned()
+                        ? std::in_range<std::int64_t>(value.get<std::uint64_t>())
+                        : value.is_number_integer();
   TENON_CHECK(fits, ScheduleError, "{} is not an integer of 64 bits", value.dump().substr(0, 80));
   return value.get<std::int64_t>();
 }

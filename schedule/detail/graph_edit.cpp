@@ -79,9 +79,8 @@ void add_state(Graph& graph, const json& state) {
   Tensor tensor = empty(shape, {dtype, kCpu});
   const TensorView view = tensor.view_of_data();
   const auto bytes = static_cast<std::size_t>(view.numel()) * size_of(dtype);
-  TENON_CHECK(
-      nn::detail::base64_decode(text, {static_cast<std::byte*>(view.data), bytes}),
-      ScheduleError, "the values of '{}' are not {} bytes in base64", name, bytes);
+  TENON_CHECK(nn::detail::base64_decode(text, {static_cast<std::byte*>(view.data), bytes}),
+              ScheduleError, "the values of '{}' are not {} bytes in base64", name, bytes);
   // It lives where the model does, and in its floating dtype.
   for (ValueId id : graph.values()) {
     const Value& value = graph.value(id);
@@ -329,7 +328,8 @@ class EditReader {
     return edit_.at(key);
   }
   NodeId still_there(NodeId id) const {
-    TENON_CHECK(graph_.has_node(id), ScheduleError, "a node is removed twice, or removed and named");
+    TENON_CHECK(graph_.has_node(id), ScheduleError,
+                "a node is removed twice, or removed and named");
     return id;
   }
   ValueId value(const json& reference) const { return numbering_.value_at(graph_, reference); }
@@ -353,8 +353,8 @@ class EditReader {
 
   static void check_operands(const Op& op, const std::vector<ValueId>& operands) {
     const bool variadic = !op.operands.empty() && op.operands.back().variadic;
-    const bool fits = variadic ? operands.size() >= op.operands.size()
-                               : operands.size() == op.operands.size();
+    const bool fits =
+        variadic ? operands.size() >= op.operands.size() : operands.size() == op.operands.size();
     TENON_CHECK(fits, ScheduleError, "[{}] {} operands given; needed {}", op.name, operands.size(),
                 op.operands.size());
     for (std::size_t i = 0; i < operands.size(); ++i) {
@@ -388,10 +388,9 @@ class EditReader {
     const Op& op = get_op(fields.at("op").get<std::string>());
     std::vector<ValueId> inputs = values(fields.at("inputs"));
     check_operands(op, inputs);
-    const NodeId id =
-        graph_.add_node(op, std::move(inputs),
-                        placed(attrs_from_json(fields.at("attrs"), symbols_), device_),
-                        numbering_.call_at(fields.at("call")), position);
+    const NodeId id = graph_.add_node(
+        op, std::move(inputs), placed(attrs_from_json(fields.at("attrs"), symbols_), device_),
+        numbering_.call_at(fields.at("call")), position);
     numbering_.add_node(id);
     set_marks(id, fields);
   }

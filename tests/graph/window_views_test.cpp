@@ -32,21 +32,32 @@ std::vector<Window> windows() {
       {"columns but two", {3, 10}, [](T x) { return narrow(x, -1, 1, x.size(-1) - 2); }, {5, 10}},
       {"last columns", {3, 10}, [](T x) { return narrow(x, -1, x.size(-1) - 8, 8); }, {5, 10}},
       {"half", {3, 16}, [](T x) { return narrow(x, -1, 0, x.size(-1) / 2); }, {5, 16}},
-      {"second half", {3, 16},
-       [](T x) { return narrow(x, -1, x.size(-1) / 2, x.size(-1) - x.size(-1) / 2); }, {5, 16}},
+      {"second half",
+       {3, 16},
+       [](T x) { return narrow(x, -1, x.size(-1) / 2, x.size(-1) - x.size(-1) / 2); },
+       {5, 16}},
       {"a chunk", {3, 16}, [](T x) { return chunk(x, 2, -1)[1]; }, {5, 16}},
-      {"half of an odd size", {3, 17}, [](T x) { return narrow(x, -1, 0, x.size(-1) / 2); }, {5, 17}},
-      {"every second column", {3, 16},
-       [](T x) { return select(x.view({x.size(0), x.size(1) / 2, 2}), -1, 0); }, {5, 16}},
+      {"half of an odd size",
+       {3, 17},
+       [](T x) { return narrow(x, -1, 0, x.size(-1) / 2); },
+       {5, 17}},
+      {"every second column",
+       {3, 16},
+       [](T x) {
+         return select(x.view({x.size(0), x.size(1) / 2, 2}), -1, 0);
+       },
+       {5, 16}},
       {"windows of the rows", {6, 8}, [](T x) { return narrow(x, 0, 1, x.size(0) - 2); }, {9, 8}},
-      {"stacked windows", {9, 4},
+      {"stacked windows",
+       {9, 4},
        [](T x) {
          const Dim n = x.size(0) - 1;
          const Tensor both = stack({narrow(x, 0, 0, n), narrow(x, 0, 1, n)}, 1);
          return both.reshape({n, x.size(1) * 2});
        },
        {5, 4}},
-      {"unfolded", {3, 8, 12},
+      {"unfolded",
+       {3, 8, 12},
        [](T x) {
          const Dim n = x.size(-1) - 4;
          std::vector<Tensor> columns;
@@ -54,30 +65,39 @@ std::vector<Window> windows() {
          return stack(columns, -1).transpose(1, 3).reshape({-1, 8});
        },
        {2, 8, 15}},
-      {"a transposed window", {8, 10},
-       [](T x) { return narrow(x, 1, 1, x.size(1) - 2).transpose(0, 1); }, {8, 13}},
-      {"a product of sizes", {3, 4, 4},
-       [](T x) { return narrow(x.reshape({x.size(0), x.size(1) * x.size(2)}), 1, 4, 8); },
+      {"a transposed window",
+       {8, 10},
+       [](T x) { return narrow(x, 1, 1, x.size(1) - 2).transpose(0, 1); },
+       {8, 13}},
+      {"a product of sizes",
+       {3, 4, 4},
+       [](T x) {
+         return narrow(x.reshape({x.size(0), x.size(1) * x.size(2)}), 1, 4, 8);
+       },
        {5, 4, 4}},
-      {"a product of windows", {3, 5, 2},
+      {"a product of windows",
+       {3, 5, 2},
        [](T x) {
          const Tensor y = narrow(x, 1, 1, x.size(1) - 1);
          return y.reshape({y.size(0), y.size(1) * y.size(2)});
        },
        {5, 5, 2}},
-      {"half of the sum", {3, 10, 6},
+      {"half of the sum",
+       {3, 10, 6},
        [](T x) {
          const Dim n = (x.size(1) + x.size(2)) / 2;
          return narrow(narrow(x, 1, 0, n).transpose(1, 2), 1, 0, 6);
        },
        {5, 10, 6}},
-      {"tiles", {2, 8, 4, 8},
+      {"tiles",
+       {2, 8, 4, 8},
        [](T x) {
          const Dim b = x.size(0), h = x.size(1), w = x.size(2);
          return x.view({b, h / 4, 4, w / 4, 4, 8}).permute({0, 1, 3, 2, 4, 5}).reshape({-1, 16, 8});
        },
        {3, 12, 8, 8}},
-      {"tiles of all sizes", {2, 8, 4, 8},
+      {"tiles of all sizes",
+       {2, 8, 4, 8},
        [](T x) {
          const Dim b = x.size(0), h = x.size(1), w = x.size(2), c = x.size(3);
          return x.view({b, h / 4, 4, w / 4, 4, c})
@@ -85,14 +105,16 @@ std::vector<Window> windows() {
              .reshape({b * (h / 4) * (w / 4), 16, c});
        },
        {3, 12, 8, 8}},
-      {"tiles with -1", {2, 8, 4, 8},
+      {"tiles with -1",
+       {2, 8, 4, 8},
        [](T x) {
          return x.view({x.size(0), -1, 4, x.size(2) / 2, 2, x.size(3)})
              .transpose(2, 3)
              .reshape({-1, 8, x.size(3)});
        },
        {3, 12, 8, 8}},
-      {"patches", {2, 2, 4, 6},
+      {"patches",
+       {2, 2, 4, 6},
        [](T x) {
          const Dim b = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
          return x.reshape({b, c, h / 2, 2, w / 2, 2})
@@ -100,23 +122,40 @@ std::vector<Window> windows() {
              .reshape({b, (h / 2) * (w / 2), c * 4});
        },
        {3, 2, 8, 2}},
-      {"blocks of a sequence", {2, 12, 8},
-       [](T x) { return x.view({x.size(0), x.size(1) / 3, 3, x.size(2)}); }, {3, 6, 8}},
-      {"rows of windows", {2, 12, 4},
-       [](T x) { return x.view({x.size(0), x.size(1) / 2, x.size(2) * 2}); }, {3, 6, 4}},
-      {"rows of windows with -1", {2, 12, 4},
-       [](T x) { return x.view({x.size(0), -1, x.size(2) * 2}); }, {3, 6, 4}},
-      {"an expanded window", {6, 8},
+      {"blocks of a sequence",
+       {2, 12, 8},
+       [](T x) {
+         return x.view({x.size(0), x.size(1) / 3, 3, x.size(2)});
+       },
+       {3, 6, 8}},
+      {"rows of windows",
+       {2, 12, 4},
+       [](T x) {
+         return x.view({x.size(0), x.size(1) / 2, x.size(2) * 2});
+       },
+       {3, 6, 4}},
+      {"rows of windows with -1",
+       {2, 12, 4},
+       [](T x) {
+         return x.view({x.size(0), -1, x.size(2) * 2});
+       },
+       {3, 6, 4}},
+      {"an expanded window",
+       {6, 8},
        [](T x) {
          const Dim n = x.size(0) - 2;
          return narrow(x, 0, 2, n).unsqueeze(1).expand({n, 3, x.size(1)}).reshape({n * 3, 8});
        },
        {9, 8}},
-      {"the last row", {4, 5, 8}, [](T x) { return narrow(x, 1, x.size(1) - 1, 1).squeeze(1); },
+      {"the last row",
+       {4, 5, 8},
+       [](T x) { return narrow(x, 1, x.size(1) - 1, 1).squeeze(1); },
        {3, 7, 8}},
       {"the last row from the end", {4, 5, 8}, [](T x) { return select(x, 1, -1); }, {3, 7, 8}},
-      {"two axes", {3, 5, 10},
-       [](T x) { return narrow(narrow(x, 1, 1, x.size(1) - 2), 2, 2, x.size(2) - 2); }, {2, 9, 10}},
+      {"two axes",
+       {3, 5, 10},
+       [](T x) { return narrow(narrow(x, 1, 1, x.size(1) - 2), 2, 2, x.size(2) - 2); },
+       {2, 9, 10}},
   };
 }
 
@@ -203,7 +242,8 @@ TEST(WindowViews, ALinearBehindAWindowIsScheduled) {
     nn::Child<nn::LayerNorm> norm;
   };
   const auto model = nn::make<Model>();
-  for (const auto schedule : {schedules::attention, schedules::transformer_encoder, schedules::gpt}) {
+  for (const auto schedule :
+       {schedules::attention, schedules::transformer_encoder, schedules::gpt}) {
     Schedule sch = create_schedule(model, {{"x", randn({2, 6, 10})}});
     schedule(sch);
     EXPECT_GT(sch.applied().size(), 1U);

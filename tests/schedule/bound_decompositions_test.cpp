@@ -77,7 +77,8 @@ TEST_P(BoundDecomposition, GivesTheResultsAndGradientsOfTheOp) {
     for (const test::GradcheckSample& sample : family()) {
       if (sample.op != GetParam()) continue;
       // The gradient's mask is its attention's: no forward pass has both.
-      if (sample.op == "scaled_dot_product_attention_backward" && sample.what == "dropout") continue;
+      if (sample.op == "scaled_dot_product_attention_backward" && sample.what == "dropout")
+        continue;
       SCOPED_TRACE(sample.what);
       const auto model = nn::make<SampleModel>(sample);
       Schedule sch = create_schedule(model, {ones({}, {DType::float64})});
@@ -87,10 +88,11 @@ TEST_P(BoundDecomposition, GivesTheResultsAndGradientsOfTheOp) {
       sch.bind(matches, "decomposition");
       ++bound;
       // A step to train has no place for a gradient's mask in its forward half.
-      const bool trains = sch.find([](const Node& node) {
-                               return node.op->name.find("_backward") != std::string::npos &&
-                                      draws_mask(node);
-                             }).empty();
+      const bool trains =
+          sch.find([](const Node& node) {
+               return node.op->name.find("_backward") != std::string::npos && draws_mask(node);
+             })
+              .empty();
       expect_same(sch, unbound, {ones({}, {DType::float64})}, 1e-9, trains);
     }
   }
@@ -122,15 +124,14 @@ TEST(BoundAttention, ServesEverySize) {
        {AttentionCase{"plain"}, AttentionCase{"causal", {.is_causal = true}},
         AttentionCase{"dropout", {.dropout_p = 0.3}},
         AttentionCase{"causal with dropout", {.dropout_p = 0.3, .is_causal = true}},
-        AttentionCase{"mask", {}, true}, AttentionCase{"mask with dropout", {.dropout_p = 0.3}, true}}) {
+        AttentionCase{"mask", {}, true},
+        AttentionCase{"mask with dropout", {.dropout_p = 0.3}, true}}) {
     SCOPED_TRACE(c.name);
     struct Model : nn::Module {
       explicit Model(const AttentionCase& of)
           : one(of), q(add<nn::Linear>("q", 8, 8)), kv(add<nn::Linear>("kv", 8, 8)) {}
       Tensor forward(T x, T mask) const {
-        const auto split = [](T y) {
-          return y.view({y.size(0), y.size(1), 2, 4}).transpose(1, 2);
-        };
+        const auto split = [](T y) { return y.view({y.size(0), y.size(1), 2, 4}).transpose(1, 2); };
         return scaled_dot_product_attention(split(q(x)), split(kv(x)), split(kv(x)),
                                             one.has_mask ? mask : Tensor(), one.options);
       }

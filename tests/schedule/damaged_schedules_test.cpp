@@ -116,10 +116,9 @@ void apply_cross(Schedule& sch) {
   };
   sch.replace([](T q, T k, T v) { return scaled_dot_product_attention(q, k, v, {}); },
               sch.find(written_out));
-  sch.bind(sch.find([](const Node& node) {
-    return node.op->name == "scaled_dot_product_attention";
-  }),
-           "decomposition");
+  sch.bind(
+      sch.find([](const Node& node) { return node.op->name == "scaled_dot_product_attention"; }),
+      "decomposition");
 }
 
 /// Changes a JSON tree in places drawn from a seed.
@@ -213,22 +212,88 @@ class Vandal {
   }
 
   json any_number() {
-    static const std::vector<json> kNumbers = {
-        0, 1, -1, 2, 7, 40, 1000, -1000, 2147483647, -2147483648LL, 2147483648LL, 4294967296LL,
-        9223372036854775807LL, std::numeric_limits<std::int64_t>::min(), 18446744073709551615ULL,
-        1099511627776LL, 4611686018427387904LL, 0.5, -0.25, 1e300, -1e300, 1e-320, 3.0};
+    static const std::vector<json> kNumbers = {0,
+                                               1,
+                                               -1,
+                                               2,
+                                               7,
+                                               40,
+                                               1000,
+                                               -1000,
+                                               2147483647,
+                                               -2147483648LL,
+                                               2147483648LL,
+                                               4294967296LL,
+                                               9223372036854775807LL,
+                                               std::numeric_limits<std::int64_t>::min(),
+                                               18446744073709551615ULL,
+                                               1099511627776LL,
+                                               4611686018427387904LL,
+                                               0.5,
+                                               -0.25,
+                                               1e300,
+                                               -1e300,
+                                               1e-320,
+                                               3.0};
     return one_in(3) ? json(below(80)) : kNumbers[static_cast<std::size_t>(below(kNumbers.size()))];
   }
 
   std::string any_string() {
-    static const std::vector<std::string> kStrings = {
-        "", "n", "i", "%", "n-1", "n0:-1", "n0:1", "n99999999999999999999", "i99999999999999999999",
-        "i-1", "nx", "i 0", "n1:9999999999", "nan", "inf", "-inf", "s0", "s1", "s0*s1", "s0 - 9",
-        "s0*9223372036854775807", "((s0)//(0))", "((s0)//(2))", "-9223372036854775808",
-        "s0 + s0 + s0", "s77", "1*(s0)^0.5", "1*(s0)^1e300", "0*(s0 - 2)^-1", "(((", "cuda:7", "cpu",
-        "cpu:-1", "float64", "float16", "int8", "bool", "no", "decomposition", "cpu.flash",
-        "cpu.gemm", "train", "eval", "follow", "\xc3\xa9", "%x", "parameter", "buffer", "constant",
-        "input", "AAAA", "====", "AAAAAAAAAAA=", "proj", "self_attn"};
+    static const std::vector<std::string> kStrings = {"",
+                                                      "n",
+                                                      "i",
+                                                      "%",
+                                                      "n-1",
+                                                      "n0:-1",
+                                                      "n0:1",
+                                                      "n99999999999999999999",
+                                                      "i99999999999999999999",
+                                                      "i-1",
+                                                      "nx",
+                                                      "i 0",
+                                                      "n1:9999999999",
+                                                      "nan",
+                                                      "inf",
+                                                      "-inf",
+                                                      "s0",
+                                                      "s1",
+                                                      "s0*s1",
+                                                      "s0 - 9",
+                                                      "s0*9223372036854775807",
+                                                      "((s0)//(0))",
+                                                      "((s0)//(2))",
+                                                      "-9223372036854775808",
+                                                      "s0 + s0 + s0",
+                                                      "s77",
+                                                      "1*(s0)^0.5",
+                                                      "1*(s0)^1e300",
+                                                      "0*(s0 - 2)^-1",
+                                                      "(((",
+                                                      "cuda:7",
+                                                      "cpu",
+                                                      "cpu:-1",
+                                                      "float64",
+                                                      "float16",
+                                                      "int8",
+                                                      "bool",
+                                                      "no",
+                                                      "decomposition",
+                                                      "cpu.flash",
+                                                      "cpu.gemm",
+                                                      "train",
+                                                      "eval",
+                                                      "follow",
+                                                      "\xc3\xa9",
+                                                      "%x",
+                                                      "parameter",
+                                                      "buffer",
+                                                      "constant",
+                                                      "input",
+                                                      "AAAA",
+                                                      "====",
+                                                      "AAAAAAAAAAA=",
+                                                      "proj",
+                                                      "self_attn"};
     switch (below(5)) {
       case 0: return "n" + std::to_string(below(60));
       case 1: return "n" + std::to_string(below(60)) + ":" + std::to_string(below(4));
@@ -251,7 +316,8 @@ class Vandal {
     const json before = at;
     if (at.is_number()) {
       at = one_in(3) ? json(at.get<double>() + below(5) - 2) : any_number();
-      if (at.is_number_float() && one_in(2)) at = static_cast<std::int64_t>(before.get<double>()) + below(5) - 2;
+      if (at.is_number_float() && one_in(2))
+        at = static_cast<std::int64_t>(before.get<double>()) + below(5) - 2;
     } else if (at.is_string()) {
       std::string text = at.get<std::string>();
       if (one_in(4) && !text.empty()) {
