@@ -177,6 +177,29 @@ TEST(BoundLinearCrossEntropy, ServesEverySizeInFloat32) {
   for (const std::int64_t rows : {3, 5, 1}) expect_same(sch, unbound, inputs(rows), 2e-5, true);
 }
 
+// Recomputed in backward, its mask again that of the forward pass.
+TEST(BoundAttention, MayBeInACheckpoint) {
+  struct Model : nn::Module {
+    Model() : q(add<nn::Linear>("q", 4, 4)) {}
+    Tensor forward(T x) const {
+      const Tensor y = q(x);
+      return tanh(scaled_dot_product_attention(y, y, x, Tensor(),
+                                               {.dropout_p = 0.3, .is_causal = true}));
+    }
+    nn::Child<nn::Linear> q;
+  };
+  const auto model = test::initialized<Model>();
+  const Tensor x = randn({2, 5, 4});
+  const Schedule unbound = create_schedule(model, {{"x", x}});
+  for (const bool keep : {false, true}) {
+    Schedule sch = create_schedule(model, {{"x", x}});
+    const Matches attention = sch.find(of_op("scaled_dot_product_attention"));
+    sch.bind(attention, "decomposition");
+    sch.checkpoint(attention, {.keep_results = keep});
+    expect_same(sch, unbound, {x}, 2e-5, true);
+  }
+}
+
 // Two splits of one Graph bring constants of their own.
 TEST(BoundAttention, TwoMayBeDecomposed) {
   const auto attention = [](T x) {
