@@ -183,8 +183,8 @@ TEST(BoundAttention, MayBeInACheckpoint) {
     Model() : q(add<nn::Linear>("q", 4, 4)) {}
     Tensor forward(T x) const {
       const Tensor y = q(x);
-      return tanh(scaled_dot_product_attention(y, y, x, Tensor(),
-                                               {.dropout_p = 0.3, .is_causal = true}));
+      return tanh(
+          scaled_dot_product_attention(y, y, x, Tensor(), {.dropout_p = 0.3, .is_causal = true}));
     }
     nn::Child<nn::Linear> q;
   };

@@ -30,8 +30,8 @@ std::shared_ptr<nn::Optimizer> clipped(const nn::Module::NamedTensors& parameter
                                      nn::OptimizerOptions{.max_grad_norm = 0.1});
 }
 std::shared_ptr<nn::Optimizer> momentum(const nn::Module::NamedTensors& parameters) {
-  return std::make_shared<nn::SGD>(
-      parameters, nn::SgdOptions{.lr = 0.1, .momentum = 0.9, .weight_decay = 0.1});
+  return std::make_shared<nn::SGD>(parameters,
+                                   nn::SgdOptions{.lr = 0.1, .momentum = 0.9, .weight_decay = 0.1});
 }
 
 struct Case {

@@ -132,10 +132,10 @@ TEST(HandMadeMatches, AnInputBehindTheMatchIsRefused) {
 }
 
 TEST(HandMadeMatches, OnesOfAnotherScheduleAreRefused) {
-  const Schedule other = create_schedule(
-      nn::make<nn::Sequential>(nn::make<nn::Linear>(4, 4), nn::make<nn::ReLU>(),
-                               nn::make<nn::Linear>(4, 4), nn::make<nn::Tanh>()),
-      {{"x", randn({3, 4})}});
+  const Schedule other =
+      create_schedule(nn::make<nn::Sequential>(nn::make<nn::Linear>(4, 4), nn::make<nn::ReLU>(),
+                                               nn::make<nn::Linear>(4, 4), nn::make<nn::Tanh>()),
+                      {{"x", randn({3, 4})}});
   for (const Primitive& primitive : primitives()) {
     SCOPED_TRACE(primitive.name);
     Schedule sch = branches();
@@ -193,10 +193,12 @@ TEST(OverlappingMatches, AreRefused) {
     SCOPED_TRACE(name);
     Schedule sch = branches();
     const Matches found = linears(sch);
-    expect_refused(sch, "in two of the matches",
-                   [&] { primitive.apply(sch, std::vector{found[0], found[0]}); });
-    expect_refused(sch, "in two of the matches",
-                   [&] { primitive.apply(sch, std::vector{found[0], found[1], found[0]}); });
+    expect_refused(sch, "in two of the matches", [&] {
+      primitive.apply(sch, std::vector{found[0], found[0]});
+    });
+    expect_refused(sch, "in two of the matches", [&] {
+      primitive.apply(sch, std::vector{found[0], found[1], found[0]});
+    });
     Subgraph twice = found[0];
     twice.nodes.push_back(twice.nodes[0]);
     twice.names.push_back(twice.names[0]);
@@ -273,18 +275,14 @@ TEST(ReturnedTensors, OneOfAnotherTraceIsRefused) {
   ASSERT_GE(kept.size(), 2U);
   // Builders of later traces may stand where those of earlier ones stood.
   for (const Tensor& old : std::vector<Tensor>(kept)) {
-    expect_refused(sch, "another trace", [&] {
-      sch.replace([=](T) { return old; }, tanhs(sch));
-    });
-    expect_refused(sch, "another trace", [&] {
-      sch.replace([=](T x) { return x * old; }, tanhs(sch));
-    });
+    expect_refused(sch, "another trace", [&] { sch.replace([=](T) { return old; }, tanhs(sch)); });
+    expect_refused(sch, "another trace",
+                   [&] { sch.replace([=](T x) { return x * old; }, tanhs(sch)); });
   }
   Schedule other = branches();
   for (const Tensor& old : kept) {
-    expect_refused(other, "another trace", [&] {
-      other.replace([=](T) { return old; }, tanhs(other));
-    });
+    expect_refused(other, "another trace",
+                   [&] { other.replace([=](T) { return old; }, tanhs(other)); });
   }
   EXPECT_THROW(kept[0].to_doubles(), Error);
 }
@@ -330,9 +328,8 @@ TEST(ReturnedTensors, OneForTwoResultsIsRightOrRefused) {
     std::vector<Tensor> forward(T x) const { return {x * 2, x * 2}; }
   };
   Schedule apart = create_schedule(nn::make<TwoOutputs>(), {{"x", randn({3, 4})}});
-  expect_refused(apart, "V19", [&] {
-    apart.replace(doubled, apart.find([](T x) { return x * 2; }));
-  });
+  expect_refused(apart, "V19",
+                 [&] { apart.replace(doubled, apart.find([](T x) { return x * 2; })); });
 }
 
 TEST(ReturnedTensors, AnEagerTensorIsAConstant) {
@@ -386,8 +383,8 @@ TEST(AbsentOperands, AreHandedToTheReplacement) {
   const Tensor x = randn({5, 4});
   const auto by_match = [&](Schedule& sch) { sch.replace(nn::make<Scale>(), sch.find("scale")); };
   const auto by_module = [&](Schedule& sch) { sch["scale"].replace(nn::make<Scale>()); };
-  for (const auto& apply : {std::function<void(Schedule&)>(by_match),
-                            std::function<void(Schedule&)>(by_module)}) {
+  for (const auto& apply :
+       {std::function<void(Schedule&)>(by_match), std::function<void(Schedule&)>(by_module)}) {
     Schedule sch = create_schedule(model, {{"x", randn({3, 4})}});
     apply(sch);
     EXPECT_EQ(test::max_difference(build(sch)(x), model(x)), 0);

@@ -86,8 +86,7 @@ std::vector<Case> cases() {
        cat(reshape(narrow(reshape("proj.bias", {4, 2}), 1, 0, 1), {4}),
            reshape(narrow(reshape("proj.bias", {4, 2}), 1, 1, 1), {4})),
        as_is, interleaved},
-      {"halves swapped", plain,
-       cat(narrow("proj.weight", 0, 4, 4), narrow("proj.weight", 0, 0, 4)),
+      {"halves swapped", plain, cat(narrow("proj.weight", 0, 4, 4), narrow("proj.weight", 0, 0, 4)),
        cat(narrow("proj.bias", 0, 4, 4), narrow("proj.bias", 0, 0, 4)), as_is, swapped},
       {"halves swapped by split", plain,
        cat(split("proj.weight", 2, 1), split("proj.weight", 2, 0)),
@@ -99,25 +98,44 @@ std::vector<Case> cases() {
        cat(rows_backwards("proj.bias"), 0), as_is, reversed},
       {"columns rotated", plain,
        cat({narrow("proj.weight", 1, 2, 4), narrow("proj.weight", 1, 0, 2)}, 1), "proj.bias",
-       [](T w) { return cat({narrow(w, 1, 4, 2), narrow(w, 1, 0, 4)}, 1); }, as_is},
+       [](T w) {
+         return cat({narrow(w, 1, 4, 2), narrow(w, 1, 0, 4)}, 1);
+       },
+       as_is},
       {"columns rotated, axis from the end", plain,
        cat({narrow("proj.weight", -1, 2, 4), narrow("proj.weight", -1, 0, 2)}, -1), "proj.bias",
-       [](T w) { return cat({narrow(w, 1, 4, 2), narrow(w, 1, 0, 4)}, 1); }, as_is},
-      {"transposed", {kIn, kOut}, transpose("proj.weight", 0, 1), "proj.bias",
-       [](T w) { return transpose(w, 0, 1); }, as_is},
-      {"transposed and swapped", {kIn, kOut},
+       [](T w) {
+         return cat({narrow(w, 1, 4, 2), narrow(w, 1, 0, 4)}, 1);
+       },
+       as_is},
+      {"transposed",
+       {kIn, kOut},
+       transpose("proj.weight", 0, 1),
+       "proj.bias",
+       [](T w) { return transpose(w, 0, 1); },
+       as_is},
+      {"transposed and swapped",
+       {kIn, kOut},
        cat({narrow(transpose("proj.weight", 0, 1), 1, 4, 4),
             narrow(transpose("proj.weight", 0, 1), 1, 0, 4)},
            1),
        cat(narrow("proj.bias", 0, 4, 4), narrow("proj.bias", 0, 0, 4)),
-       [](T w) { return transpose(w, 0, 1); }, swapped},
-      {"twice, half of it read", {2 * kOut, kIn}, cat("proj.weight", "proj.weight"), "proj.bias",
-       [](T w) { return (narrow(w, 0, 0, kOut) + narrow(w, 0, kOut, kOut)) / 2; }, as_is},
-      {"with its transpose", {kOut, kIn + kOut},
+       [](T w) { return transpose(w, 0, 1); },
+       swapped},
+      {"twice, half of it read",
+       {2 * kOut, kIn},
+       cat("proj.weight", "proj.weight"),
+       "proj.bias",
+       [](T w) { return (narrow(w, 0, 0, kOut) + narrow(w, 0, kOut, kOut)) / 2; },
+       as_is},
+      {"with its transpose",
+       {kOut, kIn + kOut},
        cat({WeightSource("proj.weight"),
             reshape(transpose(reshape("proj.weight", {kIn, kOut}), 0, 1), {kOut, kIn})},
            1),
-       "proj.bias", [](T w) { return narrow(w, 1, 0, kIn); }, as_is},
+       "proj.bias",
+       [](T w) { return narrow(w, 1, 0, kIn); },
+       as_is},
   };
 }
 
@@ -171,15 +189,15 @@ TEST(PermutingWeights, OfTwoModules) {
   };
   const auto model = test::initialized<Model>();
   Schedule sch = create_schedule(model, {{"x", randn({3, kIn})}});
-  sch.replace(nn::make<Joined>(), sch.find("proj|gate"),
-              {.weights = {{"weight", reshape(cat({rows("proj.weight", {kOut, 1, kIn}),
-                                                   rows("gate.weight", {kOut, 1, kIn})},
-                                                  1),
-                                              {2 * kOut, kIn})},
-                           {"bias", reshape(cat({rows("proj.bias", {kOut, 1}),
-                                                 rows("gate.bias", {kOut, 1})},
-                                                1),
-                                            {2 * kOut})}}});
+  sch.replace(
+      nn::make<Joined>(), sch.find("proj|gate"),
+      {.weights = {
+           {"weight",
+            reshape(
+                cat({rows("proj.weight", {kOut, 1, kIn}), rows("gate.weight", {kOut, 1, kIn})}, 1),
+                {2 * kOut, kIn})},
+           {"bias", reshape(cat({rows("proj.bias", {kOut, 1}), rows("gate.bias", {kOut, 1})}, 1),
+                            {2 * kOut})}}});
   test::expect_equivalent(model, sch, {randn({3, kIn})});
 }
 
@@ -220,13 +238,13 @@ TEST(PermutingWeights, WrongOnesAreRefused) {
     sch.replace(nn::make<Permuted>(plain, as_is, as_is), sch.find("proj"),
                 {.weights = {{"weight", weight}, {"bias", "proj.bias"}}});
   };
-  test::expect_refused(sch, "its sources make",
-                       [&] { replace(narrow("proj.weight", 0, 0, 4)); });
+  test::expect_refused(sch, "its sources make", [&] { replace(narrow("proj.weight", 0, 0, 4)); });
   test::expect_refused(sch, "cannot be", [&] { replace(narrow("proj.weight", 0, 6, 4)); });
   test::expect_refused(sch, "cannot be", [&] { replace(transpose("proj.weight", 0, 7)); });
   test::expect_refused(sch, "cannot be", [&] { replace(reshape("proj.weight", {5, 5})); });
-  test::expect_refused(sch, "does not split",
-                       [&] { replace(cat(split("proj.weight", 3, 0), split("proj.weight", 3, 1))); });
+  test::expect_refused(sch, "does not split", [&] {
+    replace(cat(split("proj.weight", 3, 0), split("proj.weight", 3, 1)));
+  });
   // A map that fits, to the wrong places.
   replace(cat(narrow("proj.weight", 0, 4, 4), narrow("proj.weight", 0, 0, 4)));
   EXPECT_THROW(build(sch), VerificationError);
