@@ -15,11 +15,6 @@ void require_numeric(const InferContext& context) {
 
 }  // namespace
 
-const Tensor& given(const Op& op, const Tensor& other) {
-  TENON_CHECK(other.defined(), ValueError, "[{}] operand 'other' is undefined", op.name);
-  return other;
-}
-
 void require_representable(const InferContext& context, const Scalar& value) {
   const Number number = value.hint_number();
   const DType dtype = context[0].dtype;

@@ -23,9 +23,6 @@ std::vector<TensorSpec> infer_numeric_binary(const InferContext& context);
 /// infer_like_input, DTypeError for bool.
 std::vector<TensorSpec> infer_numeric_like_input(const InferContext& context);
 
-/// ValueError where the tensor operand `other` is undefined: left out, it would mean a number.
-const Tensor& given(const Op& op, const Tensor& other);
-
 /// `value` as an element of `dtype`, widened to its compute type.
 void load_number(const Number& value, DType dtype, void* target);
 

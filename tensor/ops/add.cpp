@@ -7,7 +7,7 @@ namespace tenon {
 
 Tensor add(const Tensor& input, const Tensor& other) {
   static const Op& op = get_op("add");
-  return apply1(op, {input, ops::given(op, other)}, BinaryAttrs{});
+  return apply1(op, {input, other}, BinaryAttrs{});
 }
 
 Tensor add(const Tensor& input, const Scalar& other) {

@@ -7,7 +7,7 @@ namespace tenon {
 
 Tensor div(const Tensor& input, const Tensor& other) {
   static const Op& op = get_op("div");
-  return apply1(op, {input, ops::given(op, other)}, BinaryAttrs{});
+  return apply1(op, {input, other}, BinaryAttrs{});
 }
 
 Tensor div(const Tensor& input, const Scalar& other) {

@@ -5,7 +5,7 @@ namespace tenon {
 
 Tensor le(const Tensor& input, const Tensor& other) {
   static const Op& op = get_op("le");
-  return apply1(op, {input, ops::given(op, other)}, BinaryAttrs{});
+  return apply1(op, {input, other}, BinaryAttrs{});
 }
 
 Tensor le(const Tensor& input, const Scalar& other) {

@@ -7,7 +7,7 @@ namespace tenon {
 
 Tensor mul(const Tensor& input, const Tensor& other) {
   static const Op& op = get_op("mul");
-  return apply1(op, {input, ops::given(op, other)}, BinaryAttrs{});
+  return apply1(op, {input, other}, BinaryAttrs{});
 }
 
 Tensor mul(const Tensor& input, const Scalar& other) {

@@ -7,7 +7,7 @@ namespace tenon {
 
 Tensor sub(const Tensor& input, const Tensor& other) {
   static const Op& op = get_op("sub");
-  return apply1(op, {input, ops::given(op, other)}, BinaryAttrs{});
+  return apply1(op, {input, other}, BinaryAttrs{});
 }
 
 Tensor sub(const Tensor& input, const Scalar& other) {
