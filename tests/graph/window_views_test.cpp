@@ -256,7 +256,7 @@ TEST(WindowViews, ALinearBehindAWindowIsScheduled) {
   }
 }
 
-/// A chain of windows, views and products, drawn from a seed.
+/// A chain of windows, views and products, drawn from a seed; TENON_CHAINS sets how many are tried.
 struct RandomWindows : nn::Module {
   explicit RandomWindows(unsigned of) : seed(of) {}
 
@@ -352,8 +352,7 @@ TEST(WindowViews, RandomChainsVerify) {
   int traced = 0;
   const char* text = std::getenv("TENON_CHAINS");
   const unsigned count = text == nullptr ? 400 : static_cast<unsigned>(std::atoi(text));
-  const unsigned first = std::getenv("TENON_FIRST") ? std::atoi(std::getenv("TENON_FIRST")) : 0;
-  for (unsigned seed = first; seed < first + count; ++seed) {
+  for (unsigned seed = 0; seed < count; ++seed) {
     SCOPED_TRACE(seed);
     const auto model = nn::make<RandomWindows>(seed);
     std::mt19937 random(seed + 1000);

@@ -1,5 +1,6 @@
 // Saved schedules with a few values changed at random: each loads into a Graph that verifies, or is refused
-// with a ScheduleError that leaves the schedule as it was. TENON_DAMAGES sets how many are tried of each.
+// with a ScheduleError that leaves the schedule as it was. TENON_DAMAGES sets how many are tried of each,
+// TENON_FIRST the first seed.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
