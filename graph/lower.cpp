@@ -120,8 +120,15 @@ Tensor Lowering::state_tensor(ValueId id) {
   }
   if (dtype != tensor.dtype()) tensor = cast(tensor, dtype);
   if (tensor.device() != program_->device) tensor = tensor.to(program_->device);
+  program_->parameters.push_back(
+      {value.name, value.tensor, value.tensor.storage(), value.tensor.layout()});
+  return tensors_[id] = held_tensor(tensor);
+}
+
+/// Stands for memory that the Program keeps.
+Tensor Lowering::held_tensor(const Tensor& tensor) {
   Location location;
-  location.dtype = dtype;
+  location.dtype = tensor.dtype();
   location.layout = tensor.layout();
   // Tensors over one storage share a buffer, so that adjacent ones can be recognized.
   const auto& storage = tensor.storage();
@@ -135,9 +142,7 @@ Tensor Lowering::state_tensor(ValueId id) {
   } else {
     location.buffer = known->buffer;
   }
-  program_->parameters.push_back(
-      {value.name, value.tensor, value.tensor.storage(), value.tensor.layout()});
-  return tensors_[id] = make_tensor(location, location.layout.sizes);
+  return make_tensor(location, location.layout.sizes);
 }
 
 void Lowering::lower_node(const Node& node) {
@@ -157,8 +162,12 @@ void Lowering::lower_node(const Node& node) {
   for (std::size_t i = 0; i < node.outputs.size(); ++i) tensors_[node.outputs[i]] = outputs[i];
 }
 
-std::vector<Tensor> Lowering::apply(const Op& op, std::span<const Tensor> inputs,
+std::vector<Tensor> Lowering::apply(const Op& op, std::span<const Tensor> given,
                                     const Attrs& attrs) {
+  std::vector<Tensor> inputs(given.begin(), given.end());
+  for (Tensor& input : inputs) {  // a decomposition makes constants
+    if (input && input.is_eager()) input = held_tensor(input);
+  }
   std::vector<const TensorSpec*> specs;
   for (const Tensor& input : inputs) specs.push_back(input ? &input.spec() : nullptr);
   const std::vector<TensorSpec> outputs = infer(op, specs, attrs);

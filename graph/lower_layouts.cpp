@@ -1,6 +1,7 @@
 // Lowering's layouts: results are put where views of them, and concatenations, want them.
 #include <algorithm>
 
+#include "graph/detail/concatenation_axis.h"
 #include "graph/detail/lowering.h"
 
 namespace tenon {
@@ -39,9 +40,8 @@ std::optional<Layout> moved(const Layout& view, const Layout& source, const Layo
 std::optional<Location> Lowering::join_adjacent(const Op& op, std::span<const Tensor> inputs,
                                                 const Attrs& attrs) const {
   if (!op.has(Trait::concatenation)) return std::nullopt;
-  const AttrValue dim = attrs.value(attrs.find("dim"));
-  const auto axis = static_cast<int>(std::get<std::int64_t>(dim));
   Location joined = location_of(inputs[0]);
+  const int axis = detail::concatenation_axis(attrs, joined.layout.rank());
   const BufferKind kind = program_->buffers[static_cast<std::size_t>(joined.buffer)].kind;
   if (kind != BufferKind::state || joined.layout.rank() <= axis) return std::nullopt;
   // Along an axis of size 1 a stride says nothing; where the second piece lies does.
@@ -86,7 +86,7 @@ bool Lowering::is_read_once(ValueId id, int buffer) const {
 std::optional<Location> Lowering::write_pieces(const Op& op, std::span<const Tensor> inputs,
                                                const Attrs& attrs, const TensorSpec& output) {
   if (!op.has(Trait::concatenation) || !current_ || current_->op != &op) return std::nullopt;
-  const auto axis = static_cast<int>(std::get<std::int64_t>(attrs.value(attrs.find("dim"))));
+  const int axis = detail::concatenation_axis(attrs, output.shape.rank());
   Location whole{kNone, Layout::contiguous(numbers(output.shape)), output.dtype};
   whole.buffer = static_cast<int>(program_->buffers.size());  // made when all is known to fit
   std::map<std::size_t, Instruction> changed;

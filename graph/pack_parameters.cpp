@@ -7,12 +7,14 @@
 //
 // A weight expression is made of concatenations and views of parameters. Its result is given a
 // contiguous layout, and layouts are derived backwards: a concatenation hands a slice to each operand,
-// a view hands its operand the layout that it views as the wanted one.
+// a view hands its operand the layout that it views as the wanted one. What has no such layout (a part
+// of a parameter, a parameter in two places) is put together at run time.
 #include <algorithm>
 #include <map>
 #include <optional>
 #include <unordered_map>
 
+#include "graph/detail/concatenation_axis.h"
 #include "graph/program.h"
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
@@ -38,6 +40,8 @@ bool same_places(const Layout& a, const Layout& b) {
 
 /// The layout of a view's operand, of `sizes`, that it views as `wanted`; nothing when there is none.
 std::optional<Layout> layout_before(const Node& view, const Extents& sizes, const Layout& wanted) {
+  // The rest of an operand that is seen in part has no place, nor has one that is seen repeatedly.
+  if (sizes.product() != wanted.numel()) return std::nullopt;
   const auto fits = [&](const Layout& layout) {
     const auto seen = view.op->view(layout, wanted.sizes, view.attrs);
     return seen && same_places(*seen, wanted);
@@ -128,19 +132,14 @@ class PackingPlanner {
     const Value& value = graph_.value(id);
     if (value.kind == ValueKind::parameter) {
       const auto [known, inserted] = packing.layouts.emplace(id, layout);
-      TENON_CHECK(inserted || same_places(known->second, layout), ScheduleError,
-                  "parameter '{}' would have to lie in two places of packed storage; a weight that "
-                  "is shared (tied) cannot be packed twice",
-                  value.name);
-      return true;
+      return inserted || same_places(known->second, layout);
     }
     const Node& node = graph_.node(value.producer);
     if (!node.op->has(Trait::concatenation)) {
       const auto before = layout_before(node, sizes_of(graph_, node.inputs[0]), layout);
       return before && place(node.inputs[0], *before, packing);
     }
-    const auto axis =
-        static_cast<int>(std::get<std::int64_t>(node.attrs.value(node.attrs.find("dim"))));
+    const int axis = detail::concatenation_axis(node.attrs, layout.rank());
     Layout piece = layout;
     for (ValueId input : node.inputs) {
       piece.sizes = sizes_of(graph_, input);

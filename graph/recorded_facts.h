@@ -31,7 +31,7 @@ struct RecordedMode {
   std::string owner;                                  // "module 'norm'"
   std::shared_ptr<const std::atomic<bool>> training;  // null: of no module of the model
   /// Whose mode it shares, the root's; null for a module with another one, which it must keep.
-  std::shared_ptr<const std::atomic<bool>> root;
+  std::shared_ptr<const std::atomic<bool>> root = {};
   /// What its calls were recorded with: follow is resolved when the Graph is lowered.
   DropoutMode mode = DropoutMode::follow;
   /// What its code was told, so that the Graph holds for that mode.

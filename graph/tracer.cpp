@@ -1,6 +1,7 @@
 #include "graph/tracer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <limits>
 #include <utility>
@@ -16,10 +17,10 @@ namespace tenon {
 class GraphBuilder::TracedValue final : public TracedPayload {
  public:
   TracedValue(const GraphBuilder* maker, const Handle& traced, Shape shape)
-      : builder(maker), handle(traced), shape_(std::move(shape)) {}
+      : builder(maker->number_), handle(traced), shape_(std::move(shape)) {}
   Dim size(int axis) const override { return shape_[axis]; }
   bool is_pattern() const override { return false; }
-  const GraphBuilder* builder;
+  std::uint64_t builder;  // its number: another may come to stand where this one stood
   Handle handle;
 
  private:
@@ -48,10 +49,15 @@ int number_behind(const Value& constant) {
   return number + 1;
 }
 
+std::uint64_t next_builder() {
+  static std::atomic<std::uint64_t> next = 0;
+  return next++;
+}
+
 }  // namespace
 
 GraphBuilder::GraphBuilder(Graph& graph, std::size_t position, CallId call)
-    : graph_(graph), position_(position) {
+    : graph_(graph), position_(position), number_(next_builder()) {
   if (call != kNone) calls_.push_back({call});
 }
 
@@ -104,7 +110,9 @@ Tensor GraphBuilder::traced(const Handle& handle) const {
   return Tensor::symbolic(spec, std::make_shared<TracedValue>(this, handle, spec.shape));
 }
 
-Tensor GraphBuilder::tensor(ValueId id) { return traced({id, new_memory(id)}); }
+Tensor GraphBuilder::tensor(ValueId id) {
+  return id == kNone ? Tensor() : traced({id, new_memory(id)});
+}
 
 void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_prefix) {
   const auto prefixed = [&](const std::string& path) {
@@ -127,7 +135,7 @@ void GraphBuilder::add_tree(const ModuleTree& tree, const std::string& path_pref
 GraphBuilder::Handle GraphBuilder::handle_of(const Tensor& tensor, std::string_view op_name) {
   if (!tensor) return {};
   if (const auto* traced = dynamic_cast<const TracedValue*>(tensor.impl()->payload.get())) {
-    TENON_CHECK(traced->builder == this, TraceError,
+    TENON_CHECK(traced->builder == number_, TraceError,
                 "[{}] an operand comes from another trace; a traced tensor lives as long as its "
                 "trace",
                 op_name);
@@ -413,7 +421,10 @@ std::vector<Tensor> GraphBuilder::replay(const Graph& source, std::span<const Te
     for (ValueId operand : node.inputs) operands.push_back(tensor_of(operand));
     calls_.push_back({node.call});
     const std::size_t first = added_.size();
-    const std::vector<Tensor> outputs = tenon::apply(*node.op, operands, node.attrs);
+    // Its gradient is that of the plainer ops, too.
+    const bool split = node.kernel == kDecomposition && node.op->decompose != nullptr;
+    const std::vector<Tensor> outputs = split ? node.op->decompose(operands, node.attrs)
+                                              : tenon::apply(*node.op, operands, node.attrs);
     calls_.pop_back();
     carry_marks(node, first);
     for (std::size_t i = 0; i < outputs.size(); ++i) tensors[node.outputs[i]] = outputs[i];

@@ -77,7 +77,8 @@ class GraphBuilder final : public Interpreter {
   GraphBuilder(Graph& graph, std::size_t position, CallId call);
 
   /// A tensor that stands for a value while this builder is the innermost interpreter. It cannot be
-  /// changed in place: the value is an input of the Graph or of the code that is traced now.
+  /// changed in place: the value is an input of the Graph or of the code that is traced now. Of kNone,
+  /// an undefined tensor.
   Tensor tensor(ValueId id);
   /// The value behind a tensor: traced by this builder, or state that is added when first seen.
   /// TraceError when eager code might see another value there, changed in place since.
@@ -172,6 +173,7 @@ class GraphBuilder final : public Interpreter {
 
   Graph& graph_;
   std::size_t position_;
+  std::uint64_t number_;  // of all builders
   std::vector<OpenCall> calls_;
   std::vector<NodeId> added_;
   std::unordered_map<const void*, ModuleTree::Module> modules_;

@@ -13,6 +13,7 @@ namespace {
 void add_node(const Graph& graph, NodeId id, const std::string& path, Subgraph& subgraph) {
   subgraph.nodes.push_back(id);
   subgraph.operands.push_back(graph.node(id).inputs);
+  subgraph.ops[id] = {graph.node(id).op, graph.node(id).attrs};
   subgraph.names.emplace_back(detail::relative_path(graph.call(graph.visible_call(id)).path, path),
                               graph.node(id).name);
 }

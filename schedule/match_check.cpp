@@ -88,12 +88,19 @@ class MatchCheck {
 
   std::string border() const {
     for (ValueId input : match_.inputs) {
-      if (input != kNone && made_inside(input)) {
+      if (input == kNone) continue;
+      if (!graph_.has_value(input)) {
+        return fmt::format("value {}, an input of the match, does not exist", input);
+      }
+      if (made_inside(input)) {
         return fmt::format("{} is an input of the match and computed inside of it",
                            graph_.value_name(input));
       }
     }
     for (ValueId output : match_.outputs) {
+      if (!graph_.has_value(output)) {
+        return fmt::format("value {}, a result of the match, does not exist", output);
+      }
       if (!made_inside(output)) {
         return fmt::format("{} is a result of the match and not computed inside of it",
                            graph_.value_name(output));

@@ -441,6 +441,7 @@ class Search {
     for (NodeId id : match.nodes) {
       used_[static_cast<std::size_t>(id)] = true;
       match.operands.push_back(graph_.node(id).inputs);
+      match.ops[id] = {graph_.node(id).op, graph_.node(id).attrs};
       match.names.emplace_back(
           detail::relative_path(graph_.call(graph_.visible_call(id)).path, facts_.path),
           graph_.node(id).name);

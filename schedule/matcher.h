@@ -15,7 +15,8 @@
 
 namespace tenon {
 
-/// One match: nodes in program order, the values its parameters are bound to, its results.
+/// One match: nodes in program order, the values its parameters are bound to, its results. Primitives
+/// refuse one that is not complete, or whose nodes are no longer what they were when it was found.
 struct Subgraph {
   std::vector<NodeId> nodes;
   std::vector<ValueId> inputs;                             // by pattern parameter
@@ -23,6 +24,7 @@ struct Subgraph {
   std::map<int, AttrValue> captures;                       // what any(k) stood for
   std::vector<std::pair<std::string, std::string>> names;  // (module path, node), for printing
   std::vector<std::vector<ValueId>> operands;              // of each node, to notice later changes
+  std::map<NodeId, std::pair<const Op*, Attrs>> ops;       // likewise; of other nodes any will do
 };
 
 /// A place where the pattern began to match and did not; `matched` calls of it fitted.

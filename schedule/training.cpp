@@ -18,9 +18,11 @@ struct Target {
   Target(std::string target_name, const Tensor& tensor)
       : name(std::move(target_name)),
         parameter(tensor),
+        frozen(!tensor.requires_grad()),
         hooks{fmt::format("parameter '{}'", name), hooks_of(tensor), hooks_of(tensor)->numbers()} {}
   std::string name;
   Tensor parameter;
+  bool frozen = false;  // an optimizer may hold it: it has no gradient and keeps its value
   RecordedHooks hooks;
   Tensor accumulator = {};  // float32 for 16-bit parameters
 };
@@ -154,11 +156,18 @@ class StepTrace {
 
   std::vector<Tensor> gradients_of(const Tensor& loss) const {
     std::vector<Tensor> parameters;
-    for (const Target& target : targets_) parameters.push_back(target.parameter);
-    auto gradients =
+    for (const Target& target : targets_) {
+      if (!target.frozen) parameters.push_back(target.parameter);
+    }
+    std::vector<Tensor> gradients(targets_.size());
+    if (parameters.empty()) return gradients;
+    const auto wanted =
         grad(std::span(&loss, 1), parameters, {}, {.allow_unused = true, .leaf_hooks = false});
+    auto next = wanted.begin();
     for (std::size_t i = 0; i < targets_.size(); ++i) {
-      if (gradients[i]) gradients[i] = hooked(targets_[i], gradients[i]);
+      if (targets_[i].frozen) continue;
+      if (*next) gradients[i] = hooked(targets_[i], *next);
+      ++next;
     }
     return gradients;
   }
@@ -207,6 +216,7 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
   if (options.optimizer) options.optimizer->follow_parameters();
   if (options.micro_batches > 1) {
     for (Target& target : targets) {
+      if (target.frozen) continue;
       const Tensor& parameter = target.parameter;
       const DType dtype = parameter.dtype() == DType::float64 ? DType::float64 : DType::float32;
       target.accumulator = zeros(parameter.shape(), {dtype, parameter.device()});
@@ -214,6 +224,9 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
   }
   TrainingStep step;
   step.options_ = options;
+  for (const Target& target : targets) {
+    step.parameters_.push_back({target.name, target.parameter, target.frozen});
+  }
   step.model_ = schedule.shared_model();
   Graph update = StepTrace(schedule, forward, options, targets).updating(step.gradient_names_);
   if (options.micro_batches > 1) {
@@ -229,6 +242,11 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
 TrainingResult TrainingStep::run(std::span<const Tensor> inputs) {
   const ExclusiveUse::Scope used(in_use_, "[run] the training step");
   const GradModeGuard grad_mode(true);  // as it was recorded
+  for (const auto& [name, parameter, frozen] : parameters_) {
+    TENON_CHECK(parameter.requires_grad() != frozen, StaleProgram,
+                "parameter '{}' was {} since the training step was built; build it again", name,
+                frozen ? "made to require a gradient" : "frozen");
+  }
   const bool updates = done_ + 1 == options_.micro_batches;
   const std::vector<Tensor> outputs = (updates ? *update_ : *accumulate_).run(inputs, true);
   done_ = updates ? 0 : done_ + 1;  // a batch that was refused does not count

@@ -77,6 +77,12 @@ class TrainingStep {
   friend TrainingStep build_training(const Schedule&, const TrainingOptions&);
   TrainingOptions options_;
   std::shared_ptr<nn::Module> model_;
+  struct TrainedParameter {
+    std::string name;
+    Tensor parameter;
+    bool frozen = false;
+  };
+  std::vector<TrainedParameter> parameters_;
   std::vector<std::string> gradient_names_;  // outputs behind the loss, without an optimizer
   bool returns_norm_ = false;
   std::unique_ptr<Executor> accumulate_;  // micro_batches > 1: all but the last
@@ -86,14 +92,14 @@ class TrainingStep {
 };
 
 /// Verifies the schedule, derives the joint Graph and packs the parameters that the schedule joins.
-/// The optimizer must hold parameters of the schedule's model. ScheduleError when the loss has more
-/// than one element; ValueError naming a parameter that the optimizer clips and that has no
-/// gradient. Gradient hooks of parameters run here, under the tracer: the ops they call become part
-/// of the step, whatever else they do is not repeated. ScheduleError naming the parameter whose
-/// hook asks for numbers (item()). StaleProgram as build(), and at the next run once such a hook
-/// was added or taken off; now, when code asked training() and the model was traced in eval mode. A
-/// step runs the root in training mode with grad mode on; a module that was in eval mode beside it,
-/// the loss's too, stays in it.
+/// The optimizer holds parameters of the schedule's model, or some of them; frozen ones have no gradient
+/// and keep their values. ScheduleError when the loss has more than one element; ValueError naming a
+/// parameter that the optimizer clips and that has no gradient. Gradient hooks of parameters run here,
+/// under the tracer: the ops they call become part of the step, whatever else they do is not repeated.
+/// ScheduleError naming the parameter whose hook asks for numbers (item()). StaleProgram as build(), and
+/// at the next run once such a hook was added or taken off, or a parameter was frozen or thawed; now,
+/// when code asked training() and the model was traced in eval mode. A step runs the root in training
+/// mode with grad mode on; a module that was in eval mode beside it, the loss's too, stays in it.
 TrainingStep build_training(const Schedule& schedule, const TrainingOptions& options);
 
 }  // namespace tenon

@@ -45,7 +45,7 @@ WeightSource split(const WeightSource& source, std::int64_t pieces, std::int64_t
               "weights: split() asks for piece {} of {}", index, pieces);
   return {fmt::format("split({}, {}, {}, axis={})", source.to_string(), pieces, index, axis),
           mapped(source, [=, text = source.to_string()](const Tensor& x) {
-            const std::int64_t size = x.size(static_cast<int>(axis)).hint();
+            const std::int64_t size = detail::hint_of(x.size(static_cast<int>(axis)));
             TENON_CHECK(size % pieces == 0, ScheduleError,
                         "weights: axis {} of {}, {}, does not split into {} equal pieces", axis,
                         text, x.spec().to_string(), pieces);

@@ -145,7 +145,8 @@ bool operator==(const Attrs& a, const Attrs& b) {
 }
 
 const void* Attrs::data_of_type(const std::type_info& type) const {
-  TENON_INTERNAL(type_ && *type_->id == type, "attributes of another op");
+  TENON_CHECK(type_ && *type_->id == type, ValueError,
+              "attributes of another op: {}, not those that it has", type_ ? type_->name : "none");
   return data_.get();
 }
 

@@ -99,7 +99,7 @@ class Attrs {
   /// "SoftmaxAttrs"; "" for an op without attributes.
   std::string_view type_name() const { return type_ ? std::string_view(type_->name) : ""; }
 
-  /// The struct; InternalError when it is another one.
+  /// The struct; ValueError when it is another one.
   template <class A>
   const A& as() const {
     return *static_cast<const A*>(data_of_type(typeid(A)));

@@ -233,14 +233,39 @@ bool same_text(const DimGuard& a, const DimGuard& b) {
   return a.relation == b.relation && compare(a.left, b.left) == 0 && compare(a.right, b.right) == 0;
 }
 
-/// Whether two guards say the same of sizes, in whatever form: 0 <= s - 2 and 2 <= s.
+/// The expression over the greatest common divisor of its coefficients: what is 0 where it is 0.
+Dim reduced(const Dim& dim) {
+  std::vector<DimTerm> terms = DimExpr::terms_of(dim);
+  std::int64_t divisor = 0;
+  for (const DimTerm& term : terms) divisor = std::gcd(divisor, term.coefficient);
+  if (divisor <= 1) return dim;
+  for (DimTerm& term : terms) term.coefficient /= divisor;
+  return DimExpr::make(std::move(terms));
+}
+
+/// Whether two guards say the same of sizes, in whatever form: 0 <= s - 2 and 2 <= s, 2*s == 8 and
+/// s == 4.
 bool same_fact(const DimGuard& a, const DimGuard& b) {
   if (a.relation != b.relation) return false;
-  const Dim difference = a.right - a.left;
-  if (compare(difference, b.right - b.left) == 0) return true;
   const bool symmetric =
       a.relation == DimGuard::Relation::equal || a.relation == DimGuard::Relation::not_equal;
-  return symmetric && compare(difference, b.left - b.right) == 0;
+  const auto difference = [&](const DimGuard& guard) {
+    const Dim plain = guard.right - guard.left;
+    return symmetric ? reduced(plain) : plain;
+  };
+  const Dim left = difference(a);
+  const Dim right = difference(b);
+  if (compare(left, right) == 0) return true;
+  return symmetric && compare(left, Dim(-1) * right) == 0;
+}
+
+/// Whether a guard says that the size is not negative.
+bool is_said_not_negative(const Dim& dim) {
+  const auto list = guard_list(dim, dim);
+  if (list == nullptr) return false;
+  const DimGuard wanted{Dim(0), DimGuard::Relation::less_equal, dim};
+  return std::any_of(list->guards.begin(), list->guards.end(),
+                     [&](const DimGuard& guard) { return same_fact(guard, wanted); });
 }
 
 /// True when no term is negative; sizes are not, so neither is the sum.
@@ -248,8 +273,9 @@ bool is_never_negative(const Dim& dim) {
   const std::vector<DimTerm> terms = DimExpr::terms_of(dim);
   return std::all_of(terms.begin(), terms.end(), [](const DimTerm& term) {
     const bool known = std::all_of(term.atoms.begin(), term.atoms.end(), [](const DimAtom& atom) {
-      return atom.symbol ||
-             (is_never_negative(atom.quotient->first) && is_never_negative(atom.quotient->second));
+      return atom.symbol || ((is_never_negative(atom.quotient->first) ||
+                              is_said_not_negative(atom.quotient->first)) &&
+                             is_never_negative(atom.quotient->second));
     });
     return known && term.coefficient >= 0;
   });
@@ -483,8 +509,14 @@ bool Dim::same_as(const Dim& other) const {
 std::size_t Dim::hash() const { return std::hash<std::string>{}(to_string()); }
 
 bool DimGuard::holds(const DimBindings& bindings) const {
-  const std::int64_t a = left.evaluate(bindings);
-  const std::int64_t b = right.evaluate(bindings);
+  std::int64_t a = 0;
+  std::int64_t b = 0;
+  try {
+    a = left.evaluate(bindings);
+    b = right.evaluate(bindings);
+  } catch (const ShapeError&) {  // a division by zero: the trace has no such sizes
+    return false;
+  }
   switch (relation) {
     case Relation::equal: return a == b;
     case Relation::not_equal: return a != b;
@@ -519,6 +551,34 @@ void bind(const std::shared_ptr<DimSymbol>& symbol, const Dim& size) {
   symbol->bound = size;
 }
 
+/// The newest symbol that x == y determines, and what it is: of s1 - 2 == 8, s1 and 10. Newer symbols
+/// are made of older ones.
+std::optional<std::pair<std::shared_ptr<DimSymbol>, Dim>> solved(const Dim& x, const Dim& y) {
+  const Dim difference = x - y;
+  const auto terms = DimExpr::terms_of(difference);
+  std::optional<std::pair<std::shared_ptr<DimSymbol>, Dim>> best;
+  for (const DimTerm& term : terms) {
+    if (term.atoms.size() != 1 || !term.atoms[0].symbol) continue;
+    const auto& symbol = term.atoms[0].symbol;
+    if (symbol->kind != DimSymbol::Kind::input || (best && best->first->id > symbol->id)) continue;
+    const Dim itself = DimExpr::make({DimTerm{1, term.atoms}});
+    const Dim rest = Dim(term.coefficient) * itself - difference;  // coefficient * symbol
+    const bool again = any_symbol(rest, [&](const auto& s) { return s->id == symbol->id; });
+    const auto others = DimExpr::terms_of(rest);
+    const bool divides = std::all_of(others.begin(), others.end(), [&](const DimTerm& other) {
+      return other.coefficient % term.coefficient == 0;
+    });
+    if (again || !divides) continue;
+    Dim value = 0;
+    for (DimTerm other : others) {
+      other.coefficient /= term.coefficient;
+      value += DimExpr::make({std::move(other)});
+    }
+    best = {symbol, value};
+  }
+  return best;
+}
+
 }  // namespace
 
 bool unify(const Dim& a, const Dim& b) {
@@ -528,16 +588,12 @@ bool unify(const Dim& a, const Dim& b) {
   if (x.is_constant() && y.is_constant()) return false;
   require_no_pattern(x, y);
   if (hint_of(x) != hint_of(y)) return false;
-  record_guard(x, DimGuard::Relation::equal, y);
-  const auto sx = bare_symbol(x);
-  const auto sy = bare_symbol(y);
-  const auto contains = [](const Dim& dim, const std::shared_ptr<DimSymbol>& symbol) {
-    return any_symbol(dim, [&](const auto& s) { return s == symbol; });
-  };
-  if (sx && (!sy || sy->id < sx->id) && !contains(y, sx)) {
-    bind(sx, y);
-  } else if (sy && !contains(x, sy)) {
-    bind(sy, x);
+  if (const auto known = solved(x, y)) {
+    const auto& [symbol, size] = *known;
+    record_guard(DimExpr::make({DimTerm{1, {{symbol, nullptr}}}}), DimGuard::Relation::equal, size);
+    bind(symbol, size);
+  } else {
+    record_guard(x, DimGuard::Relation::equal, y);
   }
   return true;
 }

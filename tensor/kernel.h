@@ -38,7 +38,7 @@ struct KernelArgs {
 
   /// The op's name.
   const char* name() const;
-  /// The attributes; InternalError when they are another struct.
+  /// The attributes; ValueError when they are another struct.
   template <class A>
   const A& attributes() const {
     return *static_cast<const A*>(attributes_of_type(typeid(A)));

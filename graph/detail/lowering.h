@@ -55,7 +55,7 @@ class Lowering final : public Interpreter {
     return std::move(program_);
   }
 
-  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> inputs,
+  std::vector<Tensor> apply(const Op& op, std::span<const Tensor> given,
                             const Attrs& attrs) override;
   bool is_recording() const override { return true; }
   DropoutMode current_mode() const override {
@@ -71,6 +71,7 @@ class Lowering final : public Interpreter {
   void bind_inputs(const std::vector<TensorSpec>& inputs);
   void lower_node(const Node& node);
   Tensor state_tensor(ValueId id);
+  Tensor held_tensor(const Tensor& tensor);
   Attrs concrete(const Attrs& attrs) const;
   Tensor make_tensor(Location location, const Extents& sizes) const;
   int new_buffer(std::size_t bytes, BufferKind kind);

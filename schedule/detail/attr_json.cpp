@@ -3,6 +3,7 @@
 #include <cctype>
 #include <charconv>
 #include <cmath>
+#include <utility>
 
 #include "tensor/detail/check.h"
 
@@ -142,12 +143,6 @@ double number_from_json(const json& value) {
   fail<ScheduleError>("{} is not a number", value.dump().substr(0, 80));
 }
 
-std::int64_t integer_from_json(const json& value) {
-  TENON_CHECK(value.is_number_integer(), ScheduleError, "{} is not an integer",
-              value.dump().substr(0, 80));
-  return value.get<std::int64_t>();
-}
-
 json dim_to_json(const Dim& dim) {
   if (dim.is_constant()) return detail::hint_of(dim);
   return dim.to_string();
@@ -209,6 +204,14 @@ AttrValue value_from_json(const json& value, const AttrValue& like, const SizeSy
 }
 
 }  // namespace
+
+std::int64_t integer_from_json(const json& value) {
+  const bool fits = value.is_number_unsigned()
+                        ? std::in_range<std::int64_t>(value.get<std::uint64_t>())
+                        : value.is_number_integer();
+  TENON_CHECK(fits, ScheduleError, "{} is not an integer of 64 bits", value.dump().substr(0, 80));
+  return value.get<std::int64_t>();
+}
 
 SizeSymbols size_symbols(const Graph& graph) {
   SizeSymbols symbols;

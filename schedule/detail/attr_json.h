@@ -18,6 +18,9 @@ nlohmann::json attrs_to_json(const Attrs& attrs);
 /// ScheduleError for an unknown type, a field that is missing or of another type, or an unknown symbol.
 Attrs attrs_from_json(const nlohmann::json& json, const SizeSymbols& symbols);
 
+/// ScheduleError unless the value is an integer of 64 bits.
+std::int64_t integer_from_json(const nlohmann::json& value);
+
 nlohmann::json shape_to_json(const Shape& shape);
 Shape shape_from_json(const nlohmann::json& json, const SizeSymbols& symbols);
 

@@ -1,7 +1,10 @@
 #include "schedule/detail/graph_edit.h"
 
 #include <algorithm>
+#include <charconv>
+#include <limits>
 #include <set>
+#include <utility>
 
 #include "nn/detail/base64.h"
 #include "schedule/detail/attr_json.h"
@@ -12,13 +15,33 @@ namespace {
 
 using nlohmann::json;
 
-/// "n12:1" -> 12, 1.
-std::pair<int, int> parse_result(const std::string& text) {
-  int node = 0;
+int to_int(const json& number) {
+  const std::int64_t wide = integer_from_json(number);
+  TENON_CHECK(std::in_range<int>(wide), ScheduleError, "{} is too large or small", wide);
+  return static_cast<int>(wide);
+}
+
+/// The digits that the text begins with, taken off it.
+int take_number(std::string_view& text, std::string_view whole) {
+  int number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  TENON_CHECK(error == std::errc() && number >= 0 && text[0] != '-', ScheduleError,
+              "'{}' is no reference to a value", whole.substr(0, 80));
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return number;
+}
+
+/// "n12:1" -> 12, 1; "i2" -> 2, 0.
+std::pair<int, int> parse_reference(const std::string& whole) {
+  std::string_view text = std::string_view(whole).substr(1);
+  const int number = take_number(text, whole);
   int output = 0;
-  const int read = std::sscanf(text.c_str(), "n%d:%d", &node, &output);
-  TENON_CHECK(read >= 1, ScheduleError, "'{}' is no reference to a value", text.substr(0, 80));
-  return {node, read == 2 ? output : 0};
+  if (whole[0] == 'n' && text.starts_with(":")) {
+    text.remove_prefix(1);
+    output = take_number(text, whole);
+  }
+  TENON_CHECK(text.empty(), ScheduleError, "'{}' is no reference to a value", whole.substr(0, 80));
+  return {number, output};
 }
 
 json tensor_to_json(const Value& value) {
@@ -35,14 +58,28 @@ json tensor_to_json(const Value& value) {
           {"base64", nn::detail::base64_encode({static_cast<const std::byte*>(view.data), bytes})}};
 }
 
+/// ScheduleError unless the text may be the values: nothing is allocated on the word of a shape.
+void check_bytes(const std::string& name, const Shape& shape, DType dtype, std::size_t length) {
+  auto bytes = static_cast<std::int64_t>(size_of(dtype));
+  bool fits = shape.rank() <= kMaxRank;
+  for (const Dim& size : shape) {
+    fits = fits && hint_of(size) >= 0 && !__builtin_mul_overflow(bytes, hint_of(size), &bytes);
+  }
+  TENON_CHECK(fits && nn::detail::base64_size(static_cast<std::size_t>(bytes)) == length,
+              ScheduleError, "the values of '{}' are not those of {}{} in base64", name,
+              tenon::name(dtype), shape.to_string());
+}
+
 void add_state(Graph& graph, const json& state) {
   const DType dtype = parse_dtype(state.at("dtype").get<std::string>());
-  Tensor tensor = empty(shape_from_json(state.at("shape"), {}), {dtype, kCpu});
+  const std::string name = state.at("name").get<std::string>();
+  const std::string text = state.at("base64").get<std::string>();
+  const Shape shape = shape_from_json(state.at("shape"), {});
+  check_bytes(name, shape, dtype, text.size());
+  Tensor tensor = empty(shape, {dtype, kCpu});
   const TensorView view = tensor.view_of_data();
   const auto bytes = static_cast<std::size_t>(view.numel()) * size_of(dtype);
-  const std::string name = state.at("name").get<std::string>();
-  TENON_CHECK(nn::detail::base64_decode(state.at("base64").get<std::string>(),
-                                        {static_cast<std::byte*>(view.data), bytes}),
+  TENON_CHECK(nn::detail::base64_decode(text, {static_cast<std::byte*>(view.data), bytes}),
               ScheduleError, "the values of '{}' are not {} bytes in base64", name, bytes);
   // It lives where the model does, and in its floating dtype.
   for (ValueId id : graph.values()) {
@@ -54,6 +91,8 @@ void add_state(Graph& graph, const json& state) {
   }
   tensor.requires_grad_(state.at("requires_grad").get<bool>());
   const std::string kind = state.at("kind").get<std::string>();
+  TENON_CHECK(kind == "parameter" || kind == "buffer" || kind == "constant", ScheduleError,
+              "'{}' is no kind of state", kind.substr(0, 80));
   graph.add_state(kind == "parameter" ? ValueKind::parameter
                   : kind == "buffer"  ? ValueKind::buffer
                                       : ValueKind::constant,
@@ -257,29 +296,33 @@ class EditReader {
     for (const json& state : list("states")) add_state(graph_, state);
     for (const json& fields : list("calls")) add_call(fields);
     for (const json& fields : list("changed_calls")) {
-      set_call(graph_.mutable_call(numbering_.call_at(fields.at("call").get<int>())), fields);
+      set_call(graph_.mutable_call(numbering_.call_at(fields.at("call"))), fields);
     }
     for (const json& fields : list("nodes")) add_node(fields);
     for (const json& fields : list("changed_nodes")) change_node(fields);
     for (const json& pair : list("replaced")) {
-      graph_.replace_all_uses(value(pair.at(0)), value(pair.at(1)));
+      graph_.replace_all_uses(present(pair.at(0)), present(pair.at(1)));
     }
-    if (edit_.contains("outputs")) graph_.set_outputs(values(edit_.at("outputs")));
+    if (edit_.contains("outputs")) {
+      std::vector<ValueId> outputs;
+      for (const json& output : list("outputs")) outputs.push_back(present(output));
+      graph_.set_outputs(std::move(outputs));
+    }
     if (edit_.contains("writes")) {
       graph_.drop_writes();
       for (const json& write : list("writes")) {
-        graph_.set_write(value(write.at(0)), value(write.at(1)));
+        graph_.set_write(present(write.at(0)), present(write.at(1)));
       }
     }
     remove_nodes();
     for (const json& fields : list("call_values")) {
-      ModuleCall& call = graph_.mutable_call(numbering_.call_at(fields.at("call").get<int>()));
+      ModuleCall& call = graph_.mutable_call(numbering_.call_at(fields.at("call")));
       call.inputs = values(fields.at("inputs"));
       call.outputs = values(fields.at("outputs"));
     }
-    for (const auto& [id, name] : names_) graph_.set_name(id, name);
+    for (const auto& [id, name] : names_) graph_.set_name(still_there(id), name);
     for (const json& region : list("discarding_regions")) {
-      graph_.discard_results(region.get<std::int32_t>());
+      graph_.discard_results(region_of(region));
     }
     if (edit_.contains("holds_for_training")) {
       graph_.mutable_facts().hold_mode(edit_.at("holds_for_training").get<bool>());
@@ -297,13 +340,45 @@ class EditReader {
  private:
   const json& list(const char* key) const {
     static const json& kEmpty = *new json(json::array());  // never destroyed
-    return edit_.contains(key) ? edit_.at(key) : kEmpty;
+    if (!edit_.contains(key)) return kEmpty;
+    TENON_CHECK(edit_.at(key).is_array(), ScheduleError, "'{}' is not a list", key);
+    return edit_.at(key);
+  }
+  NodeId still_there(NodeId id) const {
+    TENON_CHECK(graph_.has_node(id), ScheduleError,
+                "a node is removed twice, or removed and named");
+    return id;
   }
   ValueId value(const json& reference) const { return numbering_.value_at(graph_, reference); }
+  ValueId present(const json& reference) const {
+    TENON_CHECK(!reference.is_null(), ScheduleError, "a value is needed where there is none");
+    return value(reference);
+  }
   std::vector<ValueId> values(const json& references) const {
     std::vector<ValueId> ids;
     for (const json& reference : references) ids.push_back(value(reference));
     return ids;
+  }
+
+  static std::int32_t region_of(const json& number) {
+    const int region = to_int(number);
+    // Later primitives count on.
+    TENON_CHECK(region >= kNone && region < std::numeric_limits<std::int32_t>::max(), ScheduleError,
+                "there is no region {}", region);
+    return region;
+  }
+
+  static void check_operands(const Op& op, const std::vector<ValueId>& operands) {
+    const bool variadic = !op.operands.empty() && op.operands.back().variadic;
+    const bool fits =
+        variadic ? operands.size() >= op.operands.size() : operands.size() == op.operands.size();
+    TENON_CHECK(fits, ScheduleError, "[{}] {} operands given; needed {}", op.name, operands.size(),
+                op.operands.size());
+    for (std::size_t i = 0; i < operands.size(); ++i) {
+      const Operand& operand = op.operands[std::min(i, op.operands.size() - 1)];
+      TENON_CHECK(operands[i] != kNone || operand.optional, ScheduleError,
+                  "[{}] operand '{}' is absent", op.name, operand.name);
+    }
   }
 
   static void set_call(ModuleCall& call, const json& fields) {
@@ -320,35 +395,41 @@ class EditReader {
   void add_call(const json& fields) {
     ModuleCall call;
     set_call(call, fields);
-    call.parent = numbering_.call_at(fields.at("parent").get<int>());
+    call.parent = numbering_.call_at(fields.at("parent"));
     numbering_.add_call(graph_.add_call(std::move(call)));
   }
 
   void add_node(const json& fields) {
     const json& after = fields.at("after");
     const std::size_t position =
-        after.is_null() ? 0 : graph_.position(numbering_.node_at(after.get<int>())) + 1;
-    const NodeId id =
-        graph_.add_node(get_op(fields.at("op").get<std::string>()), values(fields.at("inputs")),
-                        placed(attrs_from_json(fields.at("attrs"), symbols_), device_),
-                        numbering_.call_at(fields.at("call").get<int>()), position);
+        after.is_null() ? 0 : graph_.position(numbering_.node_at(graph_, after)) + 1;
+    const Op& op = get_op(fields.at("op").get<std::string>());
+    std::vector<ValueId> inputs = values(fields.at("inputs"));
+    check_operands(op, inputs);
+    const NodeId id = graph_.add_node(
+        op, std::move(inputs), placed(attrs_from_json(fields.at("attrs"), symbols_), device_),
+        numbering_.call_at(fields.at("call")), position);
     numbering_.add_node(id);
     set_marks(id, fields);
   }
 
   void change_node(const json& fields) {
-    const NodeId id = numbering_.node_at(fields.at("node").get<int>());
+    const NodeId id = numbering_.node_at(graph_, fields.at("node"));
     if (fields.contains("inputs")) {
       const std::vector<ValueId> inputs = values(fields.at("inputs"));
       TENON_CHECK(inputs.size() == graph_.node(id).inputs.size(), ScheduleError,
                   "{} has {} operands, not {}", graph_.full_name(id), graph_.node(id).inputs.size(),
                   inputs.size());
+      check_operands(*graph_.node(id).op, inputs);
       for (std::size_t i = 0; i < inputs.size(); ++i) {
         graph_.set_operand(id, static_cast<int>(i), inputs[i]);
       }
     }
     if (fields.contains("attrs")) {
       const Attrs attrs = placed(attrs_from_json(fields.at("attrs"), symbols_), device_);
+      TENON_CHECK(attrs.type_name() == graph_.node(id).attrs.type_name(), ScheduleError,
+                  "{} has attributes of type '{}', not '{}'", graph_.full_name(id),
+                  graph_.node(id).attrs.type_name(), attrs.type_name());
       for (std::size_t i = 0; i < attrs.size(); ++i) graph_.set_attribute(id, i, attrs.value(i));
     }
     set_marks(id, fields);
@@ -357,17 +438,17 @@ class EditReader {
   void set_marks(NodeId id, const json& fields) {
     if (fields.contains("name")) names_.emplace_back(id, fields.at("name").get<std::string>());
     if (fields.contains("kernel")) graph_.bind_kernel(id, fields.at("kernel").get<std::string>());
-    if (fields.contains("region")) graph_.set_region(id, fields.at("region").get<int>());
+    if (fields.contains("region")) graph_.set_region(id, region_of(fields.at("region")));
   }
 
   void remove_nodes() {
     std::vector<NodeId> removed;
     for (const json& number : list("removed")) {
-      removed.push_back(numbering_.node_at(number.get<int>()));
+      removed.push_back(numbering_.node_at(graph_, number));
     }
     std::sort(removed.begin(), removed.end(),
               [&](NodeId a, NodeId b) { return graph_.position(a) > graph_.position(b); });
-    for (NodeId id : removed) graph_.erase_node(id);
+    for (NodeId id : removed) graph_.erase_node(still_there(id));
   }
 
   Graph& graph_;
@@ -395,13 +476,17 @@ void GraphNumbering::add_call(CallId id) {
   calls_.push_back(id);
 }
 
-NodeId GraphNumbering::node_at(int number) const {
-  TENON_CHECK(number >= 0 && static_cast<std::size_t>(number) < nodes_.size(), ScheduleError,
-              "there is no node {}", number);
-  return nodes_[static_cast<std::size_t>(number)];
+NodeId GraphNumbering::node_at(const Graph& graph, const json& number) const {
+  const int index = to_int(number);
+  TENON_CHECK(index >= 0 && static_cast<std::size_t>(index) < nodes_.size(), ScheduleError,
+              "there is no node {}", index);
+  const NodeId id = nodes_[static_cast<std::size_t>(index)];
+  TENON_CHECK(graph.has_node(id), ScheduleError, "node {} is gone", index);
+  return id;
 }
 
-CallId GraphNumbering::call_at(int number) const {
+CallId GraphNumbering::call_at(const json& reference) const {
+  const int number = to_int(reference);
   TENON_CHECK(number >= 0 && static_cast<std::size_t>(number) < calls_.size(), ScheduleError,
               "there is no module call {}", number);
   return calls_[static_cast<std::size_t>(number)];
@@ -429,16 +514,17 @@ ValueId GraphNumbering::value_at(const Graph& graph, const json& reference) cons
     fail<ScheduleError>("there is no state {}", text.substr(0, 80));
   }
   if (text.starts_with("i")) {
-    const std::size_t index = static_cast<std::size_t>(std::atoi(text.c_str() + 1));
+    const auto index = static_cast<std::size_t>(parse_reference(text).first);
     TENON_CHECK(index < graph.inputs().size(), ScheduleError, "there is no input {}",
                 text.substr(0, 80));
     return graph.inputs()[index];
   }
-  const auto [number, output] = parse_result(text);
-  const NodeId id = node_at(number);
-  TENON_CHECK(graph.has_node(id) && output >= 0 &&
-                  static_cast<std::size_t>(output) < graph.node(id).outputs.size(),
-              ScheduleError, "there is no value {}", text.substr(0, 80));
+  TENON_CHECK(text.starts_with("n"), ScheduleError, "'{}' is no reference to a value",
+              text.substr(0, 80));
+  const auto [number, output] = parse_reference(text);
+  const NodeId id = node_at(graph, number);
+  TENON_CHECK(static_cast<std::size_t>(output) < graph.node(id).outputs.size(), ScheduleError,
+              "there is no value {}", text.substr(0, 80));
   return graph.node(id).outputs[static_cast<std::size_t>(output)];
 }
 

@@ -20,9 +20,10 @@ class GraphNumbering {
   explicit GraphNumbering(const Graph& traced);
 
   int number_of(NodeId id) const { return numbers_.at(id); }
-  NodeId node_at(int number) const;
+  /// ScheduleError when `graph` has no such node, or no longer, or this is no number.
+  NodeId node_at(const Graph& graph, const nlohmann::json& number) const;
   void add_node(NodeId id);
-  CallId call_at(int number) const;
+  CallId call_at(const nlohmann::json& number) const;
   int call_number(CallId id) const { return call_numbers_.at(id); }
   void add_call(CallId id);
 

@@ -72,6 +72,7 @@ class WeightMapper {
     std::vector<ValueId> sources;
     const ValueId value = given != call_.weights.end() ? evaluate(name, given->second, sources)
                                                        : derive(name, parameters, i, sources);
+    if (given != call_.weights.end()) sources = unique(sources);  // a map may take one in pieces
     check_joinable(graph_, sources, inside_, call_.known,
                    fmt::format("'{}' of {}", name, replacement()));
     const TensorSpec& needed = graph_.value(own).spec;
@@ -79,6 +80,14 @@ class WeightMapper {
                 "parameter '{}' of {} is {}; its sources make {}", name, replacement(),
                 needed.to_string(), graph_.value(value).spec.to_string());
     graph_.replace_all_uses(own, value);
+  }
+
+  static std::vector<ValueId> unique(const std::vector<ValueId>& ids) {
+    std::vector<ValueId> result;
+    for (ValueId id : ids) {
+      if (std::find(result.begin(), result.end(), id) == result.end()) result.push_back(id);
+    }
+    return result;
   }
 
   /// The state of that name of the module that is replaced as a whole, or kNone.

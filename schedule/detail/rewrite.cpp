@@ -34,6 +34,22 @@ CallId enclosing_call(const Graph& graph, const Branches& branches) {
   return parent;
 }
 
+/// What an earlier branch was replaced by may read less, which leaves nodes dead.
+void check_still_there(const Graph& graph, const Branches& branches) {
+  for (const Subgraph* branch : branches) {
+    for (std::size_t i = 0; i < branch->nodes.size(); ++i) {
+      TENON_CHECK(graph.has_node(branch->nodes[i]), ScheduleError,
+                  "{} is gone: nothing reads it once another match is replaced; replace it first",
+                  branch->names[i].second);
+    }
+    for (ValueId id : branch->inputs) {
+      TENON_CHECK(id == kNone || graph.has_value(id), ScheduleError,
+                  "an input of {} is gone: nothing reads it once another match is replaced",
+                  branch->names[0].second);
+    }
+  }
+}
+
 /// What matched nodes that draw do: masks drop, random tensors draw.
 const char* verb_of(const Graph& graph, const std::vector<NodeId>& matched) {
   const bool tensors = std::any_of(matched.begin(), matched.end(), [&](NodeId id) {
@@ -83,6 +99,7 @@ ModuleTree tree_like(const Replacement& replacement, const Graph& graph, const S
 
 std::vector<ValueId> Rewrite::run() {
   const std::vector<NodeId> matched = matched_nodes(branches);
+  check_still_there(graph, branches);
   const std::int32_t region = common_region(graph, matched);
   const std::vector<AttrValue> old_sites = active_sites(graph, matched);
   const char* verb = verb_of(graph, matched);
@@ -114,11 +131,21 @@ std::vector<ValueId> Rewrite::run() {
   TENON_CHECK(outputs.size() == old.size(), ScheduleError, "{} returned {} tensors; needed {}",
               replacement.name, outputs.size(), old.size());
   std::vector<ValueId> results;
-  for (const Tensor& output : outputs) results.push_back(builder.value_of(output, "return"));
+  for (const Tensor& output : outputs) {
+    TENON_CHECK(output.defined(), ScheduleError, "result {} of {} is an undefined tensor",
+                results.size(), replacement.name);
+    results.push_back(builder.value_of(output, "return"));
+  }
+  const std::size_t first_mapped = graph.replaced_values().size();
   if (replacement.module) {
     map_weights(graph,
                 {replacement, weights, branches, known, state_prefix, replaced_call != kNone,
                  replaced_call != kNone ? graph.call(replaced_call).path : "", own_call, position});
+  }
+  // A parameter may be a result itself.
+  const auto& mapped = graph.replaced_values();
+  for (std::size_t i = first_mapped; i < mapped.size(); ++i) {
+    std::replace(results.begin(), results.end(), mapped[i].first, mapped[i].second);
   }
   carry_sites(graph, old_sites, builder.added(), verb, replacement.name);
   for (NodeId id : builder.added()) graph.set_region(id, region);

@@ -57,11 +57,18 @@ std::string hooked_module_below(const Graph& graph, const std::string& path);
 /// not in the same.
 std::int32_t common_region(const Graph& graph, const std::vector<NodeId>& nodes);
 
-/// Throws ScheduleError unless every node of the match is as it was found.
-void check_current(const Graph& graph, const Subgraph& match);
+/// Throws ScheduleError unless there are matches, each complete, and every node is as it was found.
+void check_current(const Graph& graph, const Matches& matches);
 
-/// The same, and check_match, and that no module inside has a hook: its effect would be lost.
-void check_replaceable(const Graph& graph, const Subgraph& match);
+/// ScheduleError when a node is in two of the matches, or in one twice.
+void check_disjoint(const Graph& graph, const Matches& matches);
+
+/// Both, and for each match check_match, and that what it takes and returns exists and no module
+/// inside has a hook: its effect would be lost.
+void check_replaceable(const Graph& graph, const Matches& matches);
+
+/// ScheduleError unless the match's results exist, and there are some.
+void check_results(const Graph& graph, const Subgraph& match);
 
 /// The call that all nodes of the match are seen in.
 CallId common_call(const Graph& graph, const Subgraph& match);

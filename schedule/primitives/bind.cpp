@@ -22,11 +22,10 @@ std::vector<std::string> implementations(const Op& op) {
 }  // namespace
 
 void bind_matches(Graph& graph, const Matches& matches, const std::string& kernel) {
-  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  detail::check_current(graph, matches);
   std::string offered;
   bool bound = false;
   for (const Subgraph& match : matches) {
-    detail::check_current(graph, match);
     for (NodeId id : match.nodes) {
       const auto names = implementations(*graph.node(id).op);
       if (std::find(names.begin(), names.end(), kernel) != names.end()) {

@@ -27,11 +27,9 @@ void checkpoint_module(Graph& graph, const std::string& path, bool keep_results)
 }
 
 void checkpoint_matches(Graph& graph, const Matches& matches, bool keep_results) {
-  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
-  for (const Subgraph& match : matches) {
-    detail::check_current(graph, match);
-    mark_region(graph, match.nodes, keep_results);
-  }
+  detail::check_current(graph, matches);
+  detail::check_disjoint(graph, matches);
+  for (const Subgraph& match : matches) mark_region(graph, match.nodes, keep_results);
 }
 
 }  // namespace tenon

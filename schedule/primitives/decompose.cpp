@@ -14,7 +14,7 @@ bool decompose_node(Graph& graph, NodeId id) {
   GraphBuilder builder(graph, graph.position(id), node.call);
   std::vector<Tensor> inputs;
   for (ValueId input : node.inputs) {
-    inputs.push_back(input == kNone ? Tensor() : builder.tensor(input));
+    inputs.push_back(builder.tensor(input));
   }
   std::vector<Tensor> outputs;
   {
@@ -56,9 +56,9 @@ void decompose_module(Graph& graph, const std::string& path) {
 }
 
 void decompose_matches(Graph& graph, const Matches& matches) {
-  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  detail::check_current(graph, matches);
+  detail::check_disjoint(graph, matches);
   for (const Subgraph& match : matches) {
-    detail::check_current(graph, match);
     for (NodeId id : match.nodes) {
       const std::string name = graph.full_name(id);
       const CallId call = graph.node(id).call;

@@ -105,8 +105,7 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
 }  // namespace
 
 void fuse_matches(Graph& graph, const Matches& matches, const std::string& name) {
-  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
-  for (const Subgraph& match : matches) detail::check_replaceable(graph, match);
+  detail::check_replaceable(graph, matches);
   for (const Subgraph& match : matches) fuse_one(graph, match, name);
 }
 

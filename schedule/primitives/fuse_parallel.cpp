@@ -38,7 +38,6 @@ void check_linear(const Graph& graph, NodeId id) {
 std::vector<Group> group_by_input(const Graph& graph, const Matches& matches) {
   std::vector<Group> groups;
   for (const Subgraph& match : matches) {
-    detail::check_replaceable(graph, match);
     for (NodeId id : match.nodes) {
       check_linear(graph, id);
       const ValueId input = graph.node(id).inputs[kInput];
@@ -133,7 +132,7 @@ void fuse_group(Graph& graph, const Group& group, const std::unordered_set<Value
 }  // namespace
 
 void fuse_parallel_matches(Graph& graph, const Matches& matches, const std::string& name) {
-  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  detail::check_replaceable(graph, matches);
   const auto known = detail::value_set(graph);
   for (Group& group : group_by_input(graph, matches)) {
     // An earlier group may have replaced what this one reads.

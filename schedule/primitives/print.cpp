@@ -7,9 +7,9 @@
 namespace tenon {
 
 void print_matches(Graph& graph, const Matches& matches, const std::string& label) {
-  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  detail::check_current(graph, matches);
   for (const Subgraph& match : matches) {
-    detail::check_current(graph, match);
+    detail::check_results(graph, match);
     for (ValueId value : match.outputs) {
       const NodeId producer = graph.value(value).producer;
       const CallId call = producer == kNone ? 0 : graph.visible_call(producer);

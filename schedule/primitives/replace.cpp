@@ -19,7 +19,9 @@ std::string match_name(const Graph& graph, const Subgraph& match) {
 
 std::string input_names(const Graph& graph, const Subgraph& match) {
   std::string text;
-  for (ValueId id : match.inputs) text += (text.empty() ? "" : ", ") + graph.value_name(id);
+  for (ValueId id : match.inputs) {
+    text += (text.empty() ? "" : ", ") + (id == kNone ? "none" : graph.value_name(id));
+  }
   return text;
 }
 
@@ -95,9 +97,8 @@ void rewrite(Graph& graph, const Replacement& replacement, const ModuleTree& tre
 
 void replace_matches(Graph& graph, const Replacement& replacement, const Matches& matches,
                      const ReplaceOptions& options) {
-  TENON_CHECK(!matches.empty(), ScheduleError, "the match is empty: {}", matches.explain());
+  detail::check_replaceable(graph, matches);
   for (const Subgraph& match : matches) {
-    detail::check_replaceable(graph, match);
     TENON_CHECK(static_cast<std::size_t>(replacement.tensor_parameters) == match.inputs.size(),
                 ScheduleError, "{} takes {} tensors; the pattern has {} parameters",
                 replacement.name, replacement.tensor_parameters, match.inputs.size());

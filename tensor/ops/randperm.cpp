@@ -26,7 +26,8 @@ namespace {
 
 std::vector<TensorSpec> infer_randperm(const InferContext& context) {
   const auto& attrs = context.attributes<RandomTensorAttrs>();
-  TENON_INTERNAL(attrs.shape.rank() == 1, "[randperm] shape {}", attrs.shape.to_string());
+  TENON_CHECK(attrs.shape.rank() == 1, ShapeError, "[randperm] shape {}; needed one axis",
+              attrs.shape.to_string());
   check_randperm(context.op(), attrs.shape[0], attrs.dtype);
   return random_tensor_spec(context, attrs);
 }

@@ -84,8 +84,10 @@ std::vector<TensorSpec> infer_attention(const InferContext& context) {
 
 namespace {
 
-/// (L, S) bool, true where key j <= query i.
-Tensor causal_mask(const Dim& queries, const Dim& keys, Device device) {
+/// Bool, true where key j <= query i: (L, S), or like the scores (…, L, S) where sizes are symbols.
+Tensor causal_mask(const Tensor& scores, Device device) {
+  const Dim &queries = scores.shape()[-2], &keys = scores.shape()[-1];
+  if (!queries.is_constant() || !keys.is_constant()) return tril(ne(scores * 0, 1));  // all true
   const std::int64_t rows = queries.value();
   const std::int64_t cols = keys.value();
   Tensor mask = zeros({rows, cols}, {DType::boolean, kCpu});
@@ -129,7 +131,7 @@ Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Ten
                                const AttentionAttrs& attrs) {
   Tensor mask = attn_mask;
   Tensor scores = matmul(query, transpose(key, -2, -1)) * attrs.scale;
-  if (attrs.is_causal) mask = causal_mask(query.size(-2), key.size(-2), query.device());
+  if (attrs.is_causal) mask = causal_mask(scores, query.device());
   if (mask && mask.dtype() == DType::boolean) {
     constexpr double kHidden = -std::numeric_limits<double>::infinity();
     scores = where(mask, scores, full({}, kHidden, {scores.dtype(), scores.device()}));

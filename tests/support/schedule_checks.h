@@ -56,7 +56,8 @@ inline std::vector<Tensor> targets_like(std::span<const Tensor> outputs) {
   Generator generator(kSeed + 7);
   std::vector<Tensor> targets;
   for (const Tensor& output : outputs) {
-    targets.push_back(randn(output.shape(), {}, &generator).to(output.device()));
+    const Tensor target = randn(output.shape(), {}, &generator);
+    targets.push_back(target.to(output.dtype()).to(output.device()));
   }
   return targets;
 }
