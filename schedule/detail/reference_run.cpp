@@ -123,16 +123,17 @@ class ReferenceRun::Evaluator final : public Interpreter {
     for (const Tensor& input : inputs) exact = exact && is_exact(input);
     const bool aliases = !inputs.empty() && inputs[0] && output.storage() == inputs[0].storage();
     if (aliases) return;
-    if (exact && output.is_contiguous() && all_whole(output)) {
+    if (output.dtype() != DType::float64 || !output.is_contiguous()) return;
+    if (exact && all_whole(output)) {
       exact_.push_back(output);
-    } else if (!moves && output.is_contiguous()) {
+    } else if (!moves) {
       add_noise(output, next_stream(), false);
     }
   }
 
   /// A product as another kernel may sum it up: each read of it is off by the size of its terms.
   Tensor read_again(const Tensor& input) {
-    if (!input || !is_floating(input.dtype())) return input;
+    if (!input || input.dtype() != DType::float64) return input;
     const auto terms = terms_.find(input.storage().get());
     if (terms == terms_.end()) return input;
     Tensor moved = Tensor(terms->second.storage(), DType::float64, input.layout()).clone();
@@ -150,7 +151,10 @@ class ReferenceRun::Evaluator final : public Interpreter {
     }
     const std::vector<Tensor> terms = apply_eager(op, sizes, attrs);
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      if (!is_floating(outputs[i].dtype()) || !(outputs[i].layout() == terms[i].layout())) continue;
+      const bool fits = outputs[i].dtype() == DType::float64 && outputs[i].is_contiguous() &&
+                        outputs[i].layout() == terms[i].layout() &&
+                        outputs[i].storage()->bytes() == terms[i].storage()->bytes();
+      if (!fits) continue;
       terms_.insert_or_assign(outputs[i].storage().get(), terms[i]);
       products_.push_back(outputs[i]);  // its storage is not another's meanwhile
     }
