@@ -60,6 +60,30 @@ void compare_state(const Graph& after, const ModuleTree& tree, VerifyReport& rep
   }
 }
 
+/// The same state is written, or each in its place.
+void compare_writes(const Graph& before, const Graph& after, VerifyReport& report) {
+  const auto written = [](const Graph& graph) {
+    std::map<const TensorImpl*, std::string> states;
+    for (const StateWrite& write : graph.writes()) {
+      const Value& state = graph.value(write.state);
+      states.emplace(state.tensor.impl().get(), state.name);
+    }
+    return states;
+  };
+  const auto own = written(before);
+  const auto rewritten = written(after);
+  for (const auto& [identity, name] : own) {
+    if (!rewritten.contains(identity)) {
+      report.errors.push_back(fmt::format("the schedule does not write '{}'", name));
+    }
+  }
+  for (const auto& [identity, name] : rewritten) {
+    if (!own.contains(identity)) {
+      report.errors.push_back(fmt::format("the schedule writes '{}'; the model does not", name));
+    }
+  }
+}
+
 /// One comparison of two Graphs without effects.
 class Verification {
  public:
@@ -77,6 +101,7 @@ class Verification {
         correspondence_(before, after) {}
 
   void run(VerifyReport& report) {
+    compare_writes(before_, after_, report);
     if (context_.held_mode) {
       report.notes.push_back(
           fmt::format("compared in {} mode only: code that asked training() holds for that mode",
@@ -176,7 +201,7 @@ class Verification {
     }
     Region region = structure.region;
     while (!outcome.ok && !outcome.fails_on_recorded && !options_.whole) {
-      if (!correspondence_.widen(region)) break;
+      if (has_free_inputs(region) || !correspondence_.widen(region)) break;
       if (detail::cost_of_region(region, context_) > kWidestFlops) {
         outcome.left_out.push_back(
             fmt::format("{} fails on drawn values; what makes them is too large to be compared "
@@ -188,6 +213,21 @@ class Verification {
       outcome = check(region, detail::input_facts(region, context_));
     }
     return outcome;
+  }
+
+  /// Nothing behind its inputs narrows down what they can be: they are inputs and state of the model,
+  /// or products with parameters, which take on any value.
+  bool has_free_inputs(const Region& region) const {
+    return std::all_of(region.inputs.begin(), region.inputs.end(), [&](const auto& input) {
+      if (input.before == kNone) return true;
+      const NodeId producer = before_.value(input.before).producer;
+      if (producer == kNone) return true;
+      const Node& node = before_.node(producer);
+      return node.op->flops != nullptr &&
+             std::any_of(node.inputs.begin(), node.inputs.end(), [&](ValueId operand) {
+               return operand != kNone && before_.value(operand).kind == ValueKind::parameter;
+             });
+    });
   }
 
   RegionOutcome check(const Region& region, const std::vector<InputFacts>& inputs) const {

@@ -30,7 +30,8 @@ bool both_finite(Agreement& agreement, double model, double scheduled, Excused e
   }
   ++agreement.not_finite;
   const bool overflows = excused.overflow && std::isinf(model) && std::isfinite(scheduled);
-  if (std::isnan(model) || model == scheduled || excused.any || overflows) {
+  const bool same = model == scheduled || (std::isnan(model) && std::isnan(scheduled));
+  if (same || (std::isnan(model) && excused.nan) || excused.any || overflows) {
     agreement.finite_for_nan += std::isnan(model) && std::isfinite(scheduled) ? 1 : 0;
     return false;
   }

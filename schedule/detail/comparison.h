@@ -30,6 +30,7 @@ using Sensitivity = std::function<const std::vector<double>&()>;
 /// Elements that are not finite and need not be the same.
 struct Excused {
   bool any = false;       ///< gradients behind results that are not finite
+  bool nan = true;        ///< NaN in the model
   bool overflow = false;  ///< infinite in the model only, which inputs of extreme magnitude make so
 };
 

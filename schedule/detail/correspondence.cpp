@@ -402,18 +402,22 @@ std::string structure_text(const Region& region, const Graph& before, const Grap
     const auto& own_inputs = is_before ? region.inputs_before : region.inputs_after;
     std::unordered_map<ValueId, std::string> names;
     for (const auto& [id, index] : own_inputs) names[id] = fmt::format("i{}", index);
+    std::unordered_map<ValueId, std::string> results;
     for (std::size_t n = 0; n < nodes.size(); ++n) {
       const Node& node = graph.node(nodes[n]);
       text += fmt::format("{}({})@{}", node.op->name, exact_text(node.attrs, sites), node.kernel);
       for (const ValueId id : node.inputs) text += " " + (id == kNone ? "-" : names.at(id));
       text += "\n";
       for (std::size_t k = 0; k < node.outputs.size(); ++k) {
-        names.try_emplace(node.outputs[k], fmt::format("n{}:{}", n, k));
+        results[node.outputs[k]] = fmt::format("n{}:{}", n, k);
+        names.try_emplace(node.outputs[k], results[node.outputs[k]]);
       }
     }
     text += "->";
     for (const ValuePair& output : region.outputs) {
-      text += " " + names.at(is_before ? output.before : output.after);
+      const ValueId id = is_before ? output.before : output.after;
+      const auto result = results.find(id);
+      text += " " + (result != results.end() ? result->second : names.at(id));
     }
     text += "\n";
   };

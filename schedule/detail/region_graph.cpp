@@ -120,6 +120,8 @@ Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs
   }
   std::unordered_map<ValueId, ValueId> values;
   for (const auto& [id, index] : side.inputs) values[id] = given[static_cast<std::size_t>(index)];
+  // A claimed value may be computed here and, for what reads it, come from outside.
+  std::unordered_map<ValueId, ValueId> results;
   for (const NodeId id : side.nodes) {
     const Node& node = side.graph.node(id);
     std::vector<ValueId> operands;
@@ -131,18 +133,23 @@ Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs
       const InterpreterGuard guard(builder);
       const Tensor zeroed = ops::softmax_or_zeros(builder.tensor(operands[0]),
                                                   node.attrs.as<AxisAttrs>().dim);
-      values.try_emplace(node.outputs[0], builder.value_of(zeroed, "softmax"));
+      results[node.outputs[0]] = builder.value_of(zeroed, "softmax");
+      values.try_emplace(node.outputs[0], results[node.outputs[0]]);
       continue;
     }
     const NodeId copy =
         graph.add_node(*node.op, std::move(operands), at_sizes(node.attrs, sizes), call);
     if (!node.kernel.empty()) graph.bind_kernel(copy, node.kernel);
     for (std::size_t k = 0; k < node.outputs.size(); ++k) {
-      values.try_emplace(node.outputs[k], graph.node(copy).outputs[k]);
+      results[node.outputs[k]] = graph.node(copy).outputs[k];
+      values.try_emplace(node.outputs[k], results[node.outputs[k]]);
     }
   }
   std::vector<ValueId> outputs;
-  for (const ValueId id : side.outputs) outputs.push_back(values.at(id));
+  for (const ValueId id : side.outputs) {
+    const auto result = results.find(id);
+    outputs.push_back(result != results.end() ? result->second : values.at(id));
+  }
   graph.set_outputs(std::move(outputs));
   return graph;
 }

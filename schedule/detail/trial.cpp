@@ -206,9 +206,11 @@ std::vector<Tensor> TrialInputs::cotangents() {
 /// Zeros for integers, which are drawn together.
 Tensor TrialInputs::make_input(std::size_t i, InputValues values) {
   const InputFacts& input = inputs_[i];
-  if (input.own) return state(i);
   const TensorSpec& spec = graph_->value(graph_->inputs()[i]).spec;
   const Extents sizes = evaluated(spec.shape, {});
+  // A bias, where the rest of a row is zero, is what a value behind is.
+  const bool is_bias = input.kind == ValueKind::parameter && sizes.size() < 2;
+  if (input.own && !(is_bias && values == InputValues::aimed && !keeps_states_)) return state(i);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
   if (!is_floating(spec.dtype)) return zeros(spec.shape, {spec.dtype});
   return numbers(input, sizes, values);
@@ -340,7 +342,9 @@ Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, Input
         if (i % 5 == 2) number = -kLarge * (std::abs(number) + 0.5);
         break;
       case InputValues::offset: number += (row < 0.5 ? -1 : 1) * kOffset * (1 + row); break;
-      case InputValues::aimed: number = next_aim(number); break;
+      case InputValues::aimed:
+        number = input.kind != ValueKind::parameter && row < 0.3 ? 0 : next_aim(number);
+        break;
       case InputValues::special: {
         const double few[] = {number, 0, 1, -1, number * kSmall, number, 2, -2, 0.5};
         if (row < 0.15) {
