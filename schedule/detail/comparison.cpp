@@ -11,8 +11,10 @@ namespace {
 constexpr double kRoundoff64 = 0x1p-53;
 /// Of the terms: far more than two orders of summation differ by, far less than a formula.
 constexpr double kRoundings64 = 0x1p14;
-/// Of half of all elements' terms: where an element's own happen to cancel.
-constexpr double kRoundingsOfMedian64 = 0x1p10;
+/// Of other elements' terms: where an element's own happen to cancel.
+constexpr double kRoundingsOfOthers64 = 0x1p10;
+/// Of the largest terms, behind inputs of all magnitudes.
+constexpr double kRoundingsOfLargest64 = 0x1p22;
 /// Of the element itself: below this nobody asks for its terms.
 constexpr double kRoundingsOfElement = 0x1p6;
 /// Of the terms, by which two kernels of one formula may differ where the model happens to be exact:
@@ -63,6 +65,15 @@ double median(std::vector<double> numbers) {
   return *middle;
 }
 
+/// What an element may be off by because of other elements' terms.
+double floor_of(const std::vector<double>& terms, double roundings, double roundoff,
+                Excused excused) {
+  const double usual = roundings * roundoff * median(terms);
+  if (!excused.cancelled || terms.empty()) return usual;
+  const double largest = *std::max_element(terms.begin(), terms.end());
+  return std::max(usual, kRoundingsOfLargest64 * kRoundoff64 * largest);
+}
+
 }  // namespace
 
 Agreement compare_meaning(const std::vector<double>& model, const std::vector<double>& scheduled,
@@ -77,7 +88,7 @@ Agreement compare_meaning(const std::vector<double>& model, const std::vector<do
     if (difference > allowed) {
       if (terms == nullptr) {
         terms = &sensitivity();
-        floor = kRoundingsOfMedian64 * kRoundoff64 * median(*terms);
+        floor = floor_of(*terms, kRoundingsOfOthers64, kRoundoff64, excused);
       }
       allowed += kRoundings64 * kRoundoff64 * (*terms)[i] + floor;
     }
@@ -108,9 +119,13 @@ Agreement compare_bound(const std::vector<double>& exact, const std::vector<doub
   const auto unit = [&](std::size_t i) {
     return roundoff * std::max(terms[i], std::abs(exact[i]));
   };
+  // A float64 model is its own reference.
+  const bool is_reference = roundoff == kRoundoff64;
+  const double floor = floor_of(terms, is_reference ? kRoundingsOfOthers64 : kRoundingsStored,
+                                roundoff, excused);
   const double own_roundings =
-      kRoundingsStored + kRoundingsAccumulated * std::min(roundoff, 0x1p-24) / roundoff;
-  const double floor = kRoundingsStored * roundoff * median(terms);
+      is_reference ? kRoundings64
+                   : kRoundingsStored + kRoundingsAccumulated * std::min(roundoff, 0x1p-24) / roundoff;
   for (std::size_t row = 0; row < exact.size(); row += columns) {
     const std::size_t end = std::min(row + columns, exact.size());
     double roundings = 0;

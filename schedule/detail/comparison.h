@@ -27,11 +27,14 @@ struct Agreement {
 /// The roundings of its terms by which each element may be off; asked for only where digits differ.
 using Sensitivity = std::function<const std::vector<double>&()>;
 
-/// Elements that are not finite and need not be the same.
+/// What need not be the same.
 struct Excused {
-  bool any = false;       ///< gradients behind results that are not finite
+  bool any = false;       ///< what is not finite, of gradients behind results that are not finite
   bool nan = true;        ///< NaN in the model
   bool overflow = false;  ///< infinite in the model only, which inputs of extreme magnitude make so
+  /// Roundings of the largest terms, not of the median: behind numbers of all magnitudes most elements
+  /// are what is left of others, or nothing.
+  bool cancelled = false;
 };
 
 /// Two float64 computations, `model` and `scheduled`.

@@ -50,12 +50,15 @@ void with_noise(const Tensor& tensor, std::uint64_t stream, const F& f) {
 /// Moves each number by noise relative to itself.
 void add_noise(const Tensor& tensor, std::uint64_t stream, bool only_fractions) {
   with_noise(tensor, stream, [&](double& number, double noise) {
-    if (!only_fractions || !is_whole(number)) number += number * noise;
+    const bool moves = std::isfinite(number) && (!only_fractions || !is_whole(number));
+    if (moves) number += number * noise;
   });
 }
 
 void scale_by_noise(const Tensor& tensor, std::uint64_t stream) {
-  with_noise(tensor, stream, [](double& number, double noise) { number *= noise; });
+  with_noise(tensor, stream, [](double& number, double noise) {
+    number = std::isfinite(number) ? number * noise : 0;
+  });
 }
 
 }  // namespace

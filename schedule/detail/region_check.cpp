@@ -114,6 +114,7 @@ struct Trial {
   bool is_first = false;
   bool is_extreme = false;  // the model may overflow where the schedule does not
   bool hides_rows = false;
+  bool is_aimed = false;
   bool is_coarse = false;   // by rows: what an element's terms are would take several more runs
 };
 
@@ -386,7 +387,7 @@ class RegionCheck {
     const bool extreme = values == InputValues::spread || values == InputValues::large ||
                          values == InputValues::offset;
     Trial trial{name,  drawn_.make(values),           drawn_.cotangents(), !heavy, bound, first,
-                extreme, values == InputValues::masked, heavy};
+                extreme, values == InputValues::masked, values == InputValues::aimed, heavy};
     if (values == InputValues::aimed) {  // as they are: rounded to the dtype they may miss
       Trial exact = trial;
       exact.bound = false;
@@ -436,7 +437,7 @@ class RegionCheck {
                                                  : host.contiguous());
     }
     compare(*sides, {"recorded inputs", std::move(inputs), drawn_.cotangents(), !heavy, false, false,
-                     false, false, heavy});
+                     false, false, false, heavy});
     outcome_.fails_on_recorded = recorded_failed_;
   }
 
@@ -557,7 +558,7 @@ class RegionCheck {
       }
       // A row that sees nothing is no number in the model; attention may give zeros, nothing else.
       const Excused excused{names_[r].is_gradient && !finite, !trial.hides_rows || sides.zeroed,
-                            trial.is_extreme};
+                            trial.is_extreme, trial.is_extreme || trial.is_aimed};
       if (!is_floating(known.dtype())) {
         const Agreement agreement = compare_exactly(exact[r], meant[r]);
         c.float64_difference = agreement.difference;
@@ -714,7 +715,7 @@ std::vector<InputFacts> input_facts(const Region& region, const CheckContext& co
                  : value.tensor                 ? value.name
                                                 : graph.value_name(id);
     facts.is_additive_mask = is_floating(value.spec.dtype) &&
-                             (masks_before.contains(input.before) || masks_after.contains(input.after));
+                             (facts.facts.may_be_hidden || masks_before.contains(input.before) || masks_after.contains(input.after));
     inputs.push_back(std::move(facts));
   }
   return inputs;

@@ -1,6 +1,7 @@
 #include "schedule/detail/value_facts.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "tensor/detail/check.h"
 
@@ -52,6 +53,24 @@ void find_range(const Graph& graph, const Node& node, std::vector<ValueFacts>& f
   }
 }
 
+bool fills_infinity(const Node& node) {
+  for (std::size_t i = 0; i < node.attrs.size(); ++i) {
+    const AttrValue value = node.attrs.value(i);
+    const auto* number = std::get_if<Scalar>(&value);
+    if (number && number->is_constant() && number->value() == -HUGE_VAL) return true;
+  }
+  return false;
+}
+
+/// What elements are moved, scaled or shifted by keeps their infinity.
+bool passes_infinity(const Node& node, std::vector<ValueFacts>& facts) {
+  const bool moves = node.op->view != nullptr || node.op->has(Trait::elementwise) ||
+                     node.op->has(Trait::storage_dtypes);
+  return moves && std::any_of(node.inputs.begin(), node.inputs.end(), [&](ValueId id) {
+           return id != kNone && at(facts, id).may_be_hidden;
+         });
+}
+
 /// An index is in its table, and so is what it is a view or a cast of.
 void find_tables(const Graph& graph, const Node& node, std::vector<ValueFacts>& facts) {
   if (!node.op->selects_by || node.op->selects_by->ignored != nullptr) return;
@@ -73,8 +92,9 @@ void find_tables(const Graph& graph, const Node& node, std::vector<ValueFacts>& 
 }  // namespace
 
 std::string ValueFacts::to_string() const {
-  return fmt::format("[{}, {}]{}{} of {}", range.low, range.high, rows_sum_to_one ? " rows" : "",
-                     is_differentiable ? " d" : "", table_size.to_string());
+  return fmt::format("[{}, {}]{}{}{} of {}", range.low, range.high, rows_sum_to_one ? " rows" : "",
+                     is_differentiable ? " d" : "", may_be_hidden ? " -inf" : "",
+                     table_size.to_string());
 }
 
 std::vector<ValueFacts> facts_of(const Graph& graph) {
@@ -97,7 +117,12 @@ std::vector<ValueFacts> facts_of(const Graph& graph) {
       at(facts, output).is_differentiable =
           differentiable && is_floating(graph.value(output).spec.dtype);
     }
-    if (!node.outputs.empty()) find_range(graph, node, facts);
+    if (node.outputs.empty()) continue;
+    find_range(graph, node, facts);
+    const ValueFacts& result = at(facts, node.outputs[0]);
+    at(facts, node.outputs[0]).may_be_hidden =
+        is_floating(graph.value(node.outputs[0]).spec.dtype) && std::isinf(result.range.low) &&
+        (fills_infinity(node) || passes_infinity(node, facts));
   }
   for (const NodeId id : graph.order()) find_tables(graph, graph.node(id), facts);
   return facts;
