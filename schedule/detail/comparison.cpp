@@ -14,7 +14,7 @@ constexpr double kRoundings64 = 0x1p14;
 /// Of other elements' terms: where an element's own happen to cancel.
 constexpr double kRoundingsOfOthers64 = 0x1p10;
 /// Of the largest terms, behind inputs of all magnitudes.
-constexpr double kRoundingsOfLargest64 = 0x1p22;
+constexpr double kRoundingsOfLargest64 = 0x1p25;
 /// Of the element itself: below this nobody asks for its terms.
 constexpr double kRoundingsOfElement = 0x1p6;
 /// Of the terms, by which two kernels of one formula may differ where the model happens to be exact:

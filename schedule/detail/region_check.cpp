@@ -311,7 +311,7 @@ class RegionCheck {
       made->after = region_graph(side_after(region_, context_.after), specs, made->sizes);
       const std::size_t masked = count_masked_attention(made->after);
       if (has_softmax(made->before) && masked > count_masked_attention(made->before)) {
-        made->zeroed = region_graph(before, specs, made->sizes, true);
+        made->zeroed = region_graph(before, specs, made->sizes, &context_.after);
       }
     } catch (const InternalError&) {
       throw;

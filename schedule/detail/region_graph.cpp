@@ -108,7 +108,7 @@ std::vector<TensorSpec> input_specs(const Region& region, const Graph& before, c
 }
 
 Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs,
-                   const RegionSizes& sizes, bool zeros_for_hidden_rows) {
+                   const RegionSizes& sizes, const Graph* rewritten) {
   static const Op& softmax = get_op("softmax");
   Graph graph;
   ModuleCall root;
@@ -128,7 +128,7 @@ Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs
     for (const ValueId operand : node.inputs) {
       operands.push_back(operand == kNone ? kNone : values.at(operand));
     }
-    if (zeros_for_hidden_rows && node.op == &softmax) {
+    if (rewritten != nullptr && node.op == &softmax && !rewritten->has_node(id)) {
       GraphBuilder builder(graph, SIZE_MAX, call);
       const InterpreterGuard guard(builder);
       const Tensor zeroed = ops::softmax_or_zeros(builder.tensor(operands[0]),

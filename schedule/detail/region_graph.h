@@ -37,10 +37,10 @@ struct RegionSizes {
 std::vector<TensorSpec> input_specs(const Region& region, const Graph& before, const Graph& after,
                                     const RegionSizes& sizes);
 
-/// What inference throws where the sizes do not fit. With `zeros_for_hidden_rows` a softmax gives
-/// zeros for a row of -inf; see hidden_rows.h.
+/// What inference throws where the sizes do not fit. Every softmax that `rewritten`, unless null, has
+/// no more gives zeros for a row of -inf; see hidden_rows.h.
 Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs,
-                   const RegionSizes& sizes, bool zeros_for_hidden_rows = false);
+                   const RegionSizes& sizes, const Graph* rewritten = nullptr);
 
 /// What one run of the Graph costs, from the sizes of its values.
 struct RunCost {

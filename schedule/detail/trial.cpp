@@ -179,7 +179,7 @@ void TrialInputs::set_graph(const Graph& graph) {
 
 bool TrialInputs::has_masks() const {
   return std::any_of(inputs_.begin(), inputs_.end(), [](const InputFacts& input) {
-    return input.is_additive_mask || input.spec.dtype == DType::boolean;
+    return input.is_additive_mask || input.facts.may_be_nan || input.spec.dtype == DType::boolean;
   });
 }
 
@@ -369,6 +369,11 @@ Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, Input
         double& number = numbers[first + static_cast<std::size_t>(i)];
         number = sum > 0 ? number / sum : 1.0 / static_cast<double>(columns);
       }
+    }
+  }
+  if (values == InputValues::masked && input.facts.may_be_nan) {
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      if (i / static_cast<std::size_t>(columns) % 3 == 1) numbers[i] = std::nan("");
     }
   }
   return from_doubles(numbers, sizes, DType::float64);

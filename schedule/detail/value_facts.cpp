@@ -62,13 +62,21 @@ bool fills_infinity(const Node& node) {
   return false;
 }
 
-/// What elements are moved, scaled or shifted by keeps their infinity.
-bool passes_infinity(const Node& node, std::vector<ValueFacts>& facts) {
+/// Where hidden elements are, and rows of which all were.
+void find_hidden(const Graph& graph, const Node& node, std::vector<ValueFacts>& facts) {
+  ValueFacts& result = at(facts, node.outputs[0]);
+  if (!is_floating(graph.value(node.outputs[0]).spec.dtype)) return;
+  const auto any = [&](bool ValueFacts::*fact) {
+    return std::any_of(node.inputs.begin(), node.inputs.end(),
+                       [&](ValueId id) { return id != kNone && at(facts, id).*fact; });
+  };
+  // What elements are moved, scaled or shifted by keeps their infinity; what sums them does not.
   const bool moves = node.op->view != nullptr || node.op->has(Trait::elementwise) ||
                      node.op->has(Trait::storage_dtypes);
-  return moves && std::any_of(node.inputs.begin(), node.inputs.end(), [&](ValueId id) {
-           return id != kNone && at(facts, id).may_be_hidden;
-         });
+  const bool hidden = any(&ValueFacts::may_be_hidden);
+  result.may_be_hidden =
+      std::isinf(result.range.low) && (fills_infinity(node) || (moves && hidden));
+  result.may_be_nan = moves ? any(&ValueFacts::may_be_nan) : hidden;
 }
 
 /// An index is in its table, and so is what it is a view or a cast of.
@@ -92,8 +100,9 @@ void find_tables(const Graph& graph, const Node& node, std::vector<ValueFacts>& 
 }  // namespace
 
 std::string ValueFacts::to_string() const {
-  return fmt::format("[{}, {}]{}{}{} of {}", range.low, range.high, rows_sum_to_one ? " rows" : "",
-                     is_differentiable ? " d" : "", may_be_hidden ? " -inf" : "",
+  return fmt::format("[{}, {}]{}{}{}{} of {}", range.low, range.high,
+                     rows_sum_to_one ? " rows" : "", is_differentiable ? " d" : "",
+                     may_be_hidden ? " -inf" : "", may_be_nan ? " nan" : "",
                      table_size.to_string());
 }
 
@@ -119,10 +128,7 @@ std::vector<ValueFacts> facts_of(const Graph& graph) {
     }
     if (node.outputs.empty()) continue;
     find_range(graph, node, facts);
-    const ValueFacts& result = at(facts, node.outputs[0]);
-    at(facts, node.outputs[0]).may_be_hidden =
-        is_floating(graph.value(node.outputs[0]).spec.dtype) && std::isinf(result.range.low) &&
-        (fills_infinity(node) || passes_infinity(node, facts));
+    find_hidden(graph, node, facts);
   }
   for (const NodeId id : graph.order()) find_tables(graph, graph.node(id), facts);
   return facts;

@@ -15,6 +15,8 @@ struct ValueFacts {
   bool rows_sum_to_one = false;  // along the last axis
   /// Elements may be -infinity: it was filled in where a mask is.
   bool may_be_hidden = false;
+  /// Rows may be NaN: they were computed of rows that are all hidden.
+  bool may_be_nan = false;
   /// It depends on a parameter that requires a gradient, or on a floating input, by ops that have one.
   bool is_differentiable = false;
   /// For integers that select along an axis of this size, as they are or as views; a Dim of -1: none.
