@@ -6,7 +6,9 @@
 #include <map>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "schedule/detail/recorded_values.h"
 #include "schedule/detail/region_check.h"
@@ -32,10 +34,18 @@ double milliseconds_since(std::chrono::steady_clock::time_point start) {
       .count();
 }
 
-void compare_masks(const Graph& before, const Graph& after, const DimBindings& sizes,
+/// Of a step, where backward and recomputation draw a mask again.
+std::vector<std::string> sites_of(const Graph& graph) {
+  std::set<std::string> sites;
+  for (const NodeId id : graph.order()) {
+    const auto mask = mask_of(graph.node(id));
+    if (mask) sites.insert(fmt::format("site {} p {}", mask->site, mask->probability));
+  }
+  return {sites.begin(), sites.end()};
+}
+
+void compare_masks(const std::vector<std::string>& own, const std::vector<std::string>& rewritten,
                    VerifyReport& report) {
-  const std::vector<std::string> own = detail::masks_of(before, sizes);
-  const std::vector<std::string> rewritten = detail::masks_of(after, sizes);
   std::set_difference(own.begin(), own.end(), rewritten.begin(), rewritten.end(),
                       std::back_inserter(report.masks_missing));
   std::set_difference(rewritten.begin(), rewritten.end(), own.begin(), own.end(),
@@ -58,6 +68,27 @@ void compare_state(const Graph& after, const ModuleTree& tree, VerifyReport& rep
   }
 }
 
+/// What regions cannot tell: as many outputs, and the same states written.
+void compare_results(const Graph& before, const Graph& after, VerifyReport& report) {
+  if (before.outputs().size() != after.outputs().size()) {
+    report.errors.push_back(fmt::format("there are {} outputs; needed {}", after.outputs().size(),
+                                        before.outputs().size()));
+  }
+  const auto compare = [&](const Graph& one, const Graph& other, const char* text) {
+    std::unordered_set<const TensorImpl*> written;
+    for (const StateWrite& write : other.writes()) {
+      written.insert(other.value(write.state).tensor.impl().get());
+    }
+    for (const StateWrite& write : one.writes()) {
+      const Value& state = one.value(write.state);
+      if (written.contains(state.tensor.impl().get())) continue;
+      report.errors.push_back(fmt::format("{} is {}", one.value_name(write.state), text));
+    }
+  };
+  compare(before, after, "written no more");
+  compare(after, before, "written, which it was not before");
+}
+
 /// One comparison of two Graphs without effects.
 class Verification {
  public:
@@ -72,7 +103,9 @@ class Verification {
         sizes_(before, options.sizes),
         context_{before,  after,   facts_before_, facts_after_,
                  sizes_,  options, held_mode(),   gradients},
-        correspondence_(before, after) {}
+        correspondence_(before, after),
+        // A step on drawn inputs says little, and costs what a step does.
+        cannot_record_(!gradients && examples.empty()) {}
 
   void run(VerifyReport& report) {
     if (context_.held_mode) {
@@ -288,7 +321,7 @@ class Verification {
   std::unordered_map<ValueId, Tensor> recorded_;
   DimBindings recorded_sizes_;
   std::vector<Tensor> recorded_examples_;
-  bool cannot_record_ = false;
+  bool cannot_record_;
 };
 
 std::string text_of(const Comparison& c) {
@@ -335,10 +368,15 @@ void require_verified(const Schedule& schedule, const char* caller, bool accept_
       caller, fmt::join(report.not_compared, ", "), report.to_string()));
 }
 
-VerifyReport verify_graphs(const Graph& before, const Graph& after,
+VerifyReport verify_graphs(const Graph& original, const Graph& rewritten,
                            const std::vector<Tensor>& examples, const VerifyOptions& options) {
   const auto start = std::chrono::steady_clock::now();
+  const Graph before = without_effects(original);
+  const Graph after = without_effects(rewritten);
   VerifyReport report;
+  compare_results(before, after, report);
+  if (!report.errors.empty()) return report;
+  compare_masks(sites_of(before), sites_of(after), report);
   Verification(before, after, examples, options, false).run(report);
   report.milliseconds = milliseconds_since(start);
   return report;
@@ -413,7 +451,8 @@ VerifyReport verify(const Schedule& schedule, const VerifyOptions& options) {
     return report;
   }
   Verification verification(before, after, schedule.examples(), options, true);
-  compare_masks(before, after, verification.sizes().small(), report);
+  const DimBindings sizes = verification.sizes().small();
+  compare_masks(detail::masks_of(before, sizes), detail::masks_of(after, sizes), report);
   verification.run(report);
   report.milliseconds = milliseconds_since(start);
   return report;

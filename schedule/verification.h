@@ -107,9 +107,9 @@ namespace detail {
 /// compared on some finite value or `accept_uncompared`. Logs the summary, unless `log` is null.
 void require_verified(const Schedule& schedule, const char* caller, bool accept_uncompared,
                       std::ostream* log);
-/// The same for two Graphs, the second rewritten from a copy of the first by a pass. `examples` are
-/// inputs to record values with, undefined where there are none.
-VerifyReport verify_graphs(const Graph& before, const Graph& after,
+/// The same for two Graphs of a step, the second rewritten from a copy of the first by a pass: values
+/// only, gradients are among them. `examples` are inputs to record values with; empty: none are.
+VerifyReport verify_graphs(const Graph& original, const Graph& rewritten,
                            const std::vector<Tensor>& examples, const VerifyOptions& options);
 }  // namespace detail
 
