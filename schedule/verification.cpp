@@ -119,6 +119,16 @@ class Verification {
 
   const detail::TrialSizes& sizes() const { return sizes_; }
 
+  /// Structures that agreed elsewhere.
+  void pass_over(const std::set<std::string>& structures) {
+    for (const std::string& key : structures) passed_.emplace(key, RegionOutcome{});
+  }
+  std::set<std::string> agreed() const {
+    std::set<std::string> structures;
+    for (const auto& [key, outcome] : passed_) structures.insert(key);
+    return structures;
+  }
+
  private:
   std::optional<bool> held_mode() const {
     const auto model = before_.facts().held_mode();
@@ -369,7 +379,8 @@ void require_verified(const Schedule& schedule, const char* caller, bool accept_
 }
 
 VerifyReport verify_graphs(const Graph& original, const Graph& rewritten,
-                           const std::vector<Tensor>& examples, const VerifyOptions& options) {
+                           const std::vector<Tensor>& examples, const VerifyOptions& options,
+                           std::set<std::string>* agreed) {
   const auto start = std::chrono::steady_clock::now();
   const Graph before = without_effects(original);
   const Graph after = without_effects(rewritten);
@@ -377,7 +388,10 @@ VerifyReport verify_graphs(const Graph& original, const Graph& rewritten,
   compare_results(before, after, report);
   if (!report.errors.empty()) return report;
   compare_masks(sites_of(before), sites_of(after), report);
-  Verification(before, after, examples, options, false).run(report);
+  Verification verification(before, after, examples, options, false);
+  if (agreed != nullptr) verification.pass_over(*agreed);
+  verification.run(report);
+  if (agreed != nullptr) agreed->merge(verification.agreed());
   report.milliseconds = milliseconds_since(start);
   return report;
 }

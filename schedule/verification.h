@@ -25,6 +25,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -109,8 +110,10 @@ void require_verified(const Schedule& schedule, const char* caller, bool accept_
                       std::ostream* log);
 /// The same for two Graphs of a step, the second rewritten from a copy of the first by a pass: values
 /// only, gradients are among them. `examples` are inputs to record values with; empty: none are.
+/// Structures among `agreed`, unless null, are not compared again; those that agree now join them.
 VerifyReport verify_graphs(const Graph& original, const Graph& rewritten,
-                           const std::vector<Tensor>& examples, const VerifyOptions& options);
+                           const std::vector<Tensor>& examples, const VerifyOptions& options,
+                           std::set<std::string>* agreed = nullptr);
 }  // namespace detail
 
 }  // namespace tenon

@@ -7,7 +7,8 @@
 namespace tenon::detail {
 
 void PassChecks::compare(const char* pass, const Graph& before, const Graph& after) {
-  const VerifyReport report = verify_graphs(before, after, {}, {.eval = false});
+  const std::size_t agreed_before = agreed_.size();
+  const VerifyReport report = verify_graphs(before, after, {}, {.eval = false}, &agreed_);
   milliseconds_ += report.milliseconds;
   TENON_CHECK(report.ok(), VerificationError,
               "{} refused: the pass {} changes the results of the step; it can be switched off "
@@ -22,7 +23,7 @@ void PassChecks::compare(const char* pass, const Graph& before, const Graph& aft
                             [&](const Count& known) { return known.pass == pass; });
   if (count == counts_.end()) count = counts_.insert(count, {pass});
   count->regions += report.regions;
-  count->structures += report.distinct_regions;
+  count->structures += agreed_.size() - agreed_before;
   results_ += report.results.size();
   left_out_ += report.left_out.size();
 }

@@ -5,6 +5,7 @@
 //   log << checks.summary();
 #pragma once
 
+#include <set>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,7 @@ class PassChecks {
   std::size_t results_ = 0;
   std::size_t left_out_ = 0;
   double milliseconds_ = 0;
+  std::set<std::string> agreed_;  // structures, of all Graphs of one step
 };
 
 }  // namespace tenon::detail

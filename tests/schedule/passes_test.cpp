@@ -2,7 +2,6 @@
 // all kinds.
 #include <gtest/gtest.h>
 
-#include <iostream>
 #include <optional>
 #include <sstream>
 
@@ -234,7 +233,6 @@ std::string build_and_run(const Schedule& sch, TrainingOptions options,
   TrainingStep step = build_training(sch, options);
   for (int i = 0; i < options.micro_batches; ++i) step.run(batch);
   const std::string text = log.str();
-  std::cerr << text;
   EXPECT_NE(text.find("build_training: passes: "), std::string::npos) << text;
   EXPECT_EQ(text.find("do NOT"), std::string::npos) << text;
   return text;
@@ -308,6 +306,20 @@ TEST(Passes, AgreeOnEncoderLayers) {
         {x});
     EXPECT_GE(verified_regions(log), checkpointed ? 8U : 5U) << log;
   }
+}
+
+TEST(Passes, AgreeOnDiscardedActivations) {
+  const auto model = nn::make<test::Stack<test::EncoderLayer>>(3, 16);
+  const Tensor x = randn({2, 9, 16});
+  Schedule sch = create_schedule(model, {{"x", x}});
+  schedules::transformer_encoder(sch);
+  const auto is_cheap = [](const Node& node) {
+    return node.op->name == "layer_norm" || node.op->name == "linear_gelu";
+  };
+  sch.checkpoint(sch.find(is_cheap), {.keep_results = false});
+  const std::string log = build_and_run(sch, {.loss = squared, .optimizer = adamw(model)}, {x});
+  EXPECT_NE(log.find("recompute_regions 3 of 1"), std::string::npos) << log;
+  EXPECT_NE(log.find("fuse_gelus_again 3 of 1"), std::string::npos) << log;
 }
 
 TEST(Passes, AgreeOnAnAttentionBlockWithFusedQueriesKeysAndValues) {
