@@ -230,7 +230,8 @@ void pack(const Graph& graph, const Packing& packing) {
   for (const auto& entry : packing.layouts) {
     const Value& parameter = graph.value(entry.first);
     TENON_CHECK(same_bytes(slice_of(entry), parameter.tensor), VerificationError,
-                "parameter '{}' is not the same in packed storage; it keeps its own", parameter.name);
+                "parameter '{}' is not the same in packed storage; it keeps its own",
+                parameter.name);
   }
   for (const auto& entry : packing.layouts) {
     Tensor parameter = graph.value(entry.first).tensor;

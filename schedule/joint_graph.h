@@ -29,8 +29,7 @@ struct JointPasses {
 
 /// Called after each pass that is on, with the Graph before and after it; what it throws ends the
 /// recording.
-using PassObserver =
-    std::function<void(const char* pass, const Graph& before, const Graph& after)>;
+using PassObserver = std::function<void(const char* pass, const Graph& before, const Graph& after)>;
 
 class JointGraph {
  public:

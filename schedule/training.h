@@ -85,7 +85,8 @@ class TrainingStep {
   ExclusiveUse in_use_;
 };
 
-/// Verifies the schedule, derives the joint Graph and packs the parameters that the schedule joins.
+/// Verifies the schedule, derives the joint Graph, verifies what passes rewrote in it and packs the
+/// parameters that the schedule joins. VerificationError where results differ, naming the pass.
 /// The optimizer must hold parameters of the schedule's model. ScheduleError when the loss has more
 /// than one element; ValueError naming a parameter that the optimizer clips and that has no
 /// gradient. Gradient hooks of parameters run here, under the tracer: the ops they call become part

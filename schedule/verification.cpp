@@ -101,8 +101,8 @@ class Verification {
         facts_before_(detail::facts_of(before)),
         facts_after_(detail::facts_of(after)),
         sizes_(before, options.sizes),
-        context_{before,  after,   facts_before_, facts_after_,
-                 sizes_,  options, held_mode(),   gradients},
+        context_{before, after,   facts_before_, facts_after_,
+                 sizes_, options, held_mode(),   gradients},
         correspondence_(before, after),
         // A step on drawn inputs says little, and costs what a step does.
         cannot_record_(!gradients && examples.empty()) {}

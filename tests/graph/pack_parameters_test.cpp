@@ -37,8 +37,7 @@ std::string bytes_of(const Tensor& tensor) {
 TEST(PackParameters, EveryBitPatternArrives) {
   for (const std::int64_t axis : {0, 1}) {
     for (const std::int64_t width : {4, 5}) {  // 5: slices that no wide number can be compared at
-      for (const DType dtype :
-           {DType::float64, DType::float32, DType::float16, DType::bfloat16}) {
+      for (const DType dtype : {DType::float64, DType::float32, DType::float16, DType::bfloat16}) {
         const auto model = nn::make<Joined>(axis, width, dtype);
         {
           const NoGradGuard no_grad;
@@ -69,7 +68,9 @@ class Forgetful final : public Interpreter {
     return apply_eager(op, inputs, attrs);
   }
   void assign(const Tensor& target, const Tensor& source) override {
-    Interpreter::assign(target, left_-- > 0 ? source : full(source.shape(), instead_, {source.dtype(), source.device()}));
+    Interpreter::assign(
+        target,
+        left_-- > 0 ? source : full(source.shape(), instead_, {source.dtype(), source.device()}));
   }
 
  private:
