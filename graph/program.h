@@ -96,6 +96,7 @@ std::unique_ptr<Program> lower(const Graph& graph, const std::vector<TensorSpec>
 /// Moves parameters that a concatenation joins, or one of their views, into one storage, so that
 /// lowering can alias the result instead of copying. Names and values stay. Refuses with
 /// ScheduleError, nothing moved, when a parameter occurs twice or is part of another packing already.
+/// VerificationError, before a storage is used, when a parameter's bytes are not the same in it.
 void pack_parameters(const Graph& graph);
 
 }  // namespace tenon

@@ -31,6 +31,20 @@ std::int64_t unused_site(const Graph& graph) {
   return next;
 }
 
+/// In this order. What a pass returns, how much it rewrote, is for its own tests.
+struct Pass {
+  const char* name;
+  bool JointPasses::*on;
+  int (*run)(Graph&);
+};
+constexpr Pass kPasses[] = {
+    {"join_slices", &JointPasses::join_slices, join_slices},
+    {"fuse_gelu_gradients", &JointPasses::fuse_gelu_gradient, fuse_gelu_gradients},
+    {"accumulate_gradients", &JointPasses::accumulate, accumulate_gradients},
+    {"recompute_regions", &JointPasses::recompute, recompute_regions},
+    {"fuse_gelus_again", &JointPasses::fuse_gelu_gradient, fuse_gelus_again},
+};
+
 }  // namespace
 
 JointGraph::JointGraph(const Graph& forward, const ModuleTree& tree)
@@ -51,7 +65,7 @@ Tensor JointGraph::add_input(const ExampleInput& input) {
 }
 
 Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step,
-                         const JointPasses& passes) {
+                         const JointPasses& passes, const PassObserver& observer) {
   // What this step demands of sizes concerns this Graph only: the forward Graph's list is restored.
   const GuardTransaction forward_guards(graph_.guards(), symbols_of(forward_));
   std::vector<Tensor> results;
@@ -68,16 +82,20 @@ Graph JointGraph::record(const std::function<std::vector<Tensor>(std::span<const
   results.clear();
   builder_.forget_temporaries();
   graph_.eliminate_dead_code();
-  if (passes.join_slices) join_slices(graph_);
-  if (passes.fuse_gelu_gradient) fuse_gelu_gradients(graph_);
-  if (passes.accumulate) accumulate_gradients(graph_);
-  if (passes.recompute && recompute_regions(graph_) > 0 && passes.fuse_gelu_gradient) {
-    fuse_gelus_again(graph_);
-  }
+  run_passes(passes, observer);
   graph_.eliminate_dead_code();
   verify(graph_);
   graph_.own_guards();
   return std::move(graph_);
+}
+
+void JointGraph::run_passes(const JointPasses& passes, const PassObserver& observer) {
+  for (const Pass& pass : kPasses) {
+    if (!(passes.*pass.on)) continue;
+    const Graph before = observer ? graph_ : Graph();
+    pass.run(graph_);
+    if (observer) observer(pass.name, before, graph_);
+  }
 }
 
 namespace {

@@ -27,6 +27,10 @@ struct JointPasses {
   bool recompute = true;           ///< graph/passes/recompute.h; off: checkpointed regions are kept
 };
 
+/// Called after each pass that is on, with the Graph before and after it; what it throws ends the
+/// recording.
+using PassObserver = std::function<void(const char* pass, const Graph& before, const Graph& after)>;
+
 class JointGraph {
  public:
   /// Starts with `forward`'s inputs; `tree` names the state that the step may touch.
@@ -41,11 +45,13 @@ class JointGraph {
   std::size_t num_inputs() const { return inputs_.size(); }
 
   /// Calls the forward nodes, then `step` on their outputs, and returns the Graph of both, whose
-  /// outputs are what `step` returned. Call it once.
+  /// outputs are what `step` returned, after the passes. Call it once.
   Graph record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step,
-               const JointPasses& passes = {});
+               const JointPasses& passes = {}, const PassObserver& observer = {});
 
  private:
+  void run_passes(const JointPasses& passes, const PassObserver& observer);
+
   const Graph& forward_;
   Graph graph_;
   GraphBuilder builder_;

@@ -1,6 +1,7 @@
 #include "schedule/schedule.h"
 
 #include <algorithm>
+#include <iostream>
 #include <ostream>
 #include <unordered_set>
 #include <utility>
@@ -303,6 +304,8 @@ const Graph& Schedule::original() const { return state_->original; }
 const std::vector<AppliedPrimitive>& Schedule::applied() const { return state_->applied; }
 nn::Module& Schedule::model() const { return *state_->model; }
 const std::shared_ptr<nn::Module>& Schedule::shared_model() const { return state_->model; }
+
+std::ostream* standard_log() { return &std::cerr; }
 
 Executor build(const Schedule& schedule, const BuildOptions& options) {
   const auto used = schedule.use("[build] the schedule");

@@ -212,6 +212,9 @@ Schedule create_schedule(const nn::Child<T>& model, const std::vector<ExampleInp
       examples);
 }
 
+/// std::cerr.
+std::ostream* standard_log();
+
 struct BuildOptions {
   /// Compare the scheduled with the unscheduled model first; see schedule/verification.h. Off: modules'
   /// hooks are taken to be those that were there when the model was traced, too.
@@ -220,8 +223,8 @@ struct BuildOptions {
   /// the examples give, makes the model NaN.
   bool accept_uncompared = false;
   /// Gets a line on what was verified and what that cost, and progress of what takes longer than a
-  /// second; null: nobody.
-  std::ostream* log = nullptr;
+  /// second: std::cerr. Null: nobody.
+  std::ostream* log = standard_log();
 };
 
 /// Verifies the schedule, packs the parameters that it joins, and returns what runs it. Throws

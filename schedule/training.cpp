@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "autograd/autograd.h"
+#include "schedule/detail/pass_checks.h"
 #include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
 #include "schedule/verification.h"
@@ -105,8 +106,11 @@ Tensor share(const Tensor& gradient, const Tensor& accumulator, int n) {
 class StepTrace {
  public:
   StepTrace(const Schedule& schedule, const Graph& forward, const TrainingOptions& options,
-            const std::vector<Target>& targets)
-      : options_(options), targets_(targets), joint_(forward, tree_of(schedule, options, targets)) {
+            const std::vector<Target>& targets, const PassObserver& observer)
+      : options_(options),
+        targets_(targets),
+        observer_(observer),
+        joint_(forward, tree_of(schedule, options, targets)) {
     for (const ExampleInput& target : options.targets) extra_.push_back(joint_.add_input(target));
   }
 
@@ -149,7 +153,7 @@ class StepTrace {
 
  private:
   Graph record(const std::function<std::vector<Tensor>(std::span<const Tensor>)>& step) {
-    Graph graph = joint_.record(step, options_.passes);
+    Graph graph = joint_.record(step, options_.passes, observer_);
     for (const Target& target : targets_) graph.mutable_facts().add(target.hooks);
     return graph;
   }
@@ -196,6 +200,7 @@ class StepTrace {
 
   const TrainingOptions& options_;
   const std::vector<Target>& targets_;
+  const PassObserver& observer_;
   JointGraph joint_;
   std::vector<Tensor> extra_;
 };
@@ -228,10 +233,16 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
     step.parameters_.push_back({target.name, target.parameter, target.frozen});
   }
   step.model_ = schedule.shared_model();
-  Graph update = StepTrace(schedule, forward, options, targets).updating(step.gradient_names_);
+  detail::PassChecks checks("build_training", options.accept_uncompared);
+  const PassObserver observer = options.verify ? checks.observer() : PassObserver();
+  Graph update =
+      StepTrace(schedule, forward, options, targets, observer).updating(step.gradient_names_);
   if (options.micro_batches > 1) {
-    step.accumulate_ =
-        std::make_unique<Executor>(StepTrace(schedule, forward, options, targets).accumulating());
+    step.accumulate_ = std::make_unique<Executor>(
+        StepTrace(schedule, forward, options, targets, observer).accumulating());
+  }
+  if (options.verify && options.log != nullptr) {
+    *options.log << "build_training: " << checks.summary() << '\n';
   }
   pack_parameters(forward);
   step.returns_norm_ = options.optimizer && update.outputs().size() > 1;

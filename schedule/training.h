@@ -43,7 +43,7 @@ struct TrainingOptions {
   /// As in BuildOptions; passes are verified too.
   bool verify = true;
   bool accept_uncompared = false;
-  std::ostream* log = nullptr;
+  std::ostream* log = standard_log();
   JointPasses passes = {};
 };
 
@@ -91,7 +91,8 @@ class TrainingStep {
   ExclusiveUse in_use_;
 };
 
-/// Verifies the schedule, derives the joint Graph and packs the parameters that the schedule joins.
+/// Verifies the schedule, derives the joint Graph, verifies what passes rewrote in it and packs the
+/// parameters that the schedule joins. VerificationError where results differ, naming the pass.
 /// The optimizer holds parameters of the schedule's model, or some of them; frozen ones have no gradient
 /// and keep their values. ScheduleError when the loss has more than one element; ValueError naming a
 /// parameter that the optimizer clips and that has no gradient. Gradient hooks of parameters run here,

@@ -6,7 +6,9 @@
 #include <map>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "schedule/detail/recorded_values.h"
 #include "schedule/detail/region_check.h"
@@ -26,6 +28,7 @@ constexpr double kWidestFlops = 2e9;
 constexpr std::int64_t kRecordedPositions = 32;
 /// Parameters that the recorded run may read.
 constexpr double kRecordedBytes = 1e9;
+constexpr double kTellEvery = 1000;  // ms
 /// Structures that fail until the others are not looked at.
 constexpr std::size_t kMostFailures = 3;
 
@@ -34,10 +37,18 @@ double milliseconds_since(std::chrono::steady_clock::time_point start) {
       .count();
 }
 
-void compare_masks(const Graph& before, const Graph& after, const DimBindings& sizes,
+/// Of a step, where backward and recomputation draw a mask again.
+std::vector<std::string> sites_of(const Graph& graph) {
+  std::set<std::string> sites;
+  for (const NodeId id : graph.order()) {
+    const auto mask = mask_of(graph.node(id));
+    if (mask) sites.insert(fmt::format("site {} p {}", mask->site, mask->probability));
+  }
+  return {sites.begin(), sites.end()};
+}
+
+void compare_masks(const std::vector<std::string>& own, const std::vector<std::string>& rewritten,
                    VerifyReport& report) {
-  const std::vector<std::string> own = detail::masks_of(before, sizes);
-  const std::vector<std::string> rewritten = detail::masks_of(after, sizes);
   std::set_difference(own.begin(), own.end(), rewritten.begin(), rewritten.end(),
                       std::back_inserter(report.masks_missing));
   std::set_difference(rewritten.begin(), rewritten.end(), own.begin(), own.end(),
@@ -60,28 +71,25 @@ void compare_state(const Graph& after, const ModuleTree& tree, VerifyReport& rep
   }
 }
 
-/// The same state is written, or each in its place.
-void compare_writes(const Graph& before, const Graph& after, VerifyReport& report) {
-  const auto written = [](const Graph& graph) {
-    std::map<const TensorImpl*, std::string> states;
-    for (const StateWrite& write : graph.writes()) {
-      const Value& state = graph.value(write.state);
-      states.emplace(state.tensor.impl().get(), state.name);
+/// What regions cannot tell: as many outputs, and the same states written.
+void compare_results(const Graph& before, const Graph& after, VerifyReport& report) {
+  if (before.outputs().size() != after.outputs().size()) {
+    report.errors.push_back(fmt::format("there are {} outputs; needed {}", after.outputs().size(),
+                                        before.outputs().size()));
+  }
+  const auto compare = [&](const Graph& one, const Graph& other, const char* text) {
+    std::unordered_set<const TensorImpl*> written;
+    for (const StateWrite& write : other.writes()) {
+      written.insert(other.value(write.state).tensor.impl().get());
     }
-    return states;
+    for (const StateWrite& write : one.writes()) {
+      const Value& state = one.value(write.state);
+      if (written.contains(state.tensor.impl().get())) continue;
+      report.errors.push_back(fmt::format("{} is {}", one.value_name(write.state), text));
+    }
   };
-  const auto own = written(before);
-  const auto rewritten = written(after);
-  for (const auto& [identity, name] : own) {
-    if (!rewritten.contains(identity)) {
-      report.errors.push_back(fmt::format("the schedule does not write '{}'", name));
-    }
-  }
-  for (const auto& [identity, name] : rewritten) {
-    if (!own.contains(identity)) {
-      report.errors.push_back(fmt::format("the schedule writes '{}'; the model does not", name));
-    }
-  }
+  compare(before, after, "written no more");
+  compare(after, before, "written, which it was not before");
 }
 
 /// One comparison of two Graphs without effects.
@@ -96,12 +104,13 @@ class Verification {
         facts_before_(detail::facts_of(before)),
         facts_after_(detail::facts_of(after)),
         sizes_(before, options.sizes),
-        context_{before,  after,   facts_before_, facts_after_,
-                 sizes_,  options, held_mode(),   gradients},
-        correspondence_(before, after) {}
+        context_{before, after,   facts_before_, facts_after_,
+                 sizes_, options, held_mode(),   gradients},
+        correspondence_(before, after),
+        // A step on drawn inputs says little, and costs what a step does.
+        cannot_record_(!gradients && examples.empty()) {}
 
   void run(VerifyReport& report) {
-    compare_writes(before_, after_, report);
     if (context_.held_mode) {
       report.notes.push_back(
           fmt::format("compared in {} mode only: code that asked training() holds for that mode",
@@ -112,6 +121,16 @@ class Verification {
   }
 
   const detail::TrialSizes& sizes() const { return sizes_; }
+
+  /// Structures that agreed elsewhere.
+  void pass_over(const std::set<std::string>& structures) {
+    for (const std::string& key : structures) passed_.emplace(key, RegionOutcome{});
+  }
+  std::set<std::string> agreed() const {
+    std::set<std::string> structures;
+    for (const auto& [key, outcome] : passed_) structures.insert(key);
+    return structures;
+  }
 
  private:
   std::optional<bool> held_mode() const {
@@ -148,6 +167,7 @@ class Verification {
     for (const Structure& structure : structures) {
       if (passed_.contains(structure.key)) continue;
       RegionOutcome outcome = check(structure);
+      tell(structures.size());
       if (outcome.ok) {
         passed_.emplace(structure.key, std::move(outcome));
         continue;
@@ -165,6 +185,15 @@ class Verification {
     }
     for (RegionOutcome& outcome : failed) add(report, outcome);
     return true;
+  }
+
+  /// A line a second.
+  void tell(std::size_t structures) {
+    ++checked_;
+    if (options_.progress == nullptr || milliseconds_since(told_) < kTellEvery) return;
+    told_ = std::chrono::steady_clock::now();
+    *options_.progress << fmt::format("verifying: {} of {} structures\n", checked_, structures)
+                       << std::flush;
   }
 
   static void add(VerifyReport& report, const RegionOutcome& outcome) {
@@ -340,7 +369,9 @@ class Verification {
   std::unordered_map<ValueId, Tensor> recorded_;
   DimBindings recorded_sizes_;
   std::vector<Tensor> recorded_examples_;
-  bool cannot_record_ = false;
+  bool cannot_record_;
+  std::size_t checked_ = 0;
+  std::chrono::steady_clock::time_point told_ = std::chrono::steady_clock::now();
 };
 
 std::string text_of(const Comparison& c) {
@@ -374,8 +405,8 @@ namespace detail {
 
 void require_verified(const Schedule& schedule, const char* caller, bool accept_uncompared,
                       std::ostream* log) {
-  const VerifyReport report = verify(schedule);
-  if (log != nullptr) *log << caller << ": " << report.summary() << '\n';
+  const VerifyReport report = verify(schedule, {.progress = log});
+  if (log != nullptr && report.regions > 0) *log << caller << ": " << report.summary() << '\n';
   if (!report.ok()) {
     throw VerificationError(fmt::format("{} refused: the scheduled model differs from the model\n{}",
                                         caller, report.to_string()));
@@ -387,11 +418,20 @@ void require_verified(const Schedule& schedule, const char* caller, bool accept_
       caller, fmt::join(report.not_compared, ", "), report.to_string()));
 }
 
-VerifyReport verify_graphs(const Graph& before, const Graph& after,
-                           const std::vector<Tensor>& examples, const VerifyOptions& options) {
+VerifyReport verify_graphs(const Graph& original, const Graph& rewritten,
+                           const std::vector<Tensor>& examples, const VerifyOptions& options,
+                           std::set<std::string>* agreed) {
   const auto start = std::chrono::steady_clock::now();
+  const Graph before = without_effects(original);
+  const Graph after = without_effects(rewritten);
   VerifyReport report;
-  Verification(before, after, examples, options, false).run(report);
+  compare_results(before, after, report);
+  if (!report.errors.empty()) return report;
+  compare_masks(sites_of(before), sites_of(after), report);
+  Verification verification(before, after, examples, options, false);
+  if (agreed != nullptr) verification.pass_over(*agreed);
+  verification.run(report);
+  if (agreed != nullptr) agreed->merge(verification.agreed());
   report.milliseconds = milliseconds_since(start);
   return report;
 }
@@ -464,8 +504,10 @@ VerifyReport verify(const Schedule& schedule, const VerifyOptions& options) {
                                         after.outputs().size(), before.outputs().size()));
     return report;
   }
+  compare_results(before, after, report);
   Verification verification(before, after, schedule.examples(), options, true);
-  compare_masks(before, after, verification.sizes().small(), report);
+  const DimBindings sizes = verification.sizes().small();
+  compare_masks(detail::masks_of(before, sizes), detail::masks_of(after, sizes), report);
   verification.run(report);
   report.milliseconds = milliseconds_since(start);
   return report;

@@ -25,6 +25,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,8 @@ struct VerifyOptions {
   std::vector<std::vector<std::int64_t>> sizes = {};
   /// Compares the models as wholes, as one region: everything runs many times in float64.
   bool whole = false;
+  /// Gets a line a second while it lasts; null: nobody.
+  std::ostream* progress = nullptr;
 };
 
 /// One compared result of one trial of a region in one mode.
@@ -107,10 +110,12 @@ namespace detail {
 /// compared on some finite value or `accept_uncompared`. Logs the summary, unless `log` is null.
 void require_verified(const Schedule& schedule, const char* caller, bool accept_uncompared,
                       std::ostream* log);
-/// The same for two Graphs, the second rewritten from a copy of the first by a pass. `examples` are
-/// inputs to record values with, undefined where there are none.
-VerifyReport verify_graphs(const Graph& before, const Graph& after,
-                           const std::vector<Tensor>& examples, const VerifyOptions& options);
+/// The same for two Graphs of a step, the second rewritten from a copy of the first by a pass: values
+/// only, gradients are among them. `examples` are inputs to record values with; empty: none are.
+/// Structures among `agreed`, unless null, are not compared again; those that agree now join them.
+VerifyReport verify_graphs(const Graph& original, const Graph& rewritten,
+                           const std::vector<Tensor>& examples, const VerifyOptions& options,
+                           std::set<std::string>* agreed = nullptr);
 }  // namespace detail
 
 }  // namespace tenon

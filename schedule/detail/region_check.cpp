@@ -379,7 +379,7 @@ class RegionCheck {
     }
     if (first && !choose_indices(*sides)) return;
     first_ = false;
-    if (heavy) {
+    if (heavy && context_.gradients) {
       outcome_.left_out.push_back(fmt::format("{}: gradients of {} at {}",
                                               name_of(region_, context_.before), name,
                                               context_.sizes.to_string(sizes)));

@@ -1,0 +1,55 @@
+// PassChecks: what passes make of joint Graphs, compared with what stood there before each of them.
+//
+//   PassChecks checks("build_training", options.accept_uncompared);
+//   Graph graph = joint.record(step, passes, checks.observer());  // VerificationError
+//   log << checks.summary();
+#pragma once
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "schedule/joint_graph.h"
+#include "schedule/verification.h"
+
+namespace tenon::detail {
+
+class PassChecks {
+ public:
+  explicit PassChecks(std::string caller, bool accept_uncompared = false)
+      : caller_(std::move(caller)), accept_uncompared_(accept_uncompared) {}
+
+  /// For JointGraph::record; this object outlives it.
+  PassObserver observer() {
+    return [this](const char* pass, const Graph& before, const Graph& after) {
+      compare(pass, before, after);
+    };
+  }
+
+  /// VerificationError that names the pass and its regions, unless every result of a rewritten region
+  /// agrees, and was compared on some finite value or `accept_uncompared`.
+  void compare(const char* pass, const Graph& before, const Graph& after);
+
+  /// Regions of all passes so far.
+  std::size_t regions() const;
+  double milliseconds() const { return milliseconds_; }
+  /// One line: how many regions each pass rewrote, and what comparing them cost.
+  std::string summary() const;
+
+ private:
+  struct Count {
+    std::string pass;
+    std::size_t regions = 0;
+    std::size_t structures = 0;
+  };
+
+  std::string caller_;
+  bool accept_uncompared_;
+  std::vector<Count> counts_;  // of passes that rewrote something
+  std::size_t results_ = 0;
+  std::size_t left_out_ = 0;
+  double milliseconds_ = 0;
+  std::set<std::string> agreed_;  // structures, of all Graphs of one step
+};
+
+}  // namespace tenon::detail
