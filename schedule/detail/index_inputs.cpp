@@ -183,7 +183,7 @@ std::optional<IndexMisfit> IndexInputs::draw(std::vector<Tensor>& inputs, Genera
   return misfit;
 }
 
-/// Tries each number in the place of one that fits.
+/// Tries each number in all places.
 void IndexInputs::find_outsiders(const std::vector<Tensor>& inputs) {
   outsiders_.emplace(inputs.size());
   for (const Selection& selection : selections_) {
@@ -199,8 +199,7 @@ void IndexInputs::find_outsiders(const std::vector<Tensor>& inputs) {
           continue;
         }
         std::vector<Tensor> tried = inputs;
-        std::vector<double> values = inputs[i].to_doubles();
-        values[values.size() / 2] = value;
+        const std::vector<double> values(static_cast<std::size_t>(inputs[i].layout().numel()), value);
         tried[i] = tensor(std::span<const double>(values), inputs[i].shape(), {inputs[i].dtype()});
         if (!first_misfit(tried)) known.push_back(value);
       }

@@ -134,7 +134,7 @@ class RegionCheck {
       return std::any_of(nodes.begin(), nodes.end(),
                          [&](NodeId id) { return depends_on_mode(graph.node(id)); });
     };
-    const bool both = follows_mode(context.before, region.before) ||
+    const bool both = context.options.whole || follows_mode(context.before, region.before) ||
                       follows_mode(context.after, region.after);
     for (const bool training : {false, true}) {
       const bool wanted = training ? context.options.training : context.options.eval;
@@ -497,7 +497,8 @@ class RegionCheck {
       return tensor.to(dtype).to(DType::float64);
     };
     for (std::size_t i = 0; i < trial.inputs.size(); ++i) {
-      if (inputs_[i].kind == ValueKind::parameter) continue;  // drawn so that every dtype holds them
+      const bool is_drawn = inputs_[i].kind == ValueKind::parameter && !inputs_[i].is_fresh;
+      if (is_drawn) continue;  // such that every dtype holds them
       trial.inputs[i] = rounded(trial.inputs[i], inputs_[i].spec.dtype);
     }
     for (std::size_t i = 0; i < trial.cotangents.size(); ++i) {
@@ -700,6 +701,10 @@ class RegionCheck {
 std::vector<InputFacts> input_facts(const Region& region, const CheckContext& context) {
   const std::set<ValueId> masks_before = additive_masks(context.before, region.before);
   const std::set<ValueId> masks_after = additive_masks(context.after, region.after);
+  std::set<const TensorImpl*> states;
+  for (const ValueId id : context.before.values()) {
+    if (const Tensor& state = context.before.value(id).tensor) states.insert(state.impl().get());
+  }
   std::vector<InputFacts> inputs;
   for (const RegionInput& input : region.inputs) {
     const bool known = input.before != kNone;
@@ -716,6 +721,9 @@ std::vector<InputFacts> input_facts(const Region& region, const CheckContext& co
                                                 : graph.value_name(id);
     facts.is_additive_mask = is_floating(value.spec.dtype) &&
                              (facts.facts.may_be_hidden || masks_before.contains(input.before) || masks_after.contains(input.after));
+    // What the schedule brought makes no difference as it is; its gradients are its own affair.
+    facts.is_fresh = facts.own && !states.contains(facts.own.impl().get());
+    if (facts.is_fresh) facts.facts.is_differentiable = false;
     inputs.push_back(std::move(facts));
   }
   return inputs;

@@ -74,7 +74,7 @@ BufferFacts facts_of_buffer(const Tensor& buffer) {
 
 /// A value that trials take as it is.
 bool is_kept(const InputFacts& input, const BufferFacts& buffer) {
-  return input.kind == ValueKind::constant || (!buffer.is_finite && buffer.choices.empty());
+  return input.is_fresh || input.kind == ValueKind::constant || (!buffer.is_finite && buffer.choices.empty());
 }
 
 std::size_t fingerprint(const Tensor& tensor) {
@@ -115,7 +115,7 @@ class MaskRecorder final : public Interpreter {
 std::string InputFacts::to_string() const {
   std::string text = fmt::format("{} {} {} {}", static_cast<int>(kind), spec.to_string(),
                                  facts.to_string(), is_additive_mask ? "mask" : "");
-  if (!own || kind == ValueKind::parameter) return text;
+  if (!own || (kind == ValueKind::parameter && !is_fresh)) return text;
   const BufferFacts buffer = kind == ValueKind::constant ? BufferFacts{} : facts_of_buffer(own);
   if (is_kept(*this, buffer)) return text + fmt::format(" data {}", fingerprint(own));
   return text + fmt::format(" {} {} {}", fmt::join(buffer.choices, " "), buffer.is_positive,
@@ -124,8 +124,9 @@ std::string InputFacts::to_string() const {
 }
 
 bool InputFacts::keeps_its_data() const {
-  if (!own || kind == ValueKind::parameter) return false;
-  return kind == ValueKind::constant || is_kept(*this, facts_of_buffer(own));
+  if (!own) return false;
+  if (kind == ValueKind::parameter) return is_fresh;
+  return kind == ValueKind::constant || is_fresh || is_kept(*this, facts_of_buffer(own));
 }
 
 TrialInputs::TrialInputs(const std::vector<InputFacts>& inputs, RegionConstants constants,
@@ -209,7 +210,8 @@ Tensor TrialInputs::make_input(std::size_t i, InputValues values) {
   const TensorSpec& spec = graph_->value(graph_->inputs()[i]).spec;
   const Extents sizes = evaluated(spec.shape, {});
   // A bias, where the rest of a row is zero, is what a value behind is.
-  const bool is_bias = input.kind == ValueKind::parameter && sizes.size() < 2;
+  const bool is_bias =
+      input.kind == ValueKind::parameter && !input.is_fresh && sizes.size() < 2;
   if (input.own && !(is_bias && values == InputValues::aimed && !keeps_states_)) return state(i);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
   if (!is_floating(spec.dtype)) return zeros(spec.shape, {spec.dtype});
@@ -225,7 +227,7 @@ Tensor TrialInputs::state(std::size_t i) {
   if (known && known.layout().sizes == sizes) return known;
   const DType own_dtype = input.own.dtype();
   const DType dtype = is_floating(own_dtype) ? DType::float64 : own_dtype;
-  if (input.kind == ValueKind::parameter) {
+  if (input.kind == ValueKind::parameter && !input.is_fresh) {
     const std::int64_t rows = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes[0]);
     const double fan_in = sizes.size() < 2 ? 1 : static_cast<double>(sizes.product()) /
                                                      static_cast<double>(rows);
@@ -417,7 +419,7 @@ std::vector<Tensor> draw_inputs(const Graph& graph, const DimBindings& sizes, st
     const Value& value = graph.value(id);
     places[id] = static_cast<int>(inputs.size());
     inputs.push_back({value.name, value.kind, value.spec, facts[static_cast<std::size_t>(id)],
-                      value.tensor, false});
+                      value.tensor, false, false});
     const Extents extents = evaluated(value.spec.shape, sizes);
     specs.push_back(value.spec);
     specs.back().shape = Shape(std::vector<Dim>(extents.begin(), extents.end()));

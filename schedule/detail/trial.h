@@ -36,7 +36,9 @@ struct InputFacts {
   ValueFacts facts;
   Tensor own;  // state: the model's
   bool is_additive_mask = false;
-  /// A constant, or a buffer that no drawn numbers can stand for: trials take it as it is.
+  bool is_fresh = false;  // brought by the schedule
+  /// A constant, what the schedule brought, or a buffer that no drawn numbers can stand for: trials
+  /// take it as it is.
   bool keeps_its_data() const;
   /// For the key of a structure: all of this that drawn values depend on.
   std::string to_string() const;

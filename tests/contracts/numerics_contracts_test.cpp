@@ -150,8 +150,9 @@ TEST(Contract4, VerificationComparesMeaningInFloat64AndGradients) {
   for (const auto& wrong : {right_forward_only, other_slope}) {
     const VerifyReport report = report_of(doubled_relu, wrong);
     for (const Comparison& c : report.results) {
-      if (!c.bound) continue;
-      EXPECT_EQ(c.ok, !c.name.starts_with("gradient")) << c.name;
+      if (c.trial == "drawn inputs" && !c.name.starts_with("gradient")) {
+        EXPECT_TRUE(c.ok) << c.name;
+      }
     }
     EXPECT_FALSE(report.ok());
   }

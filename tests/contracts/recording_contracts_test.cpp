@@ -103,7 +103,8 @@ TEST(Contract3_3, OutputsMayHaveSizesDerivedFromTheInputs) {
   const auto model = function_model([](const Tensor& x) {
     return gelu(narrow(x * 2.0, 1, x.size(1) / Dim(2), x.size(1) - x.size(1) / Dim(2)));
   });
-  const VerifyReport report = verify(create_schedule(model, {{"x", randn({3, 6})}}));
+  const VerifyReport report = 
+      verify(create_schedule(model, {{"x", randn({3, 6})}}), {.whole = true});
   EXPECT_TRUE(report.ok()) << report.to_string();
   const auto bound = std::count_if(report.results.begin(), report.results.end(),
                                    [](const Comparison& c) { return c.bound; });
@@ -116,7 +117,7 @@ TEST(Contract3_3, TheTutorialModelDifferentiatesThroughTheWholePath) {
   Schedule sch = create_schedule(model, {{"hidden_states", example}});
   sch.replace(nn::make<tutorial::FlashAttention>(), sch.find(tutorial::scaled_dot_product),
               {.concrete_args = {{"attention_mask", std::monostate{}}, {"p", 0.1}}});
-  const VerifyReport report = verify(sch);
+  const VerifyReport report = verify(sch, {.whole = true});
   EXPECT_TRUE(report.ok()) << report.to_string();
   std::size_t gradients = 0;
   for (const Comparison& c : report.results) {

@@ -42,7 +42,7 @@ class FeatureTableKernels : public ::testing::TestWithParam<DeviceType> {
 
 /// What verification compared has this name, and agreed.
 void expect_compared(const Schedule& schedule, const std::vector<std::string>& names) {
-  const VerifyReport report = verify(schedule);
+  const VerifyReport report = verify(schedule, {.whole = true});
   for (const std::string& name : names) {
     for (const bool training : {false, true}) {
       const bool agreed =

@@ -67,7 +67,7 @@ TEST_P(FuseBiasGelu, TakesTheFormOfTheModule) {
 }
 
 TEST_P(FuseBiasGelu, EqualsTheCompositionForwardAndBackward) {
-  const VerifyReport report = verify(fused());
+  const VerifyReport report = verify(fused(), {.whole = true});
   EXPECT_TRUE(report.ok()) << report.to_string();
   for (const char* name : {"output 0", "gradient of input x", "gradient of up.bias",
                            "gradient of up.weight", "gradient of down.weight"}) {

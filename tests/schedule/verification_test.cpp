@@ -44,7 +44,7 @@ TEST(Verification, AFreshNormsWeightAndBiasAreMovedOffTheirValues) {
   };
   const auto frozen = nn::make<nn::LayerNorm>(kHidden);
   frozen->requires_grad_(false);
-  EXPECT_EQ(failure_of(frozen, {randn({2, kHidden})}, norm, plain), "other state: output 0, eval");
+  EXPECT_EQ(failure_of(frozen, {randn({2, kHidden})}, norm, plain), "drawn inputs: output 0, eval");
 }
 
 TEST(Verification, BuffersAreMovedAsWell) {
@@ -57,7 +57,7 @@ TEST(Verification, BuffersAreMovedAsWell) {
                 nn::make<Shifted>(), {randn({2, kHidden})},
                 [](const Tensor& x, const Tensor& offset) { return tanh(x + offset); },
                 [](const Tensor& x, const Tensor&) { return tanh(x); }),
-            "other state: output 0, eval");
+            "drawn inputs: output 0, eval");
 }
 
 TEST(Verification, AMaskBufferStaysAMask) {
@@ -105,7 +105,7 @@ TEST(Verification, RowsWithoutKeysAreMet) {
           {randn({5, 5}), zeros({5, 5}, {DType::boolean, kCpu})},
           [](const Tensor& x, const Tensor& hidden) { return masked_fill(x, hidden, -HUGE_VAL); },
           [](const Tensor& x, const Tensor& hidden) { return masked_fill(x, hidden, -1e30); }),
-      "rows of one truth value: output 0, eval");
+      "inputs at constants: output 0, eval");
 }
 
 TEST(Verification, ExponentialsWithoutTheirMaximumOverflow) {
@@ -125,17 +125,24 @@ TEST(Verification, GradientsThatOverflowBehindABranchNotTaken) {
                 function_model([](const Tensor& x) { return softplus(x); }), {randn({3, 5})},
                 [](const Tensor& x) { return softplus(x); },
                 [](const Tensor& x) { return where(gt(x, 20), x, log(exp(x) + 1.0)); }),
-            "large numbers: gradient of input input, eval");
+            "inputs of all magnitudes: gradient of input input, eval");
 }
 
 TEST(Verification, ABatchOfOneAndAnotherTail) {
   Schedule sch = create_schedule(nn::make<tutorial::Attention>(kHidden, 2),
                                  {{"hidden_states", randn({2, 5, kHidden})}});
-  const VerifyReport report = verify(sch);
+  const VerifyReport report = verify(sch, {.whole = true});
   EXPECT_TRUE(report.ok()) << report.to_string();
   using Sizes = std::vector<std::vector<std::int64_t>>;
-  EXPECT_EQ(report.trials.front().sizes, (Sizes{{3, 7, kHidden}}));
-  EXPECT_EQ(report.trials.back().sizes, (Sizes{{1, 9, kHidden}}));
+  const auto sizes_of = [&](const std::string& name) {
+    for (const TrialSummary& trial : report.trials) {
+      if (trial.name == name) return trial.sizes;
+    }
+    return Sizes{};
+  };
+  EXPECT_EQ(sizes_of("drawn inputs"), (Sizes{{3, 7, kHidden}}));
+  EXPECT_EQ(sizes_of("other sizes"), (Sizes{{1, 9, kHidden}}));
+  EXPECT_EQ(sizes_of("traced sizes"), (Sizes{{1, 5, kHidden}}));
 }
 
 TEST(Verification, DropoutShapesAreCompared) {
@@ -190,11 +197,12 @@ TEST(Verification, ParametersThatTheScheduleBringsAreItsOwn) {
 TEST(Verification, TheReportNamesTheTrialsAndTheCost) {
   Schedule sch =
       create_schedule(function_model([](const Tensor& x) { return tanh(x); }), {randn({3, 4})});
-  const std::string text = verify(sch).to_string();
+  EXPECT_EQ(verify(sch).summary().substr(0, 31), "verified: nothing was rewritten ");
+  const std::string text = verify(sch, {.whole = true}).to_string();
   for (const char* part :
        {"ok   output 0 (eval): |scheduled - unscheduled| 0;",
-        "drawn inputs: 4 of 4 results agree on inputs (3, 7)",
-        "special inputs: 4 of 4 results agree", "other state: 4 of 4", "verified in "}) {
+        "drawn inputs: 4 of 4 results agree on inputs (3, 7)", "other sizes: 4 of 4 results agree",
+        "verified 1 rewritten region of 1 structure: "}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
   }
 }
