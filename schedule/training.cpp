@@ -233,7 +233,7 @@ TrainingStep build_training(const Schedule& schedule, const TrainingOptions& opt
     step.parameters_.push_back({target.name, target.parameter, target.frozen});
   }
   step.model_ = schedule.shared_model();
-  detail::PassChecks checks("build_training", options.accept_uncompared);
+  detail::PassChecks checks("build_training");
   const PassObserver observer = options.verify ? checks.observer() : PassObserver();
   Graph update =
       StepTrace(schedule, forward, options, targets, observer).updating(step.gradient_names_);

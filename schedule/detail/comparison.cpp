@@ -10,11 +10,11 @@ namespace {
 
 constexpr double kRoundoff64 = 0x1p-53;
 /// Of the terms: far more than two orders of summation differ by, far less than a formula.
-constexpr double kRoundings64 = 0x1p14;
+constexpr double kRoundings64 = 0x1p17;
 /// Of other elements' terms: where an element's own happen to cancel.
-constexpr double kRoundingsOfOthers64 = 0x1p10;
+constexpr double kRoundingsOfOthers64 = 0x1p13;
 /// Of the largest terms, behind inputs of all magnitudes.
-constexpr double kRoundingsOfLargest64 = 0x1p25;
+constexpr double kRoundingsOfLargest64 = 0x1p28;
 /// Of the element itself: below this nobody asks for its terms.
 constexpr double kRoundingsOfElement = 0x1p6;
 /// Of the terms, by which two kernels of one formula may differ where the model happens to be exact:

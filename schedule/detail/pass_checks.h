@@ -1,6 +1,6 @@
 // PassChecks: what passes make of joint Graphs, compared with what stood there before each of them.
 //
-//   PassChecks checks("build_training", options.accept_uncompared);
+//   PassChecks checks("build_training");
 //   Graph graph = joint.record(step, passes, checks.observer());  // VerificationError
 //   log << checks.summary();
 #pragma once
@@ -16,8 +16,7 @@ namespace tenon::detail {
 
 class PassChecks {
  public:
-  explicit PassChecks(std::string caller, bool accept_uncompared = false)
-      : caller_(std::move(caller)), accept_uncompared_(accept_uncompared) {}
+  explicit PassChecks(std::string caller) : caller_(std::move(caller)) {}
 
   /// For JointGraph::record; this object outlives it.
   PassObserver observer() {
@@ -27,7 +26,7 @@ class PassChecks {
   }
 
   /// VerificationError that names the pass and its regions, unless every result of a rewritten region
-  /// agrees, and was compared on some finite value or `accept_uncompared`.
+  /// agrees. Gradients may be finite on no drawn input; those are counted only.
   void compare(const char* pass, const Graph& before, const Graph& after);
 
   /// Regions of all passes so far.
@@ -44,9 +43,9 @@ class PassChecks {
   };
 
   std::string caller_;
-  bool accept_uncompared_;
   std::vector<Count> counts_;  // of passes that rewrote something
   std::size_t results_ = 0;
+  std::size_t not_compared_ = 0;
   std::size_t left_out_ = 0;
   double milliseconds_ = 0;
   std::set<std::string> agreed_;  // structures, of all Graphs of one step

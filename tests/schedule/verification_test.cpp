@@ -197,7 +197,7 @@ TEST(Verification, ParametersThatTheScheduleBringsAreItsOwn) {
 TEST(Verification, TheReportNamesTheTrialsAndTheCost) {
   Schedule sch =
       create_schedule(function_model([](const Tensor& x) { return tanh(x); }), {randn({3, 4})});
-  EXPECT_EQ(verify(sch).summary().substr(0, 31), "verified: nothing was rewritten ");
+  EXPECT_EQ(verify(sch).summary().substr(0, 31), "verified: nothing was rewritten");
   const std::string text = verify(sch, {.whole = true}).to_string();
   for (const char* part :
        {"ok   output 0 (eval): |scheduled - unscheduled| 0;",
