@@ -62,6 +62,8 @@ struct Comparison {
   bool ok = false;
   std::string region;        ///< what its nodes make: "self_attn.q_proj and 2 more"; "" for the model
   std::size_t compared = 0;  ///< elements that are finite on both sides
+  std::size_t finite_for_nan = 0;  ///< elements that are NaN in the model only
+  bool is_empty = false;           ///< it has no elements
 };
 
 /// What one trial ran on.
