@@ -3,8 +3,8 @@
 // interpreter.
 #include <algorithm>
 
-#include "graph/detail/lowering.h"
 #include "graph/detail/evaluate_attrs.h"
+#include "graph/detail/lowering.h"
 #include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
 

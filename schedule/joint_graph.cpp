@@ -117,8 +117,8 @@ std::vector<Leaf> differentiated(const Graph& forward, JointGraph& joint,
   for (std::size_t i = 0; i < forward.inputs().size(); ++i) {
     const bool wanted = inputs == nullptr || (*inputs)[i];
     if (!wanted || !is_floating(joint.input(i).dtype())) continue;
-    leaves.push_back({"input " + forward.value(forward.inputs()[i]).name,
-                      joint.input(i).requires_grad_(), i});
+    leaves.push_back(
+        {"input " + forward.value(forward.inputs()[i]).name, joint.input(i).requires_grad_(), i});
   }
   return leaves;
 }
@@ -133,8 +133,8 @@ Tensor cotangent_of(JointGraph& joint, const Tensor& output, std::size_t index) 
 
 }  // namespace
 
-GradientGraph differentiate(const Graph& forward, const ModuleTree& tree,
-                            const JointPasses& passes, const std::vector<bool>* inputs) {
+GradientGraph differentiate(const Graph& forward, const ModuleTree& tree, const JointPasses& passes,
+                            const std::vector<bool>* inputs) {
   GradientGraph result;
   Graph pure = forward;
   for (const StateWrite& write : forward.writes()) {

@@ -110,8 +110,8 @@ Schedule create_schedule(std::shared_ptr<nn::Module> model, const ForwardFunctio
   Graph graph = trace(detail::module_tree(*model), examples, forward);
   verify(graph);
   std::vector<Tensor> kept = short_examples(graph, examples);
-  return Schedule(std::make_shared<detail::ScheduleState>(std::move(model), std::move(graph),
-                                                          std::move(kept)));
+  return Schedule(
+      std::make_shared<detail::ScheduleState>(std::move(model), std::move(graph), std::move(kept)));
 }
 
 Schedule Schedule::operator[](std::string_view path) const {

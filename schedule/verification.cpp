@@ -148,9 +148,8 @@ class Verification {
 
   /// False when claims were dropped, so that there are other regions now.
   bool pass(VerifyReport& report) {
-    const std::vector<Region> regions = options_.whole
-                                            ? std::vector<Region>{correspondence_.whole()}
-                                            : correspondence_.regions();
+    const std::vector<Region> regions =
+        options_.whole ? std::vector<Region>{correspondence_.whole()} : correspondence_.regions();
     std::vector<Structure> structures;
     std::unordered_map<std::string, std::size_t> known;
     for (const Region& region : regions) {
@@ -266,8 +265,8 @@ class Verification {
   RegionOutcome with_recorded(RegionOutcome outcome, const Region& instance) const {
     const auto recorded = recorded_inputs(instance);
     if (!recorded) return outcome;
-    RegionOutcome other = detail::check_recorded(
-        instance, detail::input_facts(instance, context_), context_, *recorded);
+    RegionOutcome other = detail::check_recorded(instance, detail::input_facts(instance, context_),
+                                                 context_, *recorded);
     outcome.ok = outcome.ok && other.ok;
     outcome.fails_on_recorded = other.fails_on_recorded;
     outcome.results.insert(outcome.results.end(), other.results.begin(), other.results.end());
@@ -408,12 +407,13 @@ void require_verified(const Schedule& schedule, const char* caller, bool accept_
   const VerifyReport report = verify(schedule, {.progress = log});
   if (log != nullptr && report.regions > 0) *log << caller << ": " << report.summary() << '\n';
   if (!report.ok()) {
-    throw VerificationError(fmt::format("{} refused: the scheduled model differs from the model\n{}",
-                                        caller, report.to_string()));
+    throw VerificationError(fmt::format(
+        "{} refused: the scheduled model differs from the model\n{}", caller, report.to_string()));
   }
   if (report.not_compared.empty() || accept_uncompared) return;
   throw VerificationError(fmt::format(
-      "{} refused: these results were compared on no finite value: {}. Give create_schedule example "
+      "{} refused: these results were compared on no finite value: {}. Give create_schedule "
+      "example "
       "inputs that the model gives numbers for, or accept it with accept_uncompared\n{}",
       caller, fmt::join(report.not_compared, ", "), report.to_string()));
 }

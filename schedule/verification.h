@@ -49,7 +49,8 @@ struct VerifyOptions {
 /// One compared result of one trial of a region in one mode.
 struct Comparison {
   std::string trial;  ///< "drawn inputs", "special inputs", "recorded inputs"
-  std::string name;   ///< "output 0", "%q_proj", "gradient of q_proj.weight", "buffer bn.running_mean"
+  std::string
+      name;  ///< "output 0", "%q_proj", "gradient of q_proj.weight", "buffer bn.running_mean"
   bool training = false;
   bool bound = false;  ///< the kernels that will run were compared as well
   double max_abs_difference =
@@ -60,8 +61,8 @@ struct Comparison {
   double float64_difference = 0;  ///< between the two Graphs in float64, likewise
   double float64_allowed = 0;
   bool ok = false;
-  std::string region;        ///< what its nodes make: "self_attn.q_proj and 2 more"; "" for the model
-  std::size_t compared = 0;  ///< elements that are finite on both sides
+  std::string region;  ///< what its nodes make: "self_attn.q_proj and 2 more"; "" for the model
+  std::size_t compared = 0;        ///< elements that are finite on both sides
   std::size_t finite_for_nan = 0;  ///< elements that are NaN in the model only
   bool is_empty = false;           ///< it has no elements
 };

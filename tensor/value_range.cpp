@@ -70,16 +70,18 @@ ValueRange difference(Operands operands, const Attrs& attrs) {
 ValueRange product(Operands operands, const Attrs& attrs) {
   const ValueRange& a = *operands[0];
   const ValueRange b = second(operands, attrs);
-  return hull({times(a.low, b.low), times(a.low, b.high), times(a.high, b.low),
-               times(a.high, b.high)});
+  return hull(
+      {times(a.low, b.low), times(a.low, b.high), times(a.high, b.low), times(a.high, b.high)});
 }
 
 ValueRange quotient(Operands operands, const Attrs& attrs) {
   const ValueRange b = second(operands, attrs);
-  if (b.low < 0) return b.high < 0 ? same_sign(std::array{std::optional(negated(operands, {}))}, {})
-                                   : ValueRange{};
-  return b.low == b.high && b.low > 0 ? ValueRange{operands[0]->low / b.low, operands[0]->high / b.low}
-                                      : same_sign(operands, {});
+  if (b.low < 0)
+    return b.high < 0 ? same_sign(std::array{std::optional(negated(operands, {}))}, {})
+                      : ValueRange{};
+  return b.low == b.high && b.low > 0
+             ? ValueRange{operands[0]->low / b.low, operands[0]->high / b.low}
+             : same_sign(operands, {});
 }
 
 ValueRange maximum(Operands operands, const Attrs& attrs) {

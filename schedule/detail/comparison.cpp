@@ -106,7 +106,8 @@ Agreement compare_exactly(const Tensor& model, const Tensor& scheduled) {
     // As doubles, large ones that differ may be one.
     const auto [low, high] = std::minmax(x[i], y[i]);
     take(agreement,
-         static_cast<double>(static_cast<std::uint64_t>(high) - static_cast<std::uint64_t>(low)), 0);
+         static_cast<double>(static_cast<std::uint64_t>(high) - static_cast<std::uint64_t>(low)),
+         0);
   }
   return agreement;
 }
@@ -131,11 +132,12 @@ Agreement compare_bound(const std::vector<double>& exact, const std::vector<doub
   };
   // A float64 model is its own reference.
   const bool is_reference = roundoff == kRoundoff64;
-  const double floor = floor_of(terms, is_reference ? kRoundingsOfOthers64 : kRoundingsStored,
-                                roundoff, excused);
+  const double floor =
+      floor_of(terms, is_reference ? kRoundingsOfOthers64 : kRoundingsStored, roundoff, excused);
   const double own_roundings =
-      is_reference ? kRoundings64
-                   : kRoundingsStored + kRoundingsAccumulated * std::min(roundoff, 0x1p-24) / roundoff;
+      is_reference
+          ? kRoundings64
+          : kRoundingsStored + kRoundingsAccumulated * std::min(roundoff, 0x1p-24) / roundoff;
   for (std::size_t row = 0; row < exact.size(); row += columns) {
     const std::size_t end = std::min(row + columns, exact.size());
     double roundings = 0;
@@ -152,8 +154,8 @@ Agreement compare_bound(const std::vector<double>& exact, const std::vector<doub
       if (!both_finite(agreement, exact[i], scheduled[i], excused)) continue;
       const double to_exact = std::abs(scheduled[i] - exact[i]);
       const double to_model = std::abs(scheduled[i] - model[i]);
-      const double allowed = (2 * roundings + own_roundings) * unit(i) + floor +
-                             std::numeric_limits<double>::min();
+      const double allowed =
+          (2 * roundings + own_roundings) * unit(i) + floor + std::numeric_limits<double>::min();
       take(agreement, std::min(to_exact, to_model), allowed);
     }
   }

@@ -19,8 +19,8 @@ struct Agreement {
   double difference = 0;  // at the element that comes closest to what is allowed, or exceeds it
   double allowed = 0;
   double largest_difference = 0;
-  std::size_t compared = 0;      // elements that are finite on both sides
-  std::size_t not_finite = 0;    // elements that are not, in the model
+  std::size_t compared = 0;    // elements that are finite on both sides
+  std::size_t not_finite = 0;  // elements that are not, in the model
   std::size_t finite_for_nan = 0;
 };
 

@@ -86,9 +86,7 @@ class Correspondence {
   int new_class(bool in_before, bool in_after);
   int root(int number) const;
   void join(int a, int b);
-  int& class_of(Side& side, ValueId id) {
-    return side.numbers[static_cast<std::size_t>(id)];
-  }
+  int& class_of(Side& side, ValueId id) { return side.numbers[static_cast<std::size_t>(id)]; }
   int class_of(const Side& side, ValueId id) const {
     return root(side.numbers[static_cast<std::size_t>(id)]);
   }
@@ -107,11 +105,12 @@ class Correspondence {
   Side before_;
   Side after_;
   mutable std::vector<Class> classes_;
-  std::unordered_map<ValueId, ValueId> replaced_;      // by the log of the rewrite
+  std::unordered_map<ValueId, ValueId> replaced_;       // by the log of the rewrite
   std::unordered_multimap<std::size_t, NodeId> calls_;  // of the original, by hash
   std::vector<ValuePair> claims_;
   std::set<ValueId> dropped_;  // values of the original whose claims do not hold
-  std::set<ValueId> recognized_;  // of the rewritten Graph: results of calls that the original makes
+  std::set<ValueId>
+      recognized_;             // of the rewritten Graph: results of calls that the original makes
   std::set<ValueId> results_;  // of the original: returned or written
 };
 

@@ -22,9 +22,10 @@ bool is_integer(DType dtype) { return !is_floating(dtype) && dtype != DType::boo
 
 /// What an index is computed from.
 struct Sources {
-  std::vector<NodeId> nodes;             // in program order
-  std::unordered_set<ValueId> inputs;    // of the Graph
-  std::unordered_set<ValueId> elements;  // those of which an element of the index is an element, cast
+  std::vector<NodeId> nodes;           // in program order
+  std::unordered_set<ValueId> inputs;  // of the Graph
+  std::unordered_set<ValueId>
+      elements;  // those of which an element of the index is an element, cast
   bool has_chance = false;
 };
 
@@ -159,7 +160,8 @@ Tensor IndexInputs::numbers(std::size_t input, const Tensor& like, Generator& ge
       continue;
     }
     const std::int64_t width = choice[i] < 0.65 ? std::min(kFew, window.width) : window.width;
-    values[i] = static_cast<double>(window.low) + std::floor(values[i] * static_cast<double>(width));
+    values[i] =
+        static_cast<double>(window.low) + std::floor(values[i] * static_cast<double>(width));
   }
   return tensor(std::span<const double>(values), like.shape(), {like.dtype()}).to(like.device());
 }
@@ -199,7 +201,8 @@ void IndexInputs::find_outsiders(const std::vector<Tensor>& inputs) {
           continue;
         }
         std::vector<Tensor> tried = inputs;
-        const std::vector<double> values(static_cast<std::size_t>(inputs[i].layout().numel()), value);
+        const std::vector<double> values(static_cast<std::size_t>(inputs[i].layout().numel()),
+                                         value);
         tried[i] = tensor(std::span<const double>(values), inputs[i].shape(), {inputs[i].dtype()});
         if (!first_misfit(tried)) known.push_back(value);
       }
@@ -227,8 +230,7 @@ std::optional<IndexMisfit> IndexInputs::first_misfit(const std::vector<Tensor>& 
       misfit.largest = std::max(misfit.largest, index);
     }
     const bool has_any = misfit.smallest <= misfit.largest;
-    if (has_any &&
-        (misfit.smallest < 0 || misfit.largest >= static_cast<double>(selection.size))) {
+    if (has_any && (misfit.smallest < 0 || misfit.largest >= static_cast<double>(selection.size))) {
       return misfit;
     }
   }

@@ -42,9 +42,8 @@ std::string PassChecks::summary() const {
   return fmt::format(
       "passes: verified {} rewritten region{} (by structures: {}): {} results agree, {} not "
       "compared, {} left out; {:.1f} ms",
-      regions(), regions() == 1 ? "" : "s", fmt::join(texts, ", "), results_,
-      not_compared_, left_out_,
-      milliseconds_);
+      regions(), regions() == 1 ? "" : "s", fmt::join(texts, ", "), results_, not_compared_,
+      left_out_, milliseconds_);
 }
 
 }  // namespace tenon::detail

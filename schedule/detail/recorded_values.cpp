@@ -7,8 +7,7 @@ namespace tenon::detail {
 
 std::unordered_map<ValueId, Tensor> record_values(const Graph& graph, const DimBindings& sizes,
                                                   const std::vector<Tensor>& inputs,
-                                                  const std::set<ValueId>& wanted,
-                                                  bool training) {
+                                                  const std::set<ValueId>& wanted, bool training) {
   std::unordered_map<ValueId, Tensor> found;
   std::unordered_map<ValueId, Tensor> tensors;
   std::unordered_map<ValueId, std::size_t> left;  // reads to come

@@ -15,7 +15,6 @@ namespace tenon::detail {
 /// values; nothing else is kept longer than it is read. Throws what the ops throw.
 std::unordered_map<ValueId, Tensor> record_values(const Graph& graph, const DimBindings& sizes,
                                                   const std::vector<Tensor>& inputs,
-                                                  const std::set<ValueId>& wanted,
-                                                  bool training);
+                                                  const std::set<ValueId>& wanted, bool training);
 
 }  // namespace tenon::detail

@@ -217,7 +217,8 @@ RunResults64 ReferenceRun::run(const std::vector<Tensor>& inputs,
   for (std::size_t n = 0; n < graph_.order().size(); ++n) {
     const Node& node = graph_.node(graph_.order()[n]);
     std::vector<Tensor> operands;
-    for (const ValueId id : node.inputs) operands.push_back(id == kNone ? Tensor() : tensors.at(id));
+    for (const ValueId id : node.inputs)
+      operands.push_back(id == kNone ? Tensor() : tensors.at(id));
     const std::vector<Tensor> outputs = tenon::apply(*node.op, operands, attrs_[n]);
     for (const ValueId id : node.inputs) {
       if (id != kNone && --left[id] == 0) tensors.erase(id);

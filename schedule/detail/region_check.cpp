@@ -82,7 +82,8 @@ class RegionCheck {
       run_drawn();
     }
     draw("traced sizes", InputValues::drawn, context_.sizes.traced(), true);
-    if (is_half_) draw("traced sizes, far from zero", InputValues::offset, context_.sizes.traced(), true);
+    if (is_half_)
+      draw("traced sizes, far from zero", InputValues::offset, context_.sizes.traced(), true);
     if (widths_ != RegionSizes{}) {
       widths_ = {};
       const DimBindings few = context_.sizes.few();
@@ -167,19 +168,20 @@ class RegionCheck {
   void draw(const std::string& name, InputValues values, const DimBindings& sizes,
             bool bound = false) {
     const bool again = values == InputValues::special || values == InputValues::aimed;
-    const bool is_new =
-        was_run_.insert(fmt::format("{} {} {}", key(sizes), widths_ == RegionSizes{}, static_cast<int>(values)))
-            .second;
+    const bool is_new = was_run_
+                            .insert(fmt::format("{} {} {}", key(sizes), widths_ == RegionSizes{},
+                                                static_cast<int>(values)))
+                            .second;
     if (!is_new && !again) return;
     const bool first = first_;
     Sides* sides = sides_at(sizes);
     if (sides == nullptr) return;
     const bool heavy = sides->is_heavy() && !(first_ && sides->is_bearable());
     if (!sides->is_possible()) {
-      outcome_.left_out.push_back(fmt::format(
-          "{}: {} at {}, which needs {:.2g} operations and {:.2g} bytes",
-          name_of(region_, context_.before), name, context_.sizes.to_string(sizes),
-          sides->cost.flops, sides->cost.bytes));
+      outcome_.left_out.push_back(
+          fmt::format("{}: {} at {}, which needs {:.2g} operations and {:.2g} bytes",
+                      name_of(region_, context_.before), name, context_.sizes.to_string(sizes),
+                      sides->cost.flops, sides->cost.bytes));
       return;
     }
     if (first && !choose_indices(*sides)) return;
@@ -191,8 +193,9 @@ class RegionCheck {
     }
     const bool extreme = values == InputValues::spread || values == InputValues::large ||
                          values == InputValues::offset;
-    Trial trial{name,  drawn_.make(values),           drawn_.cotangents(), !heavy, bound, first,
-                extreme, values == InputValues::masked, values == InputValues::aimed, heavy};
+    Trial trial{
+        name,    drawn_.make(values),           drawn_.cotangents(),          !heavy, bound, first,
+        extreme, values == InputValues::masked, values == InputValues::aimed, heavy};
     if (values == InputValues::aimed) {  // as they are: rounded to the dtype they may miss
       Trial exact = trial;
       exact.bound = false;
@@ -240,8 +243,8 @@ class RegionCheck {
       inputs.push_back(is_floating(host.dtype()) ? host.to(DType::float64).contiguous()
                                                  : host.contiguous());
     }
-    compare(*sides, {"recorded inputs", std::move(inputs), drawn_.cotangents(), !heavy, false, false,
-                     false, false, false, heavy});
+    compare(*sides, {"recorded inputs", std::move(inputs), drawn_.cotangents(), !heavy, false,
+                     false, false, false, false, heavy});
     outcome_.fails_on_recorded = recorded_failed_;
   }
 

@@ -23,7 +23,8 @@ bool has_symbol(const Dim& dim) { return !dim.is_constant(); }
 
 /// Whether an integer of the node's attributes is measured along an axis whose size is a symbol.
 bool meets_sizes(const Graph& graph, const Node& node) {
-  const ValueId id = node.inputs.empty() || node.inputs[0] == kNone ? node.outputs[0] : node.inputs[0];
+  const ValueId id =
+      node.inputs.empty() || node.inputs[0] == kNone ? node.outputs[0] : node.inputs[0];
   const Shape& shape = graph.value(id).spec.shape;
   for (std::size_t i = 0; i < node.attrs.size(); ++i) {
     if (node.attrs.kind(i) != FieldKind::axis) continue;
@@ -82,7 +83,8 @@ RegionConstants constants_of(const Region& region, const Graph& before, const Gr
   for (const NodeId id : region.before) collect(before, before.node(id), found);
   for (const NodeId id : region.after) collect(after, after.node(id), found);
   for (const RegionInput& input : region.inputs) {
-    const Value& value = input.before != kNone ? before.value(input.before) : after.value(input.after);
+    const Value& value =
+        input.before != kNone ? before.value(input.before) : after.value(input.after);
     if (value.kind != ValueKind::constant || value.tensor.layout().numel() > kFewElements) continue;
     for (const double number : value.tensor.to_doubles()) {
       if (!std::isfinite(number) || number == 0) continue;

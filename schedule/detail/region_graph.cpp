@@ -65,8 +65,7 @@ double flops_of(const Graph& graph, const Node& node) {
     if (node.inputs[i] != kNone) inputs[i] = view_of(graph.value(node.inputs[i]).spec);
   }
   for (const ValueId id : node.outputs) outputs.push_back(view_of(graph.value(id).spec));
-  const KernelArgs args{
-      .op = node.op, .inputs = inputs, .outputs = outputs, .attrs = &node.attrs};
+  const KernelArgs args{.op = node.op, .inputs = inputs, .outputs = outputs, .attrs = &node.attrs};
   return node.op->flops(args);
 }
 
@@ -131,8 +130,8 @@ Graph region_graph(const RegionSide& side, const std::vector<TensorSpec>& inputs
     if (rewritten != nullptr && node.op == &softmax && !rewritten->has_node(id)) {
       GraphBuilder builder(graph, SIZE_MAX, call);
       const InterpreterGuard guard(builder);
-      const Tensor zeroed = ops::softmax_or_zeros(builder.tensor(operands[0]),
-                                                  node.attrs.as<AxisAttrs>().dim);
+      const Tensor zeroed =
+          ops::softmax_or_zeros(builder.tensor(operands[0]), node.attrs.as<AxisAttrs>().dim);
       results[node.outputs[0]] = builder.value_of(zeroed, "softmax");
       values.try_emplace(node.outputs[0], results[node.outputs[0]]);
       continue;

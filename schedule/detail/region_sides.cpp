@@ -76,7 +76,8 @@ RegionSizes RegionSides::find_widths() const {
   if (!full || (is_little(full) && is_little(traced))) return widths;
   const auto fits = [&](const RegionSizes& tried) {
     const auto sides = make(small, tried);
-    return sides && sides->sizes != full->sizes && keeps_shapes(*sides) && keeps_data(*sides, *full);
+    return sides && sides->sizes != full->sizes && keeps_shapes(*sides) &&
+           keeps_data(*sides, *full);
   };
   for (const std::int64_t divisor : {16, 8, 4, 2}) {
     const RegionSizes tried{{}, divisor};
@@ -135,12 +136,14 @@ std::vector<InputFacts> input_facts(const Region& region, const CheckContext& co
     facts.kind = value.kind;
     facts.spec = value.spec;
     facts.own = value.tensor;
-    facts.facts = (known ? context.facts_before : context.facts_after)[static_cast<std::size_t>(id)];
+    facts.facts =
+        (known ? context.facts_before : context.facts_after)[static_cast<std::size_t>(id)];
     facts.name = value.kind == ValueKind::input ? "input " + value.name
                  : value.tensor                 ? value.name
                                                 : graph.value_name(id);
     facts.is_additive_mask = is_floating(value.spec.dtype) &&
-                             (facts.facts.may_be_hidden || masks_before.contains(input.before) || masks_after.contains(input.after));
+                             (facts.facts.may_be_hidden || masks_before.contains(input.before) ||
+                              masks_after.contains(input.after));
     // What the schedule brought makes no difference as it is; its gradients are its own affair.
     facts.is_fresh = facts.own && !states.contains(facts.own.impl().get());
     if (facts.is_fresh) facts.facts.is_differentiable = false;

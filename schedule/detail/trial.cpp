@@ -62,7 +62,8 @@ BufferFacts facts_of_buffer(const Tensor& buffer) {
     facts.is_finite = facts.is_finite && std::isfinite(value);
     facts.low = std::min(facts.low, value);
     facts.high = std::max(facts.high, value);
-    if (few && std::find(facts.choices.begin(), facts.choices.end(), value) == facts.choices.end()) {
+    if (few &&
+        std::find(facts.choices.begin(), facts.choices.end(), value) == facts.choices.end()) {
       facts.choices.push_back(value);
       few = facts.choices.size() <= 2;
     }
@@ -74,7 +75,8 @@ BufferFacts facts_of_buffer(const Tensor& buffer) {
 
 /// A value that trials take as it is.
 bool is_kept(const InputFacts& input, const BufferFacts& buffer) {
-  return input.is_fresh || input.kind == ValueKind::constant || (!buffer.is_finite && buffer.choices.empty());
+  return input.is_fresh || input.kind == ValueKind::constant ||
+         (!buffer.is_finite && buffer.choices.empty());
 }
 
 std::size_t fingerprint(const Tensor& tensor) {
@@ -118,9 +120,9 @@ std::string InputFacts::to_string() const {
   if (!own || (kind == ValueKind::parameter && !is_fresh)) return text;
   const BufferFacts buffer = kind == ValueKind::constant ? BufferFacts{} : facts_of_buffer(own);
   if (is_kept(*this, buffer)) return text + fmt::format(" data {}", fingerprint(own));
-  return text + fmt::format(" {} {} {}", fmt::join(buffer.choices, " "), buffer.is_positive,
-                            is_floating(spec.dtype) ? "" : fmt::format("{} {}", buffer.low,
-                                                                        buffer.high));
+  return text +
+         fmt::format(" {} {} {}", fmt::join(buffer.choices, " "), buffer.is_positive,
+                     is_floating(spec.dtype) ? "" : fmt::format("{} {}", buffer.low, buffer.high));
 }
 
 bool InputFacts::keeps_its_data() const {
@@ -210,8 +212,7 @@ Tensor TrialInputs::make_input(std::size_t i, InputValues values) {
   const TensorSpec& spec = graph_->value(graph_->inputs()[i]).spec;
   const Extents sizes = evaluated(spec.shape, {});
   // A bias, where the rest of a row is zero, is what a value behind is.
-  const bool is_bias =
-      input.kind == ValueKind::parameter && !input.is_fresh && sizes.size() < 2;
+  const bool is_bias = input.kind == ValueKind::parameter && !input.is_fresh && sizes.size() < 2;
   if (input.own && !(is_bias && values == InputValues::aimed && !keeps_states_)) return state(i);
   if (spec.dtype == DType::boolean) return truth_values(sizes, values);
   if (!is_floating(spec.dtype)) return zeros(spec.shape, {spec.dtype});
@@ -229,8 +230,8 @@ Tensor TrialInputs::state(std::size_t i) {
   const DType dtype = is_floating(own_dtype) ? DType::float64 : own_dtype;
   if (input.kind == ValueKind::parameter && !input.is_fresh) {
     const std::int64_t rows = sizes.size() < 2 ? 1 : std::max<std::int64_t>(1, sizes[0]);
-    const double fan_in = sizes.size() < 2 ? 1 : static_cast<double>(sizes.product()) /
-                                                     static_cast<double>(rows);
+    const double fan_in =
+        sizes.size() < 2 ? 1 : static_cast<double>(sizes.product()) / static_cast<double>(rows);
     return known = weights(sizes, 1 / std::sqrt(std::max(fan_in, 1.0)));
   }
   const BufferFacts buffer =
@@ -364,9 +365,11 @@ Tensor TrialInputs::numbers(const InputFacts& input, const Extents& sizes, Input
     if (hidden.empty()) number = within(input.facts.range, number, share[i]);
   }
   if (input.facts.rows_sum_to_one) {
-    for (std::size_t first = 0; first < numbers.size(); first += static_cast<std::size_t>(columns)) {
+    for (std::size_t first = 0; first < numbers.size();
+         first += static_cast<std::size_t>(columns)) {
       double sum = 0;
-      for (std::int64_t i = 0; i < columns; ++i) sum += numbers[first + static_cast<std::size_t>(i)];
+      for (std::int64_t i = 0; i < columns; ++i)
+        sum += numbers[first + static_cast<std::size_t>(i)];
       for (std::int64_t i = 0; i < columns; ++i) {
         double& number = numbers[first + static_cast<std::size_t>(i)];
         number = sum > 0 ? number / sum : 1.0 / static_cast<double>(columns);

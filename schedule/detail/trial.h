@@ -25,7 +25,7 @@ enum class InputValues : std::uint8_t {
   large,     ///< exponentials of some overflow
   offset,    ///< rows around a number far from zero
   aimed,     ///< at and around the numbers that the region's nodes hold, of both signs
-  masked,    ///< drawn, but masks and integers have rows of one value: all true, all false, all -inf
+  masked,  ///< drawn, but masks and integers have rows of one value: all true, all false, all -inf
 };
 
 /// One input of a region, seen from outside.
@@ -48,8 +48,7 @@ struct InputFacts {
 class TrialInputs {
  public:
   /// `inputs` outlives it.
-  TrialInputs(const std::vector<InputFacts>& inputs, RegionConstants constants,
-              std::uint64_t seed);
+  TrialInputs(const std::vector<InputFacts>& inputs, RegionConstants constants, std::uint64_t seed);
 
   /// Parameters and buffers are the model's own from now on.
   void keep_states() { keeps_states_ = true; }

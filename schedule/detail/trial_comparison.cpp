@@ -106,7 +106,7 @@ void TrialComparison::try_model(const Sides& sides, const std::vector<Tensor>& i
 }
 
 std::optional<std::string> TrialComparison::refusal_of_model(const Sides& sides, const Trial& trial,
-                                            bool training) const {
+                                                             bool training) const {
   try {
     ReferenceRun(sides.before, differentiable_)
         .run(trial.inputs, trial.cotangents, mode(training, trial.gradients));
@@ -149,7 +149,8 @@ TrialResults TrialComparison::run(const Sides& sides, const Trial& trial, bool t
 
 TrialComparison::Runs TrialComparison::run_both(const Sides& sides, const Graph& model,
                                                 const Trial& trial, bool training) const {
-  Runs runs{ReferenceRun(model, differentiable_), mode(training, trial.gradients), {}, {}, {}, {}, {}};
+  Runs runs{
+      ReferenceRun(model, differentiable_), mode(training, trial.gradients), {}, {}, {}, {}, {}};
   runs.exact = joined(runs.model.run(trial.inputs, trial.cotangents, runs.how));
   runs.meant = joined(
       ReferenceRun(sides.after, differentiable_).run(trial.inputs, trial.cotangents, runs.how));
@@ -192,8 +193,8 @@ Comparison TrialComparison::compare_result(Runs& runs, const Trial& trial, std::
   const Tensor& exact = runs.exact[r];
   const Tensor& meant = runs.meant[r];
   c.is_empty = runs.known(r).layout().numel() == 0;
-  const bool fits = !exact || !meant || (exact.shape().same_as(meant.shape()) &&
-                                         exact.dtype() == meant.dtype());
+  const bool fits =
+      !exact || !meant || (exact.shape().same_as(meant.shape()) && exact.dtype() == meant.dtype());
   if (!fits) {
     c.float64_difference = HUGE_VAL;
   } else if (is_floating(runs.known(r).dtype())) {
@@ -271,7 +272,7 @@ std::vector<Tensor> TrialComparison::bound_inputs(const Graph& graph, const Tria
 
 /// By the kernels that will run: outputs, then gradients by input.
 std::vector<Tensor> TrialComparison::run_bound(const Graph& graph, const std::vector<Tensor>& given,
-                              const Trial& trial, bool training) const {
+                                               const Trial& trial, bool training) const {
   GradientGraph program;
   if (trial.gradients && context_.gradients) {
     program = differentiate(graph, {}, {}, &differentiable_);
@@ -290,8 +291,7 @@ std::vector<Tensor> TrialComparison::run_bound(const Graph& graph, const std::ve
   std::vector<Tensor> ordered(names_.size());
   for (std::size_t i = 0; i < results.size(); ++i) {
     const std::size_t outputs = region_.outputs.size();
-    const std::size_t place =
-        i < outputs ? i : outputs + program.gradient_inputs.at(i - outputs);
+    const std::size_t place = i < outputs ? i : outputs + program.gradient_inputs.at(i - outputs);
     ordered[place] = results[i].cpu();
   }
   return ordered;

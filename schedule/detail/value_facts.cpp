@@ -24,8 +24,8 @@ bool is_last_axis(const Node& node, const TensorSpec& spec) {
 ValueRange moved_range(const Graph& graph, const Node& node, std::vector<ValueFacts>& facts) {
   ValueRange hull{0, 0};
   const DType dtype = graph.value(node.outputs[0]).spec.dtype;
-  const auto given = static_cast<std::size_t>(
-      std::count_if(node.inputs.begin(), node.inputs.end(), [](ValueId id) { return id != kNone; }));
+  const auto given = static_cast<std::size_t>(std::count_if(
+      node.inputs.begin(), node.inputs.end(), [](ValueId id) { return id != kNone; }));
   for (const ValueId id : node.inputs) {
     // Beside others of the result's dtype an operand of another one selects: a mask, an index.
     if (id == kNone || (given > 1 && graph.value(id).spec.dtype != dtype)) continue;

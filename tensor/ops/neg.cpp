@@ -14,16 +14,16 @@ Tensor neg(const Tensor& input) {
 namespace ops {
 
 Op define_neg() {
-  return unary_op("neg", "-x, elementwise; integers wrap around.", infer_numeric_like_input,
-                  cpu::unary_kernel<cpu::Numbers>(
-                      "cpu.neg",
-                      [](auto x) {
-                        // 0 - 0 would be +0.
-                        if constexpr (std::is_floating_point_v<decltype(x)>)
-                          return -x;
-                        else
-                          return cpu::wrap_sub(decltype(x)(0), x);
-                      }))
+  return unary_op(
+             "neg", "-x, elementwise; integers wrap around.", infer_numeric_like_input,
+             cpu::unary_kernel<cpu::Numbers>("cpu.neg",
+                                             [](auto x) {
+                                               // 0 - 0 would be +0.
+                                               if constexpr (std::is_floating_point_v<decltype(x)>)
+                                                 return -x;
+                                               else
+                                                 return cpu::wrap_sub(decltype(x)(0), x);
+                                             }))
       .vjp([](const VjpContext& call) -> std::vector<Tensor> { return {neg(call.cotangent(0))}; })
       .range(ranges::negated)
       .done();

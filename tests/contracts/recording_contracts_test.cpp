@@ -103,7 +103,7 @@ TEST(Contract3_3, OutputsMayHaveSizesDerivedFromTheInputs) {
   const auto model = function_model([](const Tensor& x) {
     return gelu(narrow(x * 2.0, 1, x.size(1) / Dim(2), x.size(1) - x.size(1) / Dim(2)));
   });
-  const VerifyReport report = 
+  const VerifyReport report =
       verify(create_schedule(model, {{"x", randn({3, 6})}}), {.whole = true});
   EXPECT_TRUE(report.ok()) << report.to_string();
   const auto bound = std::count_if(report.results.begin(), report.results.end(),
