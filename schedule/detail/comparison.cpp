@@ -13,6 +13,8 @@ constexpr double kRoundoff64 = 0x1p-53;
 constexpr double kRoundings64 = 0x1p17;
 /// Of other elements' terms: where an element's own happen to cancel.
 constexpr double kRoundingsOfOthers64 = 0x1p13;
+/// Of what the inputs are, where a result is zero in truth.
+constexpr double kRoundingsOfUnit = 128;
 /// Of the largest terms, behind inputs of all magnitudes.
 constexpr double kRoundingsOfLargest64 = 0x1p28;
 /// Of the element itself: below this nobody asks for its terms.
@@ -68,7 +70,7 @@ double median(std::vector<double> numbers) {
 /// What an element may be off by because of other elements' terms.
 double floor_of(const std::vector<double>& terms, double roundings, double roundoff,
                 Excused excused) {
-  const double usual = roundings * roundoff * median(terms);
+  const double usual = roundings * roundoff * median(terms) + kRoundingsOfUnit * roundoff * excused.unit;
   if (!excused.cancelled || terms.empty()) return usual;
   const double largest = *std::max_element(terms.begin(), terms.end());
   return std::max(usual, kRoundingsOfLargest64 * kRoundoff64 * largest);

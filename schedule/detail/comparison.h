@@ -27,7 +27,7 @@ struct Agreement {
 /// The roundings of its terms by which each element may be off; asked for only where digits differ.
 using Sensitivity = std::function<const std::vector<double>&()>;
 
-/// What need not be the same.
+/// What need not be the same, and by what.
 struct Excused {
   bool any = false;       ///< what is not finite, of gradients behind results that are not finite
   bool nan = true;        ///< NaN in the model
@@ -35,6 +35,8 @@ struct Excused {
   /// Roundings of the largest terms, not of the median: behind numbers of all magnitudes most elements
   /// are what is left of others, or nothing.
   bool cancelled = false;
+  /// The size of a number among the inputs, at most 1: what a result that is zero in truth is made of.
+  double unit = 0;
 };
 
 /// Two float64 computations, `model` and `scheduled`.

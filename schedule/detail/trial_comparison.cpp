@@ -47,6 +47,40 @@ std::vector<double> doubles_or_zeros(const Tensor& tensor, std::size_t count) {
   return tensor ? tensor.to_doubles() : std::vector<double>(count, 0.0);
 }
 
+/// The size of a number among the first ones of the inputs, at most 1.
+double unit_of(const std::vector<Tensor>& inputs) {
+  constexpr std::int64_t kFirst = 256;
+  double sum = 0;
+  double count = 0;
+  for (const Tensor& input : inputs) {
+    if (!is_floating(input.dtype()) || input.layout().numel() == 0) continue;
+    const Tensor flat = input.reshape({-1});
+    const std::int64_t some = std::min(kFirst, input.layout().numel());
+    for (const double number : narrow(flat, 0, 0, some).to_doubles()) {
+      if (!std::isfinite(number)) continue;
+      sum += std::min(1.0, std::abs(number));
+      ++count;
+    }
+  }
+  return count == 0 ? 0 : sum / count;
+}
+
+/// `cotangents`, but nothing flows back through output elements that are not finite.
+std::vector<Tensor> silenced(const std::vector<Tensor>& cotangents,
+                             const std::vector<Tensor>& outputs) {
+  std::vector<Tensor> result = cotangents;
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    if (!result[i]) continue;
+    const std::vector<double> values = outputs[i].to_doubles();
+    std::vector<double> weights = result[i].to_doubles();
+    for (std::size_t k = 0; k < values.size(); ++k) {
+      if (!std::isfinite(values[k])) weights[k] = 0;
+    }
+    result[i] = tensor(std::span<const double>(weights), result[i].shape(), {result[i].dtype()});
+  }
+  return result;
+}
+
 std::vector<Tensor> joined(const RunResults64& results) {
   std::vector<Tensor> all = results.outputs;
   all.insert(all.end(), results.gradients.begin(), results.gradients.end());
@@ -135,10 +169,17 @@ void TrialComparison::round_to_dtypes(const Sides& sides, Trial& trial) const {
 }
 
 TrialResults TrialComparison::run(const Sides& sides, const Trial& trial, bool training) const {
-  TrialResults results = compare(sides, sides.before, trial, training);
+  Trial own = trial;
+  if (trial.gradients && context_.gradients) {
+    const auto outputs = ReferenceRun(sides.before, differentiable_)
+                             .run(trial.inputs, trial.cotangents, mode(training, false))
+                             .outputs;
+    own.cotangents = silenced(trial.cotangents, outputs);
+  }
+  TrialResults results = compare(sides, sides.before, own, training);
   if (results.note.empty() || !sides.zeroed) return results;
   results.note = kHiddenRowsNote;
-  Trial meaning = trial;
+  Trial meaning = own;
   meaning.bound = false;
   const TrialResults zeroed = compare(sides, *sides.zeroed, meaning, training);
   results.comparisons.insert(results.comparisons.end(), zeroed.comparisons.begin(),
@@ -166,12 +207,13 @@ TrialResults TrialComparison::compare(const Sides& sides, const Graph& model, co
                                       bool training) const {
   Runs runs = run_both(sides, model, trial, training);
   const bool finite = runs.outputs_are_finite(region_.outputs.size());
+  const double unit = unit_of(trial.inputs);
   TrialResults results;
   for (std::size_t r = 0; r < names_.size(); ++r) {
     if (!runs.exact[r] && !runs.meant[r]) continue;
     // A row that sees nothing is no number in the model; attention may give zeros, nothing else.
     const Excused excused{names_[r].is_gradient && !finite, !trial.hides_rows || sides.zeroed,
-                          trial.is_extreme, trial.is_extreme || trial.is_aimed};
+                          trial.is_extreme, trial.is_extreme || trial.is_aimed, unit};
     Comparison c = compare_result(runs, trial, r, excused);
     c.training = training;
     if (!names_[r].is_gradient && c.finite_for_nan > 0) {
