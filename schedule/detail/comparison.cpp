@@ -14,7 +14,7 @@ constexpr double kRoundings64 = 0x1p17;
 /// Of other elements' terms: where an element's own happen to cancel.
 constexpr double kRoundingsOfOthers64 = 0x1p13;
 /// Of what the inputs are, where a result is zero in truth.
-constexpr double kRoundingsOfUnit = 128;
+constexpr double kRoundingsOfUnit = 1024;
 /// Of the largest terms, behind inputs of all magnitudes.
 constexpr double kRoundingsOfLargest64 = 0x1p28;
 /// Of the element itself: below this nobody asks for its terms.

@@ -116,13 +116,24 @@ void Correspondence::number_original() {
   }
   for (const NodeId id : before_.graph.order()) {
     const Node& node = before_.graph.node(id);
-    for (const ValueId output : node.outputs) class_of(before_, output) = new_class(true, false);
-    calls_.emplace(hash_of(before_, node), id);
+    const std::size_t hash = hash_of(before_, node);
+    const auto [first, last] = calls_.equal_range(hash);
+    const auto same = std::find_if(first, last, [&](const auto& call) {
+      return same_call(before_.graph.node(call.second), before_, node);
+    });
+    for (std::size_t i = 0; i < node.outputs.size(); ++i) {
+      class_of(before_, node.outputs[i]) =
+          same == last ? new_class(true, false)
+                       : class_of(std::as_const(before_),
+                                  before_.graph.node(same->second).outputs[i]);
+    }
+    if (same == last) calls_.emplace(hash, id);
   }
 }
 
 /// Operand by operand the same, op, attributes and bound kernel too.
-bool Correspondence::same_call(const Node& original, const Node& rewritten) const {
+bool Correspondence::same_call(const Node& original, const Side& side,
+                               const Node& rewritten) const {
   if (original.op != rewritten.op || original.kernel != rewritten.kernel ||
       original.inputs.size() != rewritten.inputs.size() || !(original.attrs == rewritten.attrs)) {
     return false;
@@ -131,7 +142,7 @@ bool Correspondence::same_call(const Node& original, const Node& rewritten) cons
     const ValueId a = original.inputs[i];
     const ValueId b = rewritten.inputs[i];
     if ((a == kNone) != (b == kNone)) return false;
-    if (a != kNone && class_of(before_, a) != class_of(after_, b)) return false;
+    if (a != kNone && class_of(before_, a) != class_of(side, b)) return false;
   }
   return true;
 }
@@ -207,13 +218,13 @@ void Correspondence::number_rewritten() {
   for (const NodeId id : after_.graph.order()) {
     const Node& node = after_.graph.node(id);
     const Node* same = nullptr;
-    if (before_.graph.has_node(id) && same_call(before_.graph.node(id), node)) {
+    if (before_.graph.has_node(id) && same_call(before_.graph.node(id), after_, node)) {
       same = &before_.graph.node(id);
     }
     if (same == nullptr) {
       const auto [first, last] = calls_.equal_range(hash_of(after_, node));
       for (auto it = first; it != last && same == nullptr; ++it) {
-        if (same_call(before_.graph.node(it->second), node)) same = &before_.graph.node(it->second);
+        if (same_call(before_.graph.node(it->second), after_, node)) same = &before_.graph.node(it->second);
       }
     }
     if (same != nullptr) {

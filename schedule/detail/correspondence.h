@@ -91,7 +91,7 @@ class Correspondence {
     return root(side.numbers[static_cast<std::size_t>(id)]);
   }
   std::size_t hash_of(const Side& side, const Node& node) const;
-  bool same_call(const Node& original, const Node& rewritten) const;
+  bool same_call(const Node& original, const Side& side, const Node& rewritten) const;
   void take_results(const Node& original, const Node& rewritten);
   /// What stands for a value of the original, as the rewrite says it; kNone: nothing does.
   ValueId stand_in(ValueId id) const;
