@@ -221,6 +221,13 @@ void Lowering::emit(Instruction instruction) {
   if (instruction.op->flops) info.flops = instruction.op->flops(instruction.args());
   for (const TensorView& view : instruction.inputs) info.bytes += bytes_of(view);
   for (const TensorView& view : instruction.outputs) info.bytes += bytes_of(view);
+  // Below that a launch costs more than the work.
+  constexpr double kFewestBytes = 1 << 20;
+  constexpr double kFewestFlops = 1e8;
+  const auto slow = instruction.kernel->slow_because;
+  if (slow != nullptr && (info.bytes >= kFewestBytes || info.flops >= kFewestFlops)) {
+    info.slow_because = slow(instruction.args());
+  }
   if (instruction.op->has(Trait::effect)) program_->capturable = false;
   program_->draws |= draws(*instruction.op, instruction.attrs, options_.training);
   plan_workspace(instruction);

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <typeinfo>
 
@@ -67,6 +68,10 @@ struct Kernel {
   /// Calls, among those supported, that it is taken for even before implementations that were added
   /// earlier; null: none.
   bool (*preferred)(const KernelArgs&) = nullptr;
+  /// Why a supported call is expected to reach less than a quarter of the rate that another dtype,
+  /// layout, mask or size would have, and what would help: "head size 20: tensor cores take multiples
+  /// of 8 up to 256; pad it". Empty where it is not slow; null: never.
+  std::string (*slow_because)(const KernelArgs&) = nullptr;
 };
 
 /// Adds a device implementation to a registered op; called once per kernel, at start-up.
