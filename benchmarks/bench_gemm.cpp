@@ -65,7 +65,6 @@ class Comparison {
     if (!device_.is_cuda()) throw DeviceError("bench_gemm measures a GPU; needed --device cuda");
     if (o.sizes.empty() || o.sizes.size() % 3 != 0) throw ValueError("needed --sizes M N K");
     backend_ = &device_backend(DeviceType::cuda);
-    stream_ = {static_cast<cudaStream_t>(backend_->stream(device_.index)), device_.index};
     cublasLtHandle_t handle = nullptr;
     cuda::check(cublasLtCreate(&handle), "cublasLtCreate");
     handle_ = cuda::LtHandle(handle);
@@ -102,7 +101,7 @@ class Comparison {
            cuda::candidates(handle_.get(), problem, *descriptors, splits_k, o_.algorithms)) {
         if (!cuda::is_deterministic(cuda::configuration_of(algorithm))) continue;
         const double time = time_us([&](std::size_t i) {
-          cuda::run_algorithm(handle_.get(), stream_, sets[i % sets.size()].problem(),
+          cuda::run_algorithm(handle_.get(), stream(), sets[i % sets.size()].problem(),
                               *descriptors, algorithm);
         });
         if (first == 0) first = time;
@@ -124,6 +123,11 @@ class Comparison {
             {"ratio", best / ours}};
   }
 
+  /// This thread's, or while work is captured that of the capture.
+  cuda::Stream stream() const {
+    return {static_cast<cudaStream_t>(backend_->stream(device_.index)), device_.index};
+  }
+
   /// As a Program launches it: the kernel is chosen before addresses are known.
   const Kernel* launch(const Operands& x) const {
     static const Op& op = get_op("linear");
@@ -132,7 +136,7 @@ class Comparison {
     if (x.bias) inputs[2] = x.bias.view_of_data();
     TensorView outputs[1] = {x.output.view_of_data()};
     KernelArgs args{&op, inputs, outputs, &attrs};
-    args.stream = stream_.handle;
+    args.stream = backend_->stream(device_.index);
     std::vector<void*> addresses;
     for (TensorView* view : {&inputs[0], &inputs[1], &inputs[2], &outputs[0]}) {
       addresses.push_back(std::exchange(view->data, nullptr));
@@ -173,7 +177,6 @@ class Comparison {
   Device device_;
   Generator generator_;
   DeviceBackend* backend_ = nullptr;
-  cuda::Stream stream_;
   cuda::LtHandle handle_;
   mutable Tensor workspace_;
   mutable std::size_t workspace_size_ = 0;

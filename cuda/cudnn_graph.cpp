@@ -14,6 +14,8 @@ constexpr cudnnBackendAttributeType_t kAttributeType = CUDNN_TYPE_INT64;
 template <>
 constexpr auto kAttributeType<bool> = CUDNN_TYPE_BOOLEAN;
 template <>
+constexpr auto kAttributeType<float> = CUDNN_TYPE_FLOAT;
+template <>
 constexpr auto kAttributeType<double> = CUDNN_TYPE_DOUBLE;
 template <>
 constexpr auto kAttributeType<cudnnConvolutionMode_t> = CUDNN_TYPE_CONVOLUTION_MODE;
@@ -48,6 +50,13 @@ void set_all(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t na
 template <class T>
 void set(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name, const T& value) {
   set_all(descriptor, name, std::span<const T>(&value, 1));
+}
+
+/// A factor is of the type of sums.
+void set_factor(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name, float value,
+                cudnnDataType_t sums) {
+  if (sums == CUDNN_DATA_DOUBLE) return set(descriptor, name, static_cast<double>(value));
+  set(descriptor, name, value);
 }
 
 void finalize(cudnnBackendDescriptor_t descriptor) {
@@ -294,8 +303,8 @@ void CudnnGraph::convolution(Value images, Value filters, Value result,
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, tensor(images).descriptor);
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, tensor(filters).descriptor);
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, tensor(result).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1.0);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0.0);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1, sums);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0, sums);
   finalize(node);
   operations_.push_back(node);
 }
@@ -309,8 +318,8 @@ void CudnnGraph::convolution_of_gradients(Value d_images, Value filters, Value d
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, tensor(d_images).descriptor);
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, tensor(filters).descriptor);
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, tensor(d_result).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, 1.0);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, 0.0);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, 1, sums);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, 0, sums);
   finalize(node);
   operations_.push_back(node);
 }
@@ -324,8 +333,8 @@ void CudnnGraph::convolution_of_filters(Value images, Value d_filters, Value d_r
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, tensor(images).descriptor);
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, tensor(d_filters).descriptor);
   set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, tensor(d_result).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, 1.0);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0.0);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, 1, sums);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0, sums);
   finalize(node);
   operations_.push_back(node);
 }

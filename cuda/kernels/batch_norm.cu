@@ -62,7 +62,7 @@ Walk walk_of(const ops::ChannelSizes& sizes, bool channels_last, int vector, std
   walk.channels_last = channels_last;
   walk.channels = sizes.channels;
   walk.inner = std::max<std::int64_t>(sizes.inner / (channels_last ? 1 : vector), 1);
-  walk.positions = sizes.samples * walk.inner;
+  walk.positions = sizes.count() == 0 ? 0 : sizes.samples * walk.inner;
   if (channels_last) {
     const std::int64_t columns = sizes.channels / vector;
     while (walk.lanes < kWarp && walk.lanes < columns) walk.lanes *= 2;
