@@ -95,7 +95,12 @@ bool is_aligned(const KernelArgs& args) {
 void run_mma(const KernelArgs& args) {
   if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
-    draw_keep_bits(params, args.workspace, stream);
+    const TensorView& mask = args.inputs[3];
+    draw_key_bias(params, mask, args.inputs[0].dtype, args.workspace, stream);
+    draw_keep_bits(params,
+                   static_cast<char*>(args.workspace) +
+                       key_bias_workspace(mask, params.batches, params.keys),
+                   stream);
     const AttentionTiling tiling =
         choose_flash_mma_tiling(params, device_limits(stream.device).multiprocessors);
     launch_flash_mma(params, args.outputs[0].dtype, tiling, stream);
@@ -188,6 +193,14 @@ void set_keep_bits(AttentionParams& params, const TensorView& keep_bits) {
   params.keep_bits_stride = keep_bits.size(-1);
 }
 
+std::size_t key_bias_and_bits_workspace(const KernelArgs& args) {
+  const TensorView& query = args.inputs[0];
+  std::int64_t batches = 1;
+  for (int axis = 0; axis < query.rank() - 2; ++axis) batches *= query.sizes[axis];
+  return key_bias_workspace(args.inputs[3], batches, args.inputs[1].size(-2)) +
+         keep_bits_workspace(args);
+}
+
 std::size_t keep_bits_workspace(const KernelArgs& args) {
   if (args.outputs.size() > 1) return 0;
   const auto& attributes = args.attributes<AttentionAttrs>();
@@ -209,6 +222,32 @@ void draw_keep_bits(AttentionParams& params, void* workspace, Stream stream) {
     params.keep_bits_stride = keep_bits_row(params.keys);
   }
   launch_draw_keep_bits(params, stream);
+}
+
+bool masks_keys(const TensorView& mask) { return mask.present && stride_from_end(&mask, 1) == 0; }
+
+namespace {
+
+/// Bytes of the biases alone.
+std::int64_t key_bias_bytes(std::int64_t batches, std::int64_t keys) {
+  return batches * ceil_div(keys, 128) * 128 * static_cast<std::int64_t>(sizeof(float));
+}
+
+}  // namespace
+
+std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std::int64_t keys) {
+  if (!masks_keys(mask)) return 0;
+  return static_cast<std::size_t>(key_bias_bytes(batches, keys) + ceil_div(batches * 8, 256) * 256);
+}
+
+void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,
+                   Stream stream) {
+  if (!masks_keys(mask) || params.keys == 0 || params.keys > kMostBiasedKeys) return;
+  params.key_bias = static_cast<const float*>(workspace);
+  params.key_bias_stride = ceil_div(params.keys, 128) * 128;
+  params.live_keys = reinterpret_cast<const std::int32_t*>(
+      static_cast<const char*>(workspace) + key_bias_bytes(params.batches, params.keys));
+  launch_key_bias(params, dtype, stream);
 }
 
 void fill_bytes(const TensorView& output, int byte, Stream stream) {
@@ -255,16 +294,21 @@ AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multi
   tiling.threads = 128;
   tiling.rows = 64;
   tiling.keys = tiling.head <= 128 ? 64 : 32;
-  if (has_plain_scores(params) && tiling.head <= 128) {
-    const bool large =
-        params.length > 64 && params.batches * ceil_div(params.length, 128) >= multiprocessors;
+  const bool large =
+      params.length > 64 && params.batches * ceil_div(params.length, 128) >= multiprocessors;
+  if (params.key_bias != nullptr && tiling.head <= 128) {
+    if (large) tiling.rows = 128;
+    tiling.variant = params.has_dropout ? AttentionVariant::keys_dropout : AttentionVariant::keys;
+  } else if (has_plain_scores(params) && tiling.head <= 128) {
     if (large) tiling.rows = 128;
     if (!params.has_dropout) tiling.variant = AttentionVariant::plain;
     if (params.has_dropout && large) tiling.variant = AttentionVariant::dropout;
   }
   // 16-bit elements: the query tile, and two stages of a key tile, a value tile and, where the variant
   // may drop, a bit for each score.
-  const int bits = tiling.variant == AttentionVariant::plain ? 0 : tiling.rows * tiling.keys / 4;
+  const bool may_drop =
+      tiling.variant != AttentionVariant::plain && tiling.variant != AttentionVariant::keys;
+  const int bits = may_drop ? tiling.rows * tiling.keys / 4 : 0;
   tiling.shared_bytes =
       std::int64_t{2} * tiling.head * (tiling.rows + 4 * tiling.keys) + bits + kAttentionBlockBytes;
   return tiling;
@@ -319,7 +363,7 @@ void register_attention_kernels() {
                      .supports = supports_mma,
                      .accepts = accepts_mma,
                      .strided_output = true,
-                     .workspace_bytes = keep_bits_workspace});
+                     .workspace_bytes = key_bias_and_bits_workspace});
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.flash_tf32x3",
                      .run = run_tf32x3,

@@ -31,9 +31,20 @@ bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
 void set_keep_bits(AttentionParams& params, const TensorView& keep_bits);
 /// Scratch memory for the decisions of a call that does not return them: a Kernel::workspace_bytes.
 std::size_t keep_bits_workspace(const KernelArgs& args);
+/// The same and, before it, key_bias_workspace.
+std::size_t key_bias_and_bits_workspace(const KernelArgs& args);
 /// Draws the decisions of an active dropout where the call returns them, or else in `workspace`, and
 /// points params.keep_bits there: kernels for tensor cores only read them.
 void draw_keep_bits(AttentionParams& params, void* workspace, Stream stream);
+/// Calls with more keys have no key_bias.
+inline constexpr std::int64_t kMostBiasedKeys = 1 << 24;
+/// Whether a mask is the same for all queries.
+bool masks_keys(const TensorView& mask);
+/// Memory for key_bias and live_keys, a multiple of 256 bytes; 0 unless masks_keys.
+std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std::int64_t keys);
+/// Fills in key_bias and live_keys, in `workspace`, where masks_keys.
+void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,
+                   Stream stream);
 /// Sets every byte of a dense tensor.
 void fill_bytes(const TensorView& output, int byte, Stream stream);
 /// The elements of the last axis are neighbours.

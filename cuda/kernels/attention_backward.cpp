@@ -74,13 +74,36 @@ bool is_aligned(const KernelArgs& args) {
          has_aligned_start(args.inputs[kKeepBits]);
 }
 
+std::size_t statistics_bytes(const KernelArgs& args) {
+  const TensorView& query = args.inputs[kQuery];
+  std::int64_t rows = 1;
+  for (int axis = 0; axis < query.rank() - 1; ++axis) rows *= query.sizes[axis];
+  return static_cast<std::size_t>(2 * rows) * size_of(accumulation_dtype(query.dtype));
+}
+
+/// Statistics, and behind them what the mask adds to the scores of each key.
+std::size_t key_bias_offset(const KernelArgs& args) {
+  constexpr std::size_t kAlignment = 256;
+  return (statistics_bytes(args) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+std::size_t statistics_and_bias_bytes(const KernelArgs& args) {
+  const TensorView& query = args.inputs[kQuery];
+  std::int64_t batches = 1;
+  for (int axis = 0; axis < query.rank() - 2; ++axis) batches *= query.sizes[axis];
+  return key_bias_offset(args) +
+         key_bias_workspace(args.inputs[kMask], batches, args.inputs[kKey].size(-2));
+}
+
 /// By `launch`, where the operands are aligned.
 void run_aligned(const KernelArgs& args,
                  void (*launch)(const AttentionBackwardParams&, DType, Stream)) {
-  const AttentionBackwardParams params = make_params(args);
+  AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
   const DType dtype = args.inputs[kQuery].dtype;
   if (params.zero) return launch_mma(params, dtype, stream);
+  draw_key_bias(params, args.inputs[kMask], dtype,
+                static_cast<char*>(args.workspace) + key_bias_offset(args), stream);
   is_aligned(args) ? launch(params, dtype, stream) : launch_backward_simt(params, dtype, stream);
 }
 
@@ -96,30 +119,35 @@ void run_tf32x3(const KernelArgs& args) {
   launch_backward_tf32x3_keys(params, stream);
 }
 
-/// The forward's statistics are there, and its decisions if it made any, and no mask.
-bool has_statistics_alone(const KernelArgs& args) {
+/// The forward's statistics are there, and its decisions if it made any.
+bool has_statistics(const KernelArgs& args) {
   const bool drops = args.attributes<AttentionBackwardAttrs>().dropout_p != 0;
-  return !args.inputs[kMask].present && args.inputs[kLse].present &&
-         (!drops || args.inputs[kKeepBits].present);
+  return args.inputs[kLse].present && (!drops || args.inputs[kKeepBits].present);
 }
+
+/// No gradient of a mask is wanted.
+bool leaves_mask(const KernelArgs& args) { return args.outputs.size() <= 3; }
 
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   return backward_mma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
-         has_statistics_alone(args) && has_tensor_cores(device_limits(query.device.index));
+         has_statistics(args) && leaves_mask(args) &&
+         has_tensor_cores(device_limits(query.device.index));
 }
 
 bool supports_tf32x3(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   return flash_tf32x3_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
-         has_statistics_alone(args) && has_tf32x3(device_limits(query.device.index));
+         has_statistics(args) && !args.inputs[kMask].present &&
+         has_tf32x3(device_limits(query.device.index));
 }
 
 bool supports_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kMostRows = std::int64_t{1} << 31;
   const TensorView& query = args.inputs[kQuery];
   const TensorView& key = args.inputs[kKey];
-  return supports_mma(args) &&
+  const bool fits_mask = !args.inputs[kMask].present || masks_keys(args.inputs[kMask]);
+  return supports_mma(args) && fits_mask && key.size(-2) <= kMostBiasedKeys &&
          backward_wgmma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1),
                               device_limits(query.device.index)) &&
          query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1);
@@ -138,13 +166,6 @@ bool supports_simt(const KernelArgs& args) { return is_floating(args.inputs[kQue
 
 bool accepts_simt(int operand, const TensorView& view) {
   return operand == kMask || (operand >= kLse ? view.is_contiguous() : has_dense_rows(view));
-}
-
-std::size_t statistics_bytes(const KernelArgs& args) {
-  const TensorView& query = args.inputs[kQuery];
-  std::int64_t rows = 1;
-  for (int axis = 0; axis < query.rank() - 1; ++axis) rows *= query.sizes[axis];
-  return static_cast<std::size_t>(2 * rows) * size_of(accumulation_dtype(query.dtype));
 }
 
 }  // namespace
@@ -169,7 +190,7 @@ void register_attention_backward_kernels() {
                       .accepts = accepts_mma,
                       .strided_output = true,
                       .sliced_output = true,
-                      .workspace_bytes = statistics_bytes};
+                      .workspace_bytes = statistics_and_bias_bytes};
   Kernel wgmma = mma;
   wgmma.name = "cuda.flash_backward_wgmma";
   wgmma.run = run_wgmma;

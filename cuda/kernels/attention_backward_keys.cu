@@ -60,8 +60,8 @@ template <class Tile>
 __device__ __forceinline__ void add_queries(const AttentionBackwardParams& params,
                                             const BackwardBlock<typename Tile::T>& block,
                                             KeyState<Tile>& state, const unsigned char* shared,
-                                            int stage, int step, int warp_row, std::int64_t query0,
-                                            int lane) {
+                                            const BatchMask& mask, int stage, int step,
+                                            int warp_row, std::int64_t query0, int lane) {
   const std::int64_t row0 = block.row0 + warp_row;
   if (row0 >= params.keys || query0 >= params.length) return;
   if (params.is_causal && query0 + Tile::kStepRows <= row0) return;
@@ -78,7 +78,7 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
   Weights<Tile> kept, d_score;
   multiply_own<Tile>(score, address, warp_row, queries, lane);
   finish_key_probabilities<Tile>(params, static_cast<float>(params.scale_log2), score, lse, bits,
-                                 row0, query0, lane, kept, params.is_causal);
+                                 mask, row0, query0, lane, kept, params.is_causal);
   add_weighted_rows<Tile>(state.d_value, kept, grads, lane);
   multiply_own<Tile>(d_weight, values, warp_row, grads, lane);
   finish_key_weights<Tile>(score, d_weight, lse + kStageRows, lane, d_score);
@@ -126,7 +126,12 @@ __device__ __forceinline__ void compute_keys(const AttentionBackwardParams& para
   KeyState<Tile> state{};
   // Causal: key j is seen by queries from j on; tiles of keys start at multiples of kStageRows.
   const std::int64_t first = params.is_causal ? block.row0 : 0;
-  const std::int64_t end = params.zero ? 0 : params.length;
+  std::int64_t end = params.zero ? 0 : params.length;
+  if constexpr (Tile::kMasks) {
+    const LiveKeys live = live_keys(params, block.batch);
+    if (block.row0 >= live.end || block.row0 + Tile::kRows <= live.first) end = 0;
+  }
+  const BatchMask mask = mask_of_batch<Tile>(params, block.batch);
   if (first < end) {
     const std::int64_t rows = params.keys - block.row0;
     copy_tile<Tile, Tile::kRows>(address, block.key + block.row0 * params.key_strides.row,
@@ -148,7 +153,7 @@ __device__ __forceinline__ void compute_keys(const AttentionBackwardParams& para
     }
 #pragma unroll 1
     for (int step = 0; step < kStageRows / Tile::kStepRows; ++step) {
-      add_queries<Tile>(params, block, state, shared, stage, step, warp_row,
+      add_queries<Tile>(params, block, state, shared, mask, stage, step, warp_row,
                         query0 + step * Tile::kStepRows, lane);
     }
     stage = next;

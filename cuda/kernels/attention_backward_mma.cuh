@@ -1,8 +1,9 @@
-// The gradient of attention on tensor cores for float16 and bfloat16 without a mask, heads that are
-// multiples of 8 up to 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync here, and for heads
-// up to 64 on compute capability 9.0 by wgmma (attention_backward_wgmma.cu), whose fragments are the same.
+// The gradient of attention on tensor cores for float16 and bfloat16, heads that are multiples of 8 up to
+// 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync here, and for heads up to 64 and masks
+// that are the same for all queries on compute capability 9.0 by wgmma (attention_backward_wgmma.cu), whose
+// fragments are the same. Keys that such a mask hides at either end are passed over.
 //
-//   P  = 2^(Q·Kᵀ·scale·log2(e) - lse) / (1-p)      K = what dropout keeps of P, else 0
+//   P  = 2^((Q·Kᵀ·scale + mask)·log2(e) - lse) / (1-p)      K = what dropout keeps of P, else 0
 //   dV = Kᵀ·dO      dS = K∘(dO·Vᵀ) - P∘((1-p)·Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale
 //
 // Two kernels; a warp of either alone sums what reaches its rows, in order: no atomics.
@@ -32,11 +33,13 @@ inline constexpr int kStageRows = 64;  // rows of the other side that are copied
 
 /// Compile-time facts of both mma.sync kernels. A stage holds two tiles of the other side, a bit for each
 /// pair where kDrops and, in the kernel for keys, the statistics of its queries.
-template <class T_, int kHead_, bool kDrops_>
+template <class T_, int kHead_, bool kDrops_, bool kMasks_>
 struct BackwardTile {
   using T = T_;
   static constexpr int kHead = kHead_;
   static constexpr bool kDrops = kDrops_;
+  static constexpr bool kMasks = kMasks_;
+  static constexpr bool kKeyMasks = false;  // masks may differ by query
   static constexpr int kThreads = 128;
   static constexpr int kMinBlocks = 2;
   static constexpr int kStepRows = 32;  // of a stage, multiplied at a time
@@ -112,9 +115,12 @@ __device__ __forceinline__ void multiply_rows(Scores<Tile>& scores, const AllRow
 template <class F>
 void dispatch_backward_tile(const AttentionBackwardParams& params, DType dtype, const F& f) {
   const bool drops = params.has_dropout && !params.zero;
+  const bool masks = params.mask_kind != AttentionMask::none && !params.zero;
   const auto pick = [&]<class T, int kHead> {
-    if (drops) return f.template operator()<BackwardTile<T, kHead, true>>();
-    f.template operator()<BackwardTile<T, kHead, false>>();
+    if (masks && drops) return f.template operator()<BackwardTile<T, kHead, true, true>>();
+    if (masks) return f.template operator()<BackwardTile<T, kHead, false, true>>();
+    if (drops) return f.template operator()<BackwardTile<T, kHead, true, false>>();
+    f.template operator()<BackwardTile<T, kHead, false, false>>();
   };
   const auto pick_head = [&]<class T> {
     if (std::max(params.head, params.head_v) > 64) return pick.template operator()<T, 128>();

@@ -73,7 +73,7 @@ __device__ __forceinline__ void load_queries(const AttentionBackwardParams& para
       const std::int64_t index = block.batch * params.length + query;
       const float lse =
           exists ? static_cast<const float*>(params.lse)[index] * static_cast<float>(1 / kLn2) : 0;
-      state.lse[i][h] = lse - log2f(keep_scale);
+      state.lse[i][h] = finite_or_infinite(lse) - log2f(keep_scale);
       state.delta[i][h] = delta / keep_scale;
       if (!exists || (lane & 3) != 0) continue;
       statistics[index] = state.lse[i][h];
@@ -87,8 +87,8 @@ template <class Tile>
 __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
                                          const BackwardBlock<typename Tile::T>& block,
                                          QueryState<Tile>& state, const unsigned char* shared,
-                                         int stage, int step, int warp_row, std::int64_t key0,
-                                         int lane) {
+                                         const BatchMask& mask, int stage, int step, int warp_row,
+                                         std::int64_t key0, int lane) {
   const std::int64_t row0 = block.row0 + warp_row;
   if (row0 >= params.length || key0 >= params.keys) return;
   if (params.is_causal && key0 >= row0 + Tile::kWarpRows) return;
@@ -98,7 +98,7 @@ __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
   multiply_rows<Tile>(score, state.query, keys, lane);
   multiply_rows<Tile>(d_weight, state.grad, keys + Tile::kOtherBytes, lane);
   finish_query_probabilities<Tile>(params, static_cast<float>(params.scale_log2), state.lse, score,
-                                   block.row0 + warp_row, key0, lane, true);
+                                   mask, block.row0 + warp_row, key0, lane, true);
   Weights<Tile> weights;
   const unsigned char* bits =
       shared + stage + Tile::kBits + warp_row * (kStageRows / 8) + step * (Tile::kStepRows / 8);
@@ -123,18 +123,26 @@ __device__ __forceinline__ void compute_queries(const AttentionBackwardParams& p
   const std::int64_t rows = params.length - block.row0;
 
   QueryState<Tile> state{};
-  const std::int64_t end = params.zero ? 0 : visible_keys(params, block.row0 + Tile::kRows);
-  if (end > 0) {
+  std::int64_t end = params.zero ? 0 : visible_keys(params, block.row0 + Tile::kRows);
+  std::int64_t first = 0;
+  if constexpr (Tile::kMasks) {
+    const LiveKeys live = live_keys(params, block.batch);
+    first = live.first / kStageRows * kStageRows;
+    // The statistics want one pass at least.
+    end = max(min(end, live.end), min(end, first + 1));
+  }
+  const BatchMask mask = mask_of_batch<Tile>(params, block.batch);
+  if (end > first) {
     copy_tile<Tile, Tile::kRows>(address, block.query + block.row0 * params.query_strides.row,
                                  params.query_strides.row, rows, static_cast<int>(params.head / 8));
     copy_tile<Tile, Tile::kRows>(
         address + Tile::kOwnBytes, block.grad + block.row0 * params.grad_strides.row,
         params.grad_strides.row, rows, static_cast<int>(params.head_v / 8));
-    copy_key_stage<Tile>(params, block, address + Tile::kStages, 0);
+    copy_key_stage<Tile>(params, block, address + Tile::kStages, first);
     copy_async_commit();
   }
   int stage = Tile::kStages;
-  for (std::int64_t key0 = 0; key0 < end; key0 += kStageRows) {
+  for (std::int64_t key0 = first; key0 < end; key0 += kStageRows) {
     copy_async_wait<0>();
     __syncthreads();  // this stage has come, and no warp reads the other any more
     const int next = 2 * Tile::kStages + Tile::kStageBytes - stage;
@@ -142,10 +150,10 @@ __device__ __forceinline__ void compute_queries(const AttentionBackwardParams& p
       copy_key_stage<Tile>(params, block, address + next, key0 + kStageRows);
       copy_async_commit();
     }
-    if (key0 == 0) load_queries<Tile>(params, block, state, address, warp_row, lane);
+    if (key0 == first) load_queries<Tile>(params, block, state, address, warp_row, lane);
 #pragma unroll 1
     for (int step = 0; step < kStageRows / Tile::kStepRows; ++step) {
-      add_keys<Tile>(params, block, state, shared, stage, step, warp_row,
+      add_keys<Tile>(params, block, state, shared, mask, stage, step, warp_row,
                      key0 + step * Tile::kStepRows, lane);
     }
     stage = next;

@@ -11,21 +11,74 @@ namespace tenon::cuda {
 template <class Tile>
 using RowValues = float[Tile::kRowTiles][2];
 
+/// The mask of one batch: what it adds to the scores of each key, or where `keys` is null its first
+/// element. A Tile without kMasks has none, one with kKeyMasks no other than the first.
+struct BatchMask {
+  const float* keys = nullptr;
+  const char* full = nullptr;
+};
+
+template <class Tile>
+__device__ __forceinline__ BatchMask mask_of_batch(const AttentionBackwardParams& params,
+                                                   std::int64_t batch) {
+  BatchMask mask;
+  if constexpr (!Tile::kMasks) return mask;
+  if (Tile::kKeyMasks || params.key_bias != nullptr) {
+    mask.keys = params.key_bias + batch * params.key_bias_stride;
+    return mask;
+  }
+  const std::int64_t element = params.mask_kind == AttentionMask::additive
+                                   ? static_cast<std::int64_t>(sizeof(typename Tile::T))
+                                   : 1;
+  mask.full = static_cast<const char*>(params.mask) +
+              batch_offset(params, params.mask_strides, batch) * element;
+  return mask;
+}
+
+/// What a full mask adds to a score; -inf where there is none.
+template <class T>
+__device__ __forceinline__ float full_mask(const AttentionBackwardParams& params, const char* mask,
+                                           std::int64_t query, std::int64_t key) {
+  if (query >= params.length || key >= params.keys) return -INFINITY;
+  return apply_mask<T>(params, mask, query, key, 0.0F);
+}
+
+/// lse as the kernels subtract it: a query that sees no key has probabilities of 0.
+__device__ __forceinline__ float finite_or_infinite(float lse) {
+  return lse == -INFINITY ? INFINITY : lse;
+}
+
 /// The warp's scores with the 8·kColumnTiles keys from `key0` on to probabilities over 1-p. `edge`:
 /// not all of the keys may exist and be seen.
 template <class Tile>
-__device__ __forceinline__ void finish_query_probabilities(const AttentionBackwardParams& params,
-                                                           float scale, const RowValues<Tile>& lse,
-                                                           Scores<Tile>& score, std::int64_t row0,
-                                                           std::int64_t key0, int lane, bool edge) {
+__device__ __forceinline__ void finish_query_probabilities(
+    const AttentionBackwardParams& params, float scale, const RowValues<Tile>& lse,
+    Scores<Tile>& score, const BatchMask& mask, std::int64_t row0, std::int64_t key0, int lane,
+    bool edge) {
   constexpr int kKeys = 8 * Tile::kColumnTiles;
 #pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const int column = 8 * j + 2 * (lane & 3);
+    float2 bias = make_float2(0, 0);
+    if constexpr (Tile::kMasks) {
+      if (mask.keys != nullptr) {
+        bias = __ldg(reinterpret_cast<const float2*>(mask.keys + key0 + column));
+      }
+    }
 #pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, -lse[i][e / 2]));
+        float offset = -lse[i][e / 2];
+        if constexpr (Tile::kMasks) {
+          offset += e % 2 == 0 ? bias.x : bias.y;
+          if (!Tile::kKeyMasks && mask.keys == nullptr) {
+            offset += full_mask<typename Tile::T>(params, mask.full,
+                                                  row0 + 16 * i + 8 * (e / 2) + (lane >> 2),
+                                                  key0 + column + e % 2);
+          }
+        }
+        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, offset));
       }
     }
   }
@@ -126,8 +179,21 @@ __device__ __forceinline__ void mark_dropped(Scores<Tile>& probability, const un
 template <class Tile>
 __device__ __forceinline__ void finish_key_probabilities(
     const AttentionBackwardParams& params, float scale, Scores<Tile>& score, const float* lse,
-    const unsigned char* bits, std::int64_t row0, std::int64_t query0, int lane,
-    Weights<Tile>& weights, bool edge) {
+    const unsigned char* bits, const BatchMask& mask, std::int64_t row0, std::int64_t query0,
+    int lane, Weights<Tile>& weights, bool edge) {
+  RowValues<Tile> bias = {};  // of own keys
+  if constexpr (Tile::kMasks) {
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const std::int64_t key = row0 + 16 * i + 8 * h + (lane >> 2);
+        if (mask.keys != nullptr) {
+          bias[i][h] = key < params.key_bias_stride ? __ldg(mask.keys + key) : -INFINITY;
+        }
+      }
+    }
+  }
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const float2 offset = *reinterpret_cast<const float2*>(lse + 8 * j + 2 * (lane & 3));
@@ -135,8 +201,16 @@ __device__ __forceinline__ void finish_key_probabilities(
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        score[i][j][e] =
-            exp2_approximate(fmaf(score[i][j][e], scale, e % 2 == 0 ? -offset.x : -offset.y));
+        float added = e % 2 == 0 ? -offset.x : -offset.y;
+        if constexpr (Tile::kMasks) {
+          added += bias[i][e / 2];
+          if (!Tile::kKeyMasks && mask.keys == nullptr) {
+            added += full_mask<typename Tile::T>(params, mask.full,
+                                                 query0 + 8 * j + 2 * (lane & 3) + e % 2,
+                                                 row0 + 16 * i + 8 * (e / 2) + (lane >> 2));
+          }
+        }
+        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, added));
       }
     }
   }

@@ -18,11 +18,13 @@
 namespace tenon::cuda {
 
 /// Compile-time facts of a kernel. kKeys: it sums dK and dV, else dQ.
-template <class T_, bool kDrops_, bool kKeys_>
+template <class T_, bool kDrops_, bool kKeys_, bool kMasks_>
 struct WarpgroupTile {
   using T = T_;
   static constexpr bool kDrops = kDrops_;
   static constexpr bool kKeys = kKeys_;
+  static constexpr bool kMasks = kMasks_;
+  static constexpr bool kKeyMasks = kMasks_;  // the same for all queries
   static constexpr int kHead = 64;
   static constexpr int kRowTiles = 1;
   static constexpr int kColumnTiles = kStageRows / 8;
@@ -92,17 +94,27 @@ struct Layout {
 };
 
 /// The rows of the other side that meet the own rows from `row0` on, `rows` of them. Both ends of
-/// causal walks are multiples of kStageRows, but for the last key.
+/// causal walks are multiples of kStageRows, but for the last key, and the first key of masked ones.
 struct Walk {
   std::int64_t first, end;
 };
 
 template <class Tile>
-__device__ __forceinline__ Walk walk_of(const AttentionBackwardParams& params, std::int64_t row0,
-                                        int rows) {
+__device__ __forceinline__ Walk walk_of(const AttentionBackwardParams& params, std::int64_t batch,
+                                        std::int64_t row0, int rows) {
   if (params.zero) return {0, 0};
-  if (!Tile::kKeys) return {0, visible_keys(params, row0 + rows)};
-  return {params.is_causal ? min(row0, params.length) : 0, params.length};
+  Walk walk = Tile::kKeys ? Walk{params.is_causal ? min(row0, params.length) : 0, params.length}
+                          : Walk{0, visible_keys(params, row0 + rows)};
+  if constexpr (Tile::kMasks) {
+    const LiveKeys live = live_keys(params, batch);
+    if (!Tile::kKeys) {
+      walk.first = live.first / kStageRows * kStageRows;
+      walk.end = max(min(walk.end, live.end), walk.first);
+    } else if (row0 >= live.end || row0 + rows <= live.first) {
+      walk.end = walk.first;
+    }
+  }
+  return walk;
 }
 
 /// How many tiles, the same in all lanes and known to be.
@@ -257,7 +269,7 @@ __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params
     const BackwardBlock<typename Tile::T> block = item;
     if (!params.zero) copy_own<Tile>(params, block, layout.address);
     queue.commit(layout.own_full());
-    const Walk walk = walk_of<Tile>(params, block.row0, Tile::kRows);
+    const Walk walk = walk_of<Tile>(params, block.batch, block.row0, Tile::kRows);
     for (std::int64_t other = walk.first; other < walk.end; other += kStageRows) {
       barrier_wait(layout.empty(ring.stage), ring.parity ^ 1U);
       copy_stage<Tile>(params, block, layout.address + layout.stage(ring.stage), other);
@@ -316,16 +328,18 @@ __device__ __forceinline__ void start_sums(Sums<Tile>& sums, const Weights<Tile>
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
                                                      const Layout<Tile>& layout,
-                                                     Accumulated<Tile>& a, int stage,
-                                                     std::int64_t row0, std::int64_t other,
-                                                     bool edge, int warp, int lane) {
+                                                     Accumulated<Tile>& a, const BatchMask& mask,
+                                                     int stage, std::int64_t row0,
+                                                     std::int64_t other, bool edge, int warp,
+                                                     int lane) {
   if constexpr (Tile::kKeys) {
     const unsigned char* start = layout.shared + stage;
     finish_key_probabilities<Tile>(
         params, a.scale, a.score, reinterpret_cast<const float*>(start + Tile::kStatistics),
-        start + Tile::kBits + warp * Tile::kWarpRows / 8, row0, other, lane, a.kept, edge);
+        start + Tile::kBits + warp * Tile::kWarpRows / 8, mask, row0, other, lane, a.kept, edge);
   } else {
-    finish_query_probabilities<Tile>(params, a.scale, a.lse, a.score, row0, other, lane, edge);
+    finish_query_probabilities<Tile>(params, a.scale, a.lse, a.score, mask, row0, other, lane,
+                                     edge);
   }
 }
 
@@ -365,11 +379,11 @@ __device__ __forceinline__ void skip_tiles(const Layout<Tile>& layout, Accumulat
 template <class Tile, int kBetween>
 __device__ __forceinline__ void finish_tile(const AttentionBackwardParams& params,
                                             const Layout<Tile>& layout, Accumulated<Tile>& a,
-                                            int stage, std::int64_t row0, std::int64_t other,
-                                            bool edge, int warp, int lane) {
+                                            const BatchMask& mask, int stage, std::int64_t row0,
+                                            std::int64_t other, bool edge, int warp, int lane) {
   wgmma_wait<1 + kBetween>();
   wgmma_settle(a.score[0]);
-  finish_probabilities<Tile>(params, layout, a, stage, row0, other, edge, warp, lane);
+  finish_probabilities<Tile>(params, layout, a, mask, stage, row0, other, edge, warp, lane);
   if constexpr (Tile::kKeys) {
     start_sums<Tile>(a.d_second, a.kept, layout.tile(stage + Tile::kOtherBytes));
     wgmma_wait<1>();
@@ -386,8 +400,8 @@ __device__ __forceinline__ void finish_tile(const AttentionBackwardParams& param
 template <class Tile>
 __device__ __forceinline__ void add_tiles(const AttentionBackwardParams& params,
                                           const Layout<Tile>& layout, Accumulated<Tile>& a,
-                                          std::int64_t row0, std::int64_t other, int tiles,
-                                          int warp, int lane) {
+                                          const BatchMask& mask, std::int64_t row0,
+                                          std::int64_t other, int tiles, int warp, int lane) {
   if (tiles == 0) return;
   int stage = layout.stage(a.ring.stage);
   barrier_wait(layout.full(a.ring.stage), a.ring.parity);
@@ -395,7 +409,7 @@ __device__ __forceinline__ void add_tiles(const AttentionBackwardParams& params,
   start_scores<Tile>(a.d_weight, a.second, layout.tile(stage + Tile::kOtherBytes));
   // The diagonal is in the first tile of queries, or in the last tile of keys.
   const bool first_is_edge = Tile::kKeys ? params.is_causal : tiles == 1;
-  finish_tile<Tile, 0>(params, layout, a, stage, row0, other, first_is_edge, warp, lane);
+  finish_tile<Tile, 0>(params, layout, a, mask, stage, row0, other, first_is_edge, warp, lane);
 #pragma unroll 1
   for (; tiles > 1; --tiles) {
     const std::uint64_t done = layout.tile(stage);
@@ -410,7 +424,7 @@ __device__ __forceinline__ void add_tiles(const AttentionBackwardParams& params,
     start_scores<Tile>(a.d_weight, a.second, layout.tile(stage + Tile::kOtherBytes));
     other += kStageRows;
     const bool edge = !Tile::kKeys && tiles == 2;
-    finish_tile<Tile, 1>(params, layout, a, stage, row0, other, edge, warp, lane);
+    finish_tile<Tile, 1>(params, layout, a, mask, stage, row0, other, edge, warp, lane);
     barrier_arrive_for_warp(empty, lane);
   }
   start_sums<Tile>(a.d_first, a.d_score, layout.tile(stage));
@@ -448,7 +462,8 @@ __device__ __forceinline__ void find_statistics(const AttentionBackwardParams& p
     delta[h] += __shfl_xor_sync(kFullWarp, delta[h], 1);
     delta[h] += __shfl_xor_sync(kFullWarp, delta[h], 2);
     const int row = 8 * h + (lane >> 2);
-    a.lse[0][h] = own_lse[warp_row + row] * static_cast<float>(1 / kLn2) - log2f(keep_scale);
+    const float lse = own_lse[warp_row + row] * static_cast<float>(1 / kLn2);
+    a.lse[0][h] = (Tile::kMasks ? finite_or_infinite(lse) : lse) - log2f(keep_scale);
     a.delta[0][h] = delta[h] / keep_scale;
     if (row0 + row >= params.length || (lane & 3) != 0) continue;
     const std::int64_t index = batch * params.length + row0 + row;
@@ -495,12 +510,14 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
 
     clear_scores<Tile>(a.d_first);
     clear_scores<Tile>(a.d_second);
-    const Walk all = walk_of<Tile>(params, item.row0, Tile::kRows);
-    const Walk walk = walk_of<Tile>(params, item.row0 + group_row, Tile::kGroupRows);
-    skip_tiles<Tile>(layout, a, count_tiles(all.first, walk.first), lane);
-    add_tiles<Tile>(params, layout, a, row0, walk.first, count_tiles(walk.first, walk.end), warp,
-                    lane);
-    skip_tiles<Tile>(layout, a, count_tiles(walk.end, all.end), lane);
+    const Walk all = walk_of<Tile>(params, item.batch, item.row0, Tile::kRows);
+    const Walk walk = walk_of<Tile>(params, item.batch, item.row0 + group_row, Tile::kGroupRows);
+    const BatchMask mask = mask_of_batch<Tile>(params, item.batch);
+    const int tiles_before = count_tiles(all.first, walk.first);
+    const int own_tiles = count_tiles(walk.first, walk.end);
+    skip_tiles<Tile>(layout, a, tiles_before, lane);
+    add_tiles<Tile>(params, layout, a, mask, row0, walk.first, own_tiles, warp, lane);
+    skip_tiles<Tile>(layout, a, count_tiles(all.first, all.end) - tiles_before - own_tiles, lane);
 
     const auto factor = static_cast<float>(params.scale);
     if constexpr (Tile::kKeys) {
@@ -557,10 +574,13 @@ void launch_tile(const AttentionBackwardParams& params, Stream stream) {
 
 template <class T, bool kKeys>
 void launch_side(const AttentionBackwardParams& params, Stream stream) {
-  if (params.has_dropout && !params.zero) {
-    return launch_tile<WarpgroupTile<T, true, kKeys>>(params, stream);
+  const bool drops = params.has_dropout && !params.zero;
+  if (params.key_bias != nullptr) {
+    if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, true>>(params, stream);
+    return launch_tile<WarpgroupTile<T, false, kKeys, true>>(params, stream);
   }
-  launch_tile<WarpgroupTile<T, false, kKeys>>(params, stream);
+  if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, false>>(params, stream);
+  launch_tile<WarpgroupTile<T, false, kKeys, false>>(params, stream);
 }
 
 }  // namespace

@@ -95,6 +95,16 @@ __device__ __forceinline__ std::int64_t visible_keys(const AttentionParams& para
   return params.is_causal && row_end < params.keys ? row_end : params.keys;
 }
 
+/// The keys that a batch's mask leaves, all of them where it is not known.
+struct LiveKeys {
+  std::int64_t first, end;
+};
+__device__ __forceinline__ LiveKeys live_keys(const AttentionParams& params, std::int64_t batch) {
+  if (params.live_keys == nullptr) return {0, params.keys};
+  const auto live = *reinterpret_cast<const int2*>(params.live_keys + 2 * batch);
+  return {live.x, live.y};
+}
+
 /// How many of the `present` keys from `key0` on the query `row` sees.
 __device__ __forceinline__ int seen_keys(const AttentionParams& params, std::int64_t row,
                                          std::int64_t key0, int present) {

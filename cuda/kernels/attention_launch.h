@@ -59,6 +59,14 @@ struct AttentionParams {
   std::uint32_t dropout_threshold;
   double keep_scale;  // 1/(1-p); 0 when everything is dropped
 
+  /// A mask that is the same for all queries, as tensor core kernels read it, in the workspace: what it
+  /// adds to scores in units of log2, (batches, key_bias_stride), -inf past the keys; and where the keys
+  /// [first, end) lie outside of which it hides all, (batches, 2). Null: none, or `mask` differs by
+  /// query.
+  const float* key_bias;
+  std::int64_t key_bias_stride;  // a multiple of 128
+  const std::int32_t* live_keys;
+
   // What the gradient reads, row-major; null where not wanted.
   void* lse;                      // (batches, length) of the compute type, natural logarithm
   std::uint8_t* keep_bits;        // (batches, length, keep_bits_stride): a bit for each key
@@ -69,9 +77,11 @@ struct AttentionParams {
 
 /// Which of a kernel's compiled forms runs.
 enum class AttentionVariant : std::uint8_t {
-  plain,    ///< no mask, no dropout, scale > 0
-  dropout,  ///< plain with dropout
-  general,  ///< any mask, any scale, with or without dropout
+  plain,         ///< no mask, no dropout, scale > 0
+  dropout,       ///< plain with dropout
+  keys,          ///< key_bias, no dropout
+  keys_dropout,  ///< key_bias with dropout
+  general,       ///< any mask, any scale, with or without dropout
 };
 
 /// The tiles of one launch.
@@ -84,6 +94,9 @@ struct AttentionTiling {
   std::int64_t shared_bytes = 0;
 };
 
+/// Fills in key_bias and live_keys from a mask of the same dtype, or of bools. A key is hidden for certain
+/// where the mask lies 2^96 below the batch's largest: no score that is a number of use makes up for that.
+void launch_key_bias(const AttentionParams& params, DType dtype, Stream stream);
 /// Draws params.keep_bits, which is aligned to 16 bytes; those that causality hides are left as
 /// they are.
 void launch_draw_keep_bits(const AttentionParams& params, Stream stream);

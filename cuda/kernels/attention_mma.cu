@@ -26,7 +26,10 @@ struct MmaTile {
   static constexpr int kRows = kRows_;
   static constexpr int kKeys = kKeys_;
   static constexpr bool kPlainScores = kVariant_ != AttentionVariant::general;
-  static constexpr bool kMayDrop = kVariant_ != AttentionVariant::plain;
+  static constexpr bool kKeyBias =
+      kVariant_ == AttentionVariant::keys || kVariant_ == AttentionVariant::keys_dropout;
+  static constexpr bool kMayDrop =
+      kVariant_ != AttentionVariant::plain && kVariant_ != AttentionVariant::keys;
   static constexpr int kWarpRows = kRows / kMmaWarps;
   static constexpr int kRowTiles = kWarpRows / 16;  // fragments of a warp along the rows
   static constexpr int kColumnTiles = kKeys / 8;    // C fragments of the scores along the keys
@@ -156,8 +159,12 @@ __device__ __forceinline__ void attend(
       add_row_products<Tile>(score, fragment, stage, lane, step);
     }
   }
+  float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
+  if constexpr (Tile::kKeyBias) {
+    add_key_bias(score, params.key_bias + block.batch * params.key_bias_stride + key0, scale, lane);
+    scale = 1;
+  }
   hide_scores<typename Tile::T, Tile::kPlainScores>(params, block.mask, score, row0, key0, lane);
-  const float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
   raise_maxima(state.softmax, score, scale, state.output);
   exponentiate(state.softmax, score, scale);
   Weights<Tile> p;
@@ -186,7 +193,15 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
   copy_tile<Tile, Tile::kRows>(shared_query, block.query + block_row * params.query_strides.row,
                                params.query_strides.row, params.length - block_row,
                                static_cast<int>(params.head / 8));
-  copy_keys<Tile>(params, block, shared_query, 0);
+  std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);
+  int first = 0;
+  if constexpr (Tile::kKeyBias) {
+    const LiveKeys live = live_keys(params, block.batch);
+    key_end = min(key_end, live.end);
+    first = static_cast<int>(live.first / Tile::kKeys);
+  }
+  const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
+  if (first < tiles) copy_keys<Tile>(params, block, shared_query, first);
   copy_async_commit();
 
   MmaState<Tile> state{};
@@ -196,9 +211,7 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
   }
   std::uint32_t query[Tile::kQueryInRegisters ? kHeadSteps<Tile> : 1][Tile::kRowTiles][4];
 
-  const std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);
-  const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
-  for (int tile = 0; tile < tiles; ++tile) {
+  for (int tile = first; tile < tiles; ++tile) {
     copy_async_wait<0>();
     __syncthreads();  // this tile has come, and no warp reads the other stage any more
     if (tile + 1 < tiles) {
@@ -206,7 +219,7 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
       copy_async_commit();
     }
     if constexpr (Tile::kQueryInRegisters) {
-      if (tile == 0) {
+      if (tile == first) {
 #pragma unroll
         for (int step = 0; step < kHeadSteps<Tile>; ++step) {
           load_rows<Tile>(query[step], shared_query, warp_row, lane, step);
@@ -214,6 +227,10 @@ __global__ __launch_bounds__(kMmaThreads, Tile::kMinBlocks) void flash_mma_kerne
       }
     }
     attend<Tile>(params, block, state, query, shared, warp_row, tile, lane);
+  }
+  if (first >= tiles) {  // the queries' copy must not meet the results
+    copy_async_wait<0>();
+    __syncthreads();
   }
   write_output<Tile>(params, block, state, shared, warp_row, lane);
 #endif
@@ -237,6 +254,13 @@ void dispatch_tile(const AttentionTiling& tiling, const F& f) {
         return tiling.rows == 128 ? f.template operator()<MmaTile<T, kHead, 128, 64, plain>>()
                                   : f.template operator()<MmaTile<T, kHead, 64, 64, plain>>();
       case dropout: return f.template operator()<MmaTile<T, kHead, 128, 64, dropout>>();
+      case keys:
+        return tiling.rows == 128 ? f.template operator()<MmaTile<T, kHead, 128, 64, keys>>()
+                                  : f.template operator()<MmaTile<T, kHead, 64, 64, keys>>();
+      case keys_dropout:
+        return tiling.rows == 128
+                   ? f.template operator()<MmaTile<T, kHead, 128, 64, keys_dropout>>()
+                   : f.template operator()<MmaTile<T, kHead, 64, 64, keys_dropout>>();
       case general: return f.template operator()<MmaTile<T, kHead, 64, 64, general>>();
     }
   };

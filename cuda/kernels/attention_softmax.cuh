@@ -54,6 +54,23 @@ __device__ __forceinline__ void hide_scores(const AttentionParams& params, const
   }
 }
 
+/// Scores times `scale`, plus the bias of each key; `bias` is that of the tile's first.
+template <int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ void add_key_bias(float (&score)[kRowTiles][kColumnTiles][4],
+                                             const float* bias, float scale, int lane) {
+#pragma unroll
+  for (int j = 0; j < kColumnTiles; ++j) {
+    const float2 pair = __ldg(reinterpret_cast<const float2*>(bias + 8 * j + 2 * (lane & 3)));
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        score[i][j][e] = fmaf(score[i][j][e], scale, e % 2 == 0 ? pair.x : pair.y);
+      }
+    }
+  }
+}
+
 /// Raises the running maxima to those of score·scale where they lag too far behind, and rescales what
 /// was summed relative to them.
 template <int kRowTiles, int kColumnTiles, int kHeadTiles>
