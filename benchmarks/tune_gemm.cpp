@@ -53,12 +53,12 @@ std::vector<Product> products_of(const Options& o, std::int64_t t) {
   const std::int64_t wide = o.expansion * o.hidden;
   const Layer layers[] = {{"qkv", 3 * o.hidden, o.hidden, false, GemmEpilogue::none},
                           {"projection", o.hidden, o.hidden, true, GemmEpilogue::none},
-                          {"up", wide, o.hidden, false, GemmEpilogue::gelu},
+                          {"up", wide, o.hidden, false, GemmEpilogue::gelu_tanh},
                           {"down", o.hidden, wide, true, GemmEpilogue::none}};
   std::vector<Product> products;
   for (const Layer& l : layers) {
     const std::string name = l.name;
-    const bool activates = l.epilogue == GemmEpilogue::gelu;
+    const bool activates = l.epilogue == GemmEpilogue::gelu_tanh;
     // (T, K) x (N, K)ᵀ -> (T, N)
     products.push_back(
         {name, t, l.outputs, l.inputs, false, true, true, l.addend, activates, l.epilogue});
@@ -69,7 +69,7 @@ std::vector<Product> products_of(const Options& o, std::int64_t t) {
     // (T, N) x (N, K) -> (T, K), through the activation before it
     const bool through = l.inputs == wide;
     products.push_back({name + " dgrad", t, l.inputs, l.outputs, false, false, false, false,
-                        through, through ? GemmEpilogue::gelu_gradient : GemmEpilogue::none});
+                        through, through ? GemmEpilogue::gelu_tanh_gradient : GemmEpilogue::none});
     // (T, N)ᵀ x (T, K) -> (N, K)
     products.push_back({name + " wgrad", l.outputs, l.inputs, t, true, false, false, false, false,
                         GemmEpilogue::none});

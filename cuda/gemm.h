@@ -23,12 +23,21 @@ struct GemmOperand {
   std::int64_t batch_stride = 0;
 };
 
-/// What is done to a product, its addend and its bias before they are stored. GELU is the tanh form.
+/// What is done to a product, its addend and its bias before they are stored. GELU has a tanh form, and
+/// an exact one that cuBLASLt lacks.
 enum class GemmEpilogue : std::uint8_t {
   none,
-  gelu,           // D = gelu(x); x itself goes to aux, if given
-  gelu_gradient,  // D = x · gelu'(aux)
+  gelu_tanh,           // D = gelu(x); x itself goes to aux, if given
+  gelu_tanh_gradient,  // D = x · gelu'(aux)
+  gelu,
+  gelu_gradient,
 };
+constexpr bool is_gelu_gradient(GemmEpilogue epilogue) {
+  return epilogue == GemmEpilogue::gelu_tanh_gradient || epilogue == GemmEpilogue::gelu_gradient;
+}
+constexpr bool is_exact_gelu(GemmEpilogue epilogue) {
+  return epilogue == GemmEpilogue::gelu || epilogue == GemmEpilogue::gelu_gradient;
+}
 
 /// D[b] = epilogue(A[b] · B[b] + C[b] + bias), D row-major (m, n); m, n, k, batch >= 1.
 struct GemmProblem {

@@ -15,9 +15,13 @@ constexpr std::uint32_t kMaxAlignment = 256;
 constexpr std::uint32_t kEpilogueAlignment = 16;
 /// Of the second matrix's leading dimension, in elements.
 constexpr std::int64_t kAuxLeadingMultiple = 8;
-/// A shorter sum costs less than the second pass over its parts. Without tensor cores a tile takes some
-/// ten times as long.
-std::int64_t shortest_split_k(DType dtype) { return size_of(dtype) == 2 ? 4096 : 512; }
+/// A shorter sum costs less than the second pass over its parts, unless a few tiles alone would walk
+/// along it. Without tensor cores a tile takes some ten times as long.
+std::int64_t shortest_split_k(DType dtype, std::int64_t tiles) {
+  constexpr std::int64_t kFewTiles = 8;
+  if (size_of(dtype) != 2) return 512;
+  return tiles <= kFewTiles ? 2048 : 4096;
+}
 constexpr std::int64_t kTile = 128;
 
 #define TENON_CUBLAS_CHECK(call) ::tenon::cuda::check((call), #call)
@@ -70,8 +74,8 @@ cublasLtEpilogue_t epilogue_of(const GemmProblem& p) {
   const bool biased = p.bias != nullptr;
   switch (p.epilogue) {
     case GemmEpilogue::none: return biased ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-    case GemmEpilogue::gelu_gradient: return CUBLASLT_EPILOGUE_DGELU;
-    case GemmEpilogue::gelu: break;
+    case GemmEpilogue::gelu_tanh_gradient: return CUBLASLT_EPILOGUE_DGELU;
+    default: break;
   }
   if (p.aux == nullptr) return biased ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
   return biased ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
@@ -126,7 +130,7 @@ std::size_t bytes_of_attribute(std::size_t attribute) {
 
 bool may_split_k(const GemmProblem& p, int multiprocessors) {
   const std::int64_t tiles = ceil_div(p.m, kTile) * ceil_div(p.n, kTile) * p.batch;
-  return p.k >= shortest_split_k(p.dtype) && tiles < 2 * std::int64_t{multiprocessors};
+  return p.k >= shortest_split_k(p.dtype, tiles) && tiles < 2 * std::int64_t{multiprocessors};
 }
 
 GemmKey key_of(const GemmProblem& p) {
@@ -182,6 +186,7 @@ std::uint32_t alignment_of(const GemmProblem& p) {
 std::optional<GemmDescriptors> describe(const GemmProblem& p) {
   const bool is_double = p.dtype == DType::float64;
   if (is_double && (p.bias != nullptr || p.epilogue != GemmEpilogue::none)) return std::nullopt;
+  if (is_exact_gelu(p.epilogue)) return std::nullopt;
   if (std::min(alignment_of(p.bias), alignment_of(p.aux)) < kEpilogueAlignment) return std::nullopt;
   if (p.aux != nullptr && (p.aux_leading % kAuxLeadingMultiple != 0 || p.batch != 1)) {
     return std::nullopt;

@@ -247,6 +247,32 @@ __device__ __forceinline__ float2 fast_gelu_slope(float x) {
   return make_float2(fmaf(near * s * slope, 1.0F - s, s), x * s);
 }
 
+/// Φ(x), and e^(-x²/2) of which √(2π) is the density.
+struct Normal {
+  float cdf, power;
+
+  /// Of 1.2e-5 relative error in both tails: the lower one is e^(-x²/2) times a polynomial of
+  /// 1/(1 + 0.32|x|), the form of M. Abramowitz, I. Stegun, "Handbook of Mathematical Functions",
+  /// 7.1.26, fitted anew for the relative error.
+  __device__ __forceinline__ explicit Normal(float x) {
+    const float t = __fdividef(1.0F, fmaf(0.32F, fabsf(x), 1.0F));
+    power = exp2_approximate(-0.72134752044448170368F * x * x);
+    float sum = fmaf(-0.0667719825F, t, 0.139579269F);
+    sum = fmaf(sum, t, 0.0496203403F);
+    sum = fmaf(sum, t, 0.123048523F);
+    sum = fmaf(sum, t, 0.1268287225F);
+    sum = fmaf(sum, t, 0.1276896645F);
+    const float tail = sum * t * power;
+    cdf = x >= 0 ? 1.0F - tail : tail;
+  }
+};
+
+/// gelu_slope, and gelu.
+__device__ __forceinline__ float2 exact_gelu_slope(float x) {
+  const Normal normal(x);
+  return make_float2(fmaf(x * 0.39894228040143267794F, normal.power, normal.cdf), x * normal.cdf);
+}
+
 /// This lane's address in ldmatrix and stmatrix of the 8-column tiles `tile` and `tile` + 1 of a slot,
 /// matrices in the order of a pair of fragments.
 __device__ __forceinline__ std::uint32_t fragment_offset(int tile, int lane) {
@@ -262,9 +288,11 @@ struct Finished {
 
 template <GemmEpilogue kEpilogue>
 __device__ __forceinline__ Finished finish(float x, float aux) {
-  if constexpr (kEpilogue == GemmEpilogue::gelu) return {fast_gelu(x), x};
-  if constexpr (kEpilogue == GemmEpilogue::gelu_gradient) {
-    const float2 slope_and_value = fast_gelu_slope(aux);
+  if constexpr (kEpilogue == GemmEpilogue::gelu_tanh) return {fast_gelu(x), x};
+  if constexpr (kEpilogue == GemmEpilogue::gelu) return {x * Normal(x).cdf, x};
+  if constexpr (is_gelu_gradient(kEpilogue)) {
+    const float2 slope_and_value = is_exact_gelu(kEpilogue) ? exact_gelu_slope(aux)
+                                                            : fast_gelu_slope(aux);
     return {x * slope_and_value.x, slope_and_value.y};
   }
   return {x, 0.0F};
@@ -318,7 +346,7 @@ template <class Tile>
 __device__ __forceinline__ void finish_tile(const GemmParams& p, const Accumulators<Tile>& c,
                                             const Layout<Tile>& layout, Corner corner, int warp,
                                             int lane) {
-  constexpr bool kGradient = Tile::kEpilogue == GemmEpilogue::gelu_gradient;
+  constexpr bool kGradient = is_gelu_gradient(Tile::kEpilogue);
 #pragma unroll
   for (int index = 0; index < Tile::kParts; ++index) {
     const Part<Tile> part(index, corner, warp);
@@ -372,7 +400,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Layout
   if (turn == 1) give_turn(0);
   for (int tile = static_cast<int>(blockIdx.x) + turn * stride; tile < tiles; tile += 2 * stride) {
     const Corner corner = corner_of<Tile>(p, tile);
-    if (Tile::kEpilogue == GemmEpilogue::gelu_gradient && lane == 0) {
+    if (is_gelu_gradient(Tile::kEpilogue) && lane == 0) {
       copy_aux<Tile>(p, layout, Part<Tile>(0, corner, warp), warp);
     }
     Accumulators<Tile> c;
@@ -425,7 +453,7 @@ void launch_tile(Stream stream, const char* name, const GemmProblem& problem, vo
   const std::int64_t m = problem.m, n = problem.n, k = problem.k;
   const GemmOperand& a = problem.a;
   const GemmOperand& b = problem.b;
-  constexpr bool kGradient = Tile::kEpilogue == GemmEpilogue::gelu_gradient;
+  constexpr bool kGradient = is_gelu_gradient(Tile::kEpilogue);
   GemmParams p{};
   p.a = map(a.data, m, k, a.leading, kRows);
   p.b = Tile::kTransposed ? map(b.data, k, n, b.leading, kDepth)
@@ -451,6 +479,9 @@ void launch_epilogue(Stream stream, const char* name, const GemmProblem& p, void
   using enum GemmEpilogue;
   switch (p.epilogue) {
     case none: return launch_tile<Tile<T, kTransposed, none>>(stream, name, p, nullptr);
+    case gelu_tanh: return launch_tile<Tile<T, kTransposed, gelu_tanh>>(stream, name, p, nullptr);
+    case gelu_tanh_gradient:
+      return launch_tile<Tile<T, kTransposed, gelu_tanh_gradient>>(stream, name, p, activation);
     case gelu: return launch_tile<Tile<T, kTransposed, gelu>>(stream, name, p, nullptr);
     case gelu_gradient:
       return launch_tile<Tile<T, kTransposed, gelu_gradient>>(stream, name, p, activation);
@@ -483,8 +514,10 @@ bool gemm_wgmma_prefers(const GemmProblem& p) {
   constexpr std::int64_t kShortestSum = 512;
   // A tile that ends outside of D costs as much as any other.
   const std::int64_t tiles = ceil_div(p.m, kRows) * ceil_div(p.n, kColumns);
+  // Nor does a wave that has few tiles cost less.
+  const std::int64_t waves = ceil_div(tiles, kFewestTiles / 2);
   return p.k >= kShortestSum && tiles >= kFewestTiles &&
-         4 * p.m * p.n >= 3 * tiles * kRows * kColumns;
+         4 * p.m * p.n >= 3 * waves * (kFewestTiles / 2) * kRows * kColumns;
 }
 
 void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {

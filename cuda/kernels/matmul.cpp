@@ -257,10 +257,14 @@ void run_elementwise(const char* name, const KernelArgs& args, std::span<const T
   kernel->run(call);
 }
 
+bool has_tanh(const KernelArgs& args) {
+  return args.attributes<GeluAttrs>().approximate == Approximate::tanh;
+}
+
 /// linear_gelu, and linear_gelu_aux, whose second result is the activation's input.
 GemmProblem linear_gelu_problem(const KernelArgs& args) {
   GemmProblem p = linear_problem(args, args.outputs[0]);
-  p.epilogue = GemmEpilogue::gelu;
+  p.epilogue = has_tanh(args) ? GemmEpilogue::gelu_tanh : GemmEpilogue::gelu;
   if (args.outputs.size() > 1) {
     p.aux = address_of(args.outputs[1]);
     p.aux_leading = p.n;
@@ -270,7 +274,7 @@ GemmProblem linear_gelu_problem(const KernelArgs& args) {
 
 /// The tanh form is cuBLASLt's only one, and it is approximated well enough for 16 bits only.
 bool supports_linear_gelu(const KernelArgs& args) {
-  if (args.attributes<GeluAttrs>().approximate != Approximate::tanh) return false;
+  if (!has_tanh(args)) return false;
   if (size_of(args.outputs[0].dtype) != 2) return false;
   return is_empty(args) || has_aligned_algorithm(args, linear_gelu_problem(args));
 }
@@ -329,7 +333,7 @@ GemmProblem row_product(const KernelArgs& args) {
 
 GemmProblem gelu_gradient_problem(const KernelArgs& args) {
   GemmProblem p = row_product(args);
-  p.epilogue = GemmEpilogue::gelu_gradient;
+  p.epilogue = has_tanh(args) ? GemmEpilogue::gelu_tanh_gradient : GemmEpilogue::gelu_gradient;
   p.aux = address_of(args.inputs[2]);
   p.aux_leading = p.n;
   return p;
@@ -343,7 +347,7 @@ bool accepts_gelu_gradient(int operand, const TensorView& view) {
 /// See supports_linear_gelu; the matrix on the right must serve all rows.
 bool supports_gelu_gradient(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
-  if (args.attributes<GeluAttrs>().approximate != Approximate::tanh) return false;
+  if (!has_tanh(args)) return false;
   if (size_of(output.dtype) != 2 || args.inputs[1].rank() != 2) return false;
   if (args.inputs[2].sizes != output.sizes) return false;
   return output.numel() == 0 || args.inputs[1].size(0) == 0 ||
@@ -373,10 +377,6 @@ struct WgmmaCall {
   void (*otherwise)(const KernelArgs&);  // where operands lie unaligned
 };
 
-bool has_tanh(const KernelArgs& args) {
-  return args.attributes<GeluAttrs>().approximate == Approximate::tanh;
-}
-
 /// One matrix on the right for all rows.
 bool is_row_product(const KernelArgs& args) {
   return args.inputs[1].rank() == 2 && args.outputs[0].numel() > 0 && args.inputs[1].size(0) > 0;
@@ -387,10 +387,9 @@ constexpr WgmmaCall kLinearCall = {
     [](const KernelArgs& args) { return !is_empty(args); },
     [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); }, run_linear};
 constexpr WgmmaCall kLinearGeluCall = {
-    [](const KernelArgs& args) { return !is_empty(args) && has_tanh(args); }, linear_gelu_problem,
-    run_linear_gelu};
+    [](const KernelArgs& args) { return !is_empty(args); }, linear_gelu_problem, run_linear_gelu};
 constexpr WgmmaCall kGeluGradientCall = {[](const KernelArgs& args) {
-                                           return is_row_product(args) && has_tanh(args) &&
+                                           return is_row_product(args) &&
                                                   args.inputs[2].sizes == args.outputs[0].sizes;
                                          },
                                          gelu_gradient_problem, run_gelu_gradient};
@@ -410,7 +409,7 @@ template <const WgmmaCall& kCall>
 void run_wgmma(const KernelArgs& args) {
   const GemmProblem p = kCall.problem(args);
   const Stream stream = stream_of(args);
-  const bool again = p.epilogue == GemmEpilogue::gelu_gradient && args.outputs.size() > 1;
+  const bool again = is_gelu_gradient(p.epilogue) && args.outputs.size() > 1;
   void* activation = again ? args.outputs[1].data : nullptr;
   if (!gemm_wgmma_takes(p, device_limits(stream.device)) || !allows_vectors(activation)) {
     return kCall.otherwise(args);

@@ -236,16 +236,17 @@ struct BackwardCall {
   std::vector<Tensor> inputs;
   AttentionBackwardAttrs attrs;
 
-  BackwardCall(const Sizes& sizes, std::int64_t keys, DType dtype, const AttentionAttrs& forward)
+  BackwardCall(const Sizes& sizes, std::int64_t keys, DType dtype, const AttentionAttrs& forward,
+               const Tensor& mask = {})
       : attrs{forward, false} {
     Generator generator(17);
     Sizes others = sizes;
     others[sizes.size() - 2] = keys;
     const auto make = [&](const Sizes& s) { return random(s, dtype, generator).to(kCuda); };
-    const std::vector<Tensor> operands = {make(sizes), make(others), make(others), Tensor()};
+    const std::vector<Tensor> operands = {make(sizes), make(others), make(others), mask};
     const auto kept = apply(get_op("scaled_dot_product_attention_lse"), operands, forward);
     inputs = {make(sizes), operands[0], operands[1], operands[2],
-              kept[0],     Tensor(),    kept[1],     kept[2]};
+              kept[0],     mask,        kept[1],     kept[2]};
   }
 
   /// Runs the named implementation; false where it does not take the call.
@@ -261,11 +262,78 @@ struct KernelSizes {
   std::int64_t heads, length, keys, head;
 };
 
+/// Masks of two batches of scores, on the GPU.
+struct NamedMask {
+  const char* name;
+  bool same_for_queries;
+  Tensor (*make)(const KernelSizes& sizes, DType dtype);
+};
+
+/// The first batch sees `first` keys, the second those from `second` on; as 1 and 0.
+std::vector<double> padding_of(const KernelSizes& sizes, std::int64_t first, std::int64_t second) {
+  std::vector<double> seen;
+  for (std::int64_t key = 0; key < sizes.keys; ++key) seen.push_back(key < first ? 1 : 0);
+  for (std::int64_t key = 0; key < sizes.keys; ++key) seen.push_back(key >= second ? 1 : 0);
+  return seen;
+}
+
+Tensor hidden_by(double value, std::vector<double> seen, std::int64_t keys, DType dtype) {
+  for (double& one : seen) one = one != 0 ? 0 : value;
+  return tensor(seen, {2, 1, 1, keys}, {dtype, kCpu}).to(kCuda);
+}
+
+const NamedMask kMasks[] = {
+    {"bool padding", true,
+     [](const KernelSizes& s, DType) {
+       return tensor(padding_of(s, s.keys / 2 + 1, 3), {2, 1, 1, s.keys}, {DType::boolean, kCpu})
+           .to(kCuda);
+     }},
+    {"one batch hidden", true,
+     [](const KernelSizes& s, DType) {
+       return tensor(padding_of(s, 0, s.keys / 2), {2, 1, 1, s.keys}, {DType::boolean, kCpu})
+           .to(kCuda);
+     }},
+    {"padding of -inf", true,
+     [](const KernelSizes& s, DType dtype) {
+       return hidden_by(-std::numeric_limits<double>::infinity(), padding_of(s, 2, s.keys - 1),
+                        s.keys, dtype);
+     }},
+    {"padding of -3e4", true,
+     [](const KernelSizes& s, DType dtype) {
+       return hidden_by(-3e4, padding_of(s, s.keys - 5, s.keys / 3), s.keys, dtype);
+     }},
+    {"bias of keys", true,
+     [](const KernelSizes& s, DType dtype) {
+       Generator generator(4);
+       return random({s.keys}, dtype, generator).to(kCuda);
+     }},
+    {"bool of all heads", false,
+     [](const KernelSizes& s, DType) {
+       Generator generator(5);
+       auto seen = uniform({s.length, s.keys}, 0, 1, {}, &generator).to_doubles();
+       for (double& one : seen) one = one < 0.6 ? 1 : 0;
+       std::fill_n(seen.begin(), s.keys, 0);  // a query that sees nothing
+       return tensor(seen, {s.length, s.keys}, {DType::boolean, kCpu}).to(kCuda);
+     }},
+    {"bias of each head", false,
+     [](const KernelSizes& s, DType dtype) {
+       Generator generator(6);
+       return random({2, s.heads, s.length, s.keys}, dtype, generator).to(kCuda);
+     }},
+    {"bias by columns", false,
+     [](const KernelSizes& s, DType dtype) {
+       Generator generator(7);
+       return random({s.heads, s.keys, s.length}, dtype, generator).to(kCuda).transpose(-1, -2);
+     }},
+};
+
 /// Every kernel for tensor cores near the one for multiply-adds, for two batches.
-void expect_same_in_every_kernel(const KernelSizes& sizes, DType dtype, bool is_causal, double p) {
+void expect_same_in_every_kernel(const KernelSizes& sizes, DType dtype, bool is_causal, double p,
+                                 const NamedMask* mask = nullptr) {
   const auto [heads, length, keys, head] = sizes;
   const AttentionAttrs attrs{p, is_causal, Scalar(0.15), DropoutMode::train, 7};
-  const BackwardCall call({2, heads, length, head}, keys, dtype, attrs);
+  const BackwardCall call({2, heads, length, head}, keys, dtype, attrs,
+                          mask != nullptr ? mask->make(sizes, dtype) : Tensor());
   const auto outputs = [&] {
     const TensorOptions options{dtype, kCuda};
     return std::vector<Tensor>{empty(Shape{2, sizes.heads, sizes.length, sizes.head}, options),
@@ -285,8 +353,8 @@ void expect_same_in_every_kernel(const KernelSizes& sizes, DType dtype, bool is_
       const double allowed = roundings * unit_roundoff(dtype) * largest(want);
       for (std::size_t k = 0; k < want.size(); ++k) {
         ASSERT_NEAR(got[k], want[k], allowed)
-            << kernel << ": " << length << " x " << keys << " x " << head << ", causal "
-            << is_causal << ", dropout " << p << ", result " << i << ", element " << k;
+            << kernel << ": " << length << " x " << keys << " x " << head << ", mask "
+            << (mask != nullptr ? mask->name : "none") << ", causal " << is_causal << ", dropout " << p << ", result " << i << ", element " << k;
       }
     }
   }
@@ -306,6 +374,37 @@ TEST_P(CudaGradient, OfAttentionIsTheSameInEveryKernel) {
         if (HasFatalFailure()) return;
       }
     }
+  }
+}
+
+TEST_P(CudaGradient, OfMaskedAttentionIsTheSameInEveryKernel) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  for (const KernelSizes& sizes : {KernelSizes{2, 200, 130, 64},
+                                   {2, 64, 256, 40},
+                                   {3, 33, 64, 64},
+                                   {1, 130, 200, 128},
+                                   {40, 330, 390, 64}}) {
+    for (const NamedMask& mask : kMasks) {
+      for (const double p : {0.0, 0.3}) {
+        expect_same_in_every_kernel(sizes, GetParam(), false, p, &mask);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(CudaGradient, OfMaskedAttentionRunsOnTensorCores) {
+  if (size_of(GetParam()) != 2) GTEST_SKIP() << "masks of other dtypes are added by multiply-adds";
+  const KernelSizes sizes{2, 100, 140, 64};
+  for (const NamedMask& mask : kMasks) {
+    const AttentionAttrs attrs{0.1, false, Scalar(0.15), DropoutMode::train, 7};
+    const BackwardCall call({2, 2, 100, 64}, 140, GetParam(), attrs, mask.make(sizes, GetParam()));
+    const TensorOptions options{GetParam(), kCuda};
+    const std::vector<Tensor> results = {empty(Shape{2, 2, 100, 64}, options),
+                                         empty(Shape{2, 2, 140, 64}, options),
+                                         empty(Shape{2, 2, 140, 64}, options)};
+    EXPECT_TRUE(call.run("cuda.flash_backward_mma", results)) << mask.name;
+    EXPECT_EQ(call.run("cuda.flash_backward_wgmma", results), mask.same_for_queries) << mask.name;
   }
 }
 

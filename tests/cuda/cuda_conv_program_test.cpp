@@ -103,7 +103,10 @@ TEST(CudaConvPrograms, RandomOnesAreCudnnsAndAgreeWithTheCpu) {
     ASSERT_EQ(found.size(), wanted.size());
     for (std::size_t k = 0; k < found.size(); ++k) {
       EXPECT_EQ(found[k].first, wanted[k].first);
-      EXPECT_LE(relative_distance(found[k].second, wanted[k].second), bound) << found[k].first;
+      // Terms of a bias's gradient cancel, and each of them is rounded.
+      const double cancels = found[k].first == "conv.bias" ? 8 : 1;
+      EXPECT_LE(relative_distance(found[k].second, wanted[k].second), cancels * bound)
+          << found[k].first;
     }
     for (const InstructionInfo& info : work) {
       all += info.kernel.find("conv2d") != std::string::npos ? 1 : 0;

@@ -36,11 +36,11 @@ constexpr Case kCases[] = {
     {"addend", false, true, false, false, GemmEpilogue::none},
     {"accumulation", false, true, true, false, GemmEpilogue::none},
     {"bias and addend", true, true, false, false, GemmEpilogue::none},
-    {"gelu", false, false, false, false, GemmEpilogue::gelu},
-    {"bias and gelu", true, false, false, false, GemmEpilogue::gelu},
-    {"gelu and its input", false, false, false, true, GemmEpilogue::gelu},
-    {"bias, gelu and its input", true, false, false, true, GemmEpilogue::gelu},
-    {"gelu gradient", false, false, false, true, GemmEpilogue::gelu_gradient},
+    {"gelu", false, false, false, false, GemmEpilogue::gelu_tanh},
+    {"bias and gelu", true, false, false, false, GemmEpilogue::gelu_tanh},
+    {"gelu and its input", false, false, false, true, GemmEpilogue::gelu_tanh},
+    {"bias, gelu and its input", true, false, false, true, GemmEpilogue::gelu_tanh},
+    {"gelu gradient", false, false, false, true, GemmEpilogue::gelu_tanh_gradient},
 };
 
 constexpr std::int64_t kM = 96;
@@ -110,7 +110,7 @@ void check_case(const Case& what, DType dtype, DType stored, std::int64_t k) {
   std::vector<double> expected;
   for (std::size_t i = 0; i < sums.size(); ++i) {
     expected.push_back(plain                                 ? sums[i]
-                       : what.epilogue == GemmEpilogue::gelu ? gelu_tanh(sums[i])
+                       : what.epilogue == GemmEpilogue::gelu_tanh ? gelu_tanh(sums[i])
                                                              : sums[i] * gelu_tanh_slope(aux[i]));
   }
   // k terms of at most 1: what is lost in adding them, many at a time, stays well below 4k roundings.
@@ -121,7 +121,7 @@ void check_case(const Case& what, DType dtype, DType stored, std::int64_t k) {
                    : Tolerance{4, static_cast<double>(k)};
   const Tolerance of_gelu{0x1p15, 8};
   expect_near(operands.d, expected, plain ? of_sums : of_gelu, label);
-  if (what.epilogue == GemmEpilogue::gelu && what.aux) {
+  if (what.epilogue == GemmEpilogue::gelu_tanh && what.aux) {
     expect_near(operands.aux.cuda, sums, of_sums, label + ", input of gelu");
   }
   const Tensor first = operands.d.clone();
@@ -181,7 +181,7 @@ TEST(CudaGemmProblem, MisalignedAuxHasNoAlgorithm) {
 TEST(CudaGemmProblem, MisalignedBiasIsNotDescribed) {
   alignas(16) static char memory[64];
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
-    for (const GemmEpilogue epilogue : {GemmEpilogue::none, GemmEpilogue::gelu}) {
+    for (const GemmEpilogue epilogue : {GemmEpilogue::none, GemmEpilogue::gelu_tanh}) {
       GemmProblem p{.dtype = dtype, .m = 8, .n = 8, .k = 8};
       p.a = p.b = {memory, false, 8, 0};
       p.d = memory;

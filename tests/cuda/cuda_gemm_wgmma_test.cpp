@@ -53,10 +53,24 @@ struct Form {
 };
 constexpr Form kForms[] = {{"plain", GemmEpilogue::none, false, false},
                            {"bias", GemmEpilogue::none, true, false},
-                           {"gelu", GemmEpilogue::gelu, false, false},
-                           {"bias, gelu and its input", GemmEpilogue::gelu, true, true},
-                           {"gelu gradient", GemmEpilogue::gelu_gradient, false, false},
-                           {"gelu gradient and gelu", GemmEpilogue::gelu_gradient, false, true}};
+                           {"gelu", GemmEpilogue::gelu_tanh, false, false},
+                           {"bias, gelu and its input", GemmEpilogue::gelu_tanh, true, true},
+                           {"gelu gradient", GemmEpilogue::gelu_tanh_gradient, false, false},
+                           {"gelu gradient and gelu", GemmEpilogue::gelu_tanh_gradient, false, true},
+                           {"exact gelu", GemmEpilogue::gelu, false, false},
+                           {"bias, exact gelu and its input", GemmEpilogue::gelu, true, true},
+                           {"exact gelu gradient", GemmEpilogue::gelu_gradient, false, false},
+                           {"exact gelu gradient and gelu", GemmEpilogue::gelu_gradient, false, true}};
+
+double activation_of(GemmEpilogue epilogue, double x) {
+  return cuda::is_exact_gelu(epilogue) ? x * std::erfc(-x / std::sqrt(2.0)) / 2 : gelu_tanh(x);
+}
+
+double slope_of(GemmEpilogue epilogue, double x) {
+  if (!cuda::is_exact_gelu(epilogue)) return gelu_tanh_slope(x);
+  return std::erfc(-x / std::sqrt(2.0)) / 2 +
+         x * std::exp(-x * x / 2) / std::sqrt(2 * std::acos(-1.0));
+}
 
 /// One problem with results of its own.
 struct Run {
@@ -87,7 +101,7 @@ struct Run {
     GemmProblem p = problem(form);
     p.d = d.view_of_data().data;
     p.d_leading = n;
-    const bool gradient = form.epilogue == GemmEpilogue::gelu_gradient;
+    const bool gradient = cuda::is_gelu_gradient(form.epilogue);
     if (gradient) p.aux = input.view_of_data().data;
     if (form.second && !gradient) p.aux = second.view_of_data().data;
     if (p.aux != nullptr) p.aux_leading = n;
@@ -127,13 +141,14 @@ void check(const Sample& size, const Form& form, DType dtype, bool transposed,
   const auto [d, second] = run.results(form);
   const std::vector<double> sums = run.sums(form);
   const std::vector<double> input = run.input.to_doubles();
-  const bool gradient = form.epilogue == GemmEpilogue::gelu_gradient;
+  const bool gradient = cuda::is_gelu_gradient(form.epilogue);
   std::vector<double> expected, other;
   for (std::size_t i = 0; i < sums.size(); ++i) {
-    expected.push_back(gradient                              ? sums[i] * gelu_tanh_slope(input[i])
-                       : form.epilogue == GemmEpilogue::gelu ? gelu_tanh(sums[i])
-                                                             : sums[i]);
-    other.push_back(gradient ? gelu_tanh(input[i]) : sums[i]);
+    expected.push_back(gradient ? sums[i] * slope_of(form.epilogue, input[i])
+                       : form.epilogue != GemmEpilogue::none
+                           ? activation_of(form.epilogue, sums[i])
+                           : sums[i]);
+    other.push_back(gradient ? activation_of(form.epilogue, input[i]) : sums[i]);
   }
   // Both sums of k terms of at most 1 are off by less than 4k roundings; a slope is at most 1.13.
   const Tolerance tolerance{64, 4.6 * static_cast<double>(size.k)};

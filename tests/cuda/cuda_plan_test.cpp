@@ -192,6 +192,9 @@ TEST(GemmPlan, SplitsLongSumsOfSmallResultsOnly) {
       {768, 768, 4096, 1, true},     // the same for 4096 tokens
       {3072, 768, 32768, 1, true},   // 144 tiles: little more than one wave
       {768, 768, 2048, 1, false},    // the sum is short
+      {128, 768, 3072, 1, true},     // but long for six tiles
+      {128, 1152, 3072, 1, false},
+      {128, 768, 1024, 1, false},
       {32768, 768, 3072, 1, false},  // a layer's product
       {4096, 1024, 4096, 1, true},   // 256 tiles, the last number below two waves
       {4096, 1152, 4096, 1, false},  // 288 tiles
