@@ -78,6 +78,7 @@ def line(row):
     rate = 2e-6 * row["m"] * row["n"] * row["k"] / row["microseconds"]
     return (f"{row['m']:6} {row['n']:6} {row['k']:6}  {row['microseconds']:9.2f} us {rate:6.1f} TFLOP/s"
             f"  best {row['best_microseconds']:9.2f}{' split' if row['best_splits_k'] else '      '}"
+            f" first {row['first_microseconds']:9.2f}"
             f"  ratio {row['ratio']:.2f}  {row['kernel']}")
 
 

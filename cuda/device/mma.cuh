@@ -122,6 +122,13 @@ __device__ __forceinline__ float exp2_approximate(float x) {
   return result;
 }
 
+/// 1/x by the special function unit: relative error below 2^-23 from 1 on, 0 for what is 2^126 and more.
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// The top bits of byte `byte` of x and of y, spread over the lower and the upper half-word: 0xffff
 /// where set. `byte` is a constant.
 __device__ __forceinline__ std::uint32_t spread_byte_signs(std::uint32_t x, std::uint32_t y,

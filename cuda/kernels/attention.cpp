@@ -240,14 +240,16 @@ std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std
   return static_cast<std::size_t>(key_bias_bytes(batches, keys) + ceil_div(batches * 8, 256) * 256);
 }
 
+AttentionParams attention_params(const KernelArgs& args) { return make_call(args).params; }
+
 void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,
-                   Stream stream) {
+                   Stream stream, bool natural) {
   if (!masks_keys(mask) || params.keys == 0 || params.keys > kMostBiasedKeys) return;
   params.key_bias = static_cast<const float*>(workspace);
   params.key_bias_stride = ceil_div(params.keys, 128) * 128;
   params.live_keys = reinterpret_cast<const std::int32_t*>(
       static_cast<const char*>(workspace) + key_bias_bytes(params.batches, params.keys));
-  launch_key_bias(params, dtype, stream);
+  launch_key_bias(params, dtype, natural, stream);
 }
 
 void fill_bytes(const TensorView& output, int byte, Stream stream) {

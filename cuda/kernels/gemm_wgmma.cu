@@ -24,6 +24,7 @@ constexpr int kThreads = 384;
 constexpr int kDepth = 64;      // of k, in a stage: a swizzled row
 constexpr int kRowBytes = 128;  // of it
 constexpr int kRows = 128;      // of a tile of D
+constexpr int kTileColumns = 192;
 [[maybe_unused]] constexpr int kGroupTiles =
     8;                         // tiles that follow one another along m before n advances
 constexpr int kSlotRows = 16;  // of D, that a warp stores at once
@@ -43,7 +44,7 @@ struct GemmParams {
 template <class T_, bool kTransposed_, GemmEpilogue kEpilogue_>
 struct Tile {
   using T = T_;
-  static constexpr int kColumns = 192;
+  static constexpr int kColumns = kTileColumns;
   static constexpr bool kTransposed = kTransposed_;  // rows of B's tile are k, not n
   static constexpr GemmEpilogue kEpilogue = kEpilogue_;
   static constexpr int kStages = 4;
@@ -224,7 +225,7 @@ __device__ __forceinline__ void multiply_tile(Accumulators<Tile>& c, int stages,
 __device__ __forceinline__ float gelu_sigmoid(float x, float square) {
   constexpr float kScale = -2.0F * 0.79788456080286535588F * 1.44269504088896340736F;
   const float exponent = x * fmaf(kScale * 0.044715F, square, kScale);
-  return __fdividef(1.0F, 1.0F + exp2_approximate(exponent));
+  return reciprocal_approximate(1.0F + exp2_approximate(exponent));
 }
 
 __device__ __forceinline__ float fast_gelu(float x) { return x * gelu_sigmoid(x, x * x); }
@@ -255,7 +256,7 @@ struct Normal {
   /// 1/(1 + 0.32|x|), the form of M. Abramowitz, I. Stegun, "Handbook of Mathematical Functions",
   /// 7.1.26, fitted anew for the relative error.
   __device__ __forceinline__ explicit Normal(float x) {
-    const float t = __fdividef(1.0F, fmaf(0.32F, fabsf(x), 1.0F));
+    const float t = reciprocal_approximate(fmaf(0.32F, fabsf(x), 1.0F));
     power = exp2_approximate(-0.72134752044448170368F * x * x);
     float sum = fmaf(-0.0667719825F, t, 0.139579269F);
     sum = fmaf(sum, t, 0.0496203403F);
@@ -508,16 +509,24 @@ bool gemm_wgmma_takes(const GemmProblem& p, const DeviceLimits& limits) {
          is_aligned_row(p.bias, 0);
 }
 
+bool gemm_wgmma_fills(const GemmProblem& p) {
+  constexpr std::int64_t kFewest = 132 / 2;
+  return ceil_div(p.m, kRows) * ceil_div(p.n, kTileColumns) >= kFewest;
+}
+
 bool gemm_wgmma_prefers(const GemmProblem& p) {
-  constexpr std::int64_t kColumns = 192;
+  constexpr std::int64_t kColumns = kTileColumns;
   constexpr std::int64_t kFewestTiles = 2 * 132;
   constexpr std::int64_t kShortestSum = 512;
   // A tile that ends outside of D costs as much as any other.
   const std::int64_t tiles = ceil_div(p.m, kRows) * ceil_div(p.n, kColumns);
   // Nor does a wave that has few tiles cost less.
   const std::int64_t waves = ceil_div(tiles, kFewestTiles / 2);
-  return p.k >= kShortestSum && tiles >= kFewestTiles &&
-         4 * p.m * p.n >= 3 * waves * (kFewestTiles / 2) * kRows * kColumns;
+  const std::int64_t covered = waves * (kFewestTiles / 2) * kRows * kColumns;
+  // The other kernels' epilogues cost more.
+  const bool fits = p.epilogue == GemmEpilogue::none ? 10 * p.m * p.n >= 9 * covered
+                                                     : 4 * p.m * p.n >= 3 * covered;
+  return p.k >= kShortestSum && tiles >= kFewestTiles && fits;
 }
 
 void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {

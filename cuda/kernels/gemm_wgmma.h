@@ -11,8 +11,13 @@ namespace tenon::cuda {
 /// no addend, A not transposed, rows of all matrices aligned to 16 bytes.
 bool gemm_wgmma_takes(const GemmProblem& problem, const DeviceLimits& limits);
 
+/// Whether its tiles fill half of an H200's multiprocessors: with fewer, a kernel with smaller tiles and
+/// an activation of its own take less time.
+bool gemm_wgmma_fills(const GemmProblem& problem);
+
 /// Whether it is taken before cuBLASLt: where every multiprocessor of an H200 has tiles for both
-/// warpgroups, and at most a quarter of what whole waves of tiles cover lies outside of D. Beside it there, 3%
+/// warpgroups, and at most a tenth, with an activation a quarter, of what whole waves of tiles cover lies
+/// outside of D. Beside it there, 3%
 /// slower (32768 x 768 by 3072 with a bias) to 14% faster (32768 x 3072 by 768).
 bool gemm_wgmma_prefers(const GemmProblem& problem);
 

@@ -387,10 +387,15 @@ constexpr WgmmaCall kLinearCall = {
     [](const KernelArgs& args) { return !is_empty(args); },
     [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); }, run_linear};
 constexpr WgmmaCall kLinearGeluCall = {
-    [](const KernelArgs& args) { return !is_empty(args); }, linear_gelu_problem, run_linear_gelu};
+    [](const KernelArgs& args) {
+      return !is_empty(args) && (has_tanh(args) || gemm_wgmma_fills(linear_gelu_problem(args)));
+    },
+    linear_gelu_problem, run_linear_gelu};
 constexpr WgmmaCall kGeluGradientCall = {[](const KernelArgs& args) {
                                            return is_row_product(args) &&
-                                                  args.inputs[2].sizes == args.outputs[0].sizes;
+                                                  args.inputs[2].sizes == args.outputs[0].sizes &&
+                                                  (has_tanh(args) ||
+                                                   gemm_wgmma_fills(gelu_gradient_problem(args)));
                                          },
                                          gelu_gradient_problem, run_gelu_gradient};
 

@@ -346,7 +346,7 @@ TEST(CudnnAttentionChoice, SaysWhyItDoesNotTakeACall) {
   EXPECT_EQ(refusal(DType::float32, 64, attrs, false, false), kSizes);
   EXPECT_EQ(refusal(DType::float16, 20, attrs, false, false), kSizes);
   EXPECT_EQ(refusal(DType::float16, 264, attrs, false, false), kSizes);
-  EXPECT_EQ(refusal(DType::float16, 64, attrs, false, true), "a mask is given");
+  EXPECT_EQ(refusal(DType::float16, 64, attrs, false, true), "a mask is given");  // it differs by query
   attrs.dropout_p = 0.1;
   EXPECT_EQ(refusal(DType::float16, 64, attrs, true, false), "dropout is active");
   EXPECT_EQ(refusal(DType::float16, 64, attrs, false, false), "");

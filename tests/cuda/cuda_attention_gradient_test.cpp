@@ -393,6 +393,42 @@ TEST_P(CudaGradient, OfMaskedAttentionIsTheSameInEveryKernel) {
   }
 }
 
+TEST_P(CudaGradient, MaskedAttentionIsTheSameInEveryForwardKernel) {
+  if (size_of(GetParam()) != 2) GTEST_SKIP() << "fewer kernels take it";
+  const AttentionAttrs attrs{0, false, Scalar(0.15), DropoutMode::eval, 7};
+  int by_cudnn = 0;
+  for (const KernelSizes& sizes :
+       {KernelSizes{2, 200, 130, 64}, {2, 300, 512, 40}, {3, 33, 64, 128}, {4, 256, 256, 64}}) {
+    Generator generator(21);
+    const auto make = [&](std::int64_t rows) {
+      return random({2, sizes.heads, rows, sizes.head}, GetParam(), generator).to(kCuda);
+    };
+    const Tensor query = make(sizes.length), key = make(sizes.keys), value = make(sizes.keys);
+    for (const NamedMask& mask : kMasks) {
+      const std::vector<Tensor> inputs = {query, key, value, mask.make(sizes, GetParam())};
+      const auto result_of = [&](const char* kernel) {
+        const Tensor result = full(query.shape(), 7, {GetParam(), kCuda});
+        const std::vector<Tensor> outputs = {result};
+        const bool ran =
+            run_kernel("scaled_dot_product_attention", kernel, inputs, outputs, attrs);
+        return ran ? result.to_doubles() : std::vector<double>();
+      };
+      const std::vector<double> want = result_of("cuda.flash_simt");
+      ASSERT_FALSE(want.empty());
+      for (const char* kernel : {"cuda.flash_mma", "cudnn"}) {
+        const std::vector<double> got = result_of(kernel);
+        if (got.empty()) continue;
+        by_cudnn += kernel == std::string("cudnn") ? 1 : 0;
+        for (std::size_t k = 0; k < want.size(); ++k) {
+          ASSERT_NEAR(got[k], want[k], 4 * unit_roundoff(GetParam()) * (1 + std::abs(want[k])))
+              << kernel << ", " << mask.name << ", " << sizes.keys << " keys, element " << k;
+        }
+      }
+    }
+  }
+  std::cout << "cuDNN took " << by_cudnn << " calls\n";
+}
+
 TEST_P(CudaGradient, OfMaskedAttentionRunsOnTensorCores) {
   if (size_of(GetParam()) != 2) GTEST_SKIP() << "masks of other dtypes are added by multiply-adds";
   const KernelSizes sizes{2, 100, 140, 64};
