@@ -1,64 +1,107 @@
-// batch_norm over contiguous (N, C, …), and its gradients: a block for each channel, which sums over samples
-// and positions in a fixed order. In training the mean, then the mean squared deviation, are computed in
-// the compute type; a channel is read again in each pass.
-#include "cuda/device/memory.cuh"
-#include "cuda/device/reduce.cuh"
+// batch_norm over row-major or channels-last (N, C, …). In training three launches: means and squared
+// deviations of each block's part, which are merged as Chan et al. do; their merging over blocks, which
+// also moves the running statistics; and the result. The input is read twice, and the second time from its
+// end, part of which is in the cache still. In evaluation one launch, which reads the input once.
+#include "cuda/device/channels.cuh"
+#include "cuda/kernels/batch_norm.h"
 #include "cuda/kernels/register.h"
-#include "cuda/launch.h"
 #include "tensor/detail/batch_norm_call.h"
-#include "tensor/detail/wanted_gradients.h"
 
 namespace tenon::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kResident = 2;  // blocks of a multiprocessor
+/// Accesses of a thread that are under way at a time.
+template <int kVector>
+inline constexpr int moment_loads = kVector == 1 ? 16 : 8;
+template <int kVector>
+inline constexpr int result_loads = kVector == 1 ? 8 : 4;
 
 struct BatchNormParams {
+  ChannelPlan plan;
   const void* input = nullptr;
-  const void* grad = nullptr;  // of the output
+  const void* residual = nullptr;
   const void* running_mean = nullptr;
   const void* running_var = nullptr;
   const void* weight = nullptr;
   const void* bias = nullptr;
   void* mean = nullptr;    // as used, in the compute type
   void* factor = nullptr;  // 1/√(var + eps) as used
-  void* output = nullptr;  // or the gradient of the input
+  void* output = nullptr;
   void* new_mean = nullptr;
   void* new_var = nullptr;
-  void* weight_grad = nullptr;
-  void* bias_grad = nullptr;
-  std::int64_t channels = 0;
-  std::int64_t inner = 1;
+  void* parts = nullptr;  // of the splits
   std::int64_t count = 0;  // values of a channel
   bool of_batch = false;
+  BatchNormTail tail = BatchNormTail::none;
   double momentum = 0;
   double eps = 0;
 };
 
-/// The offset of value i of a channel.
-__device__ __forceinline__ std::int64_t offset_of(const BatchNormParams& p, std::int64_t channel,
-                                                  std::int64_t i) {
-  const std::int64_t sample = i / p.inner;
-  return (sample * p.channels + channel) * p.inner + (i - sample * p.inner);
+/// The moments of kCount accesses, merged into those that went before.
+template <class T, int kVector, bool kColumns, bool kWhole, int kCount>
+__device__ __forceinline__ void add_moments(
+    const Pack<T, kVector> (&packs)[kCount], const Places<kCount>& places,
+    ChannelPartial<compute_type<T>, kColumns ? kVector : 1>& total) {
+  using C = compute_type<T>;
+  constexpr int kValues = kColumns ? 1 : kVector;  // of a channel, of each access
+  ChannelPartial<C, kColumns ? kVector : 1> part;
+  part.count = static_cast<C>((kWhole ? kCount : __popc(places.valid)) * kValues);
+  const C share = C(1) / part.count;
+  C sums[kVector];
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    sums[i] = widen(packs[0].item[i]);
+#pragma unroll
+    for (int n = 1; n < kCount; ++n) sums[i] += widen(packs[n].item[i]);
+    if constexpr (kColumns) part.first[i] = sums[i] * share;
+  }
+  if constexpr (!kColumns) {
+#pragma unroll
+    for (int i = 1; i < kVector; ++i) sums[0] += sums[i];
+    part.first[0] = sums[0] * share;
+  }
+#pragma unroll
+  for (int n = 0; n < kCount; ++n) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      constexpr int kLast = kColumns ? kVector - 1 : 0;
+      const int channel = i < kLast ? i : kLast;
+      const C deviation = widen(packs[n].item[i]) - part.first[channel];
+      if (kWhole || places.has(n)) part.second[channel] += deviation * deviation;
+    }
+  }
+  MergeMoments{}(total, part);
 }
 
-/// Element `channel` of an optional vector.
-template <class T>
-__device__ __forceinline__ compute_type<T> element(const void* vector, std::int64_t channel,
-                                                   compute_type<T> absent) {
-  return vector != nullptr ? widen(static_cast<const T*>(vector)[channel]) : absent;
+template <class T, int kVector, bool kColumns>
+__global__ void __launch_bounds__(kChannelThreads, kResident)
+    batch_moments_kernel(const BatchNormParams p) {
+  using Tile = ChannelTile<kVector, kColumns>;
+  constexpr int kCount = moment_loads<kVector>;
+  const Tile tile(p.plan);
+  ChannelPartial<compute_type<T>, Tile::kChannels> total;
+  tile.template for_each<kCount>([&](const Places<kCount>& places) {
+    Pack<T, kVector> packs[kCount];
+    load_places(p.input, places, packs);
+    if (places.valid == Places<kCount>::kAll) {
+      add_moments<T, kVector, kColumns, true>(packs, places, total);
+    } else if (places.valid != 0) {
+      add_moments<T, kVector, kColumns, false>(packs, places, total);
+    }
+  });
+  store_block_partials(tile, p.parts, total, MergeMoments{});
 }
 
 template <class T>
 __device__ __forceinline__ void store_statistics(const BatchNormParams& p, std::int64_t channel,
-                                                 compute_type<T> mean, compute_type<T> variance,
-                                                 compute_type<T> factor) {
+                                                 compute_type<T> mean, compute_type<T> variance) {
   using C = compute_type<T>;
   static_cast<C*>(p.mean)[channel] = mean;
-  static_cast<C*>(p.factor)[channel] = factor;
+  static_cast<C*>(p.factor)[channel] = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
   if (p.new_mean == nullptr) return;
-  C moved_mean = element<T>(p.running_mean, channel, C(0));
-  C moved_var = element<T>(p.running_var, channel, C(1));
+  C moved_mean = channel_value<T>(p.running_mean, channel, C(0));
+  C moved_var = channel_value<T>(p.running_var, channel, C(1));
   if (p.of_batch) {
     const C count = static_cast<C>(p.count);
     const C momentum = static_cast<C>(p.momentum);
@@ -70,97 +113,92 @@ __device__ __forceinline__ void store_statistics(const BatchNormParams& p, std::
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) batch_norm_kernel(const BatchNormParams p) {
+__global__ void __launch_bounds__(kMergeThreads) batch_statistics_kernel(const BatchNormParams p) {
   using C = compute_type<T>;
-  __shared__ C scratch[kWarp];
-  const std::int64_t channel = block_index();
-  if (channel >= p.channels) return;
-  const T* input = static_cast<const T*>(p.input);
-  C mean = element<T>(p.running_mean, channel, C(0));
-  C variance = element<T>(p.running_var, channel, C(1));
-  if (p.of_batch) {
-    const C count = static_cast<C>(p.count);
-    C sum = C(0);
-    for (std::int64_t i = threadIdx.x; i < p.count; i += kThreads) {
-      sum += widen(input[offset_of(p, channel, i)]);
-    }
-    mean = group_reduce(sum, kThreads, scratch, Sum{}) / count;
-    C squares = C(0);
-    for (std::int64_t i = threadIdx.x; i < p.count; i += kThreads) {
-      const C deviation = widen(input[offset_of(p, channel, i)]) - mean;
-      squares += deviation * deviation;
-    }
-    variance = group_reduce(squares, kThreads, scratch, Sum{}) / count;
-  }
-  const C factor = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
-  const C weight = element<T>(p.weight, channel, C(1));
-  const C bias = element<T>(p.bias, channel, C(0));
-  if (threadIdx.x == 0) store_statistics<T>(p, channel, mean, variance, factor);
-  for (std::int64_t i = threadIdx.x; i < p.count; i += kThreads) {
-    const std::int64_t at = offset_of(p, channel, i);
-    static_cast<T*>(p.output)[at] = convert<T>((widen(input[at]) - mean) * factor * weight + bias);
-  }
+  merge_splits<C>(p.plan, p.parts, MergeMoments{},
+                  [&](std::int64_t channel, const ChannelPartial<C, 1>& total) {
+                    store_statistics<T>(p, channel, total.first[0],
+                                        total.second[0] / static_cast<C>(p.count));
+                  });
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) batch_norm_backward_kernel(const BatchNormParams p) {
+template <class T, int kVector, bool kColumns>
+__global__ void __launch_bounds__(kChannelThreads, kResident)
+    batch_norm_kernel(const BatchNormParams p) {
   using C = compute_type<T>;
-  __shared__ C scratch[kWarp];
-  const std::int64_t channel = block_index();
-  if (channel >= p.channels) return;
-  const T* input = static_cast<const T*>(p.input);
-  const T* grad = static_cast<const T*>(p.grad);
-  const C mean = static_cast<const C*>(p.mean)[channel];
-  const C factor = static_cast<const C*>(p.factor)[channel];
-  C sum = C(0);
-  C products = C(0);
-  for (std::int64_t i = threadIdx.x; i < p.count; i += kThreads) {
-    const std::int64_t at = offset_of(p, channel, i);
-    const C g = widen(grad[at]);
-    sum += g;
-    products += g * ((widen(input[at]) - mean) * factor);
+  using Tile = ChannelTile<kVector, kColumns>;
+  constexpr int kCount = result_loads<kVector>;
+  constexpr int kChannels = Tile::kChannels;
+  const Tile tile(p.plan);
+  if (!tile.active) return;
+  NormalizedChannel<C> channels[kChannels];
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) {
+    const std::int64_t channel = tile.channel + i;
+    C mean, factor;
+    if (p.of_batch) {
+      mean = static_cast<const C*>(p.mean)[channel];
+      factor = static_cast<const C*>(p.factor)[channel];
+    } else {
+      mean = channel_value<T>(p.running_mean, channel, C(0));
+      const C variance = channel_value<T>(p.running_var, channel, C(1));
+      factor = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
+      if (tile.stores_channels()) store_statistics<T>(p, channel, mean, variance);
+    }
+    channels[i] = {mean, factor * channel_value<T>(p.weight, channel, C(1)),
+                   channel_value<T>(p.bias, channel, C(0))};
   }
-  sum = group_reduce(sum, kThreads, scratch, Sum{});
-  products = group_reduce(products, kThreads, scratch, Sum{});
-  if (threadIdx.x == 0) {
-    if (p.weight_grad) static_cast<T*>(p.weight_grad)[channel] = convert<T>(products);
-    if (p.bias_grad) static_cast<T*>(p.bias_grad)[channel] = convert<T>(sum);
-  }
-  if (p.output == nullptr) return;
-  // Statistics of the batch depend on the input too.
-  const C count = static_cast<C>(p.count);
-  const C shift = p.of_batch ? sum / count : C(0);
-  const C slope = p.of_batch ? products / count : C(0);
-  const C scale = factor * element<T>(p.weight, channel, C(1));
-  for (std::int64_t i = threadIdx.x; i < p.count; i += kThreads) {
-    const std::int64_t at = offset_of(p, channel, i);
-    const C normalized = (widen(input[at]) - mean) * factor;
-    static_cast<T*>(p.output)[at] =
-        convert<T>(scale * (widen(grad[at]) - shift - normalized * slope));
-  }
+  tile.template for_each_backwards<kCount>([&](const Places<kCount>& places) {
+    Pack<T, kVector> packs[kCount], residuals[kCount];
+    load_places(p.input, places, packs);
+    const bool adds = p.tail == BatchNormTail::add_relu;
+    if (adds) load_places(p.residual, places, residuals);
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        C value = channels[kColumns ? i : 0](widen(packs[n].item[i]));
+        if (adds) value += widen(residuals[n].item[i]);
+        if (p.tail != BatchNormTail::none) value = nan_max(value, C(0));
+        packs[n].item[i] = convert<T>(value);
+      }
+      if (places.has(n)) store_pack<T, kVector>(static_cast<T*>(p.output) + places.at[n], packs[n]);
+    }
+  });
 }
 
 const void* data_of(const TensorView& view) { return view.present ? view.data : nullptr; }
 
-BatchNormParams params_of(const ops::ChannelSizes& sizes, bool of_batch) {
-  BatchNormParams p;
-  p.channels = sizes.channels;
-  p.inner = sizes.inner;
-  p.count = sizes.count();
-  p.of_batch = of_batch;
-  return p;
+template <class T>
+void launch_batch_norm(Stream stream, const char* name, const ChannelExtents& extents,
+                       BatchNormParams p) {
+  const bool vectors = reads_by_vectors<T>(extents, p.input, p.residual, p.output);
+  p.plan = plan_channels(extents, vectors ? channel_vector<T> : 1, kResident);
+  dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
+    if (p.of_batch) {
+      launch(stream, name, batch_moments_kernel<T, kVector, kColumns>, p.plan.blocks(),
+             kChannelThreads, 0, p);
+      launch(stream, name, batch_statistics_kernel<T>, ceil_div(p.plan.channels, kMergedChannels),
+             kMergeThreads, 0, p);
+    }
+    launch(stream, name, batch_norm_kernel<T, kVector, kColumns>, p.plan.blocks(), kChannelThreads,
+           0, p);
+  });
 }
 
-void run_batch_norm(const KernelArgs& args) {
+void run_with_tail(const KernelArgs& args, BatchNormTail tail) {
   const auto& attrs = args.attributes<BatchNormAttrs>();
   const ops::ChannelSizes sizes(args.inputs[0]);
-  const bool of_batch = ops::uses_batch_statistics(attrs.mode, args.training, sizes);
-  BatchNormParams p = params_of(sizes, of_batch);
+  BatchNormParams p;
+  p.count = sizes.count();
+  p.of_batch = ops::uses_batch_statistics(attrs.mode, args.training, sizes);
+  p.tail = tail;
   p.input = args.inputs[0].data;
   p.running_mean = data_of(args.inputs[1]);
   p.running_var = data_of(args.inputs[2]);
   p.weight = data_of(args.inputs[3]);
   p.bias = data_of(args.inputs[4]);
+  if (tail == BatchNormTail::add_relu) p.residual = args.inputs[5].data;
   p.output = args.outputs[0].data;
   p.mean = args.outputs[1].data;
   p.factor = args.outputs[2].data;
@@ -168,30 +206,22 @@ void run_batch_norm(const KernelArgs& args) {
     p.new_mean = args.outputs[3].data;
     p.new_var = args.outputs[4].data;
   }
+  p.parts = args.workspace;
   p.momentum = attrs.momentum;
   p.eps = attrs.eps;
   dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
-    launch(stream_of(args), "batch_norm", batch_norm_kernel<T>, p.channels, kThreads, 0, p);
+    launch_batch_norm<T>(stream_of(args), args.name(), ChannelExtents::of(args.inputs[0]), p);
   });
 }
 
-void run_batch_norm_backward(const KernelArgs& args) {
-  const auto& attrs = args.attributes<BatchNormBackwardAttrs>();
-  const ops::WantedGradients wanted(args, attrs);
-  const ops::ChannelSizes sizes(args.inputs[1]);
-  BatchNormParams p =
-      params_of(sizes, ops::uses_batch_statistics(attrs.mode, args.training, sizes));
-  p.grad = args.inputs[0].data;
-  p.input = args.inputs[1].data;
-  p.weight = data_of(args.inputs[2]);
-  p.mean = args.inputs[3].data;
-  p.factor = args.inputs[4].data;
-  p.output = wanted.input ? wanted.input->data : nullptr;
-  p.weight_grad = wanted.weight ? wanted.weight->data : nullptr;
-  p.bias_grad = wanted.bias ? wanted.bias->data : nullptr;
-  dispatch_float(args.inputs[1].dtype, [&]<typename T>() {
-    launch(stream_of(args), "batch_norm_backward", batch_norm_backward_kernel<T>, p.channels,
-           kThreads, 0, p);
+void run_batch_norm(const KernelArgs& args) { run_with_tail(args, BatchNormTail::none); }
+
+std::size_t moments_bytes(const KernelArgs& args) {
+  const auto& attrs = args.attributes<BatchNormAttrs>();
+  if (!ops::uses_batch_statistics(attrs.mode, args.training)) return 0;
+  return dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
+    return channel_workspace(ChannelExtents::of(args.inputs[0]), channel_vector<T>, kResident, 0,
+                             sizeof(compute_type<T>));
   });
 }
 
@@ -199,9 +229,10 @@ void run_batch_norm_backward(const KernelArgs& args) {
 
 void register_batch_norm_kernels() {
   register_kernel("batch_norm", DeviceType::cuda,
-                  {.name = "cuda.batch_norm", .run = run_batch_norm});
-  register_kernel("batch_norm_backward", DeviceType::cuda,
-                  {.name = "cuda.batch_norm_backward", .run = run_batch_norm_backward});
+                  {.name = "cuda.batch_norm",
+                   .run = run_batch_norm,
+                   .workspace_bytes = moments_bytes});
+  register_batch_norm_backward_kernels();
 }
 
 }  // namespace tenon::cuda
