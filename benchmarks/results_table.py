@@ -164,6 +164,27 @@ def kernel_target(row, bytes_per_s, copy, theirs):
     return "–"
 
 
+def models(rows):
+    """Whole models: bench_models by both clocks, programs of others by their own."""
+    lines = []
+    for row in latest(rows, "models"):
+        ours = row.get("tenon", {})
+        error, own = ours.get("max_error"), row.get("pytorch_error")
+        lines.append([row["dtype"], row["mode"], row["shape"], *compared(row, "latency_ms"),
+                      *compared(row, "throughput_ms"),
+                      f"{ours['floor_ms']:.3f}" if ours else "–",
+                      f"{error:.3f}, {own:.3f}" if error is not None and own is not None else "–"])
+    header = ["dtype", "mode", "model", "latency ms", "PyTorch", "ratio", "back to back ms", "PyTorch",
+              "ratio", "floor ms", "error, PyTorch's"]
+    text = table(header, lines) if lines else ""
+    trials = [[row["dtype"], row["mode"], row["shape"], *compared(row, "ms")]
+              for row in latest(rows, "trials")]
+    if trials:
+        text += ("\nPrograms that others wrote, by the clock in them:\n\n"
+                 + table(["dtype", "mode", "model", "ms", "PyTorch", "ratio"], trials))
+    return text
+
+
 def contexts(rows, works):
     """What the rows of these works ran on, each different one once."""
     found = {}
@@ -188,6 +209,7 @@ def contexts(rows, works):
 
 
 SECTIONS = [("Attention block", ("attention",), attention),
+            ("Models", ("models", "trials"), models),
             ("GPT-2 training", ("gpt2", "losses", "first_step"), gpt2),
             ("Kernels", ("kernels",), kernels)]
 

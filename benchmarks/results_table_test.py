@@ -63,6 +63,19 @@ class RenderTest(unittest.TestCase):
                       text)
         self.assertIn("2.50 s (met: 3), PyTorch compiled 17.0 s.", text)
 
+    def test_models_show_errors_and_programs_of_others(self):
+        variants = {"eager": {"latency_ms": 2.0, "throughput_ms": 1.6, "ms": 2.0},
+                    "default": {"latency_ms": 1.0, "throughput_ms": 1.8, "ms": 1.5}}
+        row = {"work": "models", "dtype": "bfloat16", "mode": "fwd", "shape": "resnet50 1x224",
+               "context": CONTEXT, "pytorch_error": 0.03, "pytorch": variants,
+               "tenon": {"latency_ms": 0.5, "throughput_ms": 0.4, "floor_ms": 0.1,
+                         "max_error": 0.02}}
+        trial = {"work": "trials", "dtype": "bfloat16", "mode": "train", "shape": "resnet50 64x224",
+                 "context": CONTEXT, "pytorch": variants, "tenon": {"ms": 3.0}}
+        text = render([row, trial])
+        self.assert_cells(text, "0.500 | 1.000 default | **0.50**", "0.400 | 1.600 eager | **0.25**",
+                          "0.020, 0.030", "3.000 | 1.500 default | **2.00**")
+
     def test_sections_name_hardware_versions_and_commands(self):
         text = render([attention_row(0.05, 0.02)])
         self.assertIn("2026-11-22 12:00 UTC; a GPU, driver 580; PyTorch 2.11, CUDA 13.0, cuDNN 91000, "

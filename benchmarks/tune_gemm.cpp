@@ -199,7 +199,8 @@ class Tuner {
     cuda::GemmTable::Entry best{.product = cuda::signature_of(problem)};
     bool first = true;
     for (const cublasLtMatmulAlgo_t& algorithm :
-         cuda::candidates(handle_.get(), problem, *descriptors, multiprocessors_, o_.algorithms)) {
+         cuda::candidates(handle_.get(), problem, *descriptors,
+                          cuda::may_split_k(problem, multiprocessors_), o_.algorithms)) {
       const cuda::GemmAlgorithm configuration = cuda::configuration_of(algorithm);
       if (!cuda::is_deterministic(configuration)) continue;
       const double time = time_us(sets, *descriptors, algorithm);

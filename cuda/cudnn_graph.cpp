@@ -14,6 +14,12 @@ constexpr cudnnBackendAttributeType_t kAttributeType = CUDNN_TYPE_INT64;
 template <>
 constexpr auto kAttributeType<bool> = CUDNN_TYPE_BOOLEAN;
 template <>
+constexpr auto kAttributeType<float> = CUDNN_TYPE_FLOAT;
+template <>
+constexpr auto kAttributeType<double> = CUDNN_TYPE_DOUBLE;
+template <>
+constexpr auto kAttributeType<cudnnConvolutionMode_t> = CUDNN_TYPE_CONVOLUTION_MODE;
+template <>
 constexpr auto kAttributeType<cudnnHandle_t> = CUDNN_TYPE_HANDLE;
 template <>
 constexpr auto kAttributeType<cudnnDataType_t> = CUDNN_TYPE_DATA_TYPE;
@@ -46,6 +52,13 @@ void set(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name, 
   set_all(descriptor, name, std::span<const T>(&value, 1));
 }
 
+/// A factor is of the type of sums.
+void set_factor(cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name, float value,
+                cudnnDataType_t sums) {
+  if (sums == CUDNN_DATA_DOUBLE) return set(descriptor, name, static_cast<double>(value));
+  set(descriptor, name, value);
+}
+
 void finalize(cudnnBackendDescriptor_t descriptor) {
   TENON_CUDNN_CHECK(cudnnBackendFinalize(descriptor));
 }
@@ -70,24 +83,39 @@ std::string last_refusal(cudnnStatus_t status) {
   return std::string(cudnnGetErrorString(status)) + ": " + reason.data();
 }
 
-/// Whether the engine of this configuration may add in another order in another run.
-bool is_nondeterministic(cudnnBackendDescriptor_t configuration) {
+/// Whether the engine of this configuration is one of `engines`.
+bool is_allowed(cudnnBackendDescriptor_t configuration, const CudnnEngines& engines) {
   const CudnnDescriptor engine = create(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
   cudnnBackendDescriptor_t raw = engine.get();
   get(configuration, CUDNN_ATTR_ENGINECFG_ENGINE, 1, &raw);
   std::array<cudnnBackendNumericalNote_t, CUDNN_NUMERICAL_NOTE_TYPE_COUNT> notes{};
   const std::int64_t count = get(raw, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
                                  static_cast<std::int64_t>(notes.size()), notes.data());
-  return std::find(notes.begin(), notes.begin() + count, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) !=
-         notes.begin() + count;
+  return std::none_of(notes.begin(), notes.begin() + count, [&](auto note) {
+    switch (note) {
+      case CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC:
+      case CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION:
+      case CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13: return true;
+      case CUDNN_NUMERICAL_NOTE_TENSOR_CORE:
+      case CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS:
+      case CUDNN_NUMERICAL_NOTE_FFT:
+      case CUDNN_NUMERICAL_NOTE_WINOGRAD:
+      case CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4:
+      case CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6: return engines.exact;
+      default: return false;
+    }
+  });
 }
 
-/// cuDNN's own choices for a graph, best first.
-std::vector<CudnnDescriptor> configurations(cudnnBackendDescriptor_t graph) {
+/// cuDNN's own choices for a graph, best first; none where this heuristic refuses it.
+std::vector<CudnnDescriptor> configurations(cudnnBackendDescriptor_t graph,
+                                            cudnnBackendHeurMode_t mode) {
   const CudnnDescriptor heuristic = create(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   set(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
-  set(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_HEUR_MODE_A);
-  finalize(heuristic.get());
+  set(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_MODE, mode);
+  const cudnnStatus_t status = cudnnBackendFinalize(heuristic.get());
+  if (is_unsupported(status)) return {};
+  check_cudnn(status, "cudnnBackendFinalize of a heuristic");
   const std::int64_t count =
       get<cudnnBackendDescriptor_t>(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, 0, nullptr);
   std::vector<CudnnDescriptor> results;
@@ -253,7 +281,66 @@ CudnnGraph::Value CudnnGraph::transpose(Value x, cudnnDataType_t type) {
   return result;
 }
 
-CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle) : graph_(std::move(graph.owned_)) {
+cudnnBackendDescriptor_t CudnnGraph::make_windows(const CudnnWindows& windows,
+                                                  cudnnDataType_t sums) {
+  cudnnBackendDescriptor_t settings = make(CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
+  set(settings, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, sums);
+  set(settings, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_CROSS_CORRELATION);
+  set(settings, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, std::int64_t{2});
+  set_all<std::int64_t>(settings, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, windows.padding);
+  set_all<std::int64_t>(settings, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, windows.padding);
+  set_all<std::int64_t>(settings, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, windows.stride);
+  set_all<std::int64_t>(settings, CUDNN_ATTR_CONVOLUTION_DILATIONS, windows.dilation);
+  finalize(settings);
+  return settings;
+}
+
+void CudnnGraph::convolution(Value images, Value filters, Value result,
+                             const CudnnWindows& windows, cudnnDataType_t sums) {
+  cudnnBackendDescriptor_t settings = make_windows(windows, sums);
+  cudnnBackendDescriptor_t node = make(CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, settings);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, tensor(images).descriptor);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, tensor(filters).descriptor);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, tensor(result).descriptor);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1, sums);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0, sums);
+  finalize(node);
+  operations_.push_back(node);
+}
+
+void CudnnGraph::convolution_of_gradients(Value d_images, Value filters, Value d_result,
+                                          const CudnnWindows& windows, cudnnDataType_t sums) {
+  cudnnBackendDescriptor_t settings = make_windows(windows, sums);
+  cudnnBackendDescriptor_t node =
+      make(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, settings);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, tensor(d_images).descriptor);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, tensor(filters).descriptor);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, tensor(d_result).descriptor);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, 1, sums);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, 0, sums);
+  finalize(node);
+  operations_.push_back(node);
+}
+
+void CudnnGraph::convolution_of_filters(Value images, Value d_filters, Value d_result,
+                                        const CudnnWindows& windows, cudnnDataType_t sums) {
+  cudnnBackendDescriptor_t settings = make_windows(windows, sums);
+  cudnnBackendDescriptor_t node =
+      make(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, settings);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, tensor(images).descriptor);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, tensor(d_filters).descriptor);
+  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, tensor(d_result).descriptor);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, 1, sums);
+  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0, sums);
+  finalize(node);
+  operations_.push_back(node);
+}
+
+CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle, const CudnnEngines& engines)
+    : graph_(std::move(graph.owned_)), most_workspace_bytes_(engines.most_workspace_bytes) {
   graph_.push_back(create(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR));
   cudnnBackendDescriptor_t operations = graph_.back().get();
   set(operations, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle);
@@ -264,10 +351,13 @@ CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle) : graph_(std::move(
     return;
   }
   check_cudnn(status, "cudnnBackendFinalize of the operation graph");
-  configurations_ = configurations(operations);
-  std::erase_if(configurations_, [](const CudnnDescriptor& configuration) {
-    return is_nondeterministic(configuration.get());
-  });
+  for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
+    if (mode != CUDNN_HEUR_MODE_A && !engines.with_fallbacks) break;
+    for (CudnnDescriptor& configuration : configurations(operations, mode)) {
+      if (!is_allowed(configuration.get(), engines)) continue;
+      configurations_.push_back(std::move(configuration));
+    }
+  }
   if (configurations_.empty()) refusal_ = "no deterministic engine: " + last_refusal(status);
 }
 
@@ -290,6 +380,10 @@ bool CudnnPlan::compile(cudnnHandle_t handle, cudnnBackendDescriptor_t configura
   }
   std::int64_t bytes = 0;
   get(plan.get(), CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, 1, &bytes);
+  if (static_cast<std::size_t>(bytes) > most_workspace_bytes_) {
+    refusal_ = "needed a workspace of " + std::to_string(bytes) + " bytes";
+    return false;
+  }
   workspace_bytes_ = static_cast<std::size_t>(bytes);
   refusal_.clear();
   plan_ = std::move(plan);

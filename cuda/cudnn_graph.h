@@ -21,8 +21,13 @@
 namespace tenon::cuda {
 
 using CudnnDescriptor = Handle<cudnnBackendDescriptor_t, cudnnBackendDestroyDescriptor>;
-/// Sizes or strides: batch, heads, rows, columns.
+/// Sizes or strides: batch, heads, rows, columns; of images samples, channels, height, width.
 using CudnnAxes = std::array<std::int64_t, 4>;
+
+/// How windows slide over height and width.
+struct CudnnWindows {
+  std::array<std::int64_t, 2> padding, stride, dilation;
+};
 
 /// Results that are not given are virtual: float32 values that need not be stored.
 class CudnnGraph {
@@ -55,6 +60,15 @@ class CudnnGraph {
   /// x with rows and columns exchanged, as `type`.
   Value transpose(Value x, cudnnDataType_t type);
 
+  /// Cross-correlation of images with filters (filters, channels of a group, height, width), and its
+  /// gradients; sums are of type `sums`. One of the three operands is the result.
+  void convolution(Value images, Value filters, Value result, const CudnnWindows& windows,
+                   cudnnDataType_t sums);
+  void convolution_of_gradients(Value d_images, Value filters, Value d_result,
+                                const CudnnWindows& windows, cudnnDataType_t sums);
+  void convolution_of_filters(Value images, Value d_filters, Value d_result,
+                              const CudnnWindows& windows, cudnnDataType_t sums);
+
  private:
   friend class CudnnPlan;
   struct Tensor {
@@ -68,6 +82,7 @@ class CudnnGraph {
   Value add_virtual(cudnnDataType_t type, const CudnnAxes& sizes);
   const Tensor& tensor(Value value) const { return tensors_[static_cast<std::size_t>(value - 1)]; }
   cudnnBackendDescriptor_t make(cudnnBackendDescriptorType_t type);
+  cudnnBackendDescriptor_t make_windows(const CudnnWindows& windows, cudnnDataType_t sums);
   void add_pointwise(cudnnBackendDescriptor_t settings, std::span<const Value> operands,
                      Value result);
   cudnnBackendDescriptor_t pointwise_settings(cudnnPointwiseMode_t mode, cudnnDataType_t compute);
@@ -83,12 +98,22 @@ struct CudnnBinding {
   void* data;
 };
 
-/// A graph planned for the handle's device: the first of cuDNN's own choices that it does not call
-/// nondeterministic. Nothing is measured, no work is queued. Not safe from two threads at once.
+/// Which of cuDNN's engines may compute a graph. None of them is nondeterministic, and none adds in
+/// less than the graph's type of sums.
+struct CudnnEngines {
+  /// Also those that the heuristic names as its last resort.
+  bool with_fallbacks = false;
+  /// Products of float32 by the units for float32: no TF32, no Winograd transforms.
+  bool exact = false;
+  std::size_t most_workspace_bytes = SIZE_MAX;
+};
+
+/// A graph planned for the handle's device: the first of cuDNN's own choices among `engines`. Nothing
+/// is measured, no work is queued. Not safe from two threads at once.
 class CudnnPlan {
  public:
   /// Asks cuDNN whether and how it computes the graph.
-  CudnnPlan(CudnnGraph graph, cudnnHandle_t handle);
+  CudnnPlan(CudnnGraph graph, cudnnHandle_t handle, const CudnnEngines& engines = {});
 
   /// Why cuDNN does not take the graph; empty when it does.
   const std::string& refusal() const { return refusal_; }
@@ -105,6 +130,7 @@ class CudnnPlan {
 
   std::vector<CudnnDescriptor> graph_;           // what the plan is made from
   std::vector<CudnnDescriptor> configurations_;  // still to be tried, best first
+  std::size_t most_workspace_bytes_;
   std::string refusal_;
   CudnnDescriptor plan_;
   std::size_t workspace_bytes_ = 0;

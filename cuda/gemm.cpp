@@ -65,7 +65,8 @@ std::unique_ptr<Plan> make_plan(const GemmLibrary& library, const GemmProblem& p
       return std::make_unique<Plan>(
           Plan{.descriptors = std::move(*descriptors), .algorithm = *algorithm});
   }
-  const auto found = candidates(library.handle.get(), p, *descriptors, library.multiprocessors, 1);
+  const bool splits_k = may_split_k(p, library.multiprocessors);
+  const auto found = candidates(library.handle.get(), p, *descriptors, splits_k, 1);
   if (found.empty()) return nullptr;
   return std::make_unique<Plan>(
       Plan{.descriptors = std::move(*descriptors), .algorithm = found[0]});

@@ -100,15 +100,14 @@ LtMatmulDesc make_operation(const GemmProblem& p) {
   return operation;
 }
 
-LtPreference make_preference(const GemmProblem& p, int multiprocessors) {
+LtPreference make_preference(const GemmProblem& p, bool splits_k) {
   cublasLtMatmulPreference_t raw = nullptr;
   TENON_CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&raw));
   LtPreference preference(raw);
   set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   // Parts of a sum are kept in the type they are computed in: no other scheme rounds just once.
-  const std::uint32_t schemes = may_split_k(p, multiprocessors)
-                                    ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
-                                    : CUBLASLT_REDUCTION_SCHEME_NONE;
+  const std::uint32_t schemes =
+      splits_k ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
   set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(p.b.data));
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(p.a.data));
@@ -202,9 +201,9 @@ std::optional<GemmDescriptors> describe(const GemmProblem& p) {
 }
 
 std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const GemmProblem& p,
-                                             const GemmDescriptors& descriptors,
-                                             int multiprocessors, int count) {
-  const LtPreference preference = make_preference(p, multiprocessors);
+                                             const GemmDescriptors& descriptors, bool splits_k,
+                                             int count) {
+  const LtPreference preference = make_preference(p, splits_k);
   std::vector<cublasLtMatmulHeuristicResult_t> found(static_cast<std::size_t>(count));
   int returned = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(

@@ -41,10 +41,11 @@ struct GemmDescriptors {
 /// Nothing for what cuBLASLt's documentation excludes.
 std::optional<GemmDescriptors> describe(const GemmProblem& problem);
 
-/// Up to `count` deterministic algorithms, the one that is expected to be fastest first.
+/// Up to `count` deterministic algorithms, the one that is expected to be fastest first. With `splits_k`
+/// they may add parts of the sums by a second kernel.
 std::vector<cublasLtMatmulAlgo_t> candidates(cublasLtHandle_t handle, const GemmProblem& problem,
-                                             const GemmDescriptors& descriptors,
-                                             int multiprocessors, int count);
+                                             const GemmDescriptors& descriptors, bool splits_k,
+                                             int count);
 GemmAlgorithm configuration_of(const cublasLtMatmulAlgo_t& algorithm);
 /// The algorithm of that configuration; nothing where this library cannot compute the problem by it.
 std::optional<cublasLtMatmulAlgo_t> algorithm_of(cublasLtHandle_t handle,

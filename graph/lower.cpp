@@ -221,6 +221,13 @@ void Lowering::emit(Instruction instruction) {
   if (instruction.op->flops) info.flops = instruction.op->flops(instruction.args());
   for (const TensorView& view : instruction.inputs) info.bytes += bytes_of(view);
   for (const TensorView& view : instruction.outputs) info.bytes += bytes_of(view);
+  // Below that a launch costs more than the work.
+  constexpr double kFewestBytes = 1 << 20;
+  constexpr double kFewestFlops = 1e8;
+  const auto slow = instruction.kernel->slow_because;
+  if (slow != nullptr && (info.bytes >= kFewestBytes || info.flops >= kFewestFlops)) {
+    info.slow_because = slow(instruction.args());
+  }
   if (instruction.op->has(Trait::effect)) program_->capturable = false;
   program_->draws |= draws(*instruction.op, instruction.attrs, options_.training);
   plan_workspace(instruction);
@@ -229,8 +236,12 @@ void Lowering::emit(Instruction instruction) {
 }
 
 Location Lowering::emit_copy(const Location& source) {
+  return emit_copy(source, contiguous_strides(source.layout.sizes));
+}
+
+Location Lowering::emit_copy(const Location& source, const Extents& strides) {
   Location target = source;
-  target.layout = Layout::contiguous(source.layout.sizes);
+  target.layout = {source.layout.sizes, strides, 0};
   target.buffer = new_buffer(
       static_cast<std::size_t>(source.layout.numel()) * size_of(source.dtype), BufferKind::arena);
   emit_copy_to(source, target);
@@ -306,12 +317,22 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
     in_decomposition_ = true;
     return op.decompose(inputs, attrs);
   }
+  const bool images_last = lays_channels_last(instruction);
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i]) continue;
+    const Layout& layout = locations[i].layout;
     const auto accepts = instruction.kernel->accepts;
-    const bool accepted = accepts ? accepts(static_cast<int>(i), instruction.inputs[i])
-                                  : locations[i].layout.is_contiguous();
-    if (!accepted) {
+    if (images_last && layout.rank() == 4) {
+      const Extents wanted = channels_last_strides(layout.sizes);
+      const bool either = layout.is_contiguous() &&
+                          !is_channels_last(layout.sizes, wanted);  // the same memory
+      if (!either && !is_channels_last(layout.sizes, layout.strides)) {
+        locations[i] = emit_copy(locations[i], wanted);
+      }
+      locations[i].layout.strides = wanted;
+      instruction.inputs[i] = view_of(locations[i]);
+    } else if (accepts ? !accepts(static_cast<int>(i), instruction.inputs[i])
+                       : !layout.is_contiguous()) {
       locations[i] = emit_copy(locations[i]);
       instruction.inputs[i] = view_of(locations[i]);
     }
@@ -321,7 +342,7 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     Location location;
     location.dtype = outputs[i].dtype;
-    location.layout = output_layout(*instruction.kernel, outputs[i], i);
+    location.layout = output_layout(instruction, images_last, outputs[i], i);
     location.buffer =
         new_buffer(static_cast<std::size_t>(location.layout.numel()) * size_of(location.dtype),
                    BufferKind::arena);

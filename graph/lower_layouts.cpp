@@ -147,11 +147,33 @@ bool Lowering::fills_its_buffer(const Location& location) const {
              buffer.bytes;
 }
 
-Layout Lowering::output_layout(const Kernel& kernel, const TensorSpec& spec,
-                               std::size_t index) const {
+/// Whether the kernel wants this call's images channels-last.
+bool Lowering::lays_channels_last(const Instruction& instruction) const {
+  const auto wanted = instruction.kernel->image_layout;
+  switch (wanted != nullptr ? wanted(instruction.args()) : ImageLayout::row_major) {
+    case ImageLayout::row_major: return false;
+    case ImageLayout::channels_last: return true;
+    case ImageLayout::as_operands: break;
+  }
+  return std::any_of(
+      instruction.inputs.begin(), instruction.inputs.end(),
+      [](const TensorView& view) { return is_channels_last(view.sizes, view.strides); });
+}
+
+/// Where the kernel lets lowering choose: what views of the result want, or else, so that regions stay
+/// channels-last between ops that are bound to a layout, that of an operand of its sizes.
+Layout Lowering::output_layout(const Instruction& instruction, bool images_last,
+                               const TensorSpec& spec, std::size_t index) const {
   const Extents sizes = numbers(spec.shape);
-  if (kernel.strided_output && current_ && !in_decomposition_) {
+  if (images_last && sizes.size() == 4) return {sizes, channels_last_strides(sizes), 0};
+  if (!instruction.kernel->strided_output) return Layout::contiguous(sizes);
+  if (current_ && !in_decomposition_) {
     if (const auto layout = layout_for_views(current_->outputs.at(index), sizes)) return *layout;
+  }
+  for (const TensorView& view : instruction.inputs) {
+    if (view.present && view.sizes == sizes && is_channels_last(sizes, view.strides)) {
+      return {sizes, view.strides, 0};
+    }
   }
   return Layout::contiguous(sizes);
 }

@@ -41,7 +41,8 @@ void Lowering::place_outputs() {
   }
   for (std::size_t i = 0; i < locations.size(); ++i) {
     Location& location = locations[i];
-    if (!tiles[i] && !fills_its_buffer(location)) location = emit_copy(location);
+    const bool is_image = is_channels_last(location.layout.sizes, location.layout.strides);
+    if (is_image || (!tiles[i] && !fills_its_buffer(location))) location = emit_copy(location);
     // The buffer leaves the arena: a run binds it to fresh memory, which the caller then owns.
     Buffer& buffer = program_->buffers[static_cast<std::size_t>(location.buffer)];
     if (buffer.kind != BufferKind::output) buffer.index = static_cast<int>(i);

@@ -81,9 +81,14 @@ std::string Profile::to_string() const {
     return info.module.empty() ? std::string("(outside modules)") : without_numbers(info.module);
   };
   const auto kernel = [](const InstructionInfo& info) { return info.kernel; };
-  return fmt::format("{}: {} instructions, {:.2f} us\n", device, instructions.size(), total) +
-         table("module", sums_by(*this, module), total) + "\n" +
-         table("kernel", sums_by(*this, kernel), total);
+  std::string text =
+      fmt::format("{}: {} instructions, {:.2f} us\n", device, instructions.size(), total) +
+      table("module", sums_by(*this, module), total) + "\n" +
+      table("kernel", sums_by(*this, kernel), total);
+  std::vector<InstructionInfo> infos;
+  for (const ProfiledInstruction& one : instructions) infos.push_back(one.info);
+  for (const std::string& line : slow_paths(infos)) text += "slow: " + line + "\n";
+  return text;
 }
 
 void Profile::write_chrome_trace(const std::string& path) const {

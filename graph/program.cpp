@@ -190,6 +190,31 @@ Capture& Program::Impl::find_capture(std::uint64_t seed) {
   return captures.emplace_back(Capture{std::move(addresses), seed, nullptr, false, 0});
 }
 
+std::vector<std::string> slow_paths(std::span<const InstructionInfo> instructions) {
+  struct Group {
+    const InstructionInfo* first;
+    int count = 0;
+  };
+  std::vector<Group> groups;
+  for (const InstructionInfo& info : instructions) {
+    if (info.slow_because.empty()) continue;
+    const auto same = [&](const Group& group) {
+      return group.first->kernel == info.kernel && group.first->slow_because == info.slow_because;
+    };
+    auto group = std::find_if(groups.begin(), groups.end(), same);
+    if (group == groups.end()) group = groups.insert(groups.end(), {&info});
+    ++group->count;
+  }
+  std::vector<std::string> lines;
+  for (const Group& group : groups) {
+    const std::string others =
+        group.count > 1 ? fmt::format(" and {} more", group.count - 1) : std::string();
+    lines.push_back(fmt::format("{}{} by {}: {}", group.first->name, others, group.first->kernel,
+                                group.first->slow_because));
+  }
+  return lines;
+}
+
 std::int64_t Program::count_kernels(std::span<const Tensor> inputs, Generator& generator) {
   const Impl::Binding binding = impl_->bind(inputs);
   impl_->run(binding, generator);
@@ -236,6 +261,8 @@ double Program::flops() const {
   return sum;
 }
 
+std::vector<std::string> Program::slow_paths() const { return tenon::slow_paths(impl_->infos); }
+
 std::string Program::to_string() const {
   std::string text;
   constexpr const char* kKinds[] = {"arena", "input", "output", "state"};
@@ -251,6 +278,7 @@ std::string Program::to_string() const {
     }
     text += "\n";
   }
+  for (const std::string& line : slow_paths()) text += "slow: " + line + "\n";
   if (const std::string reason = capture_failure(); !reason.empty()) {
     text +=
         fmt::format("kernels are launched one by one, since recording a run failed: {}\n", reason);

@@ -39,7 +39,11 @@ struct InstructionInfo {
   std::string kernel;  // "cuda.flash_mma"
   double flops = 0;    // 0 where the op does not say
   double bytes = 0;    // of operands and results, each once and whole; what is broadcast, as stored
+  std::string slow_because = {};  // Kernel::slow_because, where the call is large enough to matter
 };
+
+/// Program::slow_paths of these instructions.
+std::vector<std::string> slow_paths(std::span<const InstructionInfo> instructions);
 
 class Program {
  public:
@@ -74,6 +78,9 @@ class Program {
   /// Why no more runs are recorded, after recording one failed; "" where none did. Such runs are
   /// launched kernel by kernel.
   std::string capture_failure() const;
+  /// A line for each instruction that is expected to be slow, with the reason and what would help;
+  /// equal ones once, with their number. Part of to_string, of profiles and of schedule reports.
+  std::vector<std::string> slow_paths() const;
   std::size_t arena_bytes() const;
   std::size_t live_bound_bytes() const;
   /// One line an instruction: kernel, operands, where they live.

@@ -174,6 +174,7 @@ class Reporter {
     const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
     std::nth_element(times.begin(), middle, times.end());
     row.milliseconds = *middle;
+    for (const std::string& line : lowered->slow_paths()) add_note(row, "slow: " + line);
     if (const std::string reason = lowered->capture_failure(); !reason.empty()) {
       add_note(row, "kernels are launched one by one: " + reason);
     }

@@ -42,8 +42,9 @@ struct ReportRow {
   double max_error = 0;
   /// Why this Graph cannot run alone; the figures are then 0.
   std::string failure;
-  /// Where this primitive may change results and does no harm by it, and why runs are not launched
-  /// as one CUDA graph where recording one failed; "": neither.
+  /// Where this primitive may change results and does no harm by it, kernels that are expected to be
+  /// slow (Program::slow_paths), and why runs are not launched as one CUDA graph where recording one
+  /// failed; "": none of these.
   std::string note = {};
 };
 

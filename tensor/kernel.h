@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <typeinfo>
 
@@ -48,6 +49,13 @@ struct KernelArgs {
   const void* attributes_of_type(const std::type_info& type) const;
 };
 
+/// How a call's images, operands and results of four axes (N, C, H, W), lie in a Program.
+enum class ImageLayout : std::uint8_t {
+  row_major,      ///< as other tensors
+  as_operands,    ///< all channels-last where an operand is, else row-major
+  channels_last,  ///< (N, H, W, C) in memory
+};
+
 /// One implementation of an op on one kind of device.
 struct Kernel {
   std::string_view name;  // "cpu.flash", "cuda.layer_norm"
@@ -67,6 +75,13 @@ struct Kernel {
   /// Calls, among those supported, that it is taken for even before implementations that were added
   /// earlier; null: none.
   bool (*preferred)(const KernelArgs&) = nullptr;
+  /// How images lie, which `accepts` then has no say in; null: row_major. Before this is asked, and at
+  /// selection, operands may still lie otherwise. Eager results are row-major.
+  ImageLayout (*image_layout)(const KernelArgs&) = nullptr;
+  /// Why a supported call is expected to reach less than a quarter of the rate that another dtype,
+  /// layout, mask or size would have, and what would help: "head size 20: tensor cores take multiples
+  /// of 8 up to 256; pad it". Empty where it is not slow; null: never.
+  std::string (*slow_because)(const KernelArgs&) = nullptr;
 };
 
 /// Adds a device implementation to a registered op; called once per kernel, at start-up.

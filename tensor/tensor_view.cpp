@@ -32,6 +32,20 @@ Extents contiguous_strides(const Extents& sizes) {
   return strides;
 }
 
+Extents channels_last_strides(const Extents& sizes) {
+  const std::int64_t channels = sizes[1], height = sizes[2], width = sizes[3];
+  return {channels * height * width, 1, width * channels, channels};
+}
+
+bool is_channels_last(const Extents& sizes, const Extents& strides) {
+  if (sizes.size() != 4 || Layout{sizes, strides}.is_contiguous()) return false;
+  const Extents wanted = channels_last_strides(sizes);
+  for (int axis = 0; axis < 4; ++axis) {
+    if (sizes[axis] > 1 && strides[axis] != wanted[axis]) return false;
+  }
+  return true;
+}
+
 bool Layout::is_contiguous() const {
   if (numel() == 0) return true;
   std::int64_t expected = 1;

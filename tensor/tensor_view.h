@@ -71,6 +71,9 @@ class Extents {
 /// Row-major strides of contiguous `sizes`.
 Extents contiguous_strides(const Extents& sizes);
 
+/// Strides that put (N, C, H, W) into memory as (N, H, W, C), without gaps.
+Extents channels_last_strides(const Extents& sizes);
+
 /// Sizes and strides in elements; `offset` counts from the first element of the storage.
 struct Layout {
   Extents sizes;
@@ -84,6 +87,9 @@ struct Layout {
   bool is_contiguous() const;
   friend bool operator==(const Layout&, const Layout&) = default;
 };
+
+/// Images (N, C, H, W) in memory as (N, H, W, C), without gaps, and not row-major too.
+bool is_channels_last(const Extents& sizes, const Extents& strides);
 
 /// Whether two elements lie in one place, as those of an expanded tensor or of windows that overlap do.
 bool overlaps_itself(const Layout& layout);

@@ -231,7 +231,8 @@ void register_batch_norm_kernels() {
   register_kernel("batch_norm", DeviceType::cuda,
                   {.name = "cuda.batch_norm",
                    .run = run_batch_norm,
-                   .workspace_bytes = moments_bytes});
+                   .workspace_bytes = moments_bytes,
+                   .image_layout = images_as_operands});
   register_batch_norm_backward_kernels();
 }
 

@@ -19,6 +19,8 @@ struct NormalizedChannel {
 };
 #endif
 
+inline ImageLayout images_as_operands(const KernelArgs&) { return ImageLayout::as_operands; }
+
 void register_batch_norm_backward_kernels();
 
 }  // namespace tenon::cuda

@@ -255,7 +255,8 @@ void register_batch_norm_backward_kernels() {
   register_kernel("batch_norm_backward", DeviceType::cuda,
                   {.name = "cuda.batch_norm_backward",
                    .run = run_batch_norm_backward,
-                   .workspace_bytes = sums_bytes});
+                   .workspace_bytes = sums_bytes,
+                   .image_layout = images_as_operands});
 }
 
 }  // namespace tenon::cuda

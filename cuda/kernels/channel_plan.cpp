@@ -60,11 +60,15 @@ ChannelPlan plan_channels(const ChannelExtents& extents, int vector, int residen
   return plan;
 }
 
-std::size_t channel_workspace(const ChannelExtents& extents, int vector, int resident, int vectors,
+std::size_t channel_workspace(ChannelExtents extents, int vector, int resident, int vectors,
                               std::size_t value_bytes) {
-  std::int64_t splits = plan_channels(extents, 1, resident).splits;
-  if (extents.divides(vector)) {
-    splits = std::max(splits, plan_channels(extents, vector, resident).splits);
+  std::int64_t splits = 1;
+  for (const bool columns : {false, true}) {
+    extents.columns = columns;
+    for (const int length : {1, vector}) {
+      if (!extents.divides(length)) continue;
+      splits = std::max(splits, plan_channels(extents, length, resident).splits);
+    }
   }
   return static_cast<std::size_t>((splits * kChannelPartials + vectors) * extents.channels) *
          value_bytes;

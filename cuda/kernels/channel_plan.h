@@ -51,9 +51,9 @@ ChannelPlan plan_channels(const ChannelExtents& extents, int vector, int residen
 /// Values that a block leaves of each channel: a count and two more.
 inline constexpr int kChannelPartials = 3;
 
-/// Bytes of the partial results of all splits, and of `vectors` vectors of (channels), whether accesses
-/// turn out to be aligned or not.
-std::size_t channel_workspace(const ChannelExtents& extents, int vector, int resident, int vectors,
+/// Bytes of the partial results of all splits, and of `vectors` vectors of (channels), in whichever order
+/// the operands will lie and whether accesses turn out to be aligned or not.
+std::size_t channel_workspace(ChannelExtents extents, int vector, int resident, int vectors,
                               std::size_t value_bytes);
 
 }  // namespace tenon::cuda

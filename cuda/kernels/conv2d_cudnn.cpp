@@ -1,11 +1,20 @@
-// conv2d and its gradients by cuDNN: one fixed algorithm for each, all of them deterministic, never
-// chosen by measurement. float32 multiplies in float32 (no TF32), 16-bit floats accumulate in float32.
-// What cuDNN refuses, or what needs more than the device's workspace, goes to conv2d.cu.
+// conv2d and its gradients by cuDNN's graph API, for every floating dtype, in row-major and channels-last
+// memory. Engines are those that cuDNN's heuristics name, the first that takes the call within a bound of
+// memory, never measured and deterministic. float32 multiplies in float32 (no TF32), 16-bit floats
+// accumulate in float32. What cuDNN refuses goes to conv2d.cu.
+//
+// A call is planned once for each device, sizes and strides. In a Program 16-bit images are channels-last,
+// the layout of its kernels for tensor cores.
 #include <algorithm>
-#include <limits>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
 
 #include "cuda/context.h"
-#include "cuda/cudnn.h"
+#include "cuda/cudnn_graph.h"
 #include "cuda/kernels/conv2d.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
@@ -16,116 +25,171 @@ namespace {
 
 using ops::ConvGeometry;
 
-using TensorDesc = Handle<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor>;
-using FilterDesc = Handle<cudnnFilterDescriptor_t, cudnnDestroyFilterDescriptor>;
-using ConvDesc = Handle<cudnnConvolutionDescriptor_t, cudnnDestroyConvolutionDescriptor>;
+/// Plans are never dropped, since captured graphs may launch their kernels; calls that would make
+/// more go to conv2d.cu.
+constexpr std::size_t kMaxPlans = 4096;
+constexpr std::size_t kMostWorkspaceBytes = std::size_t{1} << 29;
 
-constexpr auto kForward = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
-constexpr auto kBackwardInput = CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
-constexpr auto kBackwardWeight = CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
-
-template <class Desc, class Raw>
-Desc created(cudnnStatus_t (*create)(Raw*)) {
-  Raw raw = nullptr;
-  TENON_CUDNN_CHECK(create(&raw));
-  return Desc(raw);
-}
-
-/// cuDNN counts in int.
-bool fits_int(const TensorView& view) {
-  return view.numel() > 0 && view.numel() <= std::numeric_limits<int>::max();
-}
-
-TensorDesc tensor_desc(const TensorView& view) {
-  TensorDesc desc = created<TensorDesc>(cudnnCreateTensorDescriptor);
-  const auto size = [&](int axis) { return static_cast<int>(view.size(axis)); };
-  TENON_CUDNN_CHECK(cudnnSetTensor4dDescriptor(
-      desc.get(), CUDNN_TENSOR_NCHW, cudnn_type(view.dtype), size(0), size(1), size(2), size(3)));
-  return desc;
-}
-
-FilterDesc filter_desc(const TensorView& view) {
-  FilterDesc desc = created<FilterDesc>(cudnnCreateFilterDescriptor);
-  const auto size = [&](int axis) { return static_cast<int>(view.size(axis)); };
-  TENON_CUDNN_CHECK(cudnnSetFilter4dDescriptor(
-      desc.get(), cudnn_type(view.dtype), CUDNN_TENSOR_NCHW, size(0), size(1), size(2), size(3)));
-  return desc;
-}
-
-ConvDesc conv_desc(const ConvGeometry& g, DType dtype) {
-  ConvDesc desc = created<ConvDesc>(cudnnCreateConvolutionDescriptor);
-  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
-  TENON_CUDNN_CHECK(cudnnSetConvolution2dDescriptor(
-      desc.get(), narrow(g.h.padding), narrow(g.w.padding), narrow(g.h.stride), narrow(g.w.stride),
-      narrow(g.h.dilation), narrow(g.w.dilation), CUDNN_CROSS_CORRELATION,
-      dtype == DType::float64 ? CUDNN_DATA_DOUBLE : CUDNN_DATA_FLOAT));
-  TENON_CUDNN_CHECK(cudnnSetConvolutionGroupCount(desc.get(), narrow(g.groups)));
-  const bool is_16_bit = dtype == DType::float16 || dtype == DType::bfloat16;
-  TENON_CUDNN_CHECK(
-      cudnnSetConvolutionMathType(desc.get(), is_16_bit ? CUDNN_TENSOR_OP_MATH : CUDNN_FMA_MATH));
-  return desc;
-}
+enum class Computes : std::uint8_t { result, d_images, d_filters };
 
 /// A convolution's three tensors, whichever of them is the result.
-struct Problem {
-  const TensorView& input;
-  const TensorView& weight;
-  const TensorView& output;
-  TensorDesc input_desc, output_desc;
-  FilterDesc weight_desc;
-  ConvDesc convolution;
-
-  template <class A>
-  Problem(const A& attrs, const TensorView& in, const TensorView& filters, const TensorView& out)
-      : input(in),
-        weight(filters),
-        output(out),
-        input_desc(tensor_desc(in)),
-        output_desc(tensor_desc(out)),
-        weight_desc(filter_desc(filters)),
-        convolution(conv_desc(ConvGeometry(attrs, in, filters, out), in.dtype)) {}
+struct Tensors {
+  const TensorView& images;
+  const TensorView& filters;
+  const TensorView& result;
 };
 
-/// The roles of operands in the three ops.
-Problem forward_problem(const KernelArgs& args) {
-  return {args.attributes<Conv2dAttrs>(), args.inputs[0], args.inputs[1], args.outputs[0]};
-}
-Problem backward_input_problem(const KernelArgs& args) {
-  return {args.attributes<Conv2dBackwardAttrs>(), args.outputs[0], args.inputs[1], args.inputs[0]};
-}
-Problem backward_weight_problem(const KernelArgs& args) {
-  return {args.attributes<Conv2dBackwardAttrs>(), args.inputs[1], args.outputs[0], args.inputs[0]};
-}
-
-cudnnStatus_t forward_workspace(cudnnHandle_t handle, const Problem& p, std::size_t* bytes) {
-  return cudnnGetConvolutionForwardWorkspaceSize(handle, p.input_desc.get(), p.weight_desc.get(),
-                                                 p.convolution.get(), p.output_desc.get(), kForward,
-                                                 bytes);
-}
-cudnnStatus_t backward_input_workspace(cudnnHandle_t handle, const Problem& p, std::size_t* bytes) {
-  return cudnnGetConvolutionBackwardDataWorkspaceSize(handle, p.weight_desc.get(),
-                                                      p.output_desc.get(), p.convolution.get(),
-                                                      p.input_desc.get(), kBackwardInput, bytes);
-}
-cudnnStatus_t backward_weight_workspace(cudnnHandle_t handle, const Problem& p,
-                                        std::size_t* bytes) {
-  return cudnnGetConvolutionBackwardFilterWorkspaceSize(
-      handle, p.input_desc.get(), p.output_desc.get(), p.convolution.get(), p.weight_desc.get(),
-      kBackwardWeight, bytes);
-}
-
-/// Whether cuDNN takes the call within the device's workspace.
-template <auto kProblem, auto kWorkspace>
-bool supports(const KernelArgs& args) {
-  for (const TensorView* view : {&args.inputs[0], &args.inputs[1], &args.outputs[0]}) {
-    if (!fits_int(*view)) return false;
+template <Computes kComputes>
+Tensors tensors_of(const KernelArgs& args) {
+  switch (kComputes) {
+    case Computes::result: return {args.inputs[0], args.inputs[1], args.outputs[0]};
+    case Computes::d_images: return {args.outputs[0], args.inputs[1], args.inputs[0]};
+    case Computes::d_filters: return {args.inputs[1], args.outputs[0], args.inputs[0]};
   }
-  const int device = args.outputs[0].device.index;
-  CudnnLibrary& library = cudnn_library(device);
-  const std::lock_guard lock(library.mutex);
-  std::size_t bytes = 0;
-  return kWorkspace(library.handle(), kProblem(args), &bytes) == CUDNN_STATUS_SUCCESS &&
-         bytes <= kWorkspaceBytes;
+}
+
+template <Computes kComputes>
+ConvGeometry geometry_of(const KernelArgs& args) {
+  const auto [images, filters, result] = tensors_of<kComputes>(args);
+  if constexpr (kComputes == Computes::result) {
+    return {args.attributes<Conv2dAttrs>(), images, filters, result};
+  } else {
+    return {args.attributes<Conv2dBackwardAttrs>(), images, filters, result};
+  }
+}
+
+bool has_16_bits(DType dtype) { return size_of(dtype) == 2; }
+
+/// A call, whatever its addresses: compared as words.
+struct Call {
+  std::int64_t device, dtype, computes;
+  std::array<CudnnAxes, 3> sizes, strides;  // of images, filters and result
+  CudnnWindows windows;
+
+  friend bool operator==(const Call& a, const Call& b) {
+    return std::memcmp(&a, &b, sizeof(Call)) == 0;
+  }
+};
+static_assert(sizeof(Call) == (3 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
+
+struct CallHash {
+  std::size_t operator()(const Call& call) const {
+    return std::hash<std::string_view>{}({reinterpret_cast<const char*>(&call), sizeof(Call)});
+  }
+};
+
+CudnnAxes axes_of(const Extents& values) { return {values[0], values[1], values[2], values[3]}; }
+
+template <Computes kComputes>
+Call call_of(const KernelArgs& args, bool channels_last) {
+  const auto [images, filters, result] = tensors_of<kComputes>(args);
+  const ConvGeometry g = geometry_of<kComputes>(args);
+  Call call{.device = images.device.index,
+            .dtype = static_cast<std::int64_t>(images.dtype),
+            .computes = static_cast<std::int64_t>(kComputes),
+            .windows = {{g.h.padding, g.w.padding},
+                        {g.h.stride, g.w.stride},
+                        {g.h.dilation, g.w.dilation}}};
+  const TensorView* const views[] = {&images, &filters, &result};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const Extents& sizes = views[i]->sizes;
+    call.sizes[i] = axes_of(sizes);
+    call.strides[i] =
+        axes_of(channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes));
+  }
+  return call;
+}
+
+struct Planned {
+  Planned(const Call& call, cudnnHandle_t handle)
+      : plan(graph_of(call), handle,
+             {.with_fallbacks = true,
+              .exact = !has_16_bits(static_cast<DType>(call.dtype)),
+              .most_workspace_bytes = kMostWorkspaceBytes}) {}
+
+  CudnnGraph graph_of(const Call& call) {
+    const auto dtype = static_cast<DType>(call.dtype);
+    const cudnnDataType_t sums = dtype == DType::float64 ? CUDNN_DATA_DOUBLE : CUDNN_DATA_FLOAT;
+    CudnnGraph graph;
+    for (std::size_t i = 0; i < 3; ++i) {
+      operands[i] = graph.memory(cudnn_type(dtype), call.sizes[i], call.strides[i]);
+    }
+    const auto [images, filters, result] = operands;
+    switch (static_cast<Computes>(call.computes)) {
+      case Computes::result:
+        graph.convolution(images, filters, result, call.windows, sums);
+        break;
+      case Computes::d_images:
+        graph.convolution_of_gradients(images, filters, result, call.windows, sums);
+        break;
+      case Computes::d_filters:
+        graph.convolution_of_filters(images, filters, result, call.windows, sums);
+        break;
+    }
+    return graph;
+  }
+
+  std::array<CudnnGraph::Value, 3> operands{};  // before `plan`, whose graph fills them
+  CudnnPlan plan;
+  bool has_run = false;
+};
+
+/// The compiled plan of a call; null when cuDNN refuses it. It stays where it is until the process
+/// ends.
+Planned* find_plan(const Call& call) {
+  static std::mutex mutex;
+  static auto* plans = new std::unordered_map<Call, std::unique_ptr<Planned>, CallHash>;
+  const std::lock_guard lock(mutex);
+  auto found = plans->find(call);
+  if (found == plans->end() && plans->size() >= kMaxPlans) return nullptr;
+  CudnnLibrary& library = cudnn_library(static_cast<int>(call.device));
+  const std::lock_guard library_lock(library.mutex);
+  use_device(static_cast<int>(call.device));
+  if (found == plans->end()) {
+    found = plans->emplace(call, std::make_unique<Planned>(call, library.handle())).first;
+  }
+  return found->second->plan.compile(library.handle()) ? found->second.get() : nullptr;
+}
+
+/// Nothing is empty, which cuDNN does not take.
+bool has_elements(const KernelArgs& args) {
+  return args.inputs[0].numel() > 0 && args.inputs[1].numel() > 0 && args.outputs[0].numel() > 0;
+}
+
+/// Whether the images of the call lie channels-last, or, while they have no addresses, will. Where both
+/// layouts are the same memory they do not.
+template <Computes kComputes>
+bool is_channels_last_call(const KernelArgs& args) {
+  const auto [images, filters, result] = tensors_of<kComputes>(args);
+  const bool chosen = args.inputs[0].data == nullptr;
+  if (chosen && !has_16_bits(images.dtype)) return false;
+  const auto lies = [&](const TensorView& view) {
+    return is_channels_last(view.sizes, chosen ? channels_last_strides(view.sizes) : view.strides);
+  };
+  return lies(images) || lies(filters) || lies(result);
+}
+
+template <Computes kComputes>
+Planned* planned(const KernelArgs& args) {
+  if (!has_elements(args)) return nullptr;
+  return find_plan(call_of<kComputes>(args, is_channels_last_call<kComputes>(args)));
+}
+
+template <Computes kComputes>
+bool supports(const KernelArgs& args) {
+  return planned<kComputes>(args) != nullptr;
+}
+
+template <Computes kComputes>
+ImageLayout image_layout(const KernelArgs& args) {
+  return is_channels_last_call<kComputes>(args) ? ImageLayout::channels_last
+                                                : ImageLayout::row_major;
+}
+
+template <Computes kComputes>
+std::size_t workspace_bytes(const KernelArgs& args) {
+  const Planned* plan = planned<kComputes>(args);
+  return plan == nullptr ? 0 : plan->plan.workspace_bytes();
 }
 
 /// cuDNN reads vectors; a view may start at any element.
@@ -137,96 +201,75 @@ bool is_aligned(const KernelArgs& args) {
   return std::ranges::all_of(args.inputs, aligned) && aligned(args.outputs[0]);
 }
 
-/// Calls f(handle, problem, workspace) with the handle on the call's stream. False when cuDNN does not
-/// support the call after all; then the result is still to be computed.
-template <auto kProblem, class F>
-bool queue(const KernelArgs& args, F f) {
+using TensorDesc = Handle<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor>;
+
+TensorDesc descriptor_of(DType dtype, const CudnnAxes& sizes, const CudnnAxes& strides) {
+  cudnnTensorDescriptor_t raw = nullptr;
+  TENON_CUDNN_CHECK(cudnnCreateTensorDescriptor(&raw));
+  TensorDesc desc(raw);
+  const auto narrow = [](std::int64_t value) { return static_cast<int>(value); };
+  TENON_CUDNN_CHECK(cudnnSetTensor4dDescriptorEx(
+      raw, cudnn_type(dtype), narrow(sizes[0]), narrow(sizes[1]), narrow(sizes[2]),
+      narrow(sizes[3]), narrow(strides[0]), narrow(strides[1]), narrow(strides[2]),
+      narrow(strides[3])));
+  return desc;
+}
+
+/// Adds (channels) to every position of the result.
+void add_bias(cudnnHandle_t handle, const Call& call, const TensorView& bias, void* result) {
+  const auto dtype = static_cast<DType>(call.dtype);
+  const float one32 = 1;
+  const double one64 = 1;
+  const void* one = dtype == DType::float64 ? static_cast<const void*>(&one64) : &one32;
+  const std::int64_t channels = bias.numel();
+  const TensorDesc addend =
+      descriptor_of(dtype, {1, channels, 1, 1}, {channels, 1, channels, channels});
+  const TensorDesc target = descriptor_of(dtype, call.sizes[2], call.strides[2]);
+  TENON_CUDNN_CHECK(
+      cudnnAddTensor(handle, one, addend.get(), bias.data, one, target.get(), result));
+}
+
+template <Computes kComputes, auto kDirectly>
+void run(const KernelArgs& args) {
   require_alive();
+  const auto [images, filters, result] = tensors_of<kComputes>(args);
+  const bool channels_last = is_channels_last_call<kComputes>(args);
+  Planned* plan = is_aligned(args) ? planned<kComputes>(args) : nullptr;
+  if (plan == nullptr) return kDirectly(args);
+  const Call call = call_of<kComputes>(args, channels_last);
   const Stream stream = stream_of(args);
   use_device(stream.device);
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
-  const cudnnStatus_t status =
-      f(library.handle(), kProblem(args), device_context(stream.device).work_stream().workspace());
-  static std::once_flag has_run;
-  std::call_once(has_run, stop_other_threads_at_exit);
-  if (is_unsupported(status)) return false;
-  check_cudnn(status, args.name());
-  return true;
-}
-
-/// The factors of result = one · (…) + zero · result, in the type that cuDNN scales with.
-struct Factors {
-  explicit Factors(DType dtype) : is_double(dtype == DType::float64) {}
-  bool is_double;
-  float one32 = 1, zero32 = 0;
-  double one64 = 1, zero64 = 0;
-  const void* one() const {
-    return is_double ? static_cast<const void*>(&one64) : static_cast<const void*>(&one32);
+  const CudnnBinding bindings[] = {{plan->operands[0], images.data},
+                                   {plan->operands[1], filters.data},
+                                   {plan->operands[2], result.data}};
+  plan->plan.run(library.handle(), bindings, args.workspace);
+  if (kComputes == Computes::result && args.inputs[2].present) {
+    add_bias(library.handle(), call, args.inputs[2], result.data);
   }
-  const void* zero() const {
-    return is_double ? static_cast<const void*>(&zero64) : static_cast<const void*>(&zero32);
-  }
-};
-
-cudnnStatus_t forward(const KernelArgs& args, cudnnHandle_t handle, const Problem& p,
-                      void* workspace) {
-  const Factors factor(p.input.dtype);
-  const cudnnStatus_t status = cudnnConvolutionForward(
-      handle, factor.one(), p.input_desc.get(), p.input.data, p.weight_desc.get(), p.weight.data,
-      p.convolution.get(), kForward, workspace, kWorkspaceBytes, factor.zero(), p.output_desc.get(),
-      p.output.data);
-  if (status != CUDNN_STATUS_SUCCESS || !args.inputs[2].present) return status;
-  TensorView bias = args.inputs[2];
-  bias.sizes = {1, bias.numel(), 1, 1};
-  return cudnnAddTensor(handle, factor.one(), tensor_desc(bias).get(), bias.data, factor.one(),
-                        p.output_desc.get(), p.output.data);
+  if (!std::exchange(plan->has_run, true)) stop_other_threads_at_exit();
 }
 
-cudnnStatus_t backward_input(const KernelArgs&, cudnnHandle_t handle, const Problem& p,
-                             void* workspace) {
-  const Factors factor(p.input.dtype);
-  return cudnnConvolutionBackwardData(handle, factor.one(), p.weight_desc.get(), p.weight.data,
-                                      p.output_desc.get(), p.output.data, p.convolution.get(),
-                                      kBackwardInput, workspace, kWorkspaceBytes, factor.zero(),
-                                      p.input_desc.get(), p.input.data);
-}
-
-cudnnStatus_t backward_weight(const KernelArgs&, cudnnHandle_t handle, const Problem& p,
-                              void* workspace) {
-  const Factors factor(p.input.dtype);
-  return cudnnConvolutionBackwardFilter(handle, factor.one(), p.input_desc.get(), p.input.data,
-                                        p.output_desc.get(), p.output.data, p.convolution.get(),
-                                        kBackwardWeight, workspace, kWorkspaceBytes, factor.zero(),
-                                        p.weight_desc.get(), p.weight.data);
-}
-
-template <auto kProblem, auto kCall, auto kDirectly>
-void run(const KernelArgs& args) {
-  const auto call = [&](cudnnHandle_t handle, const Problem& p, void* workspace) {
-    return kCall(args, handle, p, workspace);
-  };
-  if (!is_aligned(args) || !queue<kProblem>(args, call)) kDirectly(args);
+template <Computes kComputes, auto kDirectly>
+void add(const char* op, const char* name) {
+  register_kernel(op, DeviceType::cuda,
+                  {.name = name,
+                   .run = run<kComputes, kDirectly>,
+                   .supports = supports<kComputes>,
+                   .workspace_bytes = workspace_bytes<kComputes>,
+                   .image_layout = image_layout<kComputes>});
 }
 
 }  // namespace
 
 void register_conv2d_cudnn_kernels() {
-  register_kernel("conv2d", DeviceType::cuda,
-                  {.name = "cudnn.conv2d",
-                   .run = run<forward_problem, forward, conv2d_directly>,
-                   .supports = supports<forward_problem, forward_workspace>});
-  register_kernel(
-      "conv2d_backward_input", DeviceType::cuda,
-      {.name = "cudnn.conv2d_backward_input",
-       .run = run<backward_input_problem, backward_input, conv2d_backward_input_directly>,
-       .supports = supports<backward_input_problem, backward_input_workspace>});
-  register_kernel(
-      "conv2d_backward_weight", DeviceType::cuda,
-      {.name = "cudnn.conv2d_backward_weight",
-       .run = run<backward_weight_problem, backward_weight, conv2d_backward_weight_directly>,
-       .supports = supports<backward_weight_problem, backward_weight_workspace>});
+  add<Computes::result, conv2d_directly>("conv2d", "cudnn.conv2d");
+  add<Computes::d_images, conv2d_backward_input_directly>("conv2d_backward_input",
+                                                          "cudnn.conv2d_backward_input");
+  add<Computes::d_filters, conv2d_backward_weight_directly>("conv2d_backward_weight",
+                                                            "cudnn.conv2d_backward_weight");
 }
 
 }  // namespace tenon::cuda

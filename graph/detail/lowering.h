@@ -90,8 +90,11 @@ class Lowering final : public Interpreter {
   std::string bound_kernel(const Op& op) const;
   const Kernel* find_kernel(const std::string& wanted, const Op& op, const KernelArgs& args) const;
   Location emit_copy(const Location& source);
+  Location emit_copy(const Location& source, const Extents& strides);
+  bool lays_channels_last(const Instruction& instruction) const;
   void emit_copy_to(const Location& source, const Location& target);
-  Layout output_layout(const Kernel& kernel, const TensorSpec& spec, std::size_t index) const;
+  Layout output_layout(const Instruction& instruction, bool images_last, const TensorSpec& spec,
+                       std::size_t index) const;
   std::optional<Layout> layout_for_views(ValueId id, const Extents& sizes) const;
   TensorView view_of(const Location& location) const;
   void emit(Instruction instruction);

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <optional>
+#include <type_traits>
 
 #include "tensor/cpu/rows.h"
 #include "tensor/detail/batch_norm_call.h"
@@ -105,10 +106,17 @@ void run_channel(const KernelArgs& args, const Channel<T>& channel, bool of_batc
   const auto weight = static_cast<C>(element<T>(args.inputs[3], c, 1));
   const auto bias = static_cast<C>(element<T>(args.inputs[4], c, 0));
   for (std::int64_t n = 0; n < sizes.samples; ++n) {
-    channel.load(args.inputs[0], n, row);
-    for (std::int64_t i = 0; i < sizes.inner; ++i)
-      row[i] = (row[i] - mean) * factor * weight + bias;
-    channel.store(row, n, args.outputs[0]);
+    const auto normalize = [&](const C* x, C* y) {
+      for (std::int64_t i = 0; i < sizes.inner; ++i) y[i] = (x[i] - mean) * factor * weight + bias;
+    };
+    if constexpr (std::is_same_v<T, C>) {
+      normalize(args.inputs[0].as<const T>() + channel.offset(n),
+                args.outputs[0].as<T>() + channel.offset(n));
+    } else {
+      channel.load(args.inputs[0], n, row);
+      normalize(row, row);
+      channel.store(row, n, args.outputs[0]);
+    }
   }
   args.outputs[1].as<C>()[c] = mean;
   args.outputs[2].as<C>()[c] = factor;

@@ -1,9 +1,11 @@
-// Convolution as matrix products over unfolded windows: some samples at a time become a matrix `columns`
-// (channels·KH·KW, samples·positions) in the compute type, and gemm does the rest. Work is cut by size
-// alone and sums over windows run in one thread each, so the number of threads does not matter.
+// Convolution as matrix products over windows, in the compute type. Forward, windows are unfolded as gemm
+// packs its operand; for gradients some samples at a time become a matrix `columns` (channels·KH·KW,
+// samples·positions). Work is cut by size alone and sums over windows run in one thread each, so the
+// number of threads does not matter.
 #include "tensor/cpu/conv2d.h"
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -136,48 +138,167 @@ GemmProblem grouped_problem(const ConvGeometry& g, const Chunk& chunk) {
   return p;
 }
 
+/// Every window is one element, and neighbours are windows of neighbours.
+bool has_unit_windows(const ConvGeometry& g) {
+  const auto is_unit = [](const WindowAxis& axis) {
+    return axis.kernel == 1 && axis.stride == 1 && axis.padding == 0;
+  };
+  return is_unit(g.h) && is_unit(g.w);
+}
+
+/// The windows of a chunk's samples as rows of a matrix that is never stored.
+template <class C>
+struct Windows {
+  const ConvGeometry& g;
+  const C* input;  // of the chunk's first sample
+
+  /// Output positions that stand side by side in one row of the output, and what they meet.
+  struct Run {
+    std::int64_t y, x;  // of the first
+    int first, count;   // rows of the panel
+
+    std::int64_t input_row(const ConvGeometry& g, std::int64_t i) const {
+      return y * g.h.stride - g.h.padding + i * g.h.dilation;
+    }
+    std::int64_t input_column(const ConvGeometry& g, std::int64_t j) const {
+      return x * g.w.stride - g.w.padding + j * g.w.dilation;
+    }
+  };
+
+  /// out[k · kPanelRows + run.first …] for the depth of one group, whose planes start at `planes`.
+  void write_run(const C* planes, const Run& run, C* out) const {
+    if (is_inside(run)) return write_inside(planes, run, out);
+    out += run.first;
+    for (std::int64_t c = 0; c < g.channels_of_group(); ++c) {
+      const C* plane = planes + c * g.input_plane();
+      for (std::int64_t i = 0; i < g.h.kernel; ++i) {
+        const std::int64_t row = run.input_row(g, i);
+        if (row < 0 || row >= g.h.input) {
+          for (std::int64_t j = 0; j < g.w.kernel; ++j, out += kPanelRows) {
+            std::fill_n(out, run.count, C{0});
+          }
+          continue;
+        }
+        for (std::int64_t j = 0; j < g.w.kernel; ++j, out += kPanelRows) {
+          write_step(plane + row * g.w.input, run.input_column(g, j), run.count, out);
+        }
+      }
+    }
+  }
+
+  /// write_run of a whole panel whose windows lie inside and side by side.
+  void write_inside(const C* planes, const Run& run, C* out) const {
+    const C* corner = planes + run.input_row(g, 0) * g.w.input + run.input_column(g, 0);
+    for (std::int64_t c = 0; c < g.channels_of_group(); ++c, corner += g.input_plane()) {
+      const C* row = corner;
+      for (std::int64_t i = 0; i < g.h.kernel; ++i, row += g.h.dilation * g.w.input) {
+        for (std::int64_t j = 0; j < g.w.kernel; ++j, out += kPanelRows) {
+          std::memcpy(out, row + j * g.w.dilation, kPanelRows * sizeof(C));
+        }
+      }
+    }
+  }
+
+  bool is_inside(const Run& run) const {
+    return run.count == kPanelRows && g.w.stride == 1 && run.input_row(g, 0) >= 0 &&
+           run.input_row(g, g.h.kernel - 1) < g.h.input && run.input_column(g, 0) >= 0 &&
+           run.input_column(g, g.w.kernel - 1) + kPanelRows <= g.w.input;
+  }
+
+  /// `count` elements of a row of the input from `column` on, a stride apart; 0 outside of it.
+  void write_step(const C* row, std::int64_t column, int count, C* out) const {
+    const std::int64_t stride = g.w.stride;
+    const bool inside = column >= 0 && column + (count - 1) * stride < g.w.input;
+    if (inside && stride == 1 && count == kPanelRows) {
+      std::memcpy(out, row + column, kPanelRows * sizeof(C));
+    } else if (inside) {
+      for (int n = 0; n < count; ++n) out[n] = row[column + n * stride];
+    } else {
+      for (int n = 0; n < count; ++n) {
+        const std::int64_t at = column + n * stride;
+        out[n] = at >= 0 && at < g.w.input ? row[at] : C{0};
+      }
+    }
+  }
+
+  /// GemmProblem::write_rows: row is sample · positions + position, batch the group.
+  static void write_rows(const void* context, std::int64_t group, std::int64_t row, int count,
+                         void* panel) {
+    const auto& windows = *static_cast<const Windows*>(context);
+    const ConvGeometry& g = windows.g;
+    C* out = static_cast<C*>(panel);
+    if (count < kPanelRows) std::fill_n(out, g.depth() * kPanelRows, C{0});
+    for (int first = 0; first < count;) {
+      const std::int64_t position = (row + first) % g.positions();
+      const std::int64_t sample = (row + first) / g.positions();
+      const std::int64_t x = position % g.w.output;
+      const int side_by_side =
+          static_cast<int>(std::min<std::int64_t>(count - first, g.w.output - x));
+      const C* planes = windows.input +
+                        (sample * g.channels + group * g.channels_of_group()) * g.input_plane();
+      windows.write_run(planes, {position / g.w.output, x, first, side_by_side}, out);
+      first += side_by_side;
+    }
+  }
+};
+
 template <class T>
 void run_forward(const KernelArgs& args, const ConvGeometry& g) {
   using C = compute_type<T>;
-  Scratch columns_memory, weight_memory, result_memory, bias_memory;
+  constexpr bool kDirect = std::is_same_v<T, C>;  // the product is the result
+  Scratch input_memory, weight_memory, result_memory, bias_memory;
+  const C* input = widened<T>(args.inputs[0], input_memory);
   const C* weight = widened<T>(args.inputs[1], weight_memory);
   const bool has_bias = args.inputs[2].present;
   const C* bias = has_bias ? widened<T>(args.inputs[2], bias_memory) : nullptr;
   const std::int64_t sample_size = g.filters * g.positions();
-  for_each_chunk(g, [&](const Chunk& chunk) {
-    C* columns = columns_memory.get<C>(g.groups * g.depth() * chunk.row_length);
-    C* result = result_memory.get<C>(chunk.samples * sample_size);
-    unfold(g, chunk, args.inputs[0].as<const T>(), columns);
-    GemmProblem p = grouped_problem(g, chunk);  // [positions,depth] x [filters,depth]^T
-    p.a = columns;
-    p.a_batch = {g.depth() * chunk.row_length};
-    p.a_rows = {g.positions(), 1};
-    p.a_depth = chunk.row_length;
-    p.b = weight;
-    p.b_batch = {g.filters_of_group() * g.depth()};
-    p.b_depth = 1;
-    p.b_column = g.depth();
-    p.c = result;
-    p.c_batch = {g.filters_of_group() * g.positions()};
-    p.c_rows = {sample_size, 1};
-    p.c_column = g.positions();
-    p.columns = g.filters_of_group();
-    p.depth = g.depth();
-    gemm<C>(p);
-    T* output = args.outputs[0].as<T>() + chunk.first * sample_size;
-    parallel_for(chunk.samples * g.filters, [&](std::int64_t plane) {
-      C* values = result + plane * g.positions();
-      const C shift = has_bias ? bias[plane % g.filters] : C{0};
-      for (std::int64_t i = 0; i < g.positions(); ++i) values[i] += shift;
-      store_row(values, g.positions(), output + plane * g.positions(), 1);
-    });
+  C* result = nullptr;
+  if constexpr (kDirect) {
+    result = args.outputs[0].as<T>();
+  } else {
+    result = result_memory.get<C>(g.samples * sample_size);
+  }
+  const Windows<C> windows{g, input};
+  GemmProblem p;  // [positions,depth] x [filters,depth]^T
+  p.batch = {g.groups};
+  p.rows = {g.samples, g.positions()};
+  if (has_unit_windows(g)) {
+    p.a = input;
+    p.a_batch = {g.depth() * g.positions()};
+    p.a_rows = {g.channels * g.positions(), 1};
+    p.a_depth = g.positions();
+  } else {
+    p.write_rows = Windows<C>::write_rows;
+    p.context = &windows;
+    p.a_batch = {0};
+    p.a_rows = {0, 0};
+  }
+  p.b = weight;
+  p.b_batch = {g.filters_of_group() * g.depth()};
+  p.b_depth = 1;
+  p.b_column = g.depth();
+  p.c = result;
+  p.c_batch = {g.filters_of_group() * g.positions()};
+  p.c_rows = {sample_size, 1};
+  p.c_column = g.positions();
+  p.columns = g.filters_of_group();
+  p.depth = g.depth();
+  gemm<C>(p);
+  if (kDirect && !has_bias) return;
+  T* output = args.outputs[0].as<T>();
+  parallel_for(g.samples * g.filters, [&](std::int64_t plane) {
+    C* values = result + plane * g.positions();
+    const C shift = has_bias ? bias[plane % g.filters] : C{0};
+    for (std::int64_t i = 0; i < g.positions(); ++i) values[i] += shift;
+    if (!kDirect) store_row(values, g.positions(), output + plane * g.positions(), 1);
   });
 }
 
 template <class T>
 void run_backward_input(const KernelArgs& args, const ConvGeometry& g) {
   using C = compute_type<T>;
-  Scratch columns_memory, weight_memory, grad_memory;
+  thread_local Scratch columns_memory;
+  Scratch weight_memory, grad_memory;
   const C* grad = widened<T>(args.inputs[0], grad_memory);
   const C* weight = widened<T>(args.inputs[1], weight_memory);
   for_each_chunk(g, [&](const Chunk& chunk) {
@@ -217,7 +338,8 @@ void gather_filters(const ConvGeometry& g, const Chunk& chunk, const T* grad,
 template <class T>
 void run_backward_weight(const KernelArgs& args, const ConvGeometry& g) {
   using C = compute_type<T>;
-  Scratch columns_memory, grad_memory, part_memory;
+  thread_local Scratch columns_memory;
+  Scratch grad_memory, part_memory;
   const std::int64_t size = g.filters * g.depth();
   std::vector<C> sums(static_cast<std::size_t>(size));
   for_each_chunk(g, [&](const Chunk& chunk) {

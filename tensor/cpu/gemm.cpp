@@ -103,6 +103,47 @@ void pack(const Lines& lines, std::int64_t batch0, std::int64_t batches, std::in
   });
 }
 
+/// write_tile where rows of C are neighbours in memory and columns are not: by columns, so that stores
+/// run along memory.
+template <class T>
+void write_tile_by_columns(const GemmProblem& p, std::int64_t row0, std::int64_t rows,
+                           std::int64_t columns, const compute_type<T>* tile,
+                           std::int64_t tile_columns, const compute_type<T>* bias, T* c) {
+  using C = compute_type<T>;
+  thread_local Scratch scratch;
+  C* line = scratch.get<C>(rows);
+  const std::int64_t stretch = p.rows[p.rows.size() - 1];
+  for (std::int64_t column = 0; column < columns; ++column) {
+    const C shift = bias != nullptr ? bias[column] : C{0};
+    for (std::int64_t r = 0; r < rows; ++r) {
+      line[r] = tile[r * tile_columns + column];
+      if (bias != nullptr) line[r] += shift;
+    }
+    for (std::int64_t r = 0; r < rows;) {
+      const std::int64_t count = std::min(rows - r, stretch - (row0 + r) % stretch);
+      store_row(line + r, count, c + column * p.c_column + offset_of(row0 + r, p.rows, p.c_rows),
+                1);
+      r += count;
+    }
+  }
+}
+
+/// The same of A where the problem writes its rows.
+template <class C>
+void write_panels(const GemmProblem& p, std::int64_t batch0, std::int64_t batches,
+                  std::int64_t first, std::int64_t count, C* out) {
+  const std::int64_t panels = divide_up(count, kPanelRows);
+  const std::int64_t panel_size = p.depth * kPanelRows;
+  const std::int64_t grain = std::max<std::int64_t>(kPackGrain / panel_size, 1);
+  parallel_ranges(batches * panels, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t row = i % panels * kPanelRows;
+      const int present = static_cast<int>(std::min<std::int64_t>(kPanelRows, count - row));
+      p.write_rows(p.context, batch0 + i / panels, first + row, present, out + i * panel_size);
+    }
+  });
+}
+
 /// Adds the bias to a tile (rows, columns) held in float or double, and rounds it into C.
 template <class T>
 void write_tile(const GemmProblem& p, std::int64_t batch, std::int64_t row0, std::int64_t rows,
@@ -116,6 +157,9 @@ void write_tile(const GemmProblem& p, std::int64_t batch, std::int64_t row0, std
     load_row(static_cast<const T*>(p.bias) + column0 * p.bias_column, p.bias_column, columns, bias);
   }
   T* c = static_cast<T*>(p.c) + offset_of(batch, p.batch, p.c_batch) + column0 * p.c_column;
+  if (p.c_column != 1 && p.c_rows[p.c_rows.size() - 1] == 1) {
+    return write_tile_by_columns<T>(p, row0, rows, columns, tile, tile_columns, bias, c);
+  }
   for (std::int64_t r = 0; r < rows; ++r) {
     C* row = tile + r * tile_columns;
     if (bias != nullptr) add_row(row, bias, columns);
@@ -189,7 +233,11 @@ void multiply_packed(const GemmProblem& p, std::int64_t batches, std::int64_t ro
       pack<kPanelColumns<C>, T>(b, batch, size.batches, column, size.columns, p.depth, packed_b);
       for (std::int64_t row = 0; row < rows; row += block.rows) {
         size.rows = std::min(block.rows, rows - row);
-        pack<kPanelRows, T>(a, batch, size.batches, row, size.rows, p.depth, packed_a);
+        if (p.write_rows != nullptr) {
+          write_panels(p, batch, size.batches, row, size.rows, packed_a);
+        } else {
+          pack<kPanelRows, T>(a, batch, size.batches, row, size.rows, p.depth, packed_a);
+        }
         multiply_block<T>(p, tile, size, batch, row, column, packed_a, packed_b);
       }
     }
@@ -261,6 +309,46 @@ GemmProblem transposed(const GemmProblem& p) {
   return t;
 }
 
+/// out[k · width + i] = lines[i][k] for 8 lines and 8 steps of the depth.
+void transpose_8x8(const float* const* lines, float* out, std::int64_t width) {
+  using V = Vec<float>;
+  static_assert(kLanes<float> == 8);
+  V pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    const V a = load(lines[i]), b = load(lines[i + 1]);
+    pairs[i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[i + 1] = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int k = 0; k < 2; ++k) {
+      const V a = pairs[i + k], b = pairs[i + k + 2];
+      fours[i + 2 * k] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+      fours[i + 2 * k + 1] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int k = 0; k < 4; ++k) {
+    const V a = fours[k], b = fours[k + 4];
+    store(out + k * width, __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11));
+    store(out + (k + 4) * width, __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15));
+  }
+}
+
+/// pack_panel of whole vectors of lines whose elements are neighbours; the depth that is done.
+template <int kWidth>
+std::int64_t pack_by_transposing(const float* data, const std::int64_t* offsets,
+                                 std::int64_t depth, float* out) {
+  const std::int64_t whole = depth / 8 * 8;
+  for (int i = 0; i < kWidth; i += 8) {
+    const float* lines[8];
+    for (int l = 0; l < 8; ++l) lines[l] = data + offsets[i + l];
+    for (std::int64_t k = 0; k < whole; k += 8) {
+      transpose_8x8(lines, out + k * kWidth + i, kWidth);
+      for (const float*& line : lines) line += 8;
+    }
+  }
+  return whole;
+}
+
 }  // namespace
 
 template <int kWidth, class T>
@@ -281,9 +369,16 @@ void pack_panel(const T* data, const std::int64_t* offsets, int count, std::int6
     }
     return;
   }
+  std::int64_t done = 0;
+  if constexpr (std::is_same_v<T, float> && kWidth % kLanes<float> == 0) {
+    if (count == kWidth && depth_stride == 1) {
+      done = pack_by_transposing<kWidth>(data, offsets, depth, out);
+    }
+  }
+  if (done == depth) return;
   C lines[kWidth][kChunk];
   std::fill_n(&lines[0][0], kWidth * kChunk, C{0});
-  for (std::int64_t k = 0; k < depth; k += kChunk) {
+  for (std::int64_t k = done; k < depth; k += kChunk) {
     const std::int64_t size = std::min(kChunk, depth - k);
     for (int i = 0; i < count; ++i) {
       load_row(data + offsets[i] + k * depth_stride, depth_stride, size, lines[i]);
@@ -299,8 +394,9 @@ void gemm(const GemmProblem& p) {
   const std::int64_t batches = p.batch.product();
   const std::int64_t rows = p.rows.product();
   if (batches == 0 || rows == 0 || p.columns == 0) return;
-  if (batches == 1 && rows <= kFewRows && p.b_depth == 1) return multiply_few_rows<T>(p, rows);
-  if (batches == 1 && p.columns <= kFewRows && p.a_depth == 1 && p.rows.size() == 1 &&
+  const bool stored = p.write_rows == nullptr && batches == 1;
+  if (stored && rows <= kFewRows && p.b_depth == 1) return multiply_few_rows<T>(p, rows);
+  if (stored && p.columns <= kFewRows && p.a_depth == 1 && p.rows.size() == 1 &&
       p.bias == nullptr) {
     return multiply_few_rows<T>(transposed(p), p.columns);
   }

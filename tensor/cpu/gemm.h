@@ -16,6 +16,11 @@ namespace tenon::cpu {
 /// strides count elements and may be 0; the elements of C must be distinct.
 struct GemmProblem {
   const void* a = nullptr;
+  /// Instead of `a` in memory, for 32- and 64-bit floats: writes rows [row, row + count) of A, with
+  /// count <= kPanelRows, to out[k · kPanelRows + i], zeros for the rows that `count` lacks.
+  void (*write_rows)(const void* context, std::int64_t batch, std::int64_t row, int count,
+                     void* out) = nullptr;
+  const void* context = nullptr;
   const void* b = nullptr;
   const void* bias = nullptr;  // null: none
   void* c = nullptr;

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "tensor/cpu/rows.h"
+#include "tensor/detail/check.h"
 #include "tensor/detail/window.h"
 #include "tensor/parallel.h"
 
@@ -56,30 +57,61 @@ void scatter_planes(const PoolGeometry& g, T* target, F add_windows) {
 
 }  // namespace
 
+namespace {
+
+/// One row of max_pool2d, for all windows at once, kernel offset by kernel offset: `largest` and
+/// `best`, an index into the plane, of each. Offsets come in the order of a window's elements.
+template <class T, class C>
+void pool_row(const PoolGeometry& g, const T* input, std::int64_t y, C* largest,
+              std::int32_t* best) {
+  const auto width = static_cast<std::int32_t>(g.w.input);
+  const Span rows(g.h, y);
+  for (std::int64_t x = 0; x < g.w.output; ++x) {
+    largest[x] = -std::numeric_limits<C>::infinity();
+    best[x] = static_cast<std::int32_t>(rows.first) * width +
+              static_cast<std::int32_t>(Span(g.w, x).first);
+  }
+  const auto step = static_cast<std::int32_t>(g.w.stride);
+  for (auto row = static_cast<std::int32_t>(rows.first); row < rows.last; ++row) {
+    for (std::int64_t j = 0; j < g.w.kernel; ++j) {
+      const std::int64_t start = j - g.w.padding;  // the input of window 0
+      const std::int64_t first = start >= 0 ? 0 : (-start + g.w.stride - 1) / g.w.stride;
+      const std::int64_t last =
+          std::min(g.w.output, (g.w.input - start + g.w.stride - 1) / g.w.stride);
+      const auto base = row * width + static_cast<std::int32_t>(start);
+      for (auto x = static_cast<std::int32_t>(first); x < last; ++x) {
+        const std::int32_t index = base + x * step;
+        const C value = static_cast<C>(input[index]);
+        const bool wins = value > largest[x] || value != value;  // NaN stays
+        largest[x] = wins ? value : largest[x];
+        best[x] = wins ? index : best[x];
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void max_pool2d(const KernelArgs& args) {
   if (args.outputs[0].numel() == 0) return;
   const PoolGeometry g(args.attributes<Pool2dAttrs>(), args.inputs[0], args.outputs[0]);
+  TENON_CHECK(g.input_plane() <= std::numeric_limits<std::int32_t>::max(), ValueError,
+              "[max_pool2d] planes of {} x {}; needed at most 2^31 - 1 elements", g.h.input,
+              g.w.input);
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
     using C = compute_type<T>;
     for_each_plane(g, [&](std::int64_t plane) {
+      thread_local Scratch largest_memory, best_memory;
+      C* largest = largest_memory.get<C>(g.w.output);
+      auto* best = best_memory.get<std::int32_t>(g.w.output);
       const T* input = args.inputs[0].as<const T>() + plane * g.input_plane();
       T* values = args.outputs[0].as<T>() + plane * g.output_plane();
       auto* indices = args.outputs[1].as<std::int64_t>() + plane * g.output_plane();
-      for_each_window(g, [&](std::int64_t output, const Span& rows, const Span& cols) {
-        std::int64_t best = rows.first * g.w.input + cols.first;
-        C largest = -std::numeric_limits<C>::infinity();
-        for (std::int64_t y = rows.first; y < rows.last; ++y) {
-          for (std::int64_t x = cols.first; x < cols.last; ++x) {
-            const auto value = static_cast<C>(input[y * g.w.input + x]);
-            if (value > largest || std::isnan(value)) {
-              largest = value;
-              best = y * g.w.input + x;
-            }
-          }
-        }
-        values[output] = static_cast<T>(largest);
-        indices[output] = best;
-      });
+      for (std::int64_t y = 0; y < g.h.output; ++y) {
+        pool_row(g, input, y, largest, best);
+        store_row(largest, g.w.output, values + y * g.w.output, 1);
+        std::copy_n(best, g.w.output, indices + y * g.w.output);
+      }
     });
   });
 }

@@ -71,6 +71,9 @@ TEST(CudaConv, EveryImplementationAgrees) {
       KernelArgs args{&get_op("conv2d"), inputs, outputs, &attrs};
       args.stream = device_backend(DeviceType::cuda).stream(0);
       if (kernel.supports && !kernel.supports(args)) continue;
+      const std::size_t bytes = kernel.workspace_bytes ? kernel.workspace_bytes(args) : 0;
+      const Tensor workspace = empty({static_cast<std::int64_t>(bytes)}, {DType::uint8, kCuda});
+      args.workspace = workspace.view_of_data().data;
       kernel.run(args);
       expect_near(result, exact, {8, 4 * 27}, std::string(kernel.name));
     }

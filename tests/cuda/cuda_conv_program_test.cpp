@@ -1,0 +1,174 @@
+// Convolutions in Programs on CUDA: random ones by cuDNN in channels-last memory, and models whose images
+// stay channels-last between them.
+#include <algorithm>
+#include <random>
+
+#include "graph/program.h"
+#include "nn/nn.h"
+#include "schedule/schedule.h"
+#include "schedule/training.h"
+#include "tensor/detail/check.h"
+#include "tests/cuda/cuda_outputs.h"
+
+namespace tenon::test {
+namespace {
+
+struct OneConvolution : nn::Module {
+  explicit OneConvolution(const nn::Child<nn::Conv2d>& made)
+      : conv(register_module("conv", made)) {}
+  Tensor forward(const Tensor& x) const { return conv(x); }
+  nn::Child<nn::Conv2d> conv;
+};
+
+struct RandomConvolution {
+  std::int64_t samples, in, out, groups, kernel_h, kernel_w, height, width;
+  std::int64_t stride, padding, dilation;
+  bool bias;
+
+  explicit RandomConvolution(std::mt19937& random) {
+    const auto pick = [&](std::initializer_list<std::int64_t> values) {
+      return values.begin()[random() % values.size()];
+    };
+    groups = pick({1, 1, 1, 2, 4});
+    const bool depthwise = random() % 8 == 0;
+    in = groups * pick({1, 3, 5, 8, 16, 24});
+    if (depthwise) groups = in;
+    out = groups * pick({1, 2, 8, 12});
+    kernel_h = pick({1, 1, 3, 3, 5, 7});
+    kernel_w = random() % 4 == 0 ? pick({1, 2, 3}) : kernel_h;
+    stride = pick({1, 1, 2, 3});
+    dilation = pick({1, 1, 1, 2});
+    padding = pick({0, 1, kernel_h / 2});
+    const std::int64_t reach = dilation * (std::max(kernel_h, kernel_w) - 1) + 1;
+    height = reach + pick({0, 1, 5, 14});
+    width = reach + pick({0, 2, 7, 13});
+    samples = pick({1, 2, 5});
+    bias = random() % 2 == 0;
+  }
+  std::string to_string() const {
+    return fmt::format("({}, {}, {}, {}) -> {}, kernel {}x{}, stride {}, padding {}, dilation {}, {} "
+                       "groups{}",
+                       samples, in, height, width, out, kernel_h, kernel_w, stride, padding,
+                       dilation, groups, bias ? ", bias" : "");
+  }
+  nn::Child<nn::Conv2d> make() const {
+    return nn::make<nn::Conv2d>(in, out, Size2{kernel_h, kernel_w}, Size2{stride, stride},
+                                Size2{padding, padding}, Size2{dilation, dilation}, groups, bias);
+  }
+};
+
+/// Output, and the gradients of the mean square of the output by name.
+std::vector<std::pair<std::string, Tensor>> results_of(const nn::Child<OneConvolution>& model,
+                                                       const Tensor& x,
+                                                       std::vector<InstructionInfo>& work) {
+  auto step = build_training(
+      create_schedule(model, {{"x", x}}),
+      {.loss = [](auto y, auto) { return mean(square(y[0].to(DType::float32))); }, .verify = false});
+  const std::vector<Tensor> inputs = {x};
+  auto results = step.run(inputs).gradients;
+  work = step.program(inputs).instructions();
+  results.emplace_back("output", build(create_schedule(model, {{"x", x}}), {.verify = false})(x));
+  return results;
+}
+
+double relative_distance(const Tensor& a, const Tensor& b) {
+  const std::vector<double> x = a.to_doubles(), y = b.to_doubles();
+  double apart = 0, size = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    apart += (x[i] - y[i]) * (x[i] - y[i]);
+    size += y[i] * y[i];
+  }
+  return size == 0 ? std::sqrt(apart) : std::sqrt(apart / size);
+}
+
+TEST(CudaConvPrograms, RandomOnesAreCudnnsAndAgreeWithTheCpu) {
+  SKIP_WITHOUT_GPU();
+  constexpr unsigned kSeed = 16;
+  std::mt19937 random(kSeed);
+  int direct = 0, all = 0;
+  for (int i = 0; i < 72; ++i) {
+    const RandomConvolution c(random);
+    const DType dtype = std::array{DType::bfloat16, DType::float16, DType::float32}[i % 3];
+    SCOPED_TRACE(fmt::format("seed {}, number {}, {}: {}", kSeed, i, name(dtype), c.to_string()));
+    const auto model = nn::make<OneConvolution>(c.make());
+    model->requires_grad_();
+    const Tensor x = randn({c.samples, c.in, c.height, c.width}).to(dtype);
+    model->to(kCpu, dtype);  // rounded once, then exact
+    model->to(kCpu, DType::float64);
+    std::vector<InstructionInfo> work;
+    const auto wanted = results_of(model, x.to(DType::float64), work);
+    model->to(kCuda, dtype);
+    const auto found = results_of(model, x.to(kCuda), work);
+    const double bound = dtype == DType::float32 ? 2e-6 : 3 * unit_roundoff(dtype);
+    ASSERT_EQ(found.size(), wanted.size());
+    for (std::size_t k = 0; k < found.size(); ++k) {
+      EXPECT_EQ(found[k].first, wanted[k].first);
+      EXPECT_LE(relative_distance(found[k].second, wanted[k].second), bound) << found[k].first;
+    }
+    for (const InstructionInfo& info : work) {
+      all += info.kernel.find("conv2d") != std::string::npos ? 1 : 0;
+      direct += info.kernel.starts_with("cuda.conv2d") ? 1 : 0;
+    }
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      const auto again = results_of(model, x.to(kCuda), work);
+      for (std::size_t k = 0; k < found.size(); ++k) {
+        EXPECT_EQ(again[k].second.to_doubles(), found[k].second.to_doubles()) << found[k].first;
+      }
+    }
+    if (HasFailure()) return;
+  }
+  EXPECT_GE(all, 140);
+  EXPECT_LE(direct, all / 20) << "of " << all << " convolutions ran without cuDNN";
+}
+
+struct ResidualNet : nn::Module {
+  ResidualNet()
+      : stem(add<nn::Conv2d>("stem", 3, 16, 3, 1, 1)),
+        bn(add<nn::BatchNorm2d>("bn", 16)),
+        point(add<nn::Conv2d>("point", 16, 16, 1)),
+        deep(add<nn::Conv2d>("deep", 16, 32, 3, 2, 1)),
+        head(add<nn::Linear>("head", 32, 5)) {}
+  Tensor forward(const Tensor& images) const {
+    const Tensor x = max_pool2d(relu(bn(stem(images))), {2, 2}, {2, 2}, {0, 0});
+    const Tensor y = relu(point(x) + x);
+    return head(mean(gelu(deep(y)), {2, 3}));
+  }
+  nn::Child<nn::Conv2d> stem;
+  nn::Child<nn::BatchNorm2d> bn;
+  nn::Child<nn::Conv2d> point, deep;
+  nn::Child<nn::Linear> head;
+};
+
+int copies_in(const Program& program) {
+  int count = 0;
+  for (const InstructionInfo& info : program.instructions()) count += info.kernel == "cuda.copy";
+  return count;
+}
+
+TEST(CudaConvPrograms, ImagesStayChannelsLastBetweenConvolutions) {
+  SKIP_WITHOUT_GPU();
+  manual_seed(3);
+  const auto model = nn::make<ResidualNet>();
+  model->eval();
+  const Tensor x = randn({4, 3, 18, 22});
+  const Tensor exact = build(create_schedule(model, {{"x", x}}), {.verify = false})(x);
+  model->to(kCuda, DType::bfloat16);
+  const Tensor images = x.to(DType::bfloat16).to(kCuda);
+  Executor run = build(create_schedule(model, {{"x", images}}), {.verify = false});
+  EXPECT_LE(relative_distance(run(images), exact), 0.03);
+  const std::vector<Tensor> inputs = {images};
+  // The images, and the filters of two convolutions whose windows have more than one element.
+  EXPECT_EQ(copies_in(run.program(inputs)), 3) << run.program(inputs).to_string();
+}
+
+TEST(CudaConvPrograms, ResultsAreRowMajor) {
+  SKIP_WITHOUT_GPU();
+  const auto model = nn::make<OneConvolution>(nn::make<nn::Conv2d>(8, 16, 3, 1, 1));
+  model->to(kCuda, DType::bfloat16);
+  const Tensor x = randn({2, 8, 5, 6}).to(DType::bfloat16).to(kCuda);
+  const Tensor y = build(create_schedule(model, {{"x", x}}), {.verify = false})(x);
+  EXPECT_TRUE(y.is_contiguous());
+}
+
+}  // namespace
+}  // namespace tenon::test
