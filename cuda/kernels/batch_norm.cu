@@ -1,4 +1,4 @@
-// batch_norm over row-major or channels-last (N, C, …). In training three launches: means and squared
+// batch_norm over row-major or channels-last (N, C, …), alone or with an added residual and a relu. In training three launches: means and squared
 // deviations of each block's part, which are merged as Chan et al. do; their merging over blocks, which
 // also moves the running statistics; and the result. The input is read twice, and the second time from its
 // end, part of which is in the cache still. In evaluation one launch, which reads the input once.
@@ -215,6 +215,10 @@ void run_with_tail(const KernelArgs& args, BatchNormTail tail) {
 }
 
 void run_batch_norm(const KernelArgs& args) { run_with_tail(args, BatchNormTail::none); }
+void run_batch_norm_relu(const KernelArgs& args) { run_with_tail(args, BatchNormTail::relu); }
+void run_batch_norm_add_relu(const KernelArgs& args) {
+  run_with_tail(args, BatchNormTail::add_relu);
+}
 
 std::size_t moments_bytes(const KernelArgs& args) {
   const auto& attrs = args.attributes<BatchNormAttrs>();
@@ -228,11 +232,16 @@ std::size_t moments_bytes(const KernelArgs& args) {
 }  // namespace
 
 void register_batch_norm_kernels() {
-  register_kernel("batch_norm", DeviceType::cuda,
-                  {.name = "cuda.batch_norm",
-                   .run = run_batch_norm,
-                   .workspace_bytes = moments_bytes,
-                   .image_layout = images_as_operands});
+  const auto add = [](const char* op, const char* name, void (*run)(const KernelArgs&)) {
+    register_kernel(op, DeviceType::cuda,
+                    {.name = name,
+                     .run = run,
+                     .workspace_bytes = moments_bytes,
+                     .image_layout = images_as_operands});
+  };
+  add("batch_norm", "cuda.batch_norm", run_batch_norm);
+  add("batch_norm_relu", "cuda.batch_norm_relu", run_batch_norm_relu);
+  add("batch_norm_add_relu", "cuda.batch_norm_add_relu", run_batch_norm_add_relu);
   register_batch_norm_backward_kernels();
 }
 

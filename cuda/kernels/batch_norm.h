@@ -15,7 +15,7 @@ struct NormalizedChannel {
   C mean;
   C scale;
   C bias;
-  __device__ __forceinline__ C operator()(C x) const { return (x - mean) * scale + bias; }
+  __device__ __forceinline__ C operator()(C x) const { return fma(x - mean, scale, bias); }
 };
 #endif
 

@@ -221,8 +221,11 @@ void launch_gradients(Stream stream, const char* name, const ChannelExtents& ext
   });
 }
 
-void run_batch_norm_backward(const KernelArgs& args) {
-  const auto& attrs = args.attributes<BatchNormBackwardAttrs>();
+/// Parameters of a call whose operands after (grad, input) begin at `weight` and end with (mean, factor).
+template <class A>
+BatchNormBackwardParams params_of(const KernelArgs& args, std::size_t weight,
+                                  std::size_t statistics) {
+  const auto& attrs = args.attributes<A>();
   const ops::WantedGradients wanted(args, attrs);
   const ops::ChannelSizes sizes(args.inputs[1]);
   BatchNormBackwardParams p;
@@ -230,16 +233,40 @@ void run_batch_norm_backward(const KernelArgs& args) {
   p.of_batch = ops::uses_batch_statistics(attrs.mode, args.training, sizes);
   p.grad = args.inputs[0].data;
   p.input = args.inputs[1].data;
-  p.weight = data_of(args.inputs[2]);
-  p.mean = args.inputs[3].data;
-  p.factor = args.inputs[4].data;
+  p.weight = data_of(args.inputs[weight]);
+  p.mean = args.inputs[statistics].data;
+  p.factor = args.inputs[statistics + 1].data;
   p.input_grad = data_of(wanted.input);
   p.weight_grad = data_of(wanted.weight);
   p.bias_grad = data_of(wanted.bias);
   p.parts = args.workspace;
+  return p;
+}
+
+void run(const KernelArgs& args, const BatchNormBackwardParams& p) {
   dispatch_float(args.inputs[1].dtype, [&]<typename T>() {
     launch_gradients<T>(stream_of(args), args.name(), ChannelExtents::of(args.inputs[1]), p);
   });
+}
+
+void run_batch_norm_backward(const KernelArgs& args) {
+  run(args, params_of<BatchNormBackwardAttrs>(args, 2, 3));
+}
+
+void run_batch_norm_relu_backward(const KernelArgs& args) {
+  BatchNormBackwardParams p = params_of<BatchNormBackwardAttrs>(args, 3, 5);
+  p.bias = data_of(args.inputs[4]);
+  p.recomputes_sign = true;
+  run(args, p);
+}
+
+void run_batch_norm_add_relu_backward(const KernelArgs& args) {
+  BatchNormBackwardParams p = params_of<BatchNormAddBackwardAttrs>(args, 3, 4);
+  p.result = args.inputs[2].data;
+  if (args.attributes<BatchNormAddBackwardAttrs>().residual) {
+    p.residual_grad = args.outputs.back().data;
+  }
+  run(args, p);
 }
 
 std::size_t sums_bytes(const KernelArgs& args) {
@@ -252,11 +279,17 @@ std::size_t sums_bytes(const KernelArgs& args) {
 }  // namespace
 
 void register_batch_norm_backward_kernels() {
-  register_kernel("batch_norm_backward", DeviceType::cuda,
-                  {.name = "cuda.batch_norm_backward",
-                   .run = run_batch_norm_backward,
-                   .workspace_bytes = sums_bytes,
-                   .image_layout = images_as_operands});
+  const auto add = [](const char* op, const char* name, void (*run)(const KernelArgs&)) {
+    register_kernel(op, DeviceType::cuda,
+                    {.name = name,
+                     .run = run,
+                     .workspace_bytes = sums_bytes,
+                     .image_layout = images_as_operands});
+  };
+  add("batch_norm_backward", "cuda.batch_norm_backward", run_batch_norm_backward);
+  add("batch_norm_relu_backward", "cuda.batch_norm_relu_backward", run_batch_norm_relu_backward);
+  add("batch_norm_add_relu_backward", "cuda.batch_norm_add_relu_backward",
+      run_batch_norm_add_relu_backward);
 }
 
 }  // namespace tenon::cuda

@@ -2,70 +2,10 @@
 // from one value a plane to many splits, and sums whose order never changes.
 #include "cuda/kernels/channel_plan.h"
 #include "tensor/ops/norm_attributes.h"
-#include "tests/cuda/cuda_outputs.h"
+#include "tests/cuda/cuda_layouts.h"
 
 namespace tenon::test {
 namespace {
-
-enum class Order { row_major, channels_last };
-constexpr Order kOrders[] = {Order::row_major, Order::channels_last};
-
-/// The same elements with the channels last in memory.
-Tensor ordered(const Tensor& tensor, Order order) {
-  if (!tensor || order == Order::row_major || tensor.dim() < 3) return tensor;
-  std::vector<std::int64_t> to = {0}, back = {0, tensor.dim() - 1};
-  for (std::int64_t axis = 2; axis < tensor.dim(); ++axis) to.push_back(axis);
-  to.push_back(1);
-  for (std::int64_t axis = 1; axis + 1 < tensor.dim(); ++axis) back.push_back(axis);
-  return tensor.permute(to).contiguous().permute(back);
-}
-
-/// Results of the CUDA kernel with operands and results of the input's shape in this order.
-std::vector<Tensor> run_ordered(const char* op_name, const char* kernel,
-                                const std::vector<Operand2>& operands, const Attrs& attrs,
-                                Order order, std::int64_t shift = 0) {
-  const Op& op = get_op(op_name);
-  std::vector<Tensor> inputs;
-  std::vector<const TensorSpec*> specs;
-  for (const Operand2& operand : operands) {
-    specs.push_back(operand.cuda ? &operand.cuda.spec() : nullptr);
-    Tensor input = operand.cuda;
-    if (input && shift > 0) input = shifted(input, shift);
-    inputs.push_back(ordered(input, order));
-  }
-  std::vector<Tensor> outputs;
-  for (const TensorSpec& spec : infer(op, specs, attrs)) {
-    outputs.push_back(ordered(full(spec.shape, -77, {spec.dtype, kCuda}), order));
-  }
-  EXPECT_TRUE(run_kernel(op_name, kernel, inputs, outputs, attrs));
-  return outputs;
-}
-
-std::vector<Tensor> exact_outputs(const char* op, const std::vector<Operand2>& operands,
-                                  const Attrs& attrs) {
-  std::vector<Tensor> wide;
-  for (const Operand2& operand : operands) {
-    wide.push_back(operand.cpu ? operand.cpu.to(DType::float64) : operand.cpu);
-  }
-  return apply(get_op(op), wide, attrs);
-}
-
-void check_ordered(const char* op, const char* kernel, const std::vector<Operand2>& operands,
-                   const Attrs& attrs, const Tolerance& tolerance, const std::string& what) {
-  const std::vector<Tensor> exact = exact_outputs(op, operands, attrs);
-  for (const Order order : kOrders) {
-    for (const std::int64_t shift : {0, 1}) {
-      const std::vector<Tensor> got = run_ordered(op, kernel, operands, attrs, order, shift);
-      ASSERT_EQ(got.size(), exact.size());
-      for (std::size_t i = 0; i < got.size(); ++i) {
-        expect_near(got[i], exact[i].to_doubles(), tolerance,
-                    what + (order == Order::row_major ? " row-major" : " channels-last") +
-                        " output " + std::to_string(i) + " shift " + std::to_string(shift));
-        if (::testing::Test::HasFatalFailure()) return;
-      }
-    }
-  }
-}
 
 /// Ranks 2 to 5; one value a plane and many; odd and even channels; few and many rows, planes, channels.
 const std::vector<Sizes> kShapes = {
@@ -136,6 +76,69 @@ TEST(CudaBatchNorm, GradientsThatAreNotWanted) {
                       "gradients without weight " + std::to_string(wanted));
         if (HasFatalFailure()) return;
       }
+    }
+  }
+}
+
+/// A fused call's results, and its gradients with the statistics and the signs that it found.
+void check_fused(const Sizes& sizes, DType dtype, DropoutMode mode, bool adds, int wanted,
+                 Generator& generator) {
+  const Call call = make_call(sizes, dtype, generator);
+  const Operand2 residual =
+      make_operand(sizes, dtype, Placement::contiguous, generator, -2, 2);
+  const std::string op = adds ? "batch_norm_add_relu" : "batch_norm_relu";
+  const std::string what = describe(op.c_str(), dtype, sizes, Placement::contiguous) + " " +
+                           std::string(enum_name(mode)) + " wanted " + std::to_string(wanted);
+  std::vector<Operand2> operands = {call.x, call.mean, call.var, call.w, call.b};
+  if (adds) operands.push_back(residual);
+  const BatchNormAttrs attrs{mode, 0.1, 0.1};
+  check_ordered(op.c_str(), ("cuda." + op).c_str(), operands, attrs, {128, 8}, what);
+  if (::testing::Test::HasFatalFailure()) return;
+  const std::vector<Tensor> results =
+      run_ordered(op.c_str(), ("cuda." + op).c_str(), operands, attrs, Order::row_major);
+  std::vector<Operand2> given = {call.grad, call.x, {results[0].cpu(), results[0]}, call.w};
+  if (!adds) given.push_back(call.b);
+  given.push_back({results[1].cpu(), results[1]});
+  given.push_back({results[2].cpu(), results[2]});
+  const BatchNormBackwardAttrs gradients{mode, (wanted & 1) != 0, (wanted & 2) != 0,
+                                         (wanted & 4) != 0};
+  const std::string backward = op + "_backward";
+  const auto check = [&](const Attrs& of) {
+    check_ordered(backward.c_str(), ("cuda." + backward).c_str(), given, of, {128, 512},
+                  what + " gradient");
+  };
+  if (adds) {
+    check(BatchNormAddBackwardAttrs{gradients, (wanted & 8) != 0});
+  } else {
+    check(gradients);
+  }
+}
+
+TEST(CudaBatchNorm, WithRelu) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(56);
+  for (const DType dtype : kFloats) {
+    for (const Sizes& sizes : kShapes) {
+      if (sizes[0] * sizes[1] * sizes.back() > 20000) continue;
+      for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
+        if (sizes[0] == 0 && mode == DropoutMode::train) continue;
+        for (const bool adds : {false, true}) {
+          check_fused(sizes, dtype, mode, adds, adds ? 15 : 7, generator);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaBatchNorm, GradientsWithReluThatAreNotWanted) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(57);
+  for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
+    for (int wanted = 1; wanted < 16; ++wanted) {
+      if (wanted < 8) check_fused({5, 24, 6, 6}, DType::float16, mode, false, wanted, generator);
+      check_fused({5, 24, 6, 6}, DType::float32, mode, true, wanted, generator);
+      if (HasFatalFailure()) return;
     }
   }
 }
