@@ -134,6 +134,23 @@ void add_batch_norms(Samples& samples) {
                        gradients,
                        {leaf(sizes, memory, 4), x, w, leaf(vector, kDense, 5),
                         leaf_in(0.5, 2, vector, kDense, 6)}});
+    // Of the forward result only signs count.
+    const Tensor signs = leaf(sizes, memory, 7).detach();
+    const Tensor grad = leaf(sizes, memory, 4);
+    const Tensor used_mean = leaf(vector, kDense, 5), factor = leaf_in(0.5, 2, vector, kDense, 6);
+    const auto through_relu = [mode](const std::vector<Tensor>& in) {
+      const bool adds = in.size() == 6;
+      const BatchNormBackwardAttrs all{mode, true, true, true};
+      if (adds) {
+        return apply(get_op("batch_norm_add_relu_backward"), in,
+                     BatchNormAddBackwardAttrs{all, true});
+      }
+      return apply(get_op("batch_norm_relu_backward"), in, all);
+    };
+    samples.push_back({"batch_norm_relu_backward", what, through_relu,
+                       {grad, x, signs, w, {}, used_mean, factor}});
+    samples.push_back({"batch_norm_add_relu_backward", what, through_relu,
+                       {grad, x, signs, w, used_mean, factor}});
   };
   add("training", {3, 2, 2}, kDense, DropoutMode::train);
   add("training, strided", {2, 2, 2, 3}, kPermuted, DropoutMode::train);
