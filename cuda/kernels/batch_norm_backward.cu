@@ -22,7 +22,7 @@ struct BatchNormBackwardParams {
   ChannelPlan plan;
   const void* grad = nullptr;  // of the output
   const void* input = nullptr;
-  const void* result = nullptr;  // the output, whose sign masks, or null
+  const void* result = nullptr;  // the output, or null
   const void* weight = nullptr;
   const void* bias = nullptr;  // where the sign is computed again
   const void* mean = nullptr;  // as used, in the compute type
@@ -36,7 +36,6 @@ struct BatchNormBackwardParams {
   void* slope = nullptr;
   std::int64_t count = 0;  // values of a channel
   bool of_batch = false;
-  bool recomputes_sign = false;
 };
 
 /// The largest number that rounds to no positive one.
@@ -47,14 +46,18 @@ __device__ __forceinline__ compute_type<T> rounds_to_zero() {
   return compute_type<T>(0);
 }
 
+/// How a kernel knows where the relu let through: there is none, or the gradient is masked already; from the
+/// forward pass computed again; from the forward result.
+enum class Sign { none, of_input, of_result };
+
 /// The gradient behind the relu, from the one before it.
-template <class T, int kVector, int kChannels, int kCount>
+template <Sign kSign, class T, int kVector, int kChannels, int kCount>
 __device__ __forceinline__ void mask_gradients(
     const BatchNormBackwardParams& p, const Places<kCount>& places,
     const NormalizedChannel<compute_type<T>> (&channels)[kChannels],
     const Pack<T, kVector> (&inputs)[kCount], Pack<T, kVector> (&grads)[kCount]) {
   using C = compute_type<T>;
-  if (p.result != nullptr) {
+  if constexpr (kSign == Sign::of_result) {
     Pack<T, kVector> results[kCount];
     load_places(p.result, places, results);
 #pragma unroll
@@ -64,7 +67,7 @@ __device__ __forceinline__ void mask_gradients(
         if (widen(results[n].item[i]) <= C(0)) grads[n].item[i] = T{};
       }
     }
-  } else if (p.recomputes_sign) {
+  } else if constexpr (kSign == Sign::of_input) {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
 #pragma unroll
@@ -94,7 +97,7 @@ __device__ __forceinline__ void load_channels(
   }
 }
 
-template <class T, int kVector, bool kColumns>
+template <class T, int kVector, bool kColumns, Sign kSign>
 __global__ void __launch_bounds__(kChannelThreads, kResident)
     batch_norm_sums_kernel(const BatchNormBackwardParams p) {
   using C = compute_type<T>;
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(kChannelThreads, kResident)
     Pack<T, kVector> inputs[kCount], grads[kCount];
     load_places(p.input, places, inputs);
     load_places(p.grad, places, grads);
-    mask_gradients<T>(p, places, channels, inputs, grads);
+    mask_gradients<kSign, T>(p, places, channels, inputs, grads);
     ChannelPartial<C, kChannels> part;
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
@@ -145,7 +148,7 @@ __global__ void __launch_bounds__(kMergeThreads)
       });
 }
 
-template <class T, int kVector, bool kColumns>
+template <class T, int kVector, bool kColumns, Sign kSign>
 __global__ void __launch_bounds__(kChannelThreads, kResident)
     batch_norm_backward_kernel(const BatchNormBackwardParams p) {
   using C = compute_type<T>;
@@ -166,9 +169,9 @@ __global__ void __launch_bounds__(kChannelThreads, kResident)
   }
   tile.template for_each_backwards<kCount>([&](const Places<kCount>& places) {
     Pack<T, kVector> inputs[kCount] = {}, grads[kCount];
-    if (p.of_batch || p.recomputes_sign) load_places(p.input, places, inputs);
+    if (p.of_batch || kSign == Sign::of_input) load_places(p.input, places, inputs);
     load_places(p.grad, places, grads);
-    mask_gradients<T>(p, places, channels, inputs, grads);
+    mask_gradients<kSign, T>(p, places, channels, inputs, grads);
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
 #pragma unroll
@@ -192,8 +195,17 @@ __global__ void __launch_bounds__(kChannelThreads, kResident)
 const void* data_of(const TensorView& view) { return view.present ? view.data : nullptr; }
 void* data_of(const TensorView* view) { return view != nullptr ? view->data : nullptr; }
 
+template <class F>
+void dispatch_sign(Sign sign, const F& f) {
+  switch (sign) {
+    case Sign::none: return f.template operator()<Sign::none>();
+    case Sign::of_input: return f.template operator()<Sign::of_input>();
+    case Sign::of_result: return f.template operator()<Sign::of_result>();
+  }
+}
+
 template <class T>
-void launch_gradients(Stream stream, const char* name, const ChannelExtents& extents,
+void launch_gradients(Stream stream, const char* name, const ChannelExtents& extents, Sign sign,
                       BatchNormBackwardParams p) {
   using C = compute_type<T>;
   const bool vectors = reads_by_vectors<T>(extents, p.input, p.grad, p.result, p.input_grad,
@@ -206,18 +218,19 @@ void launch_gradients(Stream stream, const char* name, const ChannelExtents& ext
       p.weight_grad || p.bias_grad || p.residual_grad || (p.of_batch && p.input_grad);
   dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
     if (sums) {
-      launch(stream, name, batch_norm_sums_kernel<T, kVector, kColumns>, p.plan.blocks(),
-             kChannelThreads, 0, p);
+      dispatch_sign(sign, [&]<Sign kSign>() {
+        launch(stream, name, batch_norm_sums_kernel<T, kVector, kColumns, kSign>, p.plan.blocks(),
+               kChannelThreads, 0, p);
+      });
       launch(stream, name, batch_norm_vectors_kernel<T>,
              ceil_div(p.plan.channels, kMergedChannels), kMergeThreads, 0, p);
     }
-    if (p.residual_grad != nullptr) {
-      p.grad = p.residual_grad;
-      p.result = nullptr;
-    }
     if (p.input_grad == nullptr) return;
-    launch(stream, name, batch_norm_backward_kernel<T, kVector, kColumns>, p.plan.blocks(),
-           kChannelThreads, 0, p);
+    if (p.residual_grad != nullptr) p.grad = p.residual_grad;
+    dispatch_sign(p.residual_grad != nullptr ? Sign::none : sign, [&]<Sign kSign>() {
+      launch(stream, name, batch_norm_backward_kernel<T, kVector, kColumns, kSign>,
+             p.plan.blocks(), kChannelThreads, 0, p);
+    });
   });
 }
 
@@ -243,21 +256,20 @@ BatchNormBackwardParams params_of(const KernelArgs& args, std::size_t weight,
   return p;
 }
 
-void run(const KernelArgs& args, const BatchNormBackwardParams& p) {
+void run(const KernelArgs& args, Sign sign, const BatchNormBackwardParams& p) {
   dispatch_float(args.inputs[1].dtype, [&]<typename T>() {
-    launch_gradients<T>(stream_of(args), args.name(), ChannelExtents::of(args.inputs[1]), p);
+    launch_gradients<T>(stream_of(args), args.name(), ChannelExtents::of(args.inputs[1]), sign, p);
   });
 }
 
 void run_batch_norm_backward(const KernelArgs& args) {
-  run(args, params_of<BatchNormBackwardAttrs>(args, 2, 3));
+  run(args, Sign::none, params_of<BatchNormBackwardAttrs>(args, 2, 3));
 }
 
 void run_batch_norm_relu_backward(const KernelArgs& args) {
   BatchNormBackwardParams p = params_of<BatchNormBackwardAttrs>(args, 3, 5);
   p.bias = data_of(args.inputs[4]);
-  p.recomputes_sign = true;
-  run(args, p);
+  run(args, Sign::of_input, p);
 }
 
 void run_batch_norm_add_relu_backward(const KernelArgs& args) {
@@ -266,7 +278,7 @@ void run_batch_norm_add_relu_backward(const KernelArgs& args) {
   if (args.attributes<BatchNormAddBackwardAttrs>().residual) {
     p.residual_grad = args.outputs.back().data;
   }
-  run(args, p);
+  run(args, Sign::of_result, p);
 }
 
 std::size_t sums_bytes(const KernelArgs& args) {
