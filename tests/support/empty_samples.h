@@ -56,6 +56,12 @@ inline std::vector<EmptySample> empty_norms() {
   const auto batch = [](Inputs x) {
     return batch_norm(x[0], {}, {}, x[1], x[2], DropoutMode::train);
   };
+  const auto batch_relu = [](Inputs x) {
+    return batch_norm_relu(x[0], {}, {}, x[1], x[2], DropoutMode::train);
+  };
+  const auto batch_add_relu = [](Inputs x) {
+    return batch_norm_add_relu(x[0], {}, {}, x[1], x[2], x[3], DropoutMode::train);
+  };
   return {
       {"layer_norm of no rows", {ones({0, 4}), ones({4}), ones({4})}, layer, {0, 4}},
       {"layer_norm of empty rows", {ones({3, 0}), ones({0}), ones({0})}, layer, {3, 0}},
@@ -80,6 +86,11 @@ inline std::vector<EmptySample> empty_norms() {
       {"batch_norm of no pixels", {ones({2, 3, 0, 4}), ones({3}), ones({3})}, batch, {2, 3, 0, 4}},
       {"batch_norm of rows", {ones({0, 3}), ones({3}), ones({3})}, batch, {0, 3}},
       {"batch_norm of no channels", {ones({1, 0}), ones({0}), ones({0})}, batch, {1, 0}},
+      {"batch_norm_relu", {ones({0, 3, 4}), ones({3}), ones({3})}, batch_relu, {0, 3, 4}},
+      {"batch_norm_add_relu",
+       {ones({0, 3, 4}), ones({3}), ones({3}), ones({0, 3, 4})},
+       batch_add_relu,
+       {0, 3, 4}},
       {"batch_norm of two", {ones({2, 3}), ones({3}), ones({3})}, batch, {2, 3}, 1, {{2, 2}}},
   };
 }
