@@ -3,6 +3,9 @@
 // memory, never measured and deterministic. float32 multiplies in float32 (no TF32), 16-bit floats
 // accumulate in float32. What cuDNN refuses goes to conv2d.cu.
 //
+// In channels-last memory 16-bit convolutions add the bias, and conv2d_relu the residual too, before they
+// round: one kernel where cuDNN has one. Without, conv2d's bias is added after it.
+//
 // A call is planned once for each device, sizes and strides. In a Program 16-bit images are channels-last,
 // the layout of its kernels for tensor cores.
 #include <algorithm>
@@ -30,7 +33,9 @@ using ops::ConvGeometry;
 constexpr std::size_t kMaxPlans = 4096;
 constexpr std::size_t kMostWorkspaceBytes = std::size_t{1} << 29;
 
-enum class Computes : std::uint8_t { result, d_images, d_filters };
+enum class Computes : std::uint8_t { result, activated_result, d_images, d_filters };
+
+constexpr bool is_forward(Computes computes) { return computes <= Computes::activated_result; }
 
 /// A convolution's three tensors, whichever of them is the result.
 struct Tensors {
@@ -42,7 +47,8 @@ struct Tensors {
 template <Computes kComputes>
 Tensors tensors_of(const KernelArgs& args) {
   switch (kComputes) {
-    case Computes::result: return {args.inputs[0], args.inputs[1], args.outputs[0]};
+    case Computes::result:
+    case Computes::activated_result: return {args.inputs[0], args.inputs[1], args.outputs[0]};
     case Computes::d_images: return {args.outputs[0], args.inputs[1], args.inputs[0]};
     case Computes::d_filters: return {args.inputs[1], args.outputs[0], args.inputs[0]};
   }
@@ -51,7 +57,7 @@ Tensors tensors_of(const KernelArgs& args) {
 template <Computes kComputes>
 ConvGeometry geometry_of(const KernelArgs& args) {
   const auto [images, filters, result] = tensors_of<kComputes>(args);
-  if constexpr (kComputes == Computes::result) {
+  if constexpr (is_forward(kComputes)) {
     return {args.attributes<Conv2dAttrs>(), images, filters, result};
   } else {
     return {args.attributes<Conv2dBackwardAttrs>(), images, filters, result};
@@ -62,7 +68,7 @@ bool has_16_bits(DType dtype) { return size_of(dtype) == 2; }
 
 /// A call, whatever its addresses: compared as words.
 struct Call {
-  std::int64_t device, dtype, computes;
+  std::int64_t device, dtype, computes, has_bias, has_residual;
   std::array<CudnnAxes, 3> sizes, strides;  // of images, filters and result
   CudnnWindows windows;
 
@@ -70,7 +76,7 @@ struct Call {
     return std::memcmp(&a, &b, sizeof(Call)) == 0;
   }
 };
-static_assert(sizeof(Call) == (3 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
+static_assert(sizeof(Call) == (5 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
 
 struct CallHash {
   std::size_t operator()(const Call& call) const {
@@ -114,11 +120,10 @@ struct Planned {
     for (std::size_t i = 0; i < 3; ++i) {
       operands[i] = graph.memory(cudnn_type(dtype), call.sizes[i], call.strides[i]);
     }
-    const auto [images, filters, result] = operands;
+    const auto [images, filters, result, bias, residual] = operands;
     switch (static_cast<Computes>(call.computes)) {
       case Computes::result:
-        graph.convolution(images, filters, result, call.windows, sums);
-        break;
+      case Computes::activated_result: add_forward(graph, call, sums); break;
       case Computes::d_images:
         graph.convolution_of_gradients(images, filters, result, call.windows, sums);
         break;
@@ -129,7 +134,35 @@ struct Planned {
     return graph;
   }
 
-  std::array<CudnnGraph::Value, 3> operands{};  // before `plan`, whose graph fills them
+  void add_forward(CudnnGraph& graph, const Call& call, cudnnDataType_t sums) {
+    const CudnnAxes& sizes = call.sizes[2];
+    const CudnnAxes& strides = call.strides[2];
+    const cudnnDataType_t type = cudnn_type(static_cast<DType>(call.dtype));
+    auto& [images, filters, result, bias, residual] = operands;
+    const bool activates = call.computes == static_cast<std::int64_t>(Computes::activated_result);
+    int left = (call.has_bias != 0) + (call.has_residual != 0) + activates;
+    const auto next = [&] { return left == 0 ? result : graph.intermediate(sizes, strides); };
+    CudnnGraph::Value value = next();
+    graph.convolution(images, filters, value, call.windows, sums);
+    const auto then = [&](cudnnPointwiseMode_t mode, CudnnGraph::Value operand) {
+      --left;
+      const CudnnGraph::Value last = std::exchange(value, next());
+      if (operand == 0) return graph.pointwise(mode, {last}, value);
+      graph.pointwise(mode, {last, operand}, value);
+    };
+    if (call.has_bias != 0) {
+      bias = graph.memory(type, {1, sizes[1], 1, 1}, {sizes[1], 1, sizes[1], sizes[1]});
+      then(CUDNN_POINTWISE_ADD, bias);
+    }
+    if (call.has_residual != 0) {
+      residual = graph.memory(type, sizes, strides);
+      then(CUDNN_POINTWISE_ADD, residual);
+    }
+    if (activates) then(CUDNN_POINTWISE_RELU_FWD, 0);
+  }
+
+  /// Images, filters, result, bias and residual; before `plan`, whose graph fills them.
+  std::array<CudnnGraph::Value, 5> operands{};
   CudnnPlan plan;
   bool has_run = false;
 };
@@ -172,7 +205,21 @@ bool is_channels_last_call(const KernelArgs& args) {
 template <Computes kComputes>
 Planned* planned(const KernelArgs& args) {
   if (!has_elements(args)) return nullptr;
-  return find_plan(call_of<kComputes>(args, is_channels_last_call<kComputes>(args)));
+  const bool channels_last = is_channels_last_call<kComputes>(args);
+  Call call = call_of<kComputes>(args, channels_last);
+  if constexpr (is_forward(kComputes)) {
+    const bool fuses = channels_last && has_16_bits(args.inputs[0].dtype);
+    constexpr bool kMustFuse = kComputes == Computes::activated_result;
+    if (kMustFuse && !fuses) return nullptr;
+    call.has_bias = fuses && args.inputs[2].present;
+    if constexpr (kMustFuse) {
+      call.has_residual = args.inputs[3].present;
+    } else if (call.has_bias != 0) {
+      if (Planned* plan = find_plan(call)) return plan;
+      call.has_bias = 0;
+    }
+  }
+  return find_plan(call);
 }
 
 template <Computes kComputes>
@@ -199,6 +246,26 @@ bool is_aligned(const KernelArgs& args) {
     return reinterpret_cast<std::uintptr_t>(view.data) % kVectorBytes == 0;
   };
   return std::ranges::all_of(args.inputs, aligned) && aligned(args.outputs[0]);
+}
+
+/// op(inputs…) into the call's result.
+void run_pointwise(const KernelArgs& args, const char* name, std::span<const TensorView> inputs) {
+  static const Attrs kNone;
+  const Op& op = get_op(name);
+  KernelArgs call{&op, inputs, args.outputs, &kNone};
+  call.stream = args.stream;
+  select_kernel(op, DeviceType::cuda, call)->run(call);
+}
+
+/// One by one.
+void conv2d_relu_directly(const KernelArgs& args) {
+  conv2d_directly(args);
+  const TensorView& result = args.outputs[0];
+  if (args.inputs[3].present) {
+    const TensorView operands[] = {result, args.inputs[3]};
+    run_pointwise(args, "add", operands);
+  }
+  run_pointwise(args, "relu", {&result, 1});
 }
 
 using TensorDesc = Handle<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor>;
@@ -229,6 +296,10 @@ void add_bias(cudnnHandle_t handle, const Call& call, const TensorView& bias, vo
       cudnnAddTensor(handle, one, addend.get(), bias.data, one, target.get(), result));
 }
 
+void* data_of(const KernelArgs& args, std::size_t operand) {
+  return operand < args.inputs.size() ? args.inputs[operand].data : nullptr;
+}
+
 template <Computes kComputes, auto kDirectly>
 void run(const KernelArgs& args) {
   require_alive();
@@ -244,9 +315,11 @@ void run(const KernelArgs& args) {
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
   const CudnnBinding bindings[] = {{plan->operands[0], images.data},
                                    {plan->operands[1], filters.data},
-                                   {plan->operands[2], result.data}};
+                                   {plan->operands[2], result.data},
+                                   {plan->operands[3], data_of(args, 2)},
+                                   {plan->operands[4], data_of(args, 3)}};
   plan->plan.run(library.handle(), bindings, args.workspace);
-  if (kComputes == Computes::result && args.inputs[2].present) {
+  if (kComputes == Computes::result && args.inputs[2].present && plan->operands[3] == 0) {
     add_bias(library.handle(), call, args.inputs[2], result.data);
   }
   if (!std::exchange(plan->has_run, true)) stop_other_threads_at_exit();
@@ -266,6 +339,7 @@ void add(const char* op, const char* name) {
 
 void register_conv2d_cudnn_kernels() {
   add<Computes::result, conv2d_directly>("conv2d", "cudnn.conv2d");
+  add<Computes::activated_result, conv2d_relu_directly>("conv2d_relu", "cudnn.conv2d_relu");
   add<Computes::d_images, conv2d_backward_input_directly>("conv2d_backward_input",
                                                           "cudnn.conv2d_backward_input");
   add<Computes::d_filters, conv2d_backward_weight_directly>("conv2d_backward_weight",

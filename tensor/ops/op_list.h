@@ -64,6 +64,7 @@
   X(batch_norm) \
   X(batch_norm_backward) \
   X(conv2d) \
+  X(conv2d_relu) \
   X(conv2d_backward_input) \
   X(conv2d_backward_weight) \
   X(max_pool2d) \
