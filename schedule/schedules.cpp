@@ -7,6 +7,8 @@
 #include <tuple>
 
 #include "tensor/detail/check.h"
+#include "tensor/interpreter.h"
+#include "tensor/ops/norm_attributes.h"
 
 namespace tenon::schedules {
 namespace {
@@ -346,6 +348,54 @@ void fuse_loss(Schedule& sch, Summary& summary) {
   }
 }
 
+/// Of matches whose last input is a residual, those where it has the first one's shape.
+std::vector<Subgraph> of_one_shape(const Schedule& sch, const Matches& matches) {
+  std::vector<Subgraph> chosen;
+  for (const Subgraph& match : matches) {
+    const Shape& x = sch.graph().value(match.inputs.front()).spec.shape;
+    const Shape& residual = sch.graph().value(match.inputs.back()).spec.shape;
+    bool same = x.rank() == residual.rank();
+    for (int axis = 0; same && axis < x.rank(); ++axis) same = x[axis].same_as(residual[axis]);
+    if (same) chosen.push_back(match);
+  }
+  return chosen;
+}
+
+/// All results of batch_norm, the new running statistics among them, with any momentum and epsilon.
+std::vector<Tensor> norm_results(std::span<const Tensor> operands, DropoutMode mode) {
+  std::vector<Tensor> results =
+      apply(get_op("batch_norm"), operands, BatchNormAttrs{mode, Any(0), Any(1)});
+  constexpr std::size_t kResults = 5;  // of those that a pattern allows for
+  results.resize(kResults);
+  return results;
+}
+
+void fuse_batch_norms(Schedule& sch, Summary& summary) {
+  for (const DropoutMode mode : {DropoutMode::follow, DropoutMode::train, DropoutMode::eval}) {
+    const Matches added =
+        sch.find([mode](const Tensor& x, const Tensor& mean, const Tensor& var, const Tensor& w,
+                        const Tensor& b, const Tensor& residual) {
+          const Tensor operands[] = {x, mean, var, w, b};
+          std::vector<Tensor> results = norm_results(operands, mode);
+          results[0] = relu(results[0] + residual);
+          return results;
+        });
+    attempt(summary, of_one_shape(sch, added), [&](const std::vector<Subgraph>& chosen) {
+      sch.fuse({chosen, {}}, {.name = "FusedNormAddReLU"});
+    });
+    const Matches plain = sch.find([mode](const Tensor& x, const Tensor& mean, const Tensor& var,
+                                          const Tensor& w, const Tensor& b) {
+      const Tensor operands[] = {x, mean, var, w, b};
+      std::vector<Tensor> results = norm_results(operands, mode);
+      results[0] = relu(results[0]);
+      return results;
+    });
+    attempt(summary, as_list(plain), [&](const std::vector<Subgraph>& chosen) {
+      sch.fuse({chosen, {}}, {.name = "FusedNormReLU"});
+    });
+  }
+}
+
 }  // namespace
 
 Summary attention(Schedule sch) {
@@ -374,6 +424,14 @@ Summary gpt(Schedule sch) {
   fuse_residuals(sch, summary);
   fuse_loss(sch, summary);
   require_rewrites(summary, "gpt");
+  return summary;
+}
+
+Summary convolutional(Schedule sch) {
+  Summary summary;
+  sch.trace({.flatten = true});
+  fuse_batch_norms(sch, summary);
+  require_rewrites(summary, "convolutional");
   return summary;
 }
 

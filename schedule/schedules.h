@@ -34,4 +34,8 @@ Summary transformer_encoder(Schedule sch);
 /// cross_entropy(linear(x), targets), without storing the logits.
 Summary gpt(Schedule sch);
 
+/// batch_norm followed by relu, or by the addition of a residual of its shape and relu, as one op each,
+/// wherever nothing else needs what lies between. ScheduleError when there is neither below `sch`.
+Summary convolutional(Schedule sch);
+
 }  // namespace tenon::schedules

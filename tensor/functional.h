@@ -158,6 +158,16 @@ Tensor dropout(const Tensor& input, double p = 0.5, DropoutMode mode = DropoutMo
 Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
                   const Tensor& weight = {}, const Tensor& bias = {},
                   DropoutMode mode = DropoutMode::follow, double momentum = 0.1, double eps = 1e-5);
+/// relu(batch_norm(…)), in one pass over the input where a kernel does both.
+Tensor batch_norm_relu(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
+                       const Tensor& weight = {}, const Tensor& bias = {},
+                       DropoutMode mode = DropoutMode::follow, double momentum = 0.1,
+                       double eps = 1e-5);
+/// relu(batch_norm(…) + residual), whose residual has the input's shape.
+Tensor batch_norm_add_relu(const Tensor& input, const Tensor& running_mean,
+                           const Tensor& running_var, const Tensor& weight, const Tensor& bias,
+                           const Tensor& residual, DropoutMode mode = DropoutMode::follow,
+                           double momentum = 0.1, double eps = 1e-5);
 
 struct AttentionOptions {
   double dropout_p = 0;

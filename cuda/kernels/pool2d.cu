@@ -1,5 +1,6 @@
 // Max and average pooling of (N, C, H, W), row-major or channels-last, and their gradients: a thread for
-// each element of the result, in the order of memory. A gradient gathers from the windows that an input
+// each element of the result, in the order of memory, or channels-last for 16 bytes of neighbouring
+// channels. What a small window shows is read at once. A gradient gathers from the windows that an input
 // element lies in, in a fixed order, so overlapping windows need no atomics.
 #include <limits>
 
@@ -66,8 +67,9 @@ struct Place {
   std::int64_t source;  // offset of the plane
 
   template <class Index>
-  __device__ __forceinline__ Place(const PoolParams& p, Index index, Index height, Index width) {
-    const auto channels = static_cast<Index>(p.channels);
+  __device__ __forceinline__ Place(const PoolParams& p, Index index, Index height, Index width,
+                                   int vector) {
+    const auto channels = static_cast<Index>(p.channels) / vector;
     Index sample, channel, row, column;
     if (p.channels_last) {
       channel = index % channels;
@@ -86,6 +88,7 @@ struct Place {
     }
     y = row;
     x = column;
+    channel *= vector;
     target = sample * p.target_axes.sample + channel * p.target_axes.channel +
              y * p.target_axes.row + x * p.target_axes.column;
     source = sample * p.source_axes.sample + channel * p.source_axes.channel;
@@ -98,96 +101,208 @@ __device__ __forceinline__ std::int64_t within(const PoolParams& p, std::int64_t
   return y * p.source_axes.row + x * p.source_axes.column;
 }
 
-struct MaxPool {
-  static constexpr bool kForward = true;
-  template <class T>
-  static __device__ __forceinline__ void compute(const PoolParams& p, const Place& at) {
-    using C = compute_type<T>;
-    const T* input = static_cast<const T*>(p.source) + at.source;
-    const Span rows(p.h, at.y), cols(p.w, at.x);
-    std::int64_t best = rows.first * p.w.input + cols.first;
-    C largest = -std::numeric_limits<C>::infinity();
+/// kVector neighbouring elements of any type, by 16-byte accesses.
+template <int kVector, class V>
+struct Elements {
+  static constexpr int kLength = vector_length<V> < kVector ? vector_length<V> : kVector;
+  static constexpr int kPacks = kVector / kLength;
+  Pack<V, kLength> packs[kPacks];
+
+  __device__ __forceinline__ V& operator[](int i) { return packs[i / kLength].item[i % kLength]; }
+  __device__ __forceinline__ const V& operator[](int i) const {
+    return packs[i / kLength].item[i % kLength];
+  }
+  __device__ __forceinline__ void load(const V* source) {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) packs[i] = load_pack<V, kLength>(source + i * kLength);
+  }
+  __device__ __forceinline__ void store(V* target) const {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) store_pack<V, kLength>(target + i * kLength, packs[i]);
+  }
+};
+
+/// f(y, x, the elements there) for all pairs of positions. Of at most kWindow positions an axis all are
+/// read before the first is used; 0: of any number.
+template <class Value, int kWindow, class Positions, class Load, class F>
+__device__ __forceinline__ void visit(const Positions& rows, const Positions& cols,
+                                      const Load& load, const F& f) {
+  if constexpr (kWindow == 0) {
     for (std::int64_t y = rows.first; y < rows.last; ++y) {
       for (std::int64_t x = cols.first; x < cols.last; ++x) {
-        const C value = widen(input[within(p, y, x)]);
-        if (value > largest || value != value) {
-          largest = value;
-          best = y * p.w.input + x;
-        }
+        Value value;
+        load(y, x, value);
+        f(y, x, value);
       }
     }
-    static_cast<T*>(p.target)[at.target] = convert<T>(largest);
-    p.indices[at.target] = best;
+  } else {
+    Value values[kWindow][kWindow];
+#pragma unroll
+    for (int i = 0; i < kWindow; ++i) {
+#pragma unroll
+      for (int j = 0; j < kWindow; ++j) {
+        const std::int64_t y = rows.first + i, x = cols.first + j;
+        if (y < rows.last && x < cols.last) load(y, x, values[i][j]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kWindow; ++i) {
+#pragma unroll
+      for (int j = 0; j < kWindow; ++j) {
+        const std::int64_t y = rows.first + i, x = cols.first + j;
+        if (y < rows.last && x < cols.last) f(y, x, values[i][j]);
+      }
+    }
   }
+}
+
+/// What reads the source's elements at (y, x) of a plane.
+template <class T, int kVector>
+struct LoadSource {
+  const PoolParams& p;
+  const T* plane;
+  __device__ __forceinline__ void operator()(std::int64_t y, std::int64_t x,
+                                             Elements<kVector, T>& value) const {
+    value.load(plane + within(p, y, x));
+  }
+};
+
+struct MaxPool {
+  static constexpr bool kForward = true;
+  static constexpr int kWindow = 3;
+  template <class T, int kVector, int kWindow>
+  static __device__ __forceinline__ void compute(const PoolParams& p, const Place& at) {
+    using C = compute_type<T>;
+    using Values = Elements<kVector, T>;
+    const Span rows(p.h, at.y), cols(p.w, at.x);
+    C largest[kVector];
+    Elements<kVector, std::int64_t> best;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      largest[i] = -std::numeric_limits<C>::infinity();
+      best[i] = rows.first * p.w.input + cols.first;
+    }
+    const LoadSource<T, kVector> load{p, static_cast<const T*>(p.source) + at.source};
+    visit<Values, kWindow>(rows, cols, load, [&](auto y, auto x, const Values& values) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const C value = widen(values[i]);
+        if (value > largest[i] || value != value) {
+          largest[i] = value;
+          best[i] = y * p.w.input + x;
+        }
+      }
+    });
+    Values result;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) result[i] = convert<T>(largest[i]);
+    result.store(static_cast<T*>(p.target) + at.target);
+    best.store(p.indices + at.target);
+  }
+};
+
+/// The gradient of some windows and where their largest elements were.
+template <class T, int kVector>
+struct IndexedGradient {
+  Elements<kVector, T> grad;
+  Elements<kVector, std::int64_t> index;
 };
 
 struct MaxPoolBackward {
   static constexpr bool kForward = false;
-  template <class T>
+  static constexpr int kWindow = 2;
+  template <class T, int kVector, int kWindow>
   static __device__ __forceinline__ void compute(const PoolParams& p, const Place& at) {
     using C = compute_type<T>;
+    using Value = IndexedGradient<T, kVector>;
     const std::int64_t own = at.y * p.w.input + at.x;
-    const Windows rows(p.h, at.y), cols(p.w, at.x);
-    C sum = C(0);
-    for (std::int64_t y = rows.first; y < rows.last; ++y) {
-      for (std::int64_t x = cols.first; x < cols.last; ++x) {
-        const std::int64_t output = at.source + within(p, y, x);
-        if (p.indices[output] == own) sum += widen(static_cast<const T*>(p.source)[output]);
-      }
-    }
-    static_cast<T*>(p.target)[at.target] = convert<T>(sum);
+    C sums[kVector] = {};
+    const auto load = [&](std::int64_t y, std::int64_t x, Value& value) {
+      const std::int64_t output = at.source + within(p, y, x);
+      value.grad.load(static_cast<const T*>(p.source) + output);
+      value.index.load(p.indices + output);
+    };
+    visit<Value, kWindow>(Windows(p.h, at.y), Windows(p.w, at.x), load,
+                          [&](auto, auto, const Value& value) {
+#pragma unroll
+                            for (int i = 0; i < kVector; ++i) {
+                              if (value.index[i] == own) sums[i] += widen(value.grad[i]);
+                            }
+                          });
+    Elements<kVector, T> result;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) result[i] = convert<T>(sums[i]);
+    result.store(static_cast<T*>(p.target) + at.target);
   }
 };
 
-struct AvgPool {
-  static constexpr bool kForward = true;
-  template <class T>
+/// The mean over the windows or positions that `Positions` names.
+template <class Positions, bool kIsForward, int kMostPositions>
+struct AveragePool {
+  static constexpr bool kForward = kIsForward;
+  static constexpr int kWindow = kMostPositions;
+  template <class T, int kVector, int kWindow>
   static __device__ __forceinline__ void compute(const PoolParams& p, const Place& at) {
     using C = compute_type<T>;
-    const T* input = static_cast<const T*>(p.source) + at.source;
-    const Span rows(p.h, at.y), cols(p.w, at.x);
-    C total = C(0);
-    for (std::int64_t y = rows.first; y < rows.last; ++y) {
-      for (std::int64_t x = cols.first; x < cols.last; ++x) total += widen(input[within(p, y, x)]);
-    }
-    static_cast<T*>(p.target)[at.target] =
-        convert<T>(total / static_cast<C>(p.h.kernel * p.w.kernel));
-  }
-};
-
-struct AvgPoolBackward {
-  static constexpr bool kForward = false;
-  template <class T>
-  static __device__ __forceinline__ void compute(const PoolParams& p, const Place& at) {
-    using C = compute_type<T>;
-    const T* grad = static_cast<const T*>(p.source) + at.source;
-    const Windows rows(p.h, at.y), cols(p.w, at.x);
+    using Values = Elements<kVector, T>;
+    C sums[kVector] = {};
+    const LoadSource<T, kVector> load{p, static_cast<const T*>(p.source) + at.source};
+    visit<Values, kWindow>(Positions(p.h, at.y), Positions(p.w, at.x), load,
+                           [&](auto, auto, const Values& values) {
+#pragma unroll
+                             for (int i = 0; i < kVector; ++i) sums[i] += widen(values[i]);
+                           });
     const C count = static_cast<C>(p.h.kernel * p.w.kernel);
-    C sum = C(0);
-    for (std::int64_t y = rows.first; y < rows.last; ++y) {
-      for (std::int64_t x = cols.first; x < cols.last; ++x)
-        sum += widen(grad[within(p, y, x)]) / count;
-    }
-    static_cast<T*>(p.target)[at.target] = convert<T>(sum);
+    Values result;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) result[i] = convert<T>(sums[i] / count);
+    result.store(static_cast<T*>(p.target) + at.target);
   }
 };
+using AvgPool = AveragePool<Span, true, 3>;
+using AvgPoolBackward = AveragePool<Windows, false, 2>;
 
-template <class T, class Rule, class Index>
+template <class T, class Rule, class Index, int kVector, int kWindow>
 __global__ void __launch_bounds__(kThreads) pool_kernel(const PoolParams p) {
   const std::int64_t index = block_index() * kThreads + threadIdx.x;
-  if (index >= p.numel) return;
+  if (index >= p.numel / kVector) return;
   const auto height = static_cast<Index>(Rule::kForward ? p.h.output : p.h.input);
   const auto width = static_cast<Index>(Rule::kForward ? p.w.output : p.w.input);
-  Rule::template compute<T>(p, Place(p, static_cast<Index>(index), height, width));
+  const Place place(p, static_cast<Index>(index), height, width, kVector);
+  Rule::template compute<T, kVector, kWindow>(p, place);
+}
+
+/// Whether a thread visits at most `most` positions an axis.
+template <class Rule>
+bool visits_few(const WindowAxis& axis) {
+  return (Rule::kForward ? axis.kernel : ceil_div(axis.kernel, axis.stride)) <= Rule::kWindow;
+}
+
+template <class T>
+bool allows_vectors(const PoolParams& p) {
+  return p.channels_last && p.channels % vector_length<T> == 0 &&
+         is_aligned(p.source, kVectorBytes) && is_aligned(p.target, kVectorBytes) &&
+         is_aligned(p.indices, kVectorBytes);
 }
 
 template <class Rule>
 void launch_pool(const KernelArgs& args, const PoolParams& p) {
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
-    const bool small = p.numel < (std::int64_t{1} << 32);
-    launch(stream_of(args), args.name(),
-           small ? pool_kernel<T, Rule, std::uint32_t> : pool_kernel<T, Rule, std::uint64_t>,
-           ceil_div(p.numel, kThreads), kThreads, 0, p);
+    const auto start = [&]<class Index, int kVector, int kWindow>() {
+      launch(stream_of(args), args.name(), pool_kernel<T, Rule, Index, kVector, kWindow>,
+             ceil_div(p.numel / kVector, kThreads), kThreads, 0, p);
+    };
+    constexpr int kVector = vector_length<T>;
+    const bool few = visits_few<Rule>(p.h) && visits_few<Rule>(p.w);
+    if (p.numel >= std::int64_t{1} << 32) {
+      start.template operator()<std::uint64_t, 1, 0>();
+    } else if (allows_vectors<T>(p)) {
+      few ? start.template operator()<std::uint32_t, kVector, Rule::kWindow>()
+          : start.template operator()<std::uint32_t, kVector, 0>();
+    } else {
+      few ? start.template operator()<std::uint32_t, 1, Rule::kWindow>()
+          : start.template operator()<std::uint32_t, 1, 0>();
+    }
   });
 }
 

@@ -67,6 +67,14 @@ Attrs captured_attrs(const FusedMatch& fused) {
   return attrs;
 }
 
+/// Whether `outputs` begin with the match's first result and hold the others.
+bool makes_all(const std::vector<ValueId>& outputs, const Subgraph& match) {
+  return outputs.at(0) == match.outputs.at(0) &&
+         std::all_of(match.outputs.begin(), match.outputs.end(), [&](ValueId id) {
+           return std::find(outputs.begin(), outputs.end(), id) != outputs.end();
+         });
+}
+
 void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
   std::string nodes;
   for (NodeId id : match.nodes) nodes += (nodes.empty() ? "" : ", ") + graph.full_name(id);
@@ -74,7 +82,7 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
               nodes);
   const std::vector<FusedMatch> within = fused_ops_within(graph, match);
   const auto fused = std::find_if(within.begin(), within.end(), [&](const FusedMatch& candidate) {
-    return candidate.match.nodes == match.nodes && candidate.match.outputs == match.outputs;
+    return candidate.match.nodes == match.nodes && makes_all(candidate.match.outputs, match);
   });
   TENON_CHECK(fused != within.end(), ScheduleError,
               "no fused op is registered for the composition of {}: {}", nodes,
@@ -95,10 +103,13 @@ void fuse_one(Graph& graph, const Subgraph& match, const std::string& name) {
                                      detail::position_after(graph, fused->match.inputs));
   graph.rename(node, graph.call(id).name());
   graph.set_region(node, region);
-  const ValueId output = graph.node(node).outputs.at(0);
-  graph.mutable_call(id).outputs = {output};
-  detail::check_same_spec(graph, match.outputs[0], output, fused->op->name);
-  graph.replace_all_uses(match.outputs[0], output);
+  const std::vector<ValueId> outputs = graph.node(node).outputs;
+  graph.mutable_call(id).outputs = outputs;
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const ValueId old = fused->match.outputs.at(i);
+    detail::check_same_spec(graph, old, outputs[i], fused->op->name);
+    graph.replace_all_uses(old, outputs[i]);
+  }
   graph.eliminate_dead_code();
 }
 

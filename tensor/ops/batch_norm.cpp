@@ -3,6 +3,7 @@
 #include "tensor/cpu/batch_norm.h"
 
 #include "tensor/detail/batch_norm_call.h"
+#include "tensor/detail/batch_norm_rules.h"
 #include "tensor/detail/check.h"
 #include "tensor/detail/norm_rules.h"
 #include "tensor/interpreter.h"
@@ -16,24 +17,29 @@ Tensor batch_norm(const Tensor& input, const Tensor& running_mean, const Tensor&
                   const Tensor& weight, const Tensor& bias, DropoutMode mode, double momentum,
                   double eps) {
   static const Op& op = get_op("batch_norm");
-  TENON_CHECK(running_mean.defined() == running_var.defined(), ValueError,
-              "[batch_norm] one of running_mean and running_var is missing; needed both or none");
-  TENON_CHECK(running_mean.defined() || mode != DropoutMode::eval, ValueError,
-              "[batch_norm] evaluation needs running_mean and running_var");
-  if (!running_mean.defined()) mode = DropoutMode::train;
   const Tensor operands[] = {input, running_mean, running_var, weight, bias};
-  const std::vector<Tensor> outputs = apply(op, operands, BatchNormAttrs{mode, momentum, eps});
-  // Where the mode is open, evaluation hands the old values back.
-  const bool moves = resolved(mode) != DropoutMode::eval;
-  if (running_mean.defined() && !ops::in_pattern() && moves) {
-    const NoGradGuard no_grad;
-    Tensor(running_mean).copy_(outputs[3]);
-    Tensor(running_var).copy_(outputs[4]);
-  }
-  return outputs[0];
+  return ops::call_batch_norm(op, operands, {mode, momentum, eps});
 }
 
 namespace ops {
+
+Tensor call_batch_norm(const Op& op, std::span<const Tensor> operands, BatchNormAttrs attrs) {
+  Tensor running_mean = operands[1], running_var = operands[2];
+  TENON_CHECK(running_mean.defined() == running_var.defined(), ValueError,
+              "[{}] one of running_mean and running_var is missing; needed both or none", op.name);
+  TENON_CHECK(running_mean.defined() || attrs.mode != DropoutMode::eval, ValueError,
+              "[{}] evaluation needs running_mean and running_var", op.name);
+  if (!running_mean.defined()) attrs.mode = DropoutMode::train;
+  const std::vector<Tensor> outputs = apply(op, operands, attrs);
+  // Where the mode is open, evaluation hands the old values back.
+  const bool moves = resolved(attrs.mode) != DropoutMode::eval;
+  if (running_mean.defined() && !in_pattern() && moves) {
+    const NoGradGuard no_grad;
+    running_mean.copy_(outputs[3]);
+    running_var.copy_(outputs[4]);
+  }
+  return outputs[0];
+}
 
 bool uses_batch_statistics(DropoutMode mode, bool training, const ChannelSizes& sizes) {
   if (!uses_batch_statistics(mode, training) || sizes.count() == 0) return false;
@@ -61,10 +67,12 @@ void require_channel_axis(const InferContext& context, int input) {
               context.op().name, context[input].shape.to_string());
 }
 
+}  // namespace
+
 std::vector<TensorSpec> infer_batch_norm(const InferContext& context) {
   require_channel_axis(context, 0);
   require_same_dtype(context);
-  for (int i = 1; i < context.size(); ++i) require_channels(context, 0, i);
+  for (int i = 1; i < 5; ++i) require_channels(context, 0, i);
   TensorSpec vector = context[0];
   vector.shape = Shape{context[0].shape[1]};
   TensorSpec statistic = vector;
@@ -73,6 +81,8 @@ std::vector<TensorSpec> infer_batch_norm(const InferContext& context) {
   if (context.has(1)) outputs.insert(outputs.end(), {vector, vector});
   return outputs;
 }
+
+namespace {
 
 std::vector<TensorSpec> infer_batch_norm_backward(const InferContext& context) {
   const auto& attrs = context.attributes<BatchNormBackwardAttrs>();
@@ -105,17 +115,22 @@ Tensor along_channels(const Tensor& vector, const Tensor& input) {
   return reshape(cast(vector, input.dtype()), shape);
 }
 
-/// How the input enters the mean and the factor that a second derivative asks about:
-/// (grad_mean - grad_factor·factor²·x̂)/n.
-Tensor statistics_gradient(const VjpContext& call) {
+}  // namespace
+
+Tensor add_statistics_gradient(const VjpContext& call, const Tensor& gradient, DropoutMode mode) {
+  const bool of_statistics = call.cotangent(1) || call.cotangent(2);
+  if (!of_statistics || !call.needs(0) || !batch_statistics_now(mode)) return gradient;
   const Tensor input = call.input(0);
   const Tensor factor = along_channels(call.output(2), input);
   const Tensor normalized = (input - along_channels(call.output(1), input)) * factor;
   const Tensor of_mean = along_channels(call.cotangent_or_zeros(1), input);
   const Tensor of_factor = along_channels(call.cotangent_or_zeros(2), input);
   const Dim count = input.numel() / input.size(1);
-  return (of_mean - of_factor * square(factor) * normalized) / Scalar(count);
+  const Tensor further = (of_mean - of_factor * square(factor) * normalized) / Scalar(count);
+  return gradient ? gradient + further : further;
 }
+
+namespace {
 
 std::vector<Tensor> vjp_batch_norm(const VjpContext& call) {
   std::vector<Tensor> gradients(5);
@@ -128,11 +143,7 @@ std::vector<Tensor> vjp_batch_norm(const VjpContext& call) {
     gradients[3] = found.weight;
     gradients[4] = found.bias;
   }
-  const bool of_statistics = call.cotangent(1) || call.cotangent(2);
-  if (of_statistics && call.needs(0) && batch_statistics_now(mode)) {
-    const Tensor further = statistics_gradient(call);
-    gradients[0] = gradients[0] ? gradients[0] + further : further;
-  }
+  gradients[0] = add_statistics_gradient(call, gradients[0], mode);
   return gradients;
 }
 
@@ -160,16 +171,15 @@ std::vector<Tensor> decompose_batch_norm_backward(std::span<const Tensor> inputs
   return outputs;
 }
 
-/// In evaluation the new running statistics are the old ones.
-int repeated_operand(const Attrs& attrs, bool training, int output) {
+}  // namespace
+
+int repeated_statistics(const Attrs& attrs, bool training, int output) {
   constexpr int kNewMean = 3;
   constexpr int kRunningMean = 1;
   const bool is_new = output >= kNewMean;
   if (!is_new || uses_batch_statistics(attrs.as<BatchNormAttrs>().mode, training)) return -1;
   return kRunningMean + output - kNewMean;
 }
-
-}  // namespace
 
 NormGradients batch_norm_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                   const Tensor& mean, const Tensor& factor,
@@ -197,7 +207,7 @@ Op define_batch_norm() {
       .optional("weight")
       .optional("bias")
       .infer(infer_batch_norm)
-      .repeats(repeated_operand)
+      .repeats(repeated_statistics)
       .vjp(vjp_batch_norm)
       .saves_inputs({0, 3})
       .saves_outputs({1, 2})

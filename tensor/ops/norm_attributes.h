@@ -76,4 +76,14 @@ struct BatchNormBackwardAttrs {
   }
 };
 
+/// batch_norm_add_relu_backward: likewise, the residual's gradient last.
+struct BatchNormAddBackwardAttrs : BatchNormBackwardAttrs {
+  bool residual = true;
+  static constexpr auto fields() {
+    using A = BatchNormAddBackwardAttrs;
+    return std::tuple_cat(BatchNormBackwardAttrs::fields(),
+                          std::tuple{field("residual", &A::residual)});
+  }
+};
+
 }  // namespace tenon

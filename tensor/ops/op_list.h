@@ -63,6 +63,10 @@
   X(rms_norm_backward_add) \
   X(batch_norm) \
   X(batch_norm_backward) \
+  X(batch_norm_relu) \
+  X(batch_norm_relu_backward) \
+  X(batch_norm_add_relu) \
+  X(batch_norm_add_relu_backward) \
   X(conv2d) \
   X(conv2d_relu) \
   X(conv2d_backward_input) \

@@ -114,6 +114,16 @@ void add_batch_norms(Samples& samples) {
     const Tensor x = leaf(sizes, memory, 1), w = leaf(vector, kNarrowed, 2);
     samples.push_back({"batch_norm", what, norm, {x, mean, var, w, leaf(vector, kDense, 3)}});
     samples.push_back({"batch_norm", what, norm, {x, mean, var, {}, {}}});
+    for (const char* op : {"batch_norm_relu", "batch_norm_add_relu"}) {
+      const auto fused = [mode, op](const std::vector<Tensor>& in) {
+        std::vector<Tensor> outputs = apply(get_op(op), in, BatchNormAttrs{mode, 0.1, 0.1});
+        outputs.resize(mode == DropoutMode::train ? 3 : 1);
+        return outputs;
+      };
+      std::vector<Tensor> operands = {x, mean, var, w, leaf(vector, kDense, 3)};
+      if (std::string(op) == "batch_norm_add_relu") operands.push_back(leaf(sizes, memory, 7));
+      samples.push_back({op, what, fused, operands});
+    }
     const auto gradients = [mode](const std::vector<Tensor>& in) {
       const ops::NormGradients found =
           ops::batch_norm_backward(in[0], in[1], in[2], in[3], in[4], {mode, true, true, true});
@@ -124,6 +134,23 @@ void add_batch_norms(Samples& samples) {
                        gradients,
                        {leaf(sizes, memory, 4), x, w, leaf(vector, kDense, 5),
                         leaf_in(0.5, 2, vector, kDense, 6)}});
+    // Of the forward result only signs count.
+    const Tensor signs = leaf(sizes, memory, 7).detach();
+    const Tensor grad = leaf(sizes, memory, 4);
+    const Tensor used_mean = leaf(vector, kDense, 5), factor = leaf_in(0.5, 2, vector, kDense, 6);
+    const auto through_relu = [mode](const std::vector<Tensor>& in) {
+      const bool adds = in.size() == 6;
+      const BatchNormBackwardAttrs all{mode, true, true, true};
+      if (adds) {
+        return apply(get_op("batch_norm_add_relu_backward"), in,
+                     BatchNormAddBackwardAttrs{all, true});
+      }
+      return apply(get_op("batch_norm_relu_backward"), in, all);
+    };
+    samples.push_back({"batch_norm_relu_backward", what, through_relu,
+                       {grad, x, signs, w, {}, used_mean, factor}});
+    samples.push_back({"batch_norm_add_relu_backward", what, through_relu,
+                       {grad, x, signs, w, used_mean, factor}});
   };
   add("training", {3, 2, 2}, kDense, DropoutMode::train);
   add("training, strided", {2, 2, 2, 3}, kPermuted, DropoutMode::train);

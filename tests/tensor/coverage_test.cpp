@@ -25,6 +25,8 @@ const std::map<std::string, std::string> kOracleTests = {
     {"scaled_dot_product_attention_lse", "tensor_attention: naive double reference"},
     {"scaled_dot_product_attention_backward", "tensor_attention_gradient: naive double reference"},
     {"bias_dropout_residual_layer_norm", "tensor_normalization: naive double reference"},
+    {"batch_norm_relu", "tensor_norm: naive double reference"},
+    {"batch_norm_add_relu", "tensor_norm: naive double reference"},
     {"bias_gelu", "tensor_bias_gelu: naive double reference"},
     {"linear_gelu", "tensor_fused_products: naive double reference"},
     {"linear_gelu_aux", "tensor_fused_products: naive double reference"},
