@@ -87,11 +87,12 @@ bool Lowering::write_in_place(const Location& value, const Location& state) {
   const auto maker = std::find_if(instructions.begin(), instructions.end(), makes_value);
   if (maker == instructions.end()) return false;
   for (auto at = maker; at != instructions.end(); ++at) {
+    int readers = 0;
     for (std::size_t k = 0; k < at->inputs.size(); ++k) {
       if (!overlaps(at->inputs[k], at->input_places[k], state)) continue;
       // A pointwise kernel reads an element before it writes the same one.
-      const bool same_elements = at == maker &&
-                                 (at->op->has(Trait::elementwise) || at->op->has(Trait::update)) &&
+      const bool updates = at->op->has(Trait::update) && ++readers == 1;
+      const bool same_elements = at == maker && (at->op->has(Trait::elementwise) || updates) &&
                                  at->input_places[k].offset == state.layout.offset &&
                                  at->inputs[k].sizes == state.layout.sizes &&
                                  at->inputs[k].strides == state.layout.strides;
