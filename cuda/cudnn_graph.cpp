@@ -26,6 +26,8 @@ constexpr auto kAttributeType<cudnnDataType_t> = CUDNN_TYPE_DATA_TYPE;
 template <>
 constexpr auto kAttributeType<cudnnPointwiseMode_t> = CUDNN_TYPE_POINTWISE_MODE;
 template <>
+constexpr auto kAttributeType<cudnnNanPropagation_t> = CUDNN_TYPE_NAN_PROPOGATION;
+template <>
 constexpr auto kAttributeType<cudnnReduceTensorOp_t> = CUDNN_TYPE_REDUCTION_OPERATOR_TYPE;
 template <>
 constexpr auto kAttributeType<cudnnBackendHeurMode_t> = CUDNN_TYPE_HEUR_MODE;
@@ -169,6 +171,10 @@ CudnnGraph::Value CudnnGraph::transposed_memory(cudnnDataType_t type, CudnnAxes 
   return add(type, sizes, strides, Kind::memory);
 }
 
+CudnnGraph::Value CudnnGraph::intermediate(const CudnnAxes& sizes, const CudnnAxes& strides) {
+  return add(CUDNN_DATA_FLOAT, sizes, strides, Kind::virtual_value);
+}
+
 CudnnGraph::Value CudnnGraph::number() {
   return add(CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1}, Kind::number);
 }
@@ -199,6 +205,9 @@ cudnnBackendDescriptor_t CudnnGraph::pointwise_settings(cudnnPointwiseMode_t mod
   cudnnBackendDescriptor_t settings = make(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
   set(settings, CUDNN_ATTR_POINTWISE_MODE, mode);
   set(settings, CUDNN_ATTR_POINTWISE_MATH_PREC, compute);
+  if (mode == CUDNN_POINTWISE_RELU_FWD) {
+    set(settings, CUDNN_ATTR_POINTWISE_NAN_PROPAGATION, CUDNN_PROPAGATE_NAN);
+  }
   return settings;
 }
 

@@ -39,6 +39,8 @@ class CudnnGraph {
   Value memory(cudnnDataType_t type, const CudnnAxes& sizes, const CudnnAxes& strides);
   /// The same elements with rows and columns exchanged, as an operand of matmul.
   Value transposed_memory(cudnnDataType_t type, CudnnAxes sizes, CudnnAxes strides);
+  /// A float32 value of these strides that need not be stored.
+  Value intermediate(const CudnnAxes& sizes, const CudnnAxes& strides);
   /// A float32 in host memory, read when the plan runs.
   Value number();
 

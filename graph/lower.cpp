@@ -248,6 +248,20 @@ Location Lowering::emit_copy(const Location& source, const Extents& strides) {
   return target;
 }
 
+/// Inputs and state stay as they are while operands are read: one copy serves all who want it, such as a
+/// convolution and its gradients.
+Location Lowering::operand_copy(const Location& source, const Extents& strides) {
+  const BufferKind kind = program_->buffers[static_cast<std::size_t>(source.buffer)].kind;
+  if (kind != BufferKind::state && kind != BufferKind::input) return emit_copy(source, strides);
+  for (const auto& [original, copy] : copies_) {
+    if (original.buffer == source.buffer && original.layout == source.layout &&
+        original.dtype == source.dtype && copy.layout.strides == strides) {
+      return copy;
+    }
+  }
+  return copies_.emplace_back(source, emit_copy(source, strides)).second;
+}
+
 void Lowering::emit_copy_to(const Location& source, const Location& target) {
   Instruction copy;
   copy.op = &get_op("clone");
@@ -327,13 +341,13 @@ std::vector<Tensor> Lowering::emit_kernel(const Op& op, std::span<const Tensor> 
       const bool either = layout.is_contiguous() &&
                           !is_channels_last(layout.sizes, wanted);  // the same memory
       if (!either && !is_channels_last(layout.sizes, layout.strides)) {
-        locations[i] = emit_copy(locations[i], wanted);
+        locations[i] = operand_copy(locations[i], wanted);
       }
       locations[i].layout.strides = wanted;
       instruction.inputs[i] = view_of(locations[i]);
     } else if (accepts ? !accepts(static_cast<int>(i), instruction.inputs[i])
                        : !layout.is_contiguous()) {
-      locations[i] = emit_copy(locations[i]);
+      locations[i] = operand_copy(locations[i], contiguous_strides(layout.sizes));
       instruction.inputs[i] = view_of(locations[i]);
     }
     instruction.input_places[i] = {locations[i].buffer, locations[i].layout.offset};

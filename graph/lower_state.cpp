@@ -87,11 +87,12 @@ bool Lowering::write_in_place(const Location& value, const Location& state) {
   const auto maker = std::find_if(instructions.begin(), instructions.end(), makes_value);
   if (maker == instructions.end()) return false;
   for (auto at = maker; at != instructions.end(); ++at) {
+    int readers = 0;
     for (std::size_t k = 0; k < at->inputs.size(); ++k) {
       if (!overlaps(at->inputs[k], at->input_places[k], state)) continue;
       // A pointwise kernel reads an element before it writes the same one.
-      const bool same_elements = at == maker &&
-                                 (at->op->has(Trait::elementwise) || at->op->has(Trait::update)) &&
+      const bool updates = at->op->has(Trait::update) && ++readers == 1;
+      const bool same_elements = at == maker && (at->op->has(Trait::elementwise) || updates) &&
                                  at->input_places[k].offset == state.layout.offset &&
                                  at->inputs[k].sizes == state.layout.sizes &&
                                  at->inputs[k].strides == state.layout.strides;
@@ -165,6 +166,36 @@ void Lowering::place_writes() {
   }
 }
 
+/// Copies of state that no run of this Program writes, such as filters for channels-last images, come
+/// first and stay from run to run.
+void Lowering::keep_copies_of_state() {
+  auto& instructions = program_->instructions;
+  std::set<int> copies;
+  for (const auto& [original, copy] : copies_) {
+    const auto state = std::ranges::find(program_->states, original.buffer, &StateSlot::buffer);
+    if (state == program_->states.end()) continue;  // of an input
+    if (std::ranges::binary_search(program_->written, state->storage)) continue;
+    copies.insert(copy.buffer);
+    program_->kept_state.push_back(state->storage);
+  }
+  const auto is_kept = [&](std::size_t i) {
+    const Instruction& instruction = instructions[i];
+    return instruction.op->name == "clone" && copies.contains(instruction.output_places[0].buffer);
+  };
+  std::vector<Instruction> ordered;
+  std::vector<InstructionInfo> infos;
+  for (const bool first : {true, false}) {
+    for (std::size_t i = 0; i < instructions.size(); ++i) {
+      if (is_kept(i) != first) continue;
+      ordered.push_back(instructions[i]);
+      infos.push_back(program_->infos[i]);
+    }
+    if (first) program_->kept = ordered.size();
+  }
+  instructions = std::move(ordered);
+  program_->infos = std::move(infos);
+}
+
 void Lowering::plan() {
   auto& buffers = program_->buffers;
   std::vector<BufferLifetime> lifetimes(buffers.size());
@@ -187,6 +218,11 @@ void Lowering::plan() {
     if (instruction.workspace.buffer != kNone) {
       touch(instruction.workspace.buffer, static_cast<int>(i));
     }
+  }
+  for (std::size_t i = 0; i < program_->kept; ++i) {
+    const int kept = program_->instructions[i].output_places[0].buffer;
+    touch(kept, static_cast<int>(program_->instructions.size()) - 1);
+    lifetimes[static_cast<std::size_t>(kept)].first = 0;
   }
   std::vector<std::size_t> planned;
   std::vector<BufferLifetime> needed;

@@ -143,10 +143,19 @@ void Program::Impl::launch(std::size_t i, const RandomState& random) {
 }
 
 void Program::Impl::launch_each(const RandomState& random) {
-  for (std::size_t i = 0; i < instructions.size(); ++i) launch(i, random);
+  for (std::size_t i = kept; i < instructions.size(); ++i) launch(i, random);
+}
+
+void Program::Impl::copy_changed_state(const RandomState& random) {
+  std::vector<std::uint64_t> versions;
+  for (const auto& storage : kept_state) versions.push_back(storage->version());
+  if (versions == kept_versions) return;
+  for (std::size_t i = 0; i < kept; ++i) launch(i, random);
+  kept_versions = std::move(versions);
 }
 
 void Program::Impl::execute(const RandomState& random) {
+  copy_changed_state(random);
   if (capture_mode() == CaptureMode::never || !capturable) return launch_each(random);
   Capture& capture = find_capture(random.seed);
   capture.last_use = ++uses;
@@ -229,7 +238,9 @@ std::vector<WorkTime> Program::time_instructions(std::span<const Tensor> inputs,
   impl_->run(binding, generator);
   std::vector<std::function<void()>> work;
   for (std::size_t i = 0; i < impl_->instructions.size(); ++i) {
-    work.emplace_back([this, i, random = generator.state()] { impl_->launch(i, random); });
+    work.emplace_back([this, i, random = generator.state()] {
+      if (i >= impl_->kept) impl_->launch(i, random);
+    });
   }
   std::vector<WorkTime> times;
   const WritingRun writing(*impl_);

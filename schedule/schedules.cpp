@@ -8,7 +8,9 @@
 
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/ops/gradients.h"
 #include "tensor/ops/norm_attributes.h"
+#include "tensor/ops/vision_attributes.h"
 
 namespace tenon::schedules {
 namespace {
@@ -361,13 +363,16 @@ std::vector<Subgraph> of_one_shape(const Schedule& sch, const Matches& matches) 
   return chosen;
 }
 
-/// All results of batch_norm, the new running statistics among them, with any momentum and epsilon.
-std::vector<Tensor> norm_results(std::span<const Tensor> operands, DropoutMode mode) {
-  std::vector<Tensor> results =
-      apply(get_op("batch_norm"), operands, BatchNormAttrs{mode, Any(0), Any(1)});
-  constexpr std::size_t kResults = 5;  // of those that a pattern allows for
+/// Of those that a pattern allows for.
+std::vector<Tensor> all_results(std::vector<Tensor> results) {
+  constexpr std::size_t kResults = 5;
   results.resize(kResults);
   return results;
+}
+
+/// All results of batch_norm, the new running statistics among them, with any momentum and epsilon.
+std::vector<Tensor> norm_results(std::span<const Tensor> operands, DropoutMode mode) {
+  return all_results(apply(get_op("batch_norm"), operands, BatchNormAttrs{mode, Any(0), Any(1)}));
 }
 
 void fuse_batch_norms(Schedule& sch, Summary& summary) {
@@ -393,6 +398,37 @@ void fuse_batch_norms(Schedule& sch, Summary& summary) {
     attempt(summary, as_list(plain), [&](const std::vector<Subgraph>& chosen) {
       sch.fuse({chosen, {}}, {.name = "FusedNormReLU"});
     });
+  }
+}
+
+/// A convolution without a bias and the batch norm behind it, with what fuse_batch_norms put there.
+void fuse_normalized_convolutions(Schedule& sch, Summary& summary) {
+  const auto results = [](const char* norm, DropoutMode mode, std::span<const Tensor> in) {
+    const Conv2dAttrs windows{{any()}, {any()}, {any()}, any()};
+    std::vector<Tensor> operands = {ops::conv2d_with(in[0], in[1], Tensor(), windows)};
+    operands.insert(operands.end(), in.begin() + 2, in.end());
+    return all_results(apply(get_op(norm), operands, BatchNormAttrs{mode, any(), any()}));
+  };
+  for (const DropoutMode mode : {DropoutMode::follow, DropoutMode::eval}) {
+    const Matches added =
+        sch.find([&](const Tensor& x, const Tensor& f, const Tensor& mean, const Tensor& var,
+                     const Tensor& w, const Tensor& b, const Tensor& residual) {
+          const Tensor operands[] = {x, f, mean, var, w, b, residual};
+          return results("batch_norm_add_relu", mode, operands);
+        });
+    attempt(summary, as_list(added), [&](const std::vector<Subgraph>& chosen) {
+      sch.fuse({chosen, {}}, {.name = "FusedConvNormAddReLU"});
+    });
+    for (const char* norm : {"batch_norm_relu", "batch_norm"}) {
+      const Matches plain = sch.find([&](const Tensor& x, const Tensor& f, const Tensor& mean,
+                                         const Tensor& var, const Tensor& w, const Tensor& b) {
+        const Tensor operands[] = {x, f, mean, var, w, b};
+        return results(norm, mode, operands);
+      });
+      attempt(summary, as_list(plain), [&](const std::vector<Subgraph>& chosen) {
+        sch.fuse({chosen, {}}, {.name = "FusedConvNorm"});
+      });
+    }
   }
 }
 
@@ -431,6 +467,7 @@ Summary convolutional(Schedule sch) {
   Summary summary;
   sch.trace({.flatten = true});
   fuse_batch_norms(sch, summary);
+  fuse_normalized_convolutions(sch, summary);
   require_rewrites(summary, "convolutional");
   return summary;
 }

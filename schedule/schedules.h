@@ -35,7 +35,8 @@ Summary transformer_encoder(Schedule sch);
 Summary gpt(Schedule sch);
 
 /// batch_norm followed by relu, or by the addition of a residual of its shape and relu, as one op each,
-/// wherever nothing else needs what lies between. ScheduleError when there is neither below `sch`.
+/// wherever nothing else needs what lies between; then, with a convolution before them that has no bias, as
+/// one op, which is one kernel in evaluation. ScheduleError when there is neither below `sch`.
 Summary convolutional(Schedule sch);
 
 }  // namespace tenon::schedules

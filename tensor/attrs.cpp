@@ -40,6 +40,8 @@ WildcardInfo wildcard_info(const AttrValue& value) {
     if (*integer >= kWildcardInt && *integer < kWildcardInt + 0x10000) {
       return {true, static_cast<int>(*integer - kWildcardInt) - 1};
     }
+  } else if (const auto* list = std::get_if<std::vector<std::int64_t>>(&value)) {
+    if (list->size() == 1) return wildcard_info(list->front());  // {any()} stands for a whole list
   } else if (const auto* dim = std::get_if<Dim>(&value)) {
     if (dim->is_wildcard()) return {true, dim->capture()};
   } else if (const auto* scalar = std::get_if<Scalar>(&value)) {

@@ -193,6 +193,11 @@ using Size2 = std::array<std::int64_t, 2>;  // along H and W
 Tensor conv2d(const Tensor& input, const Tensor& weight, const Tensor& bias = {},
               Size2 stride = {1, 1}, Size2 padding = {0, 0}, Size2 dilation = {1, 1},
               std::int64_t groups = 1);
+/// relu(conv2d(input, weight, bias, …) + residual), the residual of the result's shape or absent: the end of
+/// a residual block whose normalization is part of the filters.
+Tensor conv2d_relu(const Tensor& input, const Tensor& weight, const Tensor& bias = {},
+                   const Tensor& residual = {}, Size2 stride = {1, 1}, Size2 padding = {0, 0},
+                   Size2 dilation = {1, 1}, std::int64_t groups = 1);
 /// Largest value of each window; padding counts as -inf.
 Tensor max_pool2d(const Tensor& input, Size2 kernel_size, Size2 stride, Size2 padding = {0, 0});
 /// Mean of each window; padding counts as zeros.

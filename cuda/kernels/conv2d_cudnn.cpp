@@ -3,6 +3,11 @@
 // memory, never measured and deterministic. float32 multiplies in float32 (no TF32), 16-bit floats
 // accumulate in float32. What cuDNN refuses goes to conv2d.cu.
 //
+// In channels-last memory 16-bit convolutions do before they round what follows them, in one kernel where
+// cuDNN has one: conv2d adds the bias, conv2d_relu and conv2d_batch_norm… the rest of their names, the
+// latter in evaluation, where batch norm is a factor and an addend for each channel. Where cuDNN has none,
+// conv2d's bias is added after it, and the others are expanded.
+//
 // A call is planned once for each device, sizes and strides. In a Program 16-bit images are channels-last,
 // the layout of its kernels for tensor cores.
 #include <algorithm>
@@ -12,13 +17,17 @@
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "cuda/context.h"
 #include "cuda/cudnn_graph.h"
+#include "cuda/kernels/channel_affine.h"
 #include "cuda/kernels/conv2d.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
+#include "tensor/detail/batch_norm_call.h"
 #include "tensor/detail/window.h"
+#include "tensor/ops/norm_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -29,8 +38,21 @@ using ops::ConvGeometry;
 /// more go to conv2d.cu.
 constexpr std::size_t kMaxPlans = 4096;
 constexpr std::size_t kMostWorkspaceBytes = std::size_t{1} << 29;
+/// The residual's place in conv2d_batch_norm_add_relu.
+constexpr std::size_t kNormResidual = 6;
 
-enum class Computes : std::uint8_t { result, d_images, d_filters };
+enum class Computes : std::uint8_t { result, activated_result, normalized_result, d_images, d_filters };
+
+constexpr bool is_forward(Computes computes) { return computes <= Computes::normalized_result; }
+
+/// What follows the sums of a forward call, in this order: as words, for a Call.
+struct Tail {
+  std::int64_t scales = 0;  // by channel, as float32; then what is added is float32 too
+  std::int64_t adds_bias = 0;
+  std::int64_t adds_residual = 0;
+  std::int64_t relu = 0;
+  std::int64_t count() const { return scales + adds_bias + adds_residual + relu; }
+};
 
 /// A convolution's three tensors, whichever of them is the result.
 struct Tensors {
@@ -42,7 +64,9 @@ struct Tensors {
 template <Computes kComputes>
 Tensors tensors_of(const KernelArgs& args) {
   switch (kComputes) {
-    case Computes::result: return {args.inputs[0], args.inputs[1], args.outputs[0]};
+    case Computes::result:
+    case Computes::activated_result:
+    case Computes::normalized_result: return {args.inputs[0], args.inputs[1], args.outputs[0]};
     case Computes::d_images: return {args.outputs[0], args.inputs[1], args.inputs[0]};
     case Computes::d_filters: return {args.inputs[1], args.outputs[0], args.inputs[0]};
   }
@@ -51,7 +75,9 @@ Tensors tensors_of(const KernelArgs& args) {
 template <Computes kComputes>
 ConvGeometry geometry_of(const KernelArgs& args) {
   const auto [images, filters, result] = tensors_of<kComputes>(args);
-  if constexpr (kComputes == Computes::result) {
+  if constexpr (kComputes == Computes::normalized_result) {
+    return {args.attributes<Conv2dBatchNormAttrs>(), images, filters, result};
+  } else if constexpr (is_forward(kComputes)) {
     return {args.attributes<Conv2dAttrs>(), images, filters, result};
   } else {
     return {args.attributes<Conv2dBackwardAttrs>(), images, filters, result};
@@ -63,6 +89,7 @@ bool has_16_bits(DType dtype) { return size_of(dtype) == 2; }
 /// A call, whatever its addresses: compared as words.
 struct Call {
   std::int64_t device, dtype, computes;
+  Tail tail;
   std::array<CudnnAxes, 3> sizes, strides;  // of images, filters and result
   CudnnWindows windows;
 
@@ -70,7 +97,7 @@ struct Call {
     return std::memcmp(&a, &b, sizeof(Call)) == 0;
   }
 };
-static_assert(sizeof(Call) == (3 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
+static_assert(sizeof(Call) == (7 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
 
 struct CallHash {
   std::size_t operator()(const Call& call) const {
@@ -87,6 +114,7 @@ Call call_of(const KernelArgs& args, bool channels_last) {
   Call call{.device = images.device.index,
             .dtype = static_cast<std::int64_t>(images.dtype),
             .computes = static_cast<std::int64_t>(kComputes),
+            .tail = {},
             .windows = {{g.h.padding, g.w.padding},
                         {g.h.stride, g.w.stride},
                         {g.h.dilation, g.w.dilation}}};
@@ -114,11 +142,11 @@ struct Planned {
     for (std::size_t i = 0; i < 3; ++i) {
       operands[i] = graph.memory(cudnn_type(dtype), call.sizes[i], call.strides[i]);
     }
-    const auto [images, filters, result] = operands;
+    const auto [images, filters, result, scale, bias, residual] = operands;
     switch (static_cast<Computes>(call.computes)) {
       case Computes::result:
-        graph.convolution(images, filters, result, call.windows, sums);
-        break;
+      case Computes::activated_result:
+      case Computes::normalized_result: add_forward(graph, call, sums); break;
       case Computes::d_images:
         graph.convolution_of_gradients(images, filters, result, call.windows, sums);
         break;
@@ -129,7 +157,36 @@ struct Planned {
     return graph;
   }
 
-  std::array<CudnnGraph::Value, 3> operands{};  // before `plan`, whose graph fills them
+  void add_forward(CudnnGraph& graph, const Call& call, cudnnDataType_t sums) {
+    const CudnnAxes& sizes = call.sizes[2];
+    const CudnnAxes& strides = call.strides[2];
+    const cudnnDataType_t type = cudnn_type(static_cast<DType>(call.dtype));
+    auto& [images, filters, result, scale, bias, residual] = operands;
+    const CudnnGraph::Value last = result;
+    std::int64_t left = call.tail.count();
+    const auto next = [&] { return left == 0 ? last : graph.intermediate(sizes, strides); };
+    const auto of_channels = [&] {
+      return graph.memory(call.tail.scales != 0 ? CUDNN_DATA_FLOAT : type, {1, sizes[1], 1, 1},
+                          {sizes[1], 1, sizes[1], sizes[1]});
+    };
+    CudnnGraph::Value value = next();
+    graph.convolution(images, filters, value, call.windows, sums);
+    const auto then = [&](cudnnPointwiseMode_t mode, CudnnGraph::Value operand) {
+      --left;
+      const CudnnGraph::Value before = std::exchange(value, next());
+      if (operand == 0) return graph.pointwise(mode, {before}, value);
+      graph.pointwise(mode, {before, operand}, value);
+    };
+    if (call.tail.scales != 0) then(CUDNN_POINTWISE_MUL, scale = of_channels());
+    if (call.tail.adds_bias != 0) then(CUDNN_POINTWISE_ADD, bias = of_channels());
+    if (call.tail.adds_residual != 0) {
+      then(CUDNN_POINTWISE_ADD, residual = graph.memory(type, sizes, strides));
+    }
+    if (call.tail.relu != 0) then(CUDNN_POINTWISE_RELU_FWD, 0);
+  }
+
+  /// Images, filters, result, scale, bias and residual; before `plan`, whose graph fills them.
+  std::array<CudnnGraph::Value, 6> operands{};
   CudnnPlan plan;
   bool has_run = false;
 };
@@ -170,9 +227,45 @@ bool is_channels_last_call(const KernelArgs& args) {
 }
 
 template <Computes kComputes>
+Tail tail_of(const KernelArgs& args) {
+  const auto has = [&](std::size_t i) { return i < args.inputs.size() && args.inputs[i].present; };
+  if constexpr (kComputes == Computes::normalized_result) {
+    const bool has_residual = has(kNormResidual);
+    return {1, 1, has_residual, has_residual || args.op->name != "conv2d_batch_norm"};
+  } else if constexpr (kComputes == Computes::activated_result) {
+    return {0, has(2), has(3), 1};
+  } else if constexpr (kComputes == Computes::result) {
+    return {0, has(2), 0, 0};
+  }
+  return {};
+}
+
+/// The call has running statistics and goes by them.
+bool normalizes_by_running(const KernelArgs& args) {
+  const DropoutMode mode = args.attributes<Conv2dBatchNormAttrs>().mode;
+  return args.inputs[2].present && !ops::uses_batch_statistics(mode, args.training);
+}
+
+template <Computes kComputes>
 Planned* planned(const KernelArgs& args) {
   if (!has_elements(args)) return nullptr;
-  return find_plan(call_of<kComputes>(args, is_channels_last_call<kComputes>(args)));
+  const bool channels_last = is_channels_last_call<kComputes>(args);
+  Call call = call_of<kComputes>(args, channels_last);
+  const bool fuses = channels_last && has_16_bits(args.inputs[0].dtype);
+  if constexpr (kComputes == Computes::result) {
+    call.tail = tail_of<kComputes>(args);
+    if (fuses && call.tail.count() > 0) {
+      if (Planned* plan = find_plan(call)) return plan;
+    }
+    call.tail = {};
+  } else if constexpr (is_forward(kComputes)) {
+    if (!fuses) return nullptr;
+    if constexpr (kComputes == Computes::normalized_result) {
+      if (!normalizes_by_running(args)) return nullptr;
+    }
+    call.tail = tail_of<kComputes>(args);
+  }
+  return find_plan(call);
 }
 
 template <Computes kComputes>
@@ -186,10 +279,19 @@ ImageLayout image_layout(const KernelArgs& args) {
                                                 : ImageLayout::row_major;
 }
 
+/// Of the two vectors that batch norm is turned into, before cuDNN's part of the workspace.
+template <Computes kComputes>
+std::size_t affine_bytes(const KernelArgs& args) {
+  if (kComputes != Computes::normalized_result) return 0;
+  constexpr std::size_t kAlignment = 256;
+  const auto channels = static_cast<std::size_t>(args.outputs[0].size(1));
+  return 2 * ((channels * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment);
+}
+
 template <Computes kComputes>
 std::size_t workspace_bytes(const KernelArgs& args) {
   const Planned* plan = planned<kComputes>(args);
-  return plan == nullptr ? 0 : plan->plan.workspace_bytes();
+  return plan == nullptr ? 0 : affine_bytes<kComputes>(args) + plan->plan.workspace_bytes();
 }
 
 /// cuDNN reads vectors; a view may start at any element.
@@ -199,6 +301,59 @@ bool is_aligned(const KernelArgs& args) {
     return reinterpret_cast<std::uintptr_t>(view.data) % kVectorBytes == 0;
   };
   return std::ranges::all_of(args.inputs, aligned) && aligned(args.outputs[0]);
+}
+
+/// A kernel of another op on the call's results.
+void run_kernel(const KernelArgs& args, const char* name, std::span<const TensorView> inputs,
+                const Attrs& attrs) {
+  const Op& op = get_op(name);
+  KernelArgs call{&op, inputs, args.outputs, &attrs, args.training};
+  call.stream = args.stream;
+  select_kernel(op, DeviceType::cuda, call)->run(call);
+}
+
+/// One by one.
+void conv2d_relu_directly(const KernelArgs& args) {
+  static const Attrs kNone;
+  conv2d_directly(args);
+  const TensorView sum[] = {args.outputs[0], args.inputs[3]};
+  if (args.inputs[3].present) run_kernel(args, "add", sum, kNone);
+  run_kernel(args, "relu", {sum, 1}, kNone);
+}
+
+void conv2d_batch_norm_directly(const KernelArgs& args) {
+  const auto& a = args.attributes<Conv2dBatchNormAttrs>();
+  const Attrs windows = static_cast<const Conv2dAttrs&>(a);
+  const TensorView operands[] = {args.inputs[0], args.inputs[1], {}};
+  KernelArgs call{&get_op("conv2d"), operands, args.outputs, &windows};
+  call.stream = args.stream;
+  conv2d_directly(call);
+  std::vector<TensorView> rest = {args.outputs[0]};
+  rest.insert(rest.end(), args.inputs.begin() + 2, args.inputs.end());
+  const Tail tail = tail_of<Computes::normalized_result>(args);
+  run_kernel(args,
+             tail.adds_residual != 0 ? "batch_norm_add_relu"
+             : tail.relu != 0        ? "batch_norm_relu"
+                                     : "batch_norm",
+             rest, BatchNormAttrs{a.mode, a.momentum, a.eps});
+}
+
+/// Batch norm's factors and addends, at the start of the workspace; its results beside the first.
+ChannelAffine affine_of(const KernelArgs& args) {
+  const auto half = affine_bytes<Computes::normalized_result>(args) / 2;
+  auto* const scale = static_cast<std::byte*>(args.workspace);
+  return {.channels = args.outputs[0].size(1),
+          .running_mean = args.inputs[2].data,
+          .running_var = args.inputs[3].data,
+          .weight = args.inputs[4].present ? args.inputs[4].data : nullptr,
+          .bias = args.inputs[5].present ? args.inputs[5].data : nullptr,
+          .eps = args.attributes<Conv2dBatchNormAttrs>().eps,
+          .mean = args.outputs[1].as<float>(),
+          .factor = args.outputs[2].as<float>(),
+          .new_mean = args.outputs[3].data,
+          .new_var = args.outputs[4].data,
+          .scale = reinterpret_cast<float*>(scale),
+          .shift = reinterpret_cast<float*>(scale + half)};
 }
 
 using TensorDesc = Handle<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor>;
@@ -229,6 +384,18 @@ void add_bias(cudnnHandle_t handle, const Call& call, const TensorView& bias, vo
       cudnnAddTensor(handle, one, addend.get(), bias.data, one, target.get(), result));
 }
 
+/// What the plan reads beside images and filters: scale, bias and residual.
+template <Computes kComputes>
+std::array<void*, 3> tail_data(const KernelArgs& args, const Stream& stream) {
+  const auto data = [&](std::size_t operand) {
+    return operand < args.inputs.size() ? args.inputs[operand].data : nullptr;
+  };
+  if constexpr (kComputes != Computes::normalized_result) return {nullptr, data(2), data(3)};
+  const ChannelAffine affine = affine_of(args);
+  compute_channel_affine(stream, args.name(), args.inputs[0].dtype, affine);
+  return {affine.scale, affine.shift, data(kNormResidual)};
+}
+
 template <Computes kComputes, auto kDirectly>
 void run(const KernelArgs& args) {
   require_alive();
@@ -236,18 +403,21 @@ void run(const KernelArgs& args) {
   const bool channels_last = is_channels_last_call<kComputes>(args);
   Planned* plan = is_aligned(args) ? planned<kComputes>(args) : nullptr;
   if (plan == nullptr) return kDirectly(args);
-  const Call call = call_of<kComputes>(args, channels_last);
   const Stream stream = stream_of(args);
   use_device(stream.device);
+  const auto [scale, bias, residual] = tail_data<kComputes>(args, stream);
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
-  const CudnnBinding bindings[] = {{plan->operands[0], images.data},
-                                   {plan->operands[1], filters.data},
-                                   {plan->operands[2], result.data}};
-  plan->plan.run(library.handle(), bindings, args.workspace);
-  if (kComputes == Computes::result && args.inputs[2].present) {
-    add_bias(library.handle(), call, args.inputs[2], result.data);
+  const auto& values = plan->operands;
+  const CudnnBinding bindings[] = {{values[0], images.data}, {values[1], filters.data},
+                                   {values[2], result.data}, {values[3], scale},
+                                   {values[4], bias},        {values[5], residual}};
+  plan->plan.run(library.handle(), bindings,
+                 static_cast<std::byte*>(args.workspace) + affine_bytes<kComputes>(args));
+  if (kComputes == Computes::result && args.inputs[2].present && values[4] == 0) {
+    add_bias(library.handle(), call_of<kComputes>(args, channels_last), args.inputs[2],
+             result.data);
   }
   if (!std::exchange(plan->has_run, true)) stop_other_threads_at_exit();
 }
@@ -266,6 +436,13 @@ void add(const char* op, const char* name) {
 
 void register_conv2d_cudnn_kernels() {
   add<Computes::result, conv2d_directly>("conv2d", "cudnn.conv2d");
+  add<Computes::activated_result, conv2d_relu_directly>("conv2d_relu", "cudnn.conv2d_relu");
+  for (const auto& [op, name] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"conv2d_batch_norm", "cudnn.conv2d_batch_norm"},
+           {"conv2d_batch_norm_relu", "cudnn.conv2d_batch_norm_relu"},
+           {"conv2d_batch_norm_add_relu", "cudnn.conv2d_batch_norm_add_relu"}}) {
+    add<Computes::normalized_result, conv2d_batch_norm_directly>(op, name);
+  }
   add<Computes::d_images, conv2d_backward_input_directly>("conv2d_backward_input",
                                                           "cudnn.conv2d_backward_input");
   add<Computes::d_filters, conv2d_backward_weight_directly>("conv2d_backward_weight",

@@ -1,7 +1,10 @@
 // Strided copies, and with them contiguous and the view ops where they must copy. Compiled by element
-// size. Two kernels: the pointwise one (vectors where both sides are contiguous along the innermost
-// axis), and tiles of 32 x 32 through shared memory where the source is contiguous along another axis
-// than the target, so that both sides are accessed in whole sectors.
+// size. Three kernels: the pointwise one (vectors where both sides are contiguous along the innermost
+// axis); tiles of 32 x 32 through shared memory where the source is contiguous along another axis than the
+// target, so that both sides are accessed in whole sectors; and, where one of these axes is short, as the
+// channels of images and the windows of filters are, a thread for its elements, which the cache gathers.
+#include <algorithm>
+
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/copy.h"
 #include "cuda/kernels/element_size.h"
@@ -80,6 +83,82 @@ int transposed_axis(const StridedAxes& axes) {
   return -1;
 }
 
+constexpr int kInterleaveThreads = 256;
+constexpr int kMostInterleaved = 16;
+
+struct InterleaveParams {
+  void* target = nullptr;
+  const void* source = nullptr;
+  std::int64_t target_step = 0;  // along the short axis
+  std::int64_t source_step = 0;
+  std::int64_t count = 0;  // of the other axes together
+  int length = 0;          // of the short axis
+  IndexMap<2> map{};       // target, source
+};
+
+template <class T, int kMost>
+__global__ void __launch_bounds__(kInterleaveThreads) interleave_kernel(const InterleaveParams p) {
+  const std::int64_t index = block_index() * kInterleaveThreads + threadIdx.x;
+  if (index >= p.count) return;
+  std::int64_t offsets[2];
+  p.map.offsets(index, offsets);
+  const T* source = static_cast<const T*>(p.source) + offsets[1];
+  T* target = static_cast<T*>(p.target) + offsets[0];
+  T values[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    if (i < p.length) values[i] = source[i * p.source_step];
+  }
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    if (i < p.length) target[i * p.target_step] = values[i];
+  }
+}
+
+/// The axis that a thread takes whole: the shorter one of the two along which target and source are
+/// contiguous, where the other is long; -1 where there is none.
+int interleaved_axis(const StridedAxes& axes) {
+  const int inner = axes.sizes.size() - 1;
+  if (inner < 1 || axes.strides[0][inner] != 1 || axes.strides[1][inner] <= 1) return -1;
+  constexpr std::int64_t kLong = 32;
+  for (int axis = 0; axis < inner; ++axis) {
+    if (axes.strides[1][axis] != 1) continue;
+    const int shorter = axes.sizes[axis] < axes.sizes[inner] ? axis : inner;
+    const int longer = shorter == axis ? inner : axis;
+    if (axes.sizes[shorter] <= kMostInterleaved && axes.sizes[longer] >= kLong) return shorter;
+  }
+  return -1;
+}
+
+void copy_interleaved(Stream stream, const char* name, StridedAxes axes, int short_axis,
+                      const TensorView& source, const TensorView& target) {
+  InterleaveParams p{target.data, source.data, axes.strides[0][short_axis],
+                     axes.strides[1][short_axis]};
+  p.length = static_cast<int>(axes.sizes[short_axis]);
+  const int inner = axes.sizes.size() - 1;
+  int long_axis = inner;
+  for (int axis = 0; short_axis == inner && axis < inner; ++axis) {
+    if (axes.strides[1][axis] == 1) long_axis = axis;
+  }
+  for (Extents* list : {&axes.sizes, &axes.strides[0], &axes.strides[1]}) {
+    const std::int64_t innermost = (*list)[long_axis];
+    list->erase(std::max(long_axis, short_axis));
+    list->erase(std::min(long_axis, short_axis));
+    list->push_back(innermost);  // neighbours along it are neighbouring threads
+  }
+  const Extents strides[] = {axes.strides[0], axes.strides[1]};
+  const StridedAxes rest = collapse_axes(axes.sizes, strides, /*sort=*/false);
+  p.map = IndexMap<2>(rest);
+  p.count = rest.numel();
+  const std::int64_t blocks = ceil_div(p.count, std::int64_t{kInterleaveThreads});
+  dispatch_size(size_of(source.dtype), [&]<typename T>() {
+    const auto kernel = p.length <= 4   ? interleave_kernel<T, 4>
+                        : p.length <= 9 ? interleave_kernel<T, 9>
+                                        : interleave_kernel<T, kMostInterleaved>;
+    launch(stream, name, kernel, blocks, kInterleaveThreads, 0, p);
+  });
+}
+
 void copy_transposed(Stream stream, const char* name, StridedAxes axes, int row_axis,
                      const TensorView& source, const TensorView& target) {
   const int inner = axes.sizes.size() - 1;
@@ -135,6 +214,9 @@ void copy_strided(Stream stream, const char* name, const TensorView& source,
   if (target.numel() == 0) return;
   const TensorView views[] = {target, source};
   const StridedAxes axes = collapse_axes(views, /*sort=*/true);
+  if (const int short_axis = interleaved_axis(axes); short_axis >= 0) {
+    return copy_interleaved(stream, name, axes, short_axis, source, target);
+  }
   if (const int row_axis = transposed_axis(axes); row_axis >= 0) {
     return copy_transposed(stream, name, axes, row_axis, source, target);
   }

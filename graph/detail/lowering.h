@@ -51,6 +51,7 @@ class Lowering final : public Interpreter {
     for (NodeId id : graph_.order()) lower_node(graph_.node(id));
     place_outputs();
     place_writes();
+    keep_copies_of_state();
     plan();
     return std::move(program_);
   }
@@ -91,6 +92,7 @@ class Lowering final : public Interpreter {
   const Kernel* find_kernel(const std::string& wanted, const Op& op, const KernelArgs& args) const;
   Location emit_copy(const Location& source);
   Location emit_copy(const Location& source, const Extents& strides);
+  Location operand_copy(const Location& source, const Extents& strides);
   bool lays_channels_last(const Instruction& instruction) const;
   void emit_copy_to(const Location& source, const Location& target);
   Layout output_layout(const Instruction& instruction, bool images_last, const TensorSpec& spec,
@@ -102,6 +104,7 @@ class Lowering final : public Interpreter {
   bool tile_the_buffer(int index, std::span<const Location> results) const;
   void place_writes();
   bool write_in_place(const Location& value, const Location& state);
+  void keep_copies_of_state();
   void plan();
   void allocate_arena(const MemoryPlan& plan);
 
@@ -110,6 +113,7 @@ class Lowering final : public Interpreter {
   std::unique_ptr<Program::Impl> program_;
   DimBindings bindings_;
   std::unordered_map<ValueId, Tensor> tensors_;
+  std::vector<std::pair<Location, Location>> copies_;  // of inputs and state, and where they are
   const Node* current_ = nullptr;  // the graph node being lowered
   bool in_decomposition_ = false;  // its results are not the node's own
 };

@@ -98,6 +98,10 @@ struct Program::Impl {
   std::vector<Buffer> buffers;
   std::vector<Instruction> instructions;
   std::vector<InstructionInfo> infos;
+  /// The first instructions copy state into other layouts: only where its contents changed since.
+  std::size_t kept = 0;
+  std::vector<std::shared_ptr<Storage>> kept_state;
+  std::vector<std::uint64_t> kept_versions;  // of that state as copied; empty before the first run
   std::vector<InputSlot> inputs;
   std::vector<OutputSlot> outputs;
   std::vector<StateSlot> states;
@@ -134,6 +138,8 @@ struct Program::Impl {
   /// Records the run, unless something speaks against it, which is noted.
   void record(Capture& capture, const RandomState& random);
   void launch_each(const RandomState& random);
+  /// Launches those of the kept copies' instructions that are due.
+  void copy_changed_state(const RandomState& random);
   /// Launches the i-th instruction.
   void launch(std::size_t i, const RandomState& random);
   Capture& find_capture(std::uint64_t seed);

@@ -206,6 +206,7 @@ Op define_batch_norm() {
       .optional("running_var")
       .optional("weight")
       .optional("bias")
+      .trait(Trait::update)  // of the running statistics
       .infer(infer_batch_norm)
       .repeats(repeated_statistics)
       .vjp(vjp_batch_norm)

@@ -175,6 +175,7 @@ Op define_batch_norm_relu() {
       .optional("running_var")
       .optional("weight")
       .optional("bias")
+      .trait(Trait::update)  // of the running statistics
       .infer(infer_batch_norm)
       .decompose(decompose_relu)
       .pattern_attrs(patterns)
@@ -214,6 +215,7 @@ Op define_batch_norm_add_relu() {
       .optional("weight")
       .optional("bias")
       .operand("residual")
+      .trait(Trait::update)  // of the running statistics
       .infer(infer_with_residual)
       .decompose(decompose_add_relu)
       .pattern_attrs(patterns)

@@ -7,6 +7,7 @@
 
 #include "tensor/attr_field.h"
 #include "tensor/dim.h"
+#include "tensor/ops/plain_attributes.h"
 
 namespace tenon {
 
@@ -35,6 +36,19 @@ struct Conv2dBackwardAttrs {
     return std::tuple{field("stride", &A::stride), field("padding", &A::padding),
                       field("dilation", &A::dilation), field("groups", &A::groups),
                       field("shape", &A::shape)};
+  }
+};
+
+/// conv2d_batch_norm and what may follow it: conv2d's, then batch_norm's.
+struct Conv2dBatchNormAttrs : Conv2dAttrs {
+  DropoutMode mode = DropoutMode::follow;
+  double momentum = 0.1;
+  double eps = 1e-5;
+  static constexpr auto fields() {
+    using A = Conv2dBatchNormAttrs;
+    return std::tuple_cat(Conv2dAttrs::fields(),
+                          std::tuple{field("mode", &A::mode), field("momentum", &A::momentum),
+                                     field("eps", &A::eps)});
   }
 };
 

@@ -1,11 +1,14 @@
 // Convolutions in Programs on CUDA: random ones by cuDNN in channels-last memory, and models whose images
 // stay channels-last between them.
 #include <algorithm>
+#include <cmath>
+#include <memory>
 #include <random>
 
 #include "graph/program.h"
 #include "nn/nn.h"
 #include "schedule/schedule.h"
+#include "schedule/schedules.h"
 #include "schedule/training.h"
 #include "tensor/detail/check.h"
 #include "tests/cuda/cuda_outputs.h"
@@ -162,6 +165,100 @@ TEST(CudaConvPrograms, ImagesStayChannelsLastBetweenConvolutions) {
   const std::vector<Tensor> inputs = {images};
   // The images, and the filters of two convolutions whose windows have more than one element.
   EXPECT_EQ(copies_in(run.program(inputs)), 3) << run.program(inputs).to_string();
+}
+
+/// A convolution and what may follow it.
+struct Followed : nn::Module {
+  enum class By { bias_relu, bias_add_relu, norm, norm_relu, norm_add_relu };
+  Followed(const RandomConvolution& c, By what)
+      : by(what),
+        conv(register_module("conv", c.make())),
+        norm(add<nn::BatchNorm2d>("norm", c.out)) {}
+  Tensor forward(const Tensor& x, const Tensor& residual) const {
+    const auto& o = *conv;
+    const bool adds = by == By::bias_add_relu;
+    switch (by) {
+      case By::bias_relu:
+      case By::bias_add_relu:
+        return conv2d_relu(x, o.weight, o.bias, adds ? residual : Tensor(), o.stride, o.padding,
+                           o.dilation, o.groups);
+      case By::norm: return norm(conv(x)) * residual;
+      case By::norm_relu: return relu(norm(conv(x))) * residual;
+      case By::norm_add_relu: return relu(norm(conv(x)) + residual);
+    }
+    return {};
+  }
+  By by;
+  nn::Child<nn::Conv2d> conv;
+  nn::Child<nn::BatchNorm2d> norm;
+};
+
+TEST(CudaConvPrograms, WhatFollowsIsPartOfTheConvolution) {
+  SKIP_WITHOUT_GPU();
+  manual_seed(5);
+  std::mt19937 random(29);
+  int fused = 0, all = 0;
+  for (int i = 0; i < 60; ++i) {
+    RandomConvolution c(random);
+    const auto by = static_cast<Followed::By>(i % 5);
+    const bool normalizes = by >= Followed::By::norm;
+    c.bias = !normalizes && c.bias;
+    const DType dtype = i % 2 == 0 ? DType::bfloat16 : DType::float16;
+    SCOPED_TRACE(fmt::format("number {}, {}, {}: {}", i, i % 5, name(dtype), c.to_string()));
+    const auto model = nn::make<Followed>(c, by);
+    {
+      const NoGradGuard no_grad;
+      Tensor(model->norm->running_mean).copy_(randn({c.out}) * 0.25);
+      Tensor(model->norm->running_var).copy_(square(randn({c.out})) + 0.5);
+      Tensor(model->norm->weight).copy_(randn({c.out}));
+      Tensor(model->norm->bias).copy_(randn({c.out}));
+    }
+    model->eval();
+    const Tensor x = randn({c.samples, c.in, c.height, c.width}).to(dtype);
+    const Tensor residual = randn(model->conv(x.to(DType::float32)).shape()).to(dtype);
+    model->to(kCpu, dtype);
+    model->to(kCpu, DType::float64);
+    const Tensor wanted = model(x.to(DType::float64), residual.to(DType::float64));
+    model->to(kCuda, dtype);
+    const std::vector<Tensor> inputs = {x.to(kCuda), residual.to(kCuda)};
+    Schedule sch = create_schedule(model, {{"x", inputs[0]}, {"residual", inputs[1]}});
+    if (normalizes) schedules::convolutional(sch);
+    Executor run = build(sch, {.verify = false});
+    const Tensor found = run(inputs[0], inputs[1]);
+    EXPECT_LE(relative_distance(found, wanted), 4 * unit_roundoff(dtype));
+    const bool by_eights = c.in / c.groups % 8 == 0 && c.out % 8 == 0 && c.groups == 1;
+    for (const InstructionInfo& info : run.program(inputs).instructions()) {
+      if (!by_eights || info.kernel.find("conv2d") == std::string::npos) continue;
+      ++all;
+      fused += info.kernel == (normalizes ? "cudnn.conv2d_batch_norm" : "cudnn.conv2d_relu") ||
+               info.kernel.starts_with("cudnn.conv2d_batch_norm_");
+    }
+    for (int repeat = 0; repeat < 20; ++repeat) {
+      EXPECT_EQ(run(inputs[0], inputs[1]).to_doubles(), found.to_doubles());
+    }
+    if (HasFailure()) return;
+  }
+  EXPECT_GE(all, 8);
+  EXPECT_GE(fused, all * 3 / 4) << "of " << all;
+}
+
+TEST(CudaConvPrograms, NansPassTheFusedRelu) {
+  SKIP_WITHOUT_GPU();
+  RandomConvolution c(*std::make_unique<std::mt19937>(1));
+  c.samples = 1, c.in = 16, c.out = 16, c.groups = 1, c.kernel_h = c.kernel_w = 3, c.stride = 1;
+  c.padding = c.dilation = 1, c.height = c.width = 8, c.bias = true;
+  const auto model = nn::make<Followed>(c, Followed::By::bias_relu);
+  model->to(kCuda, DType::bfloat16);
+  Tensor x = zeros({1, 16, 8, 8});
+  x.narrow(2, 3, 1).copy_(full({1, 16, 1, 8}, std::nan("")));
+  const Tensor images = x.to(DType::bfloat16).to(kCuda);
+  Executor run =
+      build(create_schedule(model, {{"x", images}, {"residual", images}}), {.verify = false});
+  const std::vector<double> y = run(images, images).to_doubles();
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    const std::size_t row = i / 8 % 8;
+    EXPECT_EQ(std::isnan(y[i]), row >= 2 && row <= 4) << i;
+  }
 }
 
 TEST(CudaConvPrograms, ResultsAreRowMajor) {

@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include "graph/memory_plan.h"
+#include "nn/nn.h"
 #include "schedule/schedule.h"
+#include "schedule/training.h"
 #include "tensor/device_backend.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
@@ -269,6 +271,60 @@ TEST(Executor, KeepsABoundedNumberOfPrograms) {
   Executor run(create_schedule(model, {randn({8})}).graph());
   for (int n = 1; n <= 40; ++n) run(randn({n}));
   EXPECT_EQ(run.num_programs(), Executor::kMaxPrograms);
+}
+
+/// Filters that lie otherwise than the kernel takes them, for two convolutions.
+struct PermutedFilters : nn::Module {
+  PermutedFilters() : filters(register_parameter("filters", randn({3, 3, 2, 2}))) {}
+  Tensor forward(const Tensor& x) const {
+    const Tensor f = filters.permute({3, 2, 0, 1});
+    return conv2d(conv2d(x, f), f);
+  }
+  Tensor filters;
+};
+
+TEST(Program, CopiesOfStateAreMadeOnceUntilItChanges) {
+  const auto model = nn::make<PermutedFilters>();
+  const Tensor x = randn({1, 2, 7, 7});
+  Executor run(create_schedule(model, {x}).graph());
+  const auto expect_eager = [&](const char* when) {
+    const Tensor y = run(x);
+    EXPECT_EQ(y.to_doubles(), model(x).to_doubles()) << when;
+    EXPECT_EQ(run(x).to_doubles(), y.to_doubles()) << when;
+  };
+  expect_eager("at first");
+  int copies = 0;
+  for (const InstructionInfo& info : run.program(std::span(&x, 1)).instructions()) {
+    copies += info.kernel == "cpu.copy" ? 1 : 0;
+  }
+  EXPECT_EQ(copies, 1) << run.program(std::span(&x, 1)).to_string();
+  const NoGradGuard no_grad;
+  model->filters.copy_(randn({3, 3, 2, 2}));
+  expect_eager("after a write");
+  model->filters.narrow(0, 0, 1).mul_(2.0);
+  expect_eager("after a write to a view");
+  model->filters.transpose(2, 3).zero_();
+  expect_eager("after zero_");
+}
+
+TEST(Program, AStepThatWritesStateCopiesItAnew) {
+  const auto model = nn::make<PermutedFilters>();
+  model->requires_grad_();
+  const Tensor x = randn({1, 2, 7, 7});
+  Executor evaluate(create_schedule(model, {x}).graph());
+  evaluate(x);
+  auto step = build_training(
+      create_schedule(model, {x}),
+      {.loss = [](auto y, auto) { return mean(square(y[0])); },
+       .optimizer = std::make_shared<nn::SGD>(model->named_parameters(), nn::SgdOptions{.lr = 0.01}),
+       .verify = false});
+  double before = step.run({x}).loss.item();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(evaluate(x).to_doubles(), model(x).to_doubles()) << "after step " << i;
+    const double after = step.run({x}).loss.item();
+    EXPECT_LT(after, before);
+    before = after;
+  }
 }
 
 TEST(Executor, StatesItsMemoryAndSharesTheModelsWeights) {

@@ -124,6 +124,53 @@ TEST_P(ConvolutionalSchedule, TrainsAndEvaluatesAsThePlainModel) {
 INSTANTIATE_TEST_SUITE_P(Tails, ConvolutionalSchedule, ::testing::ValuesIn(kTails),
                          [](const auto& info) { return info.param.name; });
 
+/// A bottleneck's shape: each convolution, without a bias, ends in what follows it.
+struct Bottleneck : nn::Module {
+  explicit Bottleneck(bool biased = false)
+      : first(conv(1, biased)),
+        second(register_module("second", conv(3, biased))),
+        side(register_module("side", conv(1, biased))),
+        bn1(add<nn::BatchNorm2d>("bn1", kChannels)),
+        bn2(add<nn::BatchNorm2d>("bn2", kChannels)),
+        bn3(add<nn::BatchNorm2d>("bn3", kChannels)) {
+    register_module("first", first);
+  }
+  static nn::Child<nn::Conv2d> conv(std::int64_t kernel, bool biased) {
+    return nn::make<nn::Conv2d>(kChannels, kChannels, kernel, 1, kernel / 2, 1, 1, biased);
+  }
+  Tensor forward(const Tensor& x) const {
+    return relu(bn2(second(relu(bn1(first(x))))) + bn3(side(x)));
+  }
+  nn::Child<nn::Conv2d> first, second, side;
+  nn::Child<nn::BatchNorm2d> bn1, bn2, bn3;
+};
+
+TEST(ConvolutionalSchedule, ConvolutionsEndInTheirBatchNorms) {
+  manual_seed(3);
+  const Tensor x = randn({2, kChannels, 6, 6});
+  for (const bool biased : {false, true}) {
+    const auto model = nn::make<Bottleneck>(biased);
+    Schedule sch = create_schedule(model, {{"x", x}});
+    const schedules::Summary summary = schedules::convolutional(sch);
+    EXPECT_TRUE(summary.refused.empty()) << summary.refused[0];
+    const int wanted = biased ? 0 : 1;
+    for (const char* op :
+         {"conv2d_batch_norm", "conv2d_batch_norm_relu", "conv2d_batch_norm_add_relu"}) {
+      EXPECT_EQ(count(sch.graph(), op), wanted) << op << "\n" << to_text(sch.graph());
+    }
+    EXPECT_EQ(count(sch.graph(), "conv2d"), biased ? 3 : 0);
+    EXPECT_EQ(sch.graph().writes().size(), 6U) << "running statistics";
+    const VerifyReport report = verify(sch);
+    EXPECT_TRUE(report.ok()) << report.to_string();
+    TrainingStep step = build_training(
+        sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
+          return mean(square(y[0]));
+        }});
+    EXPECT_EQ(count(step.graph(), "batch_norm_add_relu_backward"), 1) << "is expanded to be trained";
+    EXPECT_EQ(count(step.graph(), "conv2d_backward_weight"), 3);
+  }
+}
+
 TEST(ConvolutionalSchedule, LeavesNearMissesAlone) {
   const Tail misses[] = {
       {"used elsewhere",
