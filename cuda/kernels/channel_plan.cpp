@@ -65,7 +65,7 @@ std::size_t channel_workspace(ChannelExtents extents, int vector, int resident, 
   std::int64_t splits = 1;
   for (const bool columns : {false, true}) {
     extents.columns = columns;
-    for (const int length : {1, vector}) {
+    for (int length = vector; length > 0; length /= 2) {
       if (!extents.divides(length)) continue;
       splits = std::max(splits, plan_channels(extents, length, resident).splits);
     }
