@@ -220,9 +220,8 @@ __device__ __forceinline__ void store_block_partials(const Tile& tile, void* par
   if (channel >= tile.plan.channels) return;
   ChannelPartial<C, 1> total;
   for (int w = 0; w < kWarps; ++w) {
-    merge(total, ChannelPartial<C, 1>{shared[0][w][column],
-                                      {shared[1][w][column]},
-                                      {shared[2][w][column]}});
+    merge(total, ChannelPartial<C, 1>{
+                     shared[0][w][column], {shared[1][w][column]}, {shared[2][w][column]}});
   }
   partial_at<C>(parts, tile.plan, tile.split, 0, channel) = total.count;
   partial_at<C>(parts, tile.plan, tile.split, 1, channel) = total.first[0];

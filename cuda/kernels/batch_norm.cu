@@ -30,7 +30,7 @@ struct BatchNormParams {
   void* output = nullptr;
   void* new_mean = nullptr;
   void* new_var = nullptr;
-  void* parts = nullptr;  // of the splits
+  void* parts = nullptr;   // of the splits
   std::int64_t count = 0;  // values of a channel
   bool of_batch = false;
   BatchNormTail tail = BatchNormTail::none;
@@ -236,8 +236,8 @@ std::size_t moments_bytes(const KernelArgs& args) {
   const auto& attrs = args.attributes<BatchNormAttrs>();
   if (!ops::uses_batch_statistics(attrs.mode, args.training)) return 0;
   return dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
-    return channel_workspace(ChannelExtents::of(args.inputs[0]), channel_vector<T>, kMomentBlocks, 0,
-                             sizeof(compute_type<T>));
+    return channel_workspace(ChannelExtents::of(args.inputs[0]), channel_vector<T>, kMomentBlocks,
+                             0, sizeof(compute_type<T>));
   });
 }
 

@@ -127,7 +127,8 @@ __global__ void __launch_bounds__(kChannelThreads, kSumBlocks)
       for (int i = 0; i < kVector; ++i) {
         const C grad = widen(grads[n].item[i]);
         part.first[i % kChannels] += grad;
-        part.second[i % kChannels] += grad * (widen(inputs[n].item[i]) - channels[i % kChannels].mean);
+        part.second[i % kChannels] +=
+            grad * (widen(inputs[n].item[i]) - channels[i % kChannels].mean);
       }
     }
     MergeSums{}(total, part);
@@ -139,16 +140,18 @@ template <class T>
 __global__ void __launch_bounds__(kMergeThreads)
     batch_norm_vectors_kernel(const BatchNormBackwardParams p) {
   using C = compute_type<T>;
-  merge_splits<C>(
-      p.plan, p.parts, MergeSums{}, [&](std::int64_t channel, const ChannelPartial<C, 1>& total) {
-        const C factor = static_cast<const C*>(p.factor)[channel];
-        const C products = total.second[0] * factor;
-        if (p.weight_grad) static_cast<T*>(p.weight_grad)[channel] = convert<T>(products);
-        if (p.bias_grad) static_cast<T*>(p.bias_grad)[channel] = convert<T>(total.first[0]);
-        const C count = static_cast<C>(p.count);
-        static_cast<C*>(p.shift)[channel] = total.first[0] / count;
-        static_cast<C*>(p.slope)[channel] = products / count * factor;
-      });
+  merge_splits<C>(p.plan, p.parts, MergeSums{},
+                  [&](std::int64_t channel, const ChannelPartial<C, 1>& total) {
+                    const C factor = static_cast<const C*>(p.factor)[channel];
+                    const C products = total.second[0] * factor;
+                    if (p.weight_grad)
+                      static_cast<T*>(p.weight_grad)[channel] = convert<T>(products);
+                    if (p.bias_grad)
+                      static_cast<T*>(p.bias_grad)[channel] = convert<T>(total.first[0]);
+                    const C count = static_cast<C>(p.count);
+                    static_cast<C*>(p.shift)[channel] = total.first[0] / count;
+                    static_cast<C*>(p.slope)[channel] = products / count * factor;
+                  });
 }
 
 template <class T, int kVector, bool kColumns, Sign kSign>
@@ -213,8 +216,7 @@ void launch_gradients(Stream stream, const char* name, const ChannelExtents& ext
   p.shift = p.parts;
   p.slope = static_cast<C*>(p.shift) + extents.channels;
   p.parts = static_cast<C*>(p.slope) + extents.channels;
-  const bool sums =
-      p.weight_grad || p.bias_grad || p.residual_grad || (p.of_batch && p.input_grad);
+  const bool sums = p.weight_grad || p.bias_grad || p.residual_grad || (p.of_batch && p.input_grad);
   if (sums) {
     p.plan = plan_channels(extents, vector, kSumBlocks);
     dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
@@ -231,8 +233,8 @@ void launch_gradients(Stream stream, const char* name, const ChannelExtents& ext
   p.plan = plan_channels(extents, vector, kGradientBlocks);
   dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
     dispatch_sign(p.residual_grad != nullptr ? Sign::none : sign, [&]<Sign kSign>() {
-      launch(stream, name, batch_norm_backward_kernel<T, kVector, kColumns, kSign>,
-             p.plan.blocks(), kChannelThreads, 0, p);
+      launch(stream, name, batch_norm_backward_kernel<T, kVector, kColumns, kSign>, p.plan.blocks(),
+             kChannelThreads, 0, p);
     });
   });
 }

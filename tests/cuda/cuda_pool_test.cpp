@@ -55,8 +55,8 @@ TEST(CudaPool, NanAndTiesChannelsLast) {
     for (int i = 0; i < 4; ++i) values.push_back(5);
   }
   const Tensor x = tensor(values, {2, 8, 2, 2});
-  check_ordered("max_pool2d", "cuda.max_pool2d", {from_cpu(x)},
-                Pool2dAttrs{{2, 2}, {2, 2}, {0, 0}}, {0, 0}, "special");
+  check_ordered("max_pool2d", "cuda.max_pool2d", {from_cpu(x)}, Pool2dAttrs{{2, 2}, {2, 2}, {0, 0}},
+                {0, 0}, "special");
 }
 
 }  // namespace
