@@ -1,7 +1,7 @@
-// batch_norm over row-major or channels-last (N, C, …), alone or with an added residual and a relu. In training three launches: means and squared
-// deviations of each block's part, which are merged as Chan et al. do; their merging over blocks, which
-// also moves the running statistics; and the result. The input is read twice, and the second time from its
-// end, part of which is in the cache still. In evaluation one launch, which reads the input once.
+// batch_norm over row-major or channels-last (N, C, …), alone or with an added residual and a relu. In training
+// three launches: means and squared deviations of each block's part, merged as Chan et al. do; their merging
+// over blocks, which also moves the running statistics; and the result. The input is read twice, the second
+// time from its end, part of which is in the cache still. In evaluation one launch, which reads it once.
 #include "cuda/device/channels.cuh"
 #include "cuda/kernels/batch_norm.h"
 #include "cuda/kernels/register.h"
