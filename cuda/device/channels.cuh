@@ -12,7 +12,7 @@
 
 namespace tenon::cuda {
 
-/// Elements of one access; a double is as wide as what a thread should read alone.
+/// Elements of one access at most; a double is as wide as what a thread should read alone.
 template <class T>
 inline constexpr int channel_vector = sizeof(T) == 8 ? 1 : vector_length<T>;
 
@@ -220,9 +220,8 @@ __device__ __forceinline__ void store_block_partials(const Tile& tile, void* par
   if (channel >= tile.plan.channels) return;
   ChannelPartial<C, 1> total;
   for (int w = 0; w < kWarps; ++w) {
-    merge(total, ChannelPartial<C, 1>{shared[0][w][column],
-                                      {shared[1][w][column]},
-                                      {shared[2][w][column]}});
+    merge(total, ChannelPartial<C, 1>{
+                     shared[0][w][column], {shared[1][w][column]}, {shared[2][w][column]}});
   }
   partial_at<C>(parts, tile.plan, tile.split, 0, channel) = total.count;
   partial_at<C>(parts, tile.plan, tile.split, 1, channel) = total.first[0];
@@ -261,12 +260,34 @@ __device__ __forceinline__ void merge_splits(const ChannelPlan& plan, void* part
     shared[2][warp][column] = total.second[0];
   }
   __syncthreads();
-  if (lane > 0 || channel >= plan.channels) return;
-  total = {};
-  for (int w = 0; w < kWarps; ++w) {
-    merge(total, Partial{shared[0][w][column], {shared[1][w][column]}, {shared[2][w][column]}});
+  if (threadIdx.x >= kWarps * kMergedChannels) return;
+  const int own = static_cast<int>(threadIdx.x) / kWarps;
+  const int from = static_cast<int>(threadIdx.x) % kWarps;
+  total = {shared[0][from][own], {shared[1][from][own]}, {shared[2][from][own]}};
+#pragma unroll
+  for (int mask = 1; mask < kWarps; mask *= 2) merge(total, shuffled(total, mask));
+  const std::int64_t merged = block_index() * kMergedChannels + own;
+  if (from == 0 && merged < plan.channels) finish(merged, total);
+}
+
+/// Elements of an optional vector for a thread's channels from `channel` on; by 16-byte accesses where it
+/// is aligned.
+template <class T, int kChannels>
+__device__ __forceinline__ void load_channel_values(const void* vector, std::int64_t channel,
+                                                    compute_type<T> absent,
+                                                    compute_type<T> (&values)[kChannels]) {
+  if (vector == nullptr) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) values[i] = absent;
+    return;
   }
-  finish(channel, total);
+  const T* source = static_cast<const T*>(vector) + channel;
+  if (reinterpret_cast<std::uintptr_t>(source) % sizeof(Pack<T, kChannels>) == 0) {
+    load_widened(source, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) values[i] = widen(source[i]);
+  }
 }
 
 /// Element `channel` of an optional vector.
@@ -276,21 +297,30 @@ __device__ __forceinline__ compute_type<T> channel_value(const void* vector, std
   return vector != nullptr ? widen(static_cast<const T*>(vector)[channel]) : absent;
 }
 
-/// Whether tensors at these addresses, null ones aside, can be read by vectors of T.
+/// Elements of an access to tensors at these addresses, null ones aside: vectors, half ones, or one.
 template <class T, class... Pointers>
-bool reads_by_vectors(const ChannelExtents& extents, const Pointers*... data) {
-  return channel_vector<T> > 1 && extents.divides(channel_vector<T>) &&
-         (is_aligned(data, kVectorBytes) && ...);
+int vector_for(const ChannelExtents& extents, const Pointers*... data) {
+  constexpr int kMost = channel_vector<T>;
+  for (int length = kMost; length > 1 && 2 * length >= kMost; length /= 2) {
+    if (extents.divides(length) && (is_aligned(data, length * sizeof(T)) && ...)) return length;
+  }
+  return 1;
 }
 
 /// Calls f.operator()<kVector, kColumns>() for a plan.
 template <class T, class F>
 void dispatch_channels(const ChannelPlan& plan, const F& f) {
-  constexpr int kVector = channel_vector<T>;
-  if (plan.vector == kVector) {
+  constexpr int kMost = channel_vector<T>;
+  constexpr int kHalf = kMost > 1 ? kMost / 2 : 1;
+  const auto with_order = [&]<int kVector>() {
     plan.columns ? f.template operator()<kVector, true>() : f.template operator()<kVector, false>();
+  };
+  if (plan.vector == kMost) {
+    with_order.template operator()<kMost>();
+  } else if (plan.vector == kHalf) {
+    with_order.template operator()<kHalf>();
   } else {
-    plan.columns ? f.template operator()<1, true>() : f.template operator()<1, false>();
+    with_order.template operator()<1>();
   }
 }
 

@@ -1,7 +1,7 @@
-// batch_norm over row-major or channels-last (N, C, …), alone or with an added residual and a relu. In training three launches: means and squared
-// deviations of each block's part, which are merged as Chan et al. do; their merging over blocks, which
-// also moves the running statistics; and the result. The input is read twice, and the second time from its
-// end, part of which is in the cache still. In evaluation one launch, which reads the input once.
+// batch_norm over row-major or channels-last (N, C, …), alone or with an added residual and a relu. In training
+// three launches: means and squared deviations of each block's part, merged as Chan et al. do; their merging
+// over blocks, which also moves the running statistics; and the result. The input is read twice, the second
+// time from its end, part of which is in the cache still. In evaluation one launch, which reads it once.
 #include "cuda/device/channels.cuh"
 #include "cuda/kernels/batch_norm.h"
 #include "cuda/kernels/register.h"
@@ -10,12 +10,12 @@
 namespace tenon::cuda {
 namespace {
 
-constexpr int kResident = 2;  // blocks of a multiprocessor
-/// Accesses of a thread that are under way at a time.
-template <int kVector>
-inline constexpr int moment_loads = kVector == 1 ? 16 : 8;
-template <int kVector>
-inline constexpr int result_loads = kVector == 1 ? 8 : 4;
+// Blocks of a multiprocessor, and accesses of a thread that are under way at a time.
+constexpr int kMomentBlocks = 2;
+constexpr int kMomentLoads = 8;
+template <bool kAdds>
+constexpr int result_blocks = kAdds ? 2 : 3;
+constexpr int kResultLoads = 4;
 
 struct BatchNormParams {
   ChannelPlan plan;
@@ -30,7 +30,7 @@ struct BatchNormParams {
   void* output = nullptr;
   void* new_mean = nullptr;
   void* new_var = nullptr;
-  void* parts = nullptr;  // of the splits
+  void* parts = nullptr;   // of the splits
   std::int64_t count = 0;  // values of a channel
   bool of_batch = false;
   BatchNormTail tail = BatchNormTail::none;
@@ -75,10 +75,10 @@ __device__ __forceinline__ void add_moments(
 }
 
 template <class T, int kVector, bool kColumns>
-__global__ void __launch_bounds__(kChannelThreads, kResident)
+__global__ void __launch_bounds__(kChannelThreads, kMomentBlocks)
     batch_moments_kernel(const BatchNormParams p) {
   using Tile = ChannelTile<kVector, kColumns>;
-  constexpr int kCount = moment_loads<kVector>;
+  constexpr int kCount = kVector == 1 ? 2 * kMomentLoads : kMomentLoads;
   const Tile tile(p.plan);
   ChannelPartial<compute_type<T>, Tile::kChannels> total;
   tile.template for_each<kCount>([&](const Places<kCount>& places) {
@@ -122,44 +122,50 @@ __global__ void __launch_bounds__(kMergeThreads) batch_statistics_kernel(const B
                   });
 }
 
-template <class T, int kVector, bool kColumns>
-__global__ void __launch_bounds__(kChannelThreads, kResident)
+template <class T, int kVector, bool kColumns, bool kAdds>
+__global__ void __launch_bounds__(kChannelThreads, result_blocks<kAdds>)
     batch_norm_kernel(const BatchNormParams p) {
   using C = compute_type<T>;
   using Tile = ChannelTile<kVector, kColumns>;
-  constexpr int kCount = result_loads<kVector>;
+  constexpr int kCount = kVector == 1 ? 2 * kResultLoads : kResultLoads;
   constexpr int kChannels = Tile::kChannels;
   const Tile tile(p.plan);
   if (!tile.active) return;
+  C means[kChannels], factors[kChannels], weights[kChannels], biases[kChannels];
+  load_channel_values<T>(p.weight, tile.channel, C(1), weights);
+  load_channel_values<T>(p.bias, tile.channel, C(0), biases);
+  if (p.of_batch) {
+    load_channel_values<C>(p.mean, tile.channel, C(0), means);
+    load_channel_values<C>(p.factor, tile.channel, C(0), factors);
+  } else {
+    C variances[kChannels];
+    load_channel_values<T>(p.running_mean, tile.channel, C(0), means);
+    load_channel_values<T>(p.running_var, tile.channel, C(1), variances);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      factors[i] = C(1) / sqrt_of(variances[i] + static_cast<C>(p.eps));
+      if (tile.stores_channels()) {
+        store_statistics<T>(p, tile.channel + i, means[i], variances[i]);
+      }
+    }
+  }
   NormalizedChannel<C> channels[kChannels];
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
-    const std::int64_t channel = tile.channel + i;
-    C mean, factor;
-    if (p.of_batch) {
-      mean = static_cast<const C*>(p.mean)[channel];
-      factor = static_cast<const C*>(p.factor)[channel];
-    } else {
-      mean = channel_value<T>(p.running_mean, channel, C(0));
-      const C variance = channel_value<T>(p.running_var, channel, C(1));
-      factor = C(1) / sqrt_of(variance + static_cast<C>(p.eps));
-      if (tile.stores_channels()) store_statistics<T>(p, channel, mean, variance);
-    }
-    channels[i] = {mean, factor * channel_value<T>(p.weight, channel, C(1)),
-                   channel_value<T>(p.bias, channel, C(0))};
+    channels[i] = {means[i], factors[i] * weights[i], biases[i]};
   }
+  const bool has_relu = p.tail != BatchNormTail::none;
   tile.template for_each_backwards<kCount>([&](const Places<kCount>& places) {
-    Pack<T, kVector> packs[kCount], residuals[kCount];
+    Pack<T, kVector> packs[kCount], residuals[kAdds ? kCount : 1];
     load_places(p.input, places, packs);
-    const bool adds = p.tail == BatchNormTail::add_relu;
-    if (adds) load_places(p.residual, places, residuals);
+    if constexpr (kAdds) load_places(p.residual, places, residuals);
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
         C value = channels[kColumns ? i : 0](widen(packs[n].item[i]));
-        if (adds) value += widen(residuals[n].item[i]);
-        if (p.tail != BatchNormTail::none) value = nan_max(value, C(0));
+        if constexpr (kAdds) value += widen(residuals[n].item[i]);
+        if (has_relu) value = nan_max(value, C(0));
         packs[n].item[i] = convert<T>(value);
       }
       if (places.has(n)) store_pack<T, kVector>(static_cast<T*>(p.output) + places.at[n], packs[n]);
@@ -172,17 +178,23 @@ const void* data_of(const TensorView& view) { return view.present ? view.data : 
 template <class T>
 void launch_batch_norm(Stream stream, const char* name, const ChannelExtents& extents,
                        BatchNormParams p) {
-  const bool vectors = reads_by_vectors<T>(extents, p.input, p.residual, p.output);
-  p.plan = plan_channels(extents, vectors ? channel_vector<T> : 1, kResident);
-  dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
-    if (p.of_batch) {
+  const int vector = vector_for<T>(extents, p.input, p.residual, p.output);
+  if (p.of_batch) {
+    p.plan = plan_channels(extents, vector, kMomentBlocks);
+    dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
       launch(stream, name, batch_moments_kernel<T, kVector, kColumns>, p.plan.blocks(),
              kChannelThreads, 0, p);
-      launch(stream, name, batch_statistics_kernel<T>, ceil_div(p.plan.channels, kMergedChannels),
-             kMergeThreads, 0, p);
-    }
-    launch(stream, name, batch_norm_kernel<T, kVector, kColumns>, p.plan.blocks(), kChannelThreads,
-           0, p);
+    });
+    launch(stream, name, batch_statistics_kernel<T>, ceil_div(p.plan.channels, kMergedChannels),
+           kMergeThreads, 0, p);
+  }
+  const bool adds = p.residual != nullptr;
+  p.plan = plan_channels(extents, vector, adds ? result_blocks<true> : result_blocks<false>);
+  dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
+    launch(stream, name,
+           adds ? batch_norm_kernel<T, kVector, kColumns, true>
+                : batch_norm_kernel<T, kVector, kColumns, false>,
+           p.plan.blocks(), kChannelThreads, 0, p);
   });
 }
 
@@ -224,8 +236,8 @@ std::size_t moments_bytes(const KernelArgs& args) {
   const auto& attrs = args.attributes<BatchNormAttrs>();
   if (!ops::uses_batch_statistics(attrs.mode, args.training)) return 0;
   return dispatch_float(args.inputs[0].dtype, [&]<typename T>() {
-    return channel_workspace(ChannelExtents::of(args.inputs[0]), channel_vector<T>, kResident, 0,
-                             sizeof(compute_type<T>));
+    return channel_workspace(ChannelExtents::of(args.inputs[0]), channel_vector<T>, kMomentBlocks,
+                             0, sizeof(compute_type<T>));
   });
 }
 

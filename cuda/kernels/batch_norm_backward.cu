@@ -13,10 +13,11 @@
 namespace tenon::cuda {
 namespace {
 
-constexpr int kResident = 2;  // blocks of a multiprocessor
-/// Accesses of a thread to each operand that are under way at a time.
-template <int kVector>
-inline constexpr int gradient_loads = kVector == 1 ? 8 : 4;
+// Blocks of a multiprocessor, and accesses of a thread to each operand that are under way at a time.
+constexpr int kSumBlocks = 2;
+constexpr int kSumLoads = 4;
+constexpr int kGradientBlocks = 2;
+constexpr int kGradientLoads = 4;
 
 struct BatchNormBackwardParams {
   ChannelPlan plan;
@@ -85,24 +86,26 @@ __device__ __forceinline__ void load_channels(
     const BatchNormBackwardParams& p, const Tile& tile,
     NormalizedChannel<compute_type<T>> (&channels)[Tile::kChannels]) {
   using C = compute_type<T>;
+  C means[Tile::kChannels] = {}, factors[Tile::kChannels] = {}, weights[Tile::kChannels] = {};
+  C biases[Tile::kChannels] = {};
+  if (tile.active) {
+    load_channel_values<C>(p.mean, tile.channel, C(0), means);
+    load_channel_values<C>(p.factor, tile.channel, C(0), factors);
+    load_channel_values<T>(p.weight, tile.channel, C(1), weights);
+    load_channel_values<T>(p.bias, tile.channel, C(0), biases);
+  }
 #pragma unroll
   for (int i = 0; i < Tile::kChannels; ++i) {
-    channels[i] = {};
-    if (!tile.active) continue;
-    const std::int64_t channel = tile.channel + i;
-    channels[i] = {static_cast<const C*>(p.mean)[channel],
-                   static_cast<const C*>(p.factor)[channel] *
-                       channel_value<T>(p.weight, channel, C(1)),
-                   channel_value<T>(p.bias, channel, C(0))};
+    channels[i] = {means[i], factors[i] * weights[i], biases[i]};
   }
 }
 
 template <class T, int kVector, bool kColumns, Sign kSign>
-__global__ void __launch_bounds__(kChannelThreads, kResident)
+__global__ void __launch_bounds__(kChannelThreads, kSumBlocks)
     batch_norm_sums_kernel(const BatchNormBackwardParams p) {
   using C = compute_type<T>;
   using Tile = ChannelTile<kVector, kColumns>;
-  constexpr int kCount = gradient_loads<kVector>;
+  constexpr int kCount = kVector == 1 ? 2 * kSumLoads : kSumLoads;
   constexpr int kChannels = Tile::kChannels;
   const Tile tile(p.plan);
   NormalizedChannel<C> channels[kChannels];
@@ -124,7 +127,8 @@ __global__ void __launch_bounds__(kChannelThreads, kResident)
       for (int i = 0; i < kVector; ++i) {
         const C grad = widen(grads[n].item[i]);
         part.first[i % kChannels] += grad;
-        part.second[i % kChannels] += grad * (widen(inputs[n].item[i]) - channels[i % kChannels].mean);
+        part.second[i % kChannels] +=
+            grad * (widen(inputs[n].item[i]) - channels[i % kChannels].mean);
       }
     }
     MergeSums{}(total, part);
@@ -136,24 +140,26 @@ template <class T>
 __global__ void __launch_bounds__(kMergeThreads)
     batch_norm_vectors_kernel(const BatchNormBackwardParams p) {
   using C = compute_type<T>;
-  merge_splits<C>(
-      p.plan, p.parts, MergeSums{}, [&](std::int64_t channel, const ChannelPartial<C, 1>& total) {
-        const C factor = static_cast<const C*>(p.factor)[channel];
-        const C products = total.second[0] * factor;
-        if (p.weight_grad) static_cast<T*>(p.weight_grad)[channel] = convert<T>(products);
-        if (p.bias_grad) static_cast<T*>(p.bias_grad)[channel] = convert<T>(total.first[0]);
-        const C count = static_cast<C>(p.count);
-        static_cast<C*>(p.shift)[channel] = total.first[0] / count;
-        static_cast<C*>(p.slope)[channel] = products / count * factor;
-      });
+  merge_splits<C>(p.plan, p.parts, MergeSums{},
+                  [&](std::int64_t channel, const ChannelPartial<C, 1>& total) {
+                    const C factor = static_cast<const C*>(p.factor)[channel];
+                    const C products = total.second[0] * factor;
+                    if (p.weight_grad)
+                      static_cast<T*>(p.weight_grad)[channel] = convert<T>(products);
+                    if (p.bias_grad)
+                      static_cast<T*>(p.bias_grad)[channel] = convert<T>(total.first[0]);
+                    const C count = static_cast<C>(p.count);
+                    static_cast<C*>(p.shift)[channel] = total.first[0] / count;
+                    static_cast<C*>(p.slope)[channel] = products / count * factor;
+                  });
 }
 
 template <class T, int kVector, bool kColumns, Sign kSign>
-__global__ void __launch_bounds__(kChannelThreads, kResident)
+__global__ void __launch_bounds__(kChannelThreads, kGradientBlocks)
     batch_norm_backward_kernel(const BatchNormBackwardParams p) {
   using C = compute_type<T>;
   using Tile = ChannelTile<kVector, kColumns>;
-  constexpr int kCount = gradient_loads<kVector>;
+  constexpr int kCount = kVector == 1 ? 2 * kGradientLoads : kGradientLoads;
   constexpr int kChannels = Tile::kChannels;
   const Tile tile(p.plan);
   if (!tile.active) return;
@@ -161,11 +167,8 @@ __global__ void __launch_bounds__(kChannelThreads, kResident)
   load_channels<T>(p, tile, channels);
   C shifts[kChannels] = {}, slopes[kChannels] = {};
   if (p.of_batch) {
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      shifts[i] = static_cast<const C*>(p.shift)[tile.channel + i];
-      slopes[i] = static_cast<const C*>(p.slope)[tile.channel + i];
-    }
+    load_channel_values<C>(p.shift, tile.channel, C(0), shifts);
+    load_channel_values<C>(p.slope, tile.channel, C(0), slopes);
   }
   tile.template for_each_backwards<kCount>([&](const Places<kCount>& places) {
     Pack<T, kVector> inputs[kCount] = {}, grads[kCount];
@@ -208,28 +211,30 @@ template <class T>
 void launch_gradients(Stream stream, const char* name, const ChannelExtents& extents, Sign sign,
                       BatchNormBackwardParams p) {
   using C = compute_type<T>;
-  const bool vectors = reads_by_vectors<T>(extents, p.input, p.grad, p.result, p.input_grad,
-                                           p.residual_grad);
-  p.plan = plan_channels(extents, vectors ? channel_vector<T> : 1, kResident);
+  const int vector =
+      vector_for<T>(extents, p.input, p.grad, p.result, p.input_grad, p.residual_grad);
   p.shift = p.parts;
   p.slope = static_cast<C*>(p.shift) + extents.channels;
   p.parts = static_cast<C*>(p.slope) + extents.channels;
-  const bool sums =
-      p.weight_grad || p.bias_grad || p.residual_grad || (p.of_batch && p.input_grad);
-  dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
-    if (sums) {
+  const bool sums = p.weight_grad || p.bias_grad || p.residual_grad || (p.of_batch && p.input_grad);
+  if (sums) {
+    p.plan = plan_channels(extents, vector, kSumBlocks);
+    dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
       dispatch_sign(sign, [&]<Sign kSign>() {
         launch(stream, name, batch_norm_sums_kernel<T, kVector, kColumns, kSign>, p.plan.blocks(),
                kChannelThreads, 0, p);
       });
-      launch(stream, name, batch_norm_vectors_kernel<T>,
-             ceil_div(p.plan.channels, kMergedChannels), kMergeThreads, 0, p);
-    }
-    if (p.input_grad == nullptr) return;
-    if (p.residual_grad != nullptr) p.grad = p.residual_grad;
+    });
+    launch(stream, name, batch_norm_vectors_kernel<T>, ceil_div(p.plan.channels, kMergedChannels),
+           kMergeThreads, 0, p);
+  }
+  if (p.input_grad == nullptr) return;
+  if (p.residual_grad != nullptr) p.grad = p.residual_grad;
+  p.plan = plan_channels(extents, vector, kGradientBlocks);
+  dispatch_channels<T>(p.plan, [&]<int kVector, bool kColumns>() {
     dispatch_sign(p.residual_grad != nullptr ? Sign::none : sign, [&]<Sign kSign>() {
-      launch(stream, name, batch_norm_backward_kernel<T, kVector, kColumns, kSign>,
-             p.plan.blocks(), kChannelThreads, 0, p);
+      launch(stream, name, batch_norm_backward_kernel<T, kVector, kColumns, kSign>, p.plan.blocks(),
+             kChannelThreads, 0, p);
     });
   });
 }
@@ -283,7 +288,7 @@ void run_batch_norm_add_relu_backward(const KernelArgs& args) {
 
 std::size_t sums_bytes(const KernelArgs& args) {
   return dispatch_float(args.inputs[1].dtype, [&]<typename T>() {
-    return channel_workspace(ChannelExtents::of(args.inputs[1]), channel_vector<T>, kResident, 2,
+    return channel_workspace(ChannelExtents::of(args.inputs[1]), channel_vector<T>, kSumBlocks, 2,
                              sizeof(compute_type<T>));
   });
 }

@@ -14,8 +14,8 @@ constexpr std::int64_t kMultiprocessors = 132;
 constexpr std::int64_t kManyWaves = 4;
 
 int lanes_for(std::int64_t vectors) {
-  const auto wanted = static_cast<std::uint64_t>(
-      std::clamp<std::int64_t>(vectors, 1, kMaxChannelLanes));
+  const auto wanted =
+      static_cast<std::uint64_t>(std::clamp<std::int64_t>(vectors, 1, kMaxChannelLanes));
   return static_cast<int>(std::bit_ceil(wanted));
 }
 
@@ -55,7 +55,8 @@ ChannelPlan plan_channels(const ChannelExtents& extents, int vector, int residen
   const std::int64_t lanes = plan.unit_lanes();
   const std::int64_t most = std::max<std::int64_t>(1, ceil_div(plan.units, lanes));
   wanted = std::clamp<std::int64_t>(wanted, 1, most);
-  plan.units_of_split = std::max<std::int64_t>(1, ceil_div(ceil_div(plan.units, wanted), lanes)) * lanes;
+  plan.units_of_split =
+      std::max<std::int64_t>(1, ceil_div(ceil_div(plan.units, wanted), lanes)) * lanes;
   plan.splits = std::max<std::int64_t>(1, ceil_div(plan.units, plan.units_of_split));
   return plan;
 }
@@ -65,7 +66,7 @@ std::size_t channel_workspace(ChannelExtents extents, int vector, int resident, 
   std::int64_t splits = 1;
   for (const bool columns : {false, true}) {
     extents.columns = columns;
-    for (const int length : {1, vector}) {
+    for (int length = vector; length > 0; length /= 2) {
       if (!extents.divides(length)) continue;
       splits = std::max(splits, plan_channels(extents, length, resident).splits);
     }

@@ -272,6 +272,65 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const PoolParams p) {
   Rule::template compute<T, kVector, kWindow>(p, place);
 }
 
+constexpr int kPatch = 2;
+
+/// Patches of kPatch positions, which the same windows hold where these are kPatch apart.
+__host__ __device__ __forceinline__ std::int64_t patches(const WindowAxis& axis) {
+  return (axis.input - 1 + axis.padding) / kPatch + 1;
+}
+
+/// The gradient of max_pool2d for windows kPatch apart: a thread has a patch of the input, and reads each
+/// of the windows that hold it once.
+template <class T, int kVector>
+__global__ void __launch_bounds__(kThreads) max_pool_patches_kernel(const PoolParams p) {
+  using C = compute_type<T>;
+  constexpr int kWindow = MaxPoolBackward::kWindow;
+  const auto height = static_cast<std::uint32_t>(patches(p.h));
+  const auto width = static_cast<std::uint32_t>(patches(p.w));
+  const std::int64_t index = block_index() * kThreads + threadIdx.x;
+  if (index >= p.numel / (p.h.input * p.w.input * kVector) * height * width) return;
+  const Place at(p, static_cast<std::uint32_t>(index), height, width, kVector);
+  IndexedGradient<T, kVector> values[kWindow][kWindow];
+  const auto exists = [&](int i, int j) {
+    const std::int64_t y = at.y - kWindow + 1 + i, x = at.x - kWindow + 1 + j;
+    return y >= 0 && y < p.h.output && x >= 0 && x < p.w.output;
+  };
+#pragma unroll
+  for (int i = 0; i < kWindow; ++i) {
+#pragma unroll
+    for (int j = 0; j < kWindow; ++j) {
+      if (!exists(i, j)) continue;
+      const std::int64_t output =
+          at.source + within(p, at.y - kWindow + 1 + i, at.x - kWindow + 1 + j);
+      values[i][j].grad.load(static_cast<const T*>(p.source) + output);
+      values[i][j].index.load(p.indices + output);
+    }
+  }
+  const std::int64_t plane = at.target - at.y * p.target_axes.row - at.x * p.target_axes.column;
+#pragma unroll
+  for (int place = 0; place < kPatch * kPatch; ++place) {
+    const std::int64_t y = at.y * kPatch - p.h.padding + place / kPatch;
+    const std::int64_t x = at.x * kPatch - p.w.padding + place % kPatch;
+    if (y < 0 || y >= p.h.input || x < 0 || x >= p.w.input) continue;
+    const std::int64_t own = y * p.w.input + x;
+    C sums[kVector] = {};
+#pragma unroll
+    for (int window = 0; window < kWindow * kWindow; ++window) {
+      const int i = window / kWindow, j = window % kWindow;
+      if (!exists(i, j)) continue;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) {
+        if (values[i][j].index[k] == own) sums[k] += widen(values[i][j].grad[k]);
+      }
+    }
+    Elements<kVector, T> result;
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) result[k] = convert<T>(sums[k]);
+    result.store(static_cast<T*>(p.target) + plane + y * p.target_axes.row +
+                 x * p.target_axes.column);
+  }
+}
+
 /// Whether a thread visits at most `most` positions an axis.
 template <class Rule>
 bool visits_few(const WindowAxis& axis) {
@@ -337,7 +396,19 @@ void run_max_pool2d(const KernelArgs& args) {
 void run_max_pool2d_backward(const KernelArgs& args) {
   PoolParams p = backward_params(args);
   p.indices = args.inputs[1].as<std::int64_t>();
-  launch_pool<MaxPoolBackward>(args, p);
+  const bool in_patches = p.h.stride == kPatch && p.w.stride == kPatch && p.numel > 0 &&
+                          visits_few<MaxPoolBackward>(p.h) && visits_few<MaxPoolBackward>(p.w) &&
+                          p.numel < std::int64_t{1} << 31;
+  if (!in_patches) return launch_pool<MaxPoolBackward>(args, p);
+  dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
+    const int vector = allows_vectors<T>(p) ? vector_length<T> : 1;
+    const std::int64_t count =
+        p.numel / (p.h.input * p.w.input * vector) * patches(p.h) * patches(p.w);
+    launch(stream_of(args), args.name(),
+           vector == 1 ? max_pool_patches_kernel<T, 1>
+                       : max_pool_patches_kernel<T, vector_length<T>>,
+           ceil_div(count, kThreads), kThreads, 0, p);
+  });
 }
 
 void run_avg_pool2d(const KernelArgs& args) { launch_pool<AvgPool>(args, forward_params(args)); }

@@ -75,8 +75,8 @@ std::vector<Tensor> vjp_relu(const VjpContext& call) {
   const BatchNormBackwardAttrs attrs{mode, call.needs(kInput), call.needs(kWeight),
                                      call.needs(kBias)};
   if (call.cotangent(0) && (attrs.input || attrs.weight || attrs.bias)) {
-    const Tensor operands[] = {call.cotangent(0), call.input(kInput), call.output(0),
-                               call.input(kWeight), call.input(kBias), call.output(1),
+    const Tensor operands[] = {call.cotangent(0),   call.input(kInput), call.output(0),
+                               call.input(kWeight), call.input(kBias),  call.output(1),
                                call.output(2)};
     const std::vector<Tensor> found = apply(backward, operands, attrs);
     auto next = found.begin();
@@ -207,7 +207,8 @@ Op define_batch_norm_relu_backward() {
 Op define_batch_norm_add_relu() {
   return OpBuilder("batch_norm_add_relu")
       .doc(
-          "relu(batch_norm(input, …) + residual), and batch_norm's further results; the residual has "
+          "relu(batch_norm(input, …) + residual), and batch_norm's further results; the residual "
+          "has "
           "the input's shape. Where a kernel does all, 16-bit floats are rounded once, at the end.")
       .operand("input")
       .optional("running_mean")

@@ -147,9 +147,13 @@ void add_batch_norms(Samples& samples) {
       }
       return apply(get_op("batch_norm_relu_backward"), in, all);
     };
-    samples.push_back({"batch_norm_relu_backward", what, through_relu,
+    samples.push_back({"batch_norm_relu_backward",
+                       what,
+                       through_relu,
                        {grad, x, signs, w, {}, used_mean, factor}});
-    samples.push_back({"batch_norm_add_relu_backward", what, through_relu,
+    samples.push_back({"batch_norm_add_relu_backward",
+                       what,
+                       through_relu,
                        {grad, x, signs, w, used_mean, factor}});
   };
   add("training", {3, 2, 2}, kDense, DropoutMode::train);

@@ -20,8 +20,8 @@ inline Tensor ordered(const Tensor& tensor, Order order) {
 
 /// Results of the CUDA kernel with operands and results of the input's shape in this order.
 inline std::vector<Tensor> run_ordered(const char* op_name, const char* kernel,
-                                const std::vector<Operand2>& operands, const Attrs& attrs,
-                                Order order, std::int64_t shift = 0) {
+                                       const std::vector<Operand2>& operands, const Attrs& attrs,
+                                       Order order, std::int64_t shift = 0) {
   const Op& op = get_op(op_name);
   std::vector<Tensor> inputs;
   std::vector<const TensorSpec*> specs;
@@ -40,7 +40,7 @@ inline std::vector<Tensor> run_ordered(const char* op_name, const char* kernel,
 }
 
 inline std::vector<Tensor> exact_outputs(const char* op, const std::vector<Operand2>& operands,
-                                  const Attrs& attrs) {
+                                         const Attrs& attrs) {
   std::vector<Tensor> wide;
   for (const Operand2& operand : operands) {
     const bool widens = operand.cpu && is_floating(operand.cpu.dtype());
@@ -50,7 +50,7 @@ inline std::vector<Tensor> exact_outputs(const char* op, const std::vector<Opera
 }
 
 inline void check_ordered(const char* op, const char* kernel, const std::vector<Operand2>& operands,
-                   const Attrs& attrs, const Tolerance& tolerance, const std::string& what) {
+                          const Attrs& attrs, const Tolerance& tolerance, const std::string& what) {
   const std::vector<Tensor> exact = exact_outputs(op, operands, attrs);
   for (const Order order : kOrders) {
     for (const std::int64_t shift : {0, 1}) {

@@ -19,6 +19,9 @@ const std::vector<PoolCase> kCases = {
     {{2, 8, 11, 10}, {2, 8, 3, 3}, {{2, 3}, {4, 3}, {0, 0}}},
     {{1, 40, 15, 6}, {1, 40, 8, 3}, {{5, 2}, {2, 2}, {2, 0}}},
     {{2, 5, 9, 7}, {2, 5, 5, 4}, {{3, 3}, {2, 2}, {1, 1}}},
+    {{2, 16, 8, 11}, {2, 16, 3, 5}, {{4, 3}, {2, 2}, {0, 0}}},
+    {{2, 16, 8, 11}, {2, 16, 4, 6}, {{2, 1}, {2, 2}, {0, 0}}},
+    {{2, 3, 9, 10}, {2, 3, 5, 5}, {{3, 3}, {2, 2}, {1, 1}}},
     {{300, 3, 4, 4}, {300, 3, 2, 2}, {{2, 2}, {2, 2}, {0, 0}}},
     {{0, 8, 5, 5}, {0, 8, 2, 2}, {{2, 2}, {2, 2}, {0, 0}}},
 };
@@ -55,8 +58,8 @@ TEST(CudaPool, NanAndTiesChannelsLast) {
     for (int i = 0; i < 4; ++i) values.push_back(5);
   }
   const Tensor x = tensor(values, {2, 8, 2, 2});
-  check_ordered("max_pool2d", "cuda.max_pool2d", {from_cpu(x)},
-                Pool2dAttrs{{2, 2}, {2, 2}, {0, 0}}, {0, 0}, "special");
+  check_ordered("max_pool2d", "cuda.max_pool2d", {from_cpu(x)}, Pool2dAttrs{{2, 2}, {2, 2}, {0, 0}},
+                {0, 0}, "special");
 }
 
 }  // namespace

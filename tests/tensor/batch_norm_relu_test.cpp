@@ -106,7 +106,8 @@ TEST(BatchNormRelu, GradientsAreThoseOfTheComposition) {
           const Tensor norm = batch_norm(o.x, o.mean, o.var, o.weight, o.bias, mode);
           y = relu(adds ? norm + o.residual : norm);
         }
-        backward(sum(square(y) * random_tensor({3, 4, 2, 3}, DType::float64, Memory::contiguous, 9)));
+        backward(
+            sum(square(y) * random_tensor({3, 4, 2, 3}, DType::float64, Memory::contiguous, 9)));
         std::vector<Tensor> found = {o.x.grad(), o.weight.grad(), o.bias.grad()};
         if (adds) found.push_back(o.residual.grad());
         return found;
