@@ -240,6 +240,15 @@ Tail tail_of(const KernelArgs& args) {
   return {};
 }
 
+/// Of 16-bit channels, in the layout's vectors. The kernels that compute more than sums would pad others,
+/// at the price of a pass over memory.
+bool has_whole_vectors(const Call& call) {
+  constexpr std::int64_t kVector = 8;
+  const auto& [images, filters, result] = call.sizes;
+  return has_16_bits(static_cast<DType>(call.dtype)) && images[1] == filters[1] &&
+         images[1] % kVector == 0 && result[1] % kVector == 0;
+}
+
 /// The call has running statistics and goes by them.
 bool normalizes_by_running(const KernelArgs& args) {
   const DropoutMode mode = args.attributes<Conv2dBatchNormAttrs>().mode;
@@ -251,7 +260,7 @@ Planned* planned(const KernelArgs& args) {
   if (!has_elements(args)) return nullptr;
   const bool channels_last = is_channels_last_call<kComputes>(args);
   Call call = call_of<kComputes>(args, channels_last);
-  const bool fuses = channels_last && has_16_bits(args.inputs[0].dtype);
+  const bool fuses = channels_last && has_whole_vectors(call);
   if constexpr (kComputes == Computes::result) {
     call.tail = tail_of<kComputes>(args);
     if (fuses && call.tail.count() > 0) {
