@@ -41,7 +41,13 @@ constexpr std::size_t kMostWorkspaceBytes = std::size_t{1} << 29;
 /// The residual's place in conv2d_batch_norm_add_relu.
 constexpr std::size_t kNormResidual = 6;
 
-enum class Computes : std::uint8_t { result, activated_result, normalized_result, d_images, d_filters };
+enum class Computes : std::uint8_t {
+  result,
+  activated_result,
+  normalized_result,
+  d_images,
+  d_filters
+};
 
 constexpr bool is_forward(Computes computes) { return computes <= Computes::normalized_result; }
 
@@ -111,13 +117,13 @@ template <Computes kComputes>
 Call call_of(const KernelArgs& args, bool channels_last) {
   const auto [images, filters, result] = tensors_of<kComputes>(args);
   const ConvGeometry g = geometry_of<kComputes>(args);
-  Call call{.device = images.device.index,
-            .dtype = static_cast<std::int64_t>(images.dtype),
-            .computes = static_cast<std::int64_t>(kComputes),
-            .tail = {},
-            .windows = {{g.h.padding, g.w.padding},
-                        {g.h.stride, g.w.stride},
-                        {g.h.dilation, g.w.dilation}}};
+  Call call{
+      .device = images.device.index,
+      .dtype = static_cast<std::int64_t>(images.dtype),
+      .computes = static_cast<std::int64_t>(kComputes),
+      .tail = {},
+      .windows = {
+          {g.h.padding, g.w.padding}, {g.h.stride, g.w.stride}, {g.h.dilation, g.w.dilation}}};
   const TensorView* const views[] = {&images, &filters, &result};
   for (std::size_t i = 0; i < 3; ++i) {
     const Extents& sizes = views[i]->sizes;

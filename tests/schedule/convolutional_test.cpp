@@ -46,15 +46,17 @@ const Tail kTails[] = {
     {"Relu", [](const Tensor& a, const Tensor& b, const Tensor&) { return relu(a) * relu(b); }, 2,
      0},
     {"ResidualLast",
-     [](const Tensor& a, const Tensor& b, const Tensor& x) { return relu(relu(a) + x) + relu(b + x); },
+     [](const Tensor& a, const Tensor& b, const Tensor& x) {
+       return relu(relu(a) + x) + relu(b + x);
+     },
      1, 1},
     {"ResidualFirst",
      [](const Tensor& a, const Tensor& b, const Tensor& x) { return relu(x + a) * relu(x + b); }, 0,
      2},
     {"TwoBranches", [](const Tensor& a, const Tensor& b, const Tensor&) { return relu(a + b); }, 0,
      1},
-    {"Chain",
-     [](const Tensor& a, const Tensor& b, const Tensor&) { return relu(b + relu(a)); }, 1, 1},
+    {"Chain", [](const Tensor& a, const Tensor& b, const Tensor&) { return relu(b + relu(a)); }, 1,
+     1},
 };
 
 nn::Child<Block> make_block(const Tail& tail) {
@@ -93,10 +95,10 @@ std::vector<Tensor> train_and_evaluate(const Tail& tail, bool scheduled) {
   const Tensor x = randn({3, kChannels, 5, 5});
   Schedule sch = create_schedule(model, {{"x", x}});
   if (scheduled) schedules::convolutional(sch);
-  TrainingStep step = build_training(
-      sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
-        return mean(square(y[0]));
-      }});
+  TrainingStep step =
+      build_training(sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
+                       return mean(square(y[0]));
+                     }});
   EXPECT_EQ(count(step.graph(), "batch_norm_relu_backward"), scheduled ? tail.relus : 0);
   EXPECT_EQ(count(step.graph(), "batch_norm_add_relu_backward"), scheduled ? tail.added : 0);
   const TrainingResult result = step.run({x});
@@ -162,11 +164,12 @@ TEST(ConvolutionalSchedule, ConvolutionsEndInTheirBatchNorms) {
     EXPECT_EQ(sch.graph().writes().size(), 6U) << "running statistics";
     const VerifyReport report = verify(sch);
     EXPECT_TRUE(report.ok()) << report.to_string();
-    TrainingStep step = build_training(
-        sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
-          return mean(square(y[0]));
-        }});
-    EXPECT_EQ(count(step.graph(), "batch_norm_add_relu_backward"), 1) << "is expanded to be trained";
+    TrainingStep step =
+        build_training(sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
+                         return mean(square(y[0]));
+                       }});
+    EXPECT_EQ(count(step.graph(), "batch_norm_add_relu_backward"), 1)
+        << "is expanded to be trained";
     EXPECT_EQ(count(step.graph(), "conv2d_backward_weight"), 3);
   }
 }
