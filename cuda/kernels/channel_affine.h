@@ -15,8 +15,8 @@ struct ChannelAffine {
   const void* bias = nullptr;    // null: 0
   double eps = 0;
   float* mean = nullptr;
-  float* factor = nullptr;    // 1/√(var + eps)
-  void* new_mean = nullptr;   // the running statistics again
+  float* factor = nullptr;   // 1/√(var + eps)
+  void* new_mean = nullptr;  // the running statistics again
   void* new_var = nullptr;
   float* scale = nullptr;
   float* shift = nullptr;  // batch_norm(x) = x·scale + shift

@@ -41,7 +41,13 @@ constexpr std::size_t kMostWorkspaceBytes = std::size_t{1} << 29;
 /// The residual's place in conv2d_batch_norm_add_relu.
 constexpr std::size_t kNormResidual = 6;
 
-enum class Computes : std::uint8_t { result, activated_result, normalized_result, d_images, d_filters };
+enum class Computes : std::uint8_t {
+  result,
+  activated_result,
+  normalized_result,
+  d_images,
+  d_filters
+};
 
 constexpr bool is_forward(Computes computes) { return computes <= Computes::normalized_result; }
 
@@ -111,13 +117,13 @@ template <Computes kComputes>
 Call call_of(const KernelArgs& args, bool channels_last) {
   const auto [images, filters, result] = tensors_of<kComputes>(args);
   const ConvGeometry g = geometry_of<kComputes>(args);
-  Call call{.device = images.device.index,
-            .dtype = static_cast<std::int64_t>(images.dtype),
-            .computes = static_cast<std::int64_t>(kComputes),
-            .tail = {},
-            .windows = {{g.h.padding, g.w.padding},
-                        {g.h.stride, g.w.stride},
-                        {g.h.dilation, g.w.dilation}}};
+  Call call{
+      .device = images.device.index,
+      .dtype = static_cast<std::int64_t>(images.dtype),
+      .computes = static_cast<std::int64_t>(kComputes),
+      .tail = {},
+      .windows = {
+          {g.h.padding, g.w.padding}, {g.h.stride, g.w.stride}, {g.h.dilation, g.w.dilation}}};
   const TensorView* const views[] = {&images, &filters, &result};
   for (std::size_t i = 0; i < 3; ++i) {
     const Extents& sizes = views[i]->sizes;
@@ -240,6 +246,15 @@ Tail tail_of(const KernelArgs& args) {
   return {};
 }
 
+/// Of 16-bit channels, in the layout's vectors. The kernels that compute more than sums would pad others,
+/// at the price of a pass over memory.
+bool has_whole_vectors(const Call& call) {
+  constexpr std::int64_t kVector = 8;
+  const auto& [images, filters, result] = call.sizes;
+  return has_16_bits(static_cast<DType>(call.dtype)) && images[1] == filters[1] &&
+         images[1] % kVector == 0 && result[1] % kVector == 0;
+}
+
 /// The call has running statistics and goes by them.
 bool normalizes_by_running(const KernelArgs& args) {
   const DropoutMode mode = args.attributes<Conv2dBatchNormAttrs>().mode;
@@ -251,7 +266,7 @@ Planned* planned(const KernelArgs& args) {
   if (!has_elements(args)) return nullptr;
   const bool channels_last = is_channels_last_call<kComputes>(args);
   Call call = call_of<kComputes>(args, channels_last);
-  const bool fuses = channels_last && has_16_bits(args.inputs[0].dtype);
+  const bool fuses = channels_last && has_whole_vectors(call);
   if constexpr (kComputes == Computes::result) {
     call.tail = tail_of<kComputes>(args);
     if (fuses && call.tail.count() > 0) {

@@ -64,19 +64,17 @@ Op define(const char* name, const char* doc, Op::Decompose decompose, bool has_r
       .optional("weight")
       .optional("bias");
   if (has_residual) builder.operand("residual");
-  return builder.decompose(decompose)
-      .pattern_attrs(conv_patterns)
-      .repeats(repeated_operand)
-      .done();
+  return builder.decompose(decompose).pattern_attrs(conv_patterns).repeats(repeated_operand).done();
 }
 
 }  // namespace
 
 Op define_conv2d_batch_norm() {
-  return define("conv2d_batch_norm",
-                "batch_norm(conv2d(input, filters), …), with batch_norm's results. Where a kernel does "
-                "both, in evaluation, 16-bit floats are rounded once, at the end.",
-                decompose_norm, false);
+  return define(
+      "conv2d_batch_norm",
+      "batch_norm(conv2d(input, filters), …), with batch_norm's results. Where a kernel does "
+      "both, in evaluation, 16-bit floats are rounded once, at the end.",
+      decompose_norm, false);
 }
 
 Op define_conv2d_batch_norm_relu() {

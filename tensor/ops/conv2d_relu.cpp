@@ -43,7 +43,8 @@ Op define_conv2d_relu() {
   return OpBuilder("conv2d_relu")
       .doc(
           "relu(conv2d(input, weight, bias) + residual): (N, C, H, W), (O, C/groups, KH, KW), (O), "
-          "(N, O, H', W') -> (N, O, H', W'). Where a kernel does all, 16-bit floats are rounded once, "
+          "(N, O, H', W') -> (N, O, H', W'). Where a kernel does all, 16-bit floats are rounded "
+          "once, "
           "at the end.")
       .operand("input")
       .operand("weight")

@@ -313,11 +313,11 @@ TEST(Program, AStepThatWritesStateCopiesItAnew) {
   const Tensor x = randn({1, 2, 7, 7});
   Executor evaluate(create_schedule(model, {x}).graph());
   evaluate(x);
-  auto step = build_training(
-      create_schedule(model, {x}),
-      {.loss = [](auto y, auto) { return mean(square(y[0])); },
-       .optimizer = std::make_shared<nn::SGD>(model->named_parameters(), nn::SgdOptions{.lr = 0.01}),
-       .verify = false});
+  auto step = build_training(create_schedule(model, {x}),
+                             {.loss = [](auto y, auto) { return mean(square(y[0])); },
+                              .optimizer = std::make_shared<nn::SGD>(model->named_parameters(),
+                                                                     nn::SgdOptions{.lr = 0.01}),
+                              .verify = false});
   double before = step.run({x}).loss.item();
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(evaluate(x).to_doubles(), model(x).to_doubles()) << "after step " << i;

@@ -164,11 +164,12 @@ TEST(ConvolutionalSchedule, ConvolutionsEndInTheirBatchNorms) {
     EXPECT_EQ(sch.graph().writes().size(), 6U) << "running statistics";
     const VerifyReport report = verify(sch);
     EXPECT_TRUE(report.ok()) << report.to_string();
-    TrainingStep step = build_training(
-        sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
-          return mean(square(y[0]));
-        }});
-    EXPECT_EQ(count(step.graph(), "batch_norm_add_relu_backward"), 1) << "is expanded to be trained";
+    TrainingStep step =
+        build_training(sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
+                         return mean(square(y[0]));
+                       }});
+    EXPECT_EQ(count(step.graph(), "batch_norm_add_relu_backward"), 1)
+        << "is expanded to be trained";
     EXPECT_EQ(count(step.graph(), "conv2d_backward_weight"), 3);
   }
 }

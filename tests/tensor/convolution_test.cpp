@@ -106,7 +106,8 @@ TEST(Conv2d, WhatFollowsItAgreesWithTheReference) {
       const std::int64_t filters = c.weight[0];
       const NaiveConv conv = naive_conv2d(x, w, {}, c);
       const Values residual = random_values(conv.sizes.product(), dtype, 4);
-      const Values mean = random_values(filters, dtype, 5), weight = random_values(filters, dtype, 6);
+      const Values mean = random_values(filters, dtype, 5),
+                   weight = random_values(filters, dtype, 6);
       const Values bias = random_values(filters, dtype, 7);
       const Values var(at(filters), 0.5);
       const double eps = 0.25;
@@ -136,9 +137,16 @@ TEST(Conv2d, WhatFollowsItAgreesWithTheReference) {
       }
       const auto list = [](const Size2& size) { return std::vector(size.begin(), size.end()); };
       const Conv2dBatchNormAttrs attrs{
-          {list(c.stride), list(c.padding), list(c.dilation), c.groups}, DropoutMode::eval, 0.1, eps};
-      Inputs operands = {input, kernel, dense(mean, {filters}, dtype), dense(var, {filters}, dtype),
-                         dense(weight, {filters}, dtype), b};
+          {list(c.stride), list(c.padding), list(c.dilation), c.groups},
+          DropoutMode::eval,
+          0.1,
+          eps};
+      Inputs operands = {input,
+                         kernel,
+                         dense(mean, {filters}, dtype),
+                         dense(var, {filters}, dtype),
+                         dense(weight, {filters}, dtype),
+                         b};
       for (const bool activates : {false, true}) {
         const char* op = activates ? "conv2d_batch_norm_relu" : "conv2d_batch_norm";
         expect_close(apply(get_op(op), operands, attrs)[0], expected(true, false, activates, bound),
@@ -153,7 +161,9 @@ TEST(Conv2d, WhatFollowsItAgreesWithTheReference) {
 
 TEST(Conv2d, AResidualHasTheResultsShape) {
   expect_error<ShapeError>(
-      [] { conv2d_relu(ones({1, 2, 4, 4}), ones({3, 2, 3, 3}), Tensor(), ones({1, 3, 4, 4})); },
+      [] {
+        conv2d_relu(ones({1, 2, 4, 4}), ones({3, 2, 3, 3}), Tensor(), ones({1, 3, 4, 4}));
+      },
       "[conv2d_relu] operand 'residual' (1, 3, 4, 4); needed the shape (1, 3, 2, 2)");
 }
 
