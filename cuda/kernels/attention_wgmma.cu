@@ -31,9 +31,11 @@ constexpr int kMapAxes = 3;  // of batches
 constexpr int kHalfBytes = 128 * 128;  // 64 columns of a tile
 constexpr int kMaskBytes = kKeys * 4;
 
+}  // namespace
+
 /// Compile-time facts of a kernel.
 template <class T_, int kHead_, AttentionMask kMask_>
-struct Tile {
+struct AttentionWgmmaTile {
   using T = T_;
   static constexpr int kHead = kHead_;
   static constexpr AttentionMask kMask = kMask_;
@@ -54,6 +56,8 @@ struct Tile {
   static constexpr int kSharedBytes = kBarriers + (4 * kStages + 2) * kBarrierBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 };
+
+namespace {
 
 /// What the consumers must know of an item.
 struct Item {
@@ -317,12 +321,21 @@ __device__ __forceinline__ void pack(const Scores<Tile>& scores, Weights<Tile>& 
   }
 }
 
+/// The consumers queue their products in turn, so that one's are under way while the other computes
+/// exponentials. Group 0 comes first: group 1 ends a turn before.
+[[maybe_unused]] __device__ __forceinline__ void wait_for_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+}
+[[maybe_unused]] __device__ __forceinline__ void end_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory");
+}
+
 /// A consumer warp's walk over the tiles of an item.
 template <class Tile>
 __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& layout,
                                           const AllRows<Tile>& query,
                                           RingPosition<Tile::kStages>& ring, int tiles, int row0,
-                                          int lane, OnlineSoftmax<1>& state, Sums<Tile>& sums) {
+                                          int group, int lane, OnlineSoftmax<1>& state, Sums<Tile>& sums) {
   // Additive masks bring scores to units of log2 at once.
   const float scale = Tile::kMask == AttentionMask::additive ? 1.0F : p.scale;
   Scores<Tile> scores;
@@ -355,9 +368,11 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
     const RingPosition<Tile::kStages> last = ring;
     ring.advance();
     barrier_wait(layout.key_full(ring.stage), ring.parity);
+    wait_for_turn(group);
     start_scores<Tile>(scores, query, layout.keys(ring.stage));
     barrier_wait(layout.value_full(last.stage), last.parity);
     start_sums<Tile>(sums, weights, layout.values(last.stage));
+    end_turn(group);
     wgmma_wait<1>();
     const bool grew = finish_scores(ring.stage);
     settle_sums(last.stage);
@@ -384,6 +399,7 @@ __device__ __forceinline__ void add_items(const Params& p, const Layout<Tile>& l
   const AttentionParams& attention = p.attention;
   RingPosition<Tile::kStages> ring;
   std::uint32_t turn = 0;
+  if (warp / 4 == 1) end_turn(1);
   for (int index = static_cast<int>(blockIdx.x); index < p.items; index += gridDim.x, ++turn) {
     barrier_wait(layout.item_full(), turn & 1U);
     const Item item = layout.item();
@@ -407,7 +423,7 @@ __device__ __forceinline__ void add_items(const Params& p, const Layout<Tile>& l
 #pragma unroll
       for (int c = 0; c < 4; ++c) sums[0][d][c] = 0.0F;
     }
-    if (tiles > 0) add_tiles<Tile>(p, layout, query, ring, tiles, row0, lane, state, sums);
+    if (tiles > 0) add_tiles<Tile>(p, layout, query, ring, tiles, row0, warp / 4, lane, state, sums);
     float factor[1][2];
     finish_softmax<1>(attention, state, item.batch, row0, lane, factor);
     const AttentionOperand& strides = attention.output_strides;
@@ -526,11 +542,11 @@ void launch_tile(const Params& p, Stream stream) {
 template <class T, int kHead>
 void launch_head(const Params& p, Stream stream) {
   switch (p.attention.mask_kind) {
-    case AttentionMask::none: return launch_tile<Tile<T, kHead, AttentionMask::none>>(p, stream);
+    case AttentionMask::none: return launch_tile<AttentionWgmmaTile<T, kHead, AttentionMask::none>>(p, stream);
     case AttentionMask::boolean:
-      return launch_tile<Tile<T, kHead, AttentionMask::boolean>>(p, stream);
+      return launch_tile<AttentionWgmmaTile<T, kHead, AttentionMask::boolean>>(p, stream);
     case AttentionMask::additive:
-      return launch_tile<Tile<T, kHead, AttentionMask::additive>>(p, stream);
+      return launch_tile<AttentionWgmmaTile<T, kHead, AttentionMask::additive>>(p, stream);
   }
 }
 

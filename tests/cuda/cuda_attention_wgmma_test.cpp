@@ -38,11 +38,17 @@ std::string text(const Case& c) {
 Tensor make_operand4(const Case& c, std::int64_t heads, std::int64_t rows, std::int64_t columns,
                      Generator* generator) {
   const Tensor values = randn({c.batch, rows, heads, columns}, {}, generator).to(c.dtype);
-  const Tensor permuted = values.to(kCuda).transpose(1, 2);
-  if (heads == c.heads) return permuted;
-  // Grouped heads: each serves several queries' heads, without a copy.
-  return permuted.view({c.batch, heads, 1, rows, columns})
-      .expand({c.batch, heads, c.heads / heads, rows, columns});
+  return values.to(kCuda).transpose(1, 2);
+}
+
+/// (batch, key heads, group, rows, columns): keys and values repeat along the group, without a copy.
+Tensor grouped(const Case& c, const Tensor& x) {
+  const std::int64_t group = c.heads / c.key_heads;
+  const std::int64_t heads = x.view_of_data().sizes[1];
+  const Sizes sizes = {c.batch, c.key_heads, heads / c.key_heads, x.view_of_data().sizes[2],
+                       x.view_of_data().sizes[3]};
+  const Tensor split = x.view(to_shape(sizes));
+  return split.expand(to_shape({c.batch, c.key_heads, group, sizes[3], sizes[4]}));
 }
 
 /// (batch, 1, 1, keys) on the CPU.
@@ -82,8 +88,15 @@ Result run(const Case& c, const char* kernel, std::vector<Tensor> inputs, bool* 
   const AttentionAttrs attrs{0.0, c.is_causal,
                              Scalar(1 / std::sqrt(static_cast<double>(c.head))),
                              DropoutMode::follow, 0};
-  const bool ran =
-      run_kernel(kOp, kernel, inputs, {output.transpose(1, 2), lse, bits}, Attrs(attrs));
+  std::vector<Tensor> outputs = {output.transpose(1, 2), lse, bits};
+  if (c.heads != c.key_heads) {
+    const std::int64_t group = c.heads / c.key_heads;
+    for (std::size_t i = 0; i < 3; ++i) inputs[i] = grouped(c, inputs[i]);
+    if (inputs[3]) inputs[3] = inputs[3].view({c.batch, 1, 1, 1, c.keys});
+    outputs = {grouped(c, outputs[0]), lse.view({c.batch, c.key_heads, group, c.length}),
+               bits.view({c.batch, c.key_heads, group, c.length, 0})};
+  }
+  const bool ran = run_kernel(kOp, kernel, inputs, outputs, Attrs(attrs));
   if (taken != nullptr) *taken = ran;
   return {output.transpose(1, 2).to_doubles(), lse.to_doubles()};
 }
@@ -157,6 +170,15 @@ TEST_F(AttentionWgmma, ManyItemsRepeat) {
         check({3, 16, 16, 1000, 700, head, head, DType::bfloat16, mask, is_causal}, 20);
         if (HasFatalFailure() || IsSkipped()) return;
       }
+    }
+  }
+}
+
+TEST_F(AttentionWgmma, GroupedHeads) {
+  for (const Mask mask : {Mask::none, Mask::tail, Mask::additive}) {
+    for (const std::int64_t key_heads : {1, 2}) {
+      check({2, 6, key_heads, 200, 300, 64, 72, DType::float16, mask, key_heads == 1});
+      if (HasFatalFailure() || IsSkipped()) return;
     }
   }
 }
