@@ -27,13 +27,16 @@ Encode encode_function() {
 /// `strides` are those of the axes behind the columns, in bytes.
 CUtensorMap encode(const void* data, DType dtype, cuuint32_t axes, const cuuint64_t* sizes,
                    const cuuint64_t* strides, int box_rows) {
-  constexpr cuuint32_t kBoxColumns = 64;
-  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows), 1, 1, 1};
+  const bool is_bool = dtype == DType::boolean;
+  const cuuint32_t columns = is_bool ? 128 : 64;
+  const cuuint32_t box[] = {columns, static_cast<cuuint32_t>(box_rows), 1, 1, 1};
   const cuuint32_t steps[] = {1, 1, 1, 1, 1};
   CUtensorMap map{};
   const CUresult status = encode_function()(
       &map,
-      dtype == DType::float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+      is_bool                   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+      : dtype == DType::float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
       axes, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
@@ -56,7 +59,9 @@ CUtensorMap make_tensor_map(const void* data, DType dtype, const std::int64_t (&
   cuuint64_t counts[5];
   cuuint64_t bytes[4];
   for (int axis = 0; axis < 5; ++axis) counts[axis] = static_cast<cuuint64_t>(sizes[axis]);
-  for (int axis = 0; axis < 4; ++axis) bytes[axis] = static_cast<cuuint64_t>(strides[axis]) * 2;
+  for (int axis = 0; axis < 4; ++axis) {
+    bytes[axis] = static_cast<cuuint64_t>(strides[axis]) * size_of(dtype);
+  }
   return encode(data, dtype, 5, counts, bytes, box_rows);
 }
 

@@ -123,19 +123,25 @@ bool accepts_wgmma(int operand, const TensorView& view) {
   return true;
 }
 
+/// The mask's part of what flash_wgmma takes: of keys, hidden from all queries, or of (queries, keys) as
+/// a tensor map can describe, which with 16-bit elements leaves no room for heads above 64.
+bool takes_wgmma_mask(const TensorView& mask, DType dtype, std::int64_t head) {
+  if (!mask.present) return true;
+  const bool is_bool = mask.dtype == DType::boolean;
+  if (!is_bool && mask.dtype != dtype) return false;
+  if (stride_from_end(&mask, 1) == 0) return true;
+  return accepts_wgmma(0, mask) && mask.size(-1) > 1 && (is_bool || head <= 64);
+}
+
 void run_wgmma(const KernelArgs& args) {
   for (int i = 0; i < 3; ++i) {
     if (!accepts_wgmma(i, args.inputs[static_cast<std::size_t>(i)])) return run_mma(args);
   }
+  const std::int64_t head = std::max(args.inputs[0].size(-1), args.inputs[2].size(-1));
+  if (!takes_wgmma_mask(args.inputs[3], args.inputs[0].dtype, head)) return run_mma(args);
   run_call(args, [&](const AttentionParams& params, Stream stream) {
     launch_flash_wgmma(params, args.outputs[0].dtype, args.workspace, stream);
   });
-}
-
-/// The mask's part of what flash_wgmma takes: keys that are hidden from all queries.
-bool is_key_mask(const TensorView& mask, DType dtype) {
-  if (!mask.present) return true;
-  return stride_from_end(&mask, 1) == 0 && (mask.dtype == DType::boolean || mask.dtype == dtype);
 }
 
 bool supports_wgmma(const KernelArgs& args) {
@@ -149,7 +155,7 @@ bool supports_wgmma(const KernelArgs& args) {
   return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !drops &&
          query.rank() <= 5 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
          keys < kMost && scale > 0 && std::isfinite(scale) &&
-         is_key_mask(args.inputs[3], query.dtype) &&
+         takes_wgmma_mask(args.inputs[3], query.dtype, std::max(head, head_v)) &&
          has_wgmma(device_limits(query.device.index));
 }
 

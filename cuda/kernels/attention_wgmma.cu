@@ -1,5 +1,5 @@
 // Scaled dot-product attention by wgmma, for heads up to 128, without a mask, with causality, or with a
-// mask of keys that all queries share. The order of a row's work is that of FlashAttention-3 (J. Shah
+// mask. The order of a row's work is that of FlashAttention-3 (J. Shah
 // et al., 2024). A block stays on its multiprocessor and computes item after item, an item being 128
 // queries of one batch:
 //
@@ -9,8 +9,9 @@
 //   queued      S(i+1) = Q·K(i+1)   O += P(i)·V(i)
 //   meanwhile                       P(i+1) of S(i+1)
 //
-// A mask becomes 128 float32 for each tile of keys, and a list of the tiles that it shows anything of:
-// the others cost nothing. Batches have at most three axes; those without stride have size 1 in the maps.
+// A mask of keys becomes 128 float32 for each tile of keys, and a list of the tiles that it shows anything of:
+// the others cost nothing. One of
+// (queries, keys) is copied with the keys. Batches have at most three axes; those without stride have size 1 in the maps.
 #include <algorithm>
 
 #include "cuda/device/tma.cuh"
@@ -29,28 +30,38 @@ constexpr int kBlockThreads = 384;
 constexpr int kConsumerWarps = 8;
 constexpr int kMapAxes = 3;  // of batches
 constexpr int kHalfBytes = 128 * 128;  // 64 columns of a tile
-constexpr int kMaskBytes = kKeys * 4;
+constexpr int kKeyMaskBytes = kKeys * 4;
 
 }  // namespace
 
+/// A mask of all queries' keys, or of each query's own.
+enum class MaskForm : std::uint8_t { none, boolean_keys, additive_keys, boolean, additive };
+
 /// Compile-time facts of a kernel.
-template <class T_, int kHead_, AttentionMask kMask_>
+template <class T_, int kHead_, MaskForm kMask_>
 struct AttentionWgmmaTile {
   using T = T_;
   static constexpr int kHead = kHead_;
-  static constexpr AttentionMask kMask = kMask_;
-  static constexpr bool kMasked = kMask != AttentionMask::none;
+  static constexpr MaskForm kMask = kMask_;
+  static constexpr bool kMasksKeys =
+      kMask == MaskForm::boolean_keys || kMask == MaskForm::additive_keys;
+  static constexpr bool kAdds = kMask == MaskForm::additive_keys || kMask == MaskForm::additive;
+  static constexpr bool kMasksPairs = kMask == MaskForm::boolean || kMask == MaskForm::additive;
   static constexpr int kRowTiles = 1;
   static constexpr int kColumnTiles = kKeys / 8;
   static constexpr int kHalves = kHead / 64;
-  static constexpr int kStages = kHead == 64 ? 4 : 2;
+  static constexpr int kStages = kHead == 128 ? 2 : kMask == MaskForm::additive ? 3 : 4;
 
   static constexpr int kTileBytes = kHalves * kHalfBytes;  // of queries, keys, values or results
   static constexpr int kKeyTiles = kTileBytes;
   static constexpr int kValueTiles = kKeyTiles + kStages * kTileBytes;
   static constexpr int kResults = kValueTiles + kStages * kTileBytes;
   static constexpr int kMasks = kResults + kTileBytes;
-  static constexpr int kStarts = kMasks + (kMasked ? kStages * kMaskBytes : 0);  // int per stage
+  static constexpr int kMaskBytes = kMask == MaskForm::additive  ? 2 * kHalfBytes
+                                    : kMask == MaskForm::boolean ? kHalfBytes
+                                    : kMasksKeys                 ? kKeyMaskBytes
+                                                                 : 0;
+  static constexpr int kStarts = kMasks + kStages * kMaskBytes;  // an int per stage
   static constexpr int kItem = kStarts + 16;
   static constexpr int kBarriers = kItem + 16;
   static constexpr int kSharedBytes = kBarriers + (4 * kStages + 2) * kBarrierBytes;
@@ -74,13 +85,14 @@ struct KeyMask {
 };
 
 struct Params {
-  CUtensorMap query, key, value;
+  CUtensorMap query, key, value, pairs;  // the last: a mask of pairs
   AttentionParams attention;
   KeyMask mask;
   int batch_sizes[kMapAxes];
   int query_steps[kMapAxes];  // 0 or 1: what a batch index counts for in the map
   int key_steps[kMapAxes];
   int value_steps[kMapAxes];
+  int pair_steps[kMapAxes];
   int row_blocks, items;
   float scale;
 };
@@ -160,7 +172,7 @@ __device__ __forceinline__ void copy_items(const Params& p, const Layout<Tile>& 
     int tiles = (seen + kKeys - 1) / kKeys;
     const int* list = nullptr;
     const float* mask = nullptr;
-    if constexpr (Tile::kMasked) {
+    if constexpr (Tile::kMasksKeys) {
       int number = 0;
       for (int axis = 0; axis < kMapAxes; ++axis) {
         number += at[axis] * static_cast<int>(p.mask.batch_steps[axis]);
@@ -176,16 +188,24 @@ __device__ __forceinline__ void copy_items(const Params& p, const Layout<Tile>& 
     copy_rows<Tile>(layout.address, p.query, row_block * kRows, at, p.query_steps,
                     layout.item_full());
     for (int i = 0; i < tiles; ++i) {
-      const int key0 = (Tile::kMasked ? list[i] : i) * kKeys;
+      const int key0 = (Tile::kMasksKeys ? list[i] : i) * kKeys;
       barrier_wait(layout.key_empty(ring.stage), ring.parity ^ 1U);
       layout.start(ring.stage) = key0;
-      barrier_expect(layout.key_full(ring.stage),
-                     Tile::kTileBytes + (Tile::kMasked ? kMaskBytes : 0));
+      barrier_expect(layout.key_full(ring.stage), Tile::kTileBytes + Tile::kMaskBytes);
       copy_rows<Tile>(layout.keys(ring.stage), p.key, key0, at, p.key_steps,
                       layout.key_full(ring.stage));
-      if constexpr (Tile::kMasked) {
-        copy_bytes_async(layout.address + Tile::kMasks + ring.stage * kMaskBytes, mask + key0,
-                         kMaskBytes, layout.key_full(ring.stage));
+      const std::uint32_t target = layout.address + Tile::kMasks + ring.stage * Tile::kMaskBytes;
+      if constexpr (Tile::kMasksKeys) {
+        copy_bytes_async(target, mask + key0, kKeyMaskBytes, layout.key_full(ring.stage));
+      }
+      if constexpr (Tile::kMasksPairs) {
+#pragma unroll
+        for (int part = 0; part < Tile::kMaskBytes / kHalfBytes; ++part) {
+          const int corner[5] = {key0 + 64 * part, row_block * kRows, at[0] * p.pair_steps[0],
+                                 at[1] * p.pair_steps[1], at[2] * p.pair_steps[2]};
+          copy_tensor_async(target + part * kHalfBytes, p.pairs, corner,
+                            layout.key_full(ring.stage));
+        }
       }
       barrier_wait(layout.value_empty(ring.stage), ring.parity ^ 1U);
       barrier_expect(layout.value_full(ring.stage), Tile::kTileBytes);
@@ -244,26 +264,63 @@ __device__ __forceinline__ void start_sums(Sums<Tile>& sums, const Weights<Tile>
   wgmma_commit();
 }
 
-/// Applies the mask of the tile in `stage`, and hides keys past the end or after the query `row0` + g.
+/// Applies a mask of keys, which is the same for all rows.
+template <class Tile>
+__device__ __forceinline__ void apply_key_mask(const unsigned char* shared, float scale,
+                                               Scores<Tile>& scores, int lane) {
+  const auto* mask = reinterpret_cast<const float2*>(shared) + (lane & 3);
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const float2 m = mask[4 * j];
+    float(&s)[4] = scores[0][j];
+    if constexpr (Tile::kAdds) {
+      s[0] = fmaf(s[0], scale, m.x), s[1] = fmaf(s[1], scale, m.y);
+      s[2] = fmaf(s[2], scale, m.x), s[3] = fmaf(s[3], scale, m.y);
+    } else {
+      s[0] = fminf(s[0], m.x), s[1] = fminf(s[1], m.y);
+      s[2] = fminf(s[2], m.x), s[3] = fminf(s[3], m.y);
+    }
+  }
+}
+
+/// Applies a mask of pairs, of which the warp's rows start at `warp_row` of the swizzled tile.
+template <class Tile>
+__device__ __forceinline__ void apply_pair_mask(const unsigned char* shared, float scale,
+                                                Scores<Tile>& scores, int warp_row, int lane) {
+  using T = typename Tile::T;
+  constexpr float kLog2E = 1.4426950408889634F;
+  const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const unsigned char* row = shared + (warp_row + 8 * h + g) * 128;
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+      float& x = scores[0][j][2 * h];
+      float& y = scores[0][j][2 * h + 1];
+      if constexpr (Tile::kAdds) {
+        const auto* pair = reinterpret_cast<const T*>(row + j / 8 * kHalfBytes +
+                                                      (((j % 8) ^ g) << 4) + 4 * t);
+        x = fmaf(x, scale, widen(pair[0]) * kLog2E);
+        y = fmaf(y, scale, widen(pair[1]) * kLog2E);
+      } else {
+        const auto pair = *reinterpret_cast<const std::uint16_t*>(
+            row + (((j / 2) ^ g) << 4) + 8 * (j % 2) + 2 * t);
+        if ((pair & 0xffU) == 0) x = -INFINITY;
+        if ((pair >> 8) == 0) y = -INFINITY;
+      }
+    }
+  }
+}
+
+/// Applies the mask of the tile in `stage`, and hides keys past the end or after the query. The warp's
+/// first query is `row0`.
 template <class Tile>
 __device__ __forceinline__ void hide(const Params& p, const Layout<Tile>& layout, int stage,
                                      int key0, Scores<Tile>& scores, int row0, int lane) {
-  if constexpr (Tile::kMasked) {
-    const auto* mask =
-        reinterpret_cast<const float2*>(layout.shared + Tile::kMasks + stage * kMaskBytes) +
-        (lane & 3);
-#pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
-      const float2 m = mask[4 * j];
-      float(&s)[4] = scores[0][j];
-      if constexpr (Tile::kMask == AttentionMask::additive) {
-        s[0] = fmaf(s[0], p.scale, m.x), s[1] = fmaf(s[1], p.scale, m.y);
-        s[2] = fmaf(s[2], p.scale, m.x), s[3] = fmaf(s[3], p.scale, m.y);
-      } else {
-        s[0] = fminf(s[0], m.x), s[1] = fminf(s[1], m.y);
-        s[2] = fminf(s[2], m.x), s[3] = fminf(s[3], m.y);
-      }
-    }
+  const unsigned char* mask = layout.shared + Tile::kMasks + stage * Tile::kMaskBytes;
+  if constexpr (Tile::kMasksKeys) apply_key_mask<Tile>(mask, p.scale, scores, lane);
+  if constexpr (Tile::kMasksPairs) {
+    apply_pair_mask<Tile>(mask, p.scale, scores, row0 % kRows, lane);
   }
   const int keys = static_cast<int>(p.attention.keys);
   const bool is_causal = p.attention.is_causal;
@@ -337,7 +394,7 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
                                           RingPosition<Tile::kStages>& ring, int tiles, int row0,
                                           int group, int lane, OnlineSoftmax<1>& state, Sums<Tile>& sums) {
   // Additive masks bring scores to units of log2 at once.
-  const float scale = Tile::kMask == AttentionMask::additive ? 1.0F : p.scale;
+  const float scale = Tile::kAdds ? 1.0F : p.scale;
   Scores<Tile> scores;
   Weights<Tile> weights;
   float factor[2];
@@ -519,10 +576,10 @@ CUtensorMap map_of(const void* data, DType dtype, const AttentionParams& p,
                    const AttentionOperand& strides, std::int64_t rows, std::int64_t columns,
                    int (&steps)[kMapAxes]) {
   const auto stride_of = [](std::int64_t size, std::int64_t stride) {
-    return size > 1 ? stride : std::int64_t{8};
+    return size > 1 ? stride : std::int64_t{16};
   };
   std::int64_t sizes[5] = {columns, rows, 1, 1, 1};
-  std::int64_t apart[4] = {stride_of(rows, strides.row), 8, 8, 8};
+  std::int64_t apart[4] = {stride_of(rows, strides.row), 16, 16, 16};
   for (int axis = 0; axis < p.batch_axes; ++axis) {
     steps[axis] = strides.batch[axis] != 0 ? 1 : 0;
     if (steps[axis] == 0) continue;
@@ -541,12 +598,18 @@ void launch_tile(const Params& p, Stream stream) {
 
 template <class T, int kHead>
 void launch_head(const Params& p, Stream stream) {
+  using enum MaskForm;
+  const bool of_keys = p.attention.mask_strides.row == 0;
   switch (p.attention.mask_kind) {
-    case AttentionMask::none: return launch_tile<AttentionWgmmaTile<T, kHead, AttentionMask::none>>(p, stream);
+    case AttentionMask::none: return launch_tile<AttentionWgmmaTile<T, kHead, none>>(p, stream);
     case AttentionMask::boolean:
-      return launch_tile<AttentionWgmmaTile<T, kHead, AttentionMask::boolean>>(p, stream);
+      if (of_keys) return launch_tile<AttentionWgmmaTile<T, kHead, boolean_keys>>(p, stream);
+      return launch_tile<AttentionWgmmaTile<T, kHead, boolean>>(p, stream);
     case AttentionMask::additive:
-      return launch_tile<AttentionWgmmaTile<T, kHead, AttentionMask::additive>>(p, stream);
+      if (of_keys) return launch_tile<AttentionWgmmaTile<T, kHead, additive_keys>>(p, stream);
+      if constexpr (kHead == 64) {
+        return launch_tile<AttentionWgmmaTile<T, kHead, additive>>(p, stream);
+      }
   }
 }
 
@@ -563,13 +626,13 @@ void launch_type(const Params& p, std::int64_t masks, Stream stream) {
 }  // namespace
 
 std::size_t flash_wgmma_workspace(const AttentionParams& p) {
-  if (p.mask_kind == AttentionMask::none) return 0;
+  if (p.mask_kind == AttentionMask::none || p.mask_strides.row != 0) return 0;
   std::int64_t masks = 1;
   for (int axis = 0; axis < p.batch_axes; ++axis) {
     if (p.mask_strides.batch[axis] != 0) masks *= p.batch_sizes[axis];
   }
   const std::int64_t tiles = ceil_div(p.keys, kKeys);
-  return static_cast<std::size_t>(masks * (tiles * (kMaskBytes + 4) + 4));
+  return static_cast<std::size_t>(masks * (tiles * (kKeyMaskBytes + 4) + 4));
 }
 
 void launch_flash_wgmma(const AttentionParams& attention, DType dtype, void* workspace,
@@ -586,7 +649,14 @@ void launch_flash_wgmma(const AttentionParams& attention, DType dtype, void* wor
   p.items = static_cast<int>(attention.batches) * p.row_blocks;
   p.scale = static_cast<float>(attention.scale_log2);
   p.mask.tiles = static_cast<int>(ceil_div(attention.keys, kKeys));
-  std::int64_t masks = attention.mask_kind == AttentionMask::none ? 0 : 1;
+  const bool has_mask = attention.mask_kind != AttentionMask::none;
+  const bool has_pairs = has_mask && attention.mask_strides.row != 0;
+  if (has_pairs) {
+    const bool is_bool = attention.mask_kind == AttentionMask::boolean;
+    p.pairs = map_of(attention.mask, is_bool ? DType::boolean : dtype, attention,
+                     attention.mask_strides, attention.length, attention.keys, p.pair_steps);
+  }
+  std::int64_t masks = has_mask && !has_pairs ? 1 : 0;
   for (int axis = kMapAxes - 1; axis >= 0; --axis) {
     const bool exists = axis < attention.batch_axes;
     p.batch_sizes[axis] = exists ? static_cast<int>(attention.batch_sizes[axis]) : 1;
