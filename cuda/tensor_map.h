@@ -16,4 +16,10 @@ namespace tenon::cuda {
 CUtensorMap make_tensor_map(const void* data, DType dtype, std::int64_t rows, std::int64_t columns,
                             std::int64_t leading, int box_rows);
 
+/// The same of an array of five axes, columns first, whose boxes are rows of one matrix: `strides`, in
+/// elements, are those of the axes behind the columns; they are positive multiples of 16
+/// bytes. Boxes of booleans have 128 columns.
+CUtensorMap make_tensor_map(const void* data, DType dtype, const std::int64_t (&sizes)[5],
+                            const std::int64_t (&strides)[4], int box_rows);
+
 }  // namespace tenon::cuda

@@ -94,6 +94,26 @@ __device__ __forceinline__ void copy_tensor_async(std::uint32_t shared, const CU
       : "memory");
 }
 
+/// The same for a box of an array of five axes.
+__device__ __forceinline__ void copy_tensor_async(std::uint32_t shared, const CUtensorMap& map,
+                                                  const int (&at)[5], std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(shared),
+      "l"(&map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(barrier)
+      : "memory");
+}
+
+/// Starts a copy of `bytes`, a multiple of 16, between addresses that are multiples of 16.
+__device__ __forceinline__ void copy_bytes_async(std::uint32_t shared, const void* global,
+                                                 std::uint32_t bytes, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 /// Starts to store a box from shared memory, which fence_async_proxy and a barrier have shown to the
 /// copy engine; what lies outside of the matrix is left out.
 __device__ __forceinline__ void store_tensor_async(const CUtensorMap& map, std::uint32_t shared,

@@ -117,6 +117,57 @@ void run_tf32x3(const KernelArgs& args) {
   });
 }
 
+/// Tensor maps have no negative strides, and rows are apart.
+bool accepts_wgmma(int operand, const TensorView& view) {
+  if (operand >= 3) return true;
+  if (!has_aligned_rows(view)) return false;
+  for (int axis = 0; axis < view.rank() - 1; ++axis) {
+    const bool is_row = axis == view.rank() - 2;
+    if (view.sizes[axis] > 1 && view.strides[axis] < (is_row ? 1 : 0)) return false;
+  }
+  return true;
+}
+
+/// The mask's part of what flash_wgmma takes: of keys, hidden from all queries, or of (queries, keys) as
+/// a tensor map can describe, which with 16-bit elements leaves no room for heads above 64.
+bool takes_wgmma_mask(const TensorView& mask, DType dtype, std::int64_t head) {
+  if (!mask.present) return true;
+  const bool is_bool = mask.dtype == DType::boolean;
+  if (!is_bool && mask.dtype != dtype) return false;
+  if (stride_from_end(&mask, 1) == 0) return true;
+  return accepts_wgmma(0, mask) && mask.size(-1) > 1 && (is_bool || head <= 64);
+}
+
+void run_wgmma(const KernelArgs& args) {
+  for (int i = 0; i < 3; ++i) {
+    if (!accepts_wgmma(i, args.inputs[static_cast<std::size_t>(i)])) return run_mma(args);
+  }
+  const std::int64_t head = std::max(args.inputs[0].size(-1), args.inputs[2].size(-1));
+  if (!takes_wgmma_mask(args.inputs[3], args.inputs[0].dtype, head)) return run_mma(args);
+  run_call(args, [&](const AttentionParams& params, Stream stream) {
+    launch_flash_wgmma(params, args.outputs[0].dtype, args.workspace, stream);
+  });
+}
+
+bool supports_wgmma(const KernelArgs& args) {
+  const TensorView& query = args.inputs[0];
+  const auto& attributes = args.attributes<AttentionAttrs>();
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  const std::int64_t head = query.size(-1), head_v = args.inputs[2].size(-1);
+  const std::int64_t keys = args.inputs[1].size(-2);
+  const auto scale = static_cast<float>(attributes.scale.value());
+  const bool drops = acts(attributes.mode, args.training) && attributes.dropout_p != 0;
+  return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !drops &&
+         query.rank() <= 5 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
+         keys < kMost && scale > 0 && std::isfinite(scale) &&
+         takes_wgmma_mask(args.inputs[3], query.dtype, std::max(head, head_v)) &&
+         has_wgmma(device_limits(query.device.index));
+}
+
+std::size_t wgmma_workspace(const KernelArgs& args) {
+  return flash_wgmma_workspace(make_call(args).params);
+}
+
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
   return flash_mma_takes(query.dtype, query.size(-1), args.inputs[2].size(-1)) &&
@@ -137,6 +188,13 @@ bool accepts_mma(int operand, const TensorView& view) {
 
 bool accepts_simt(int operand, const TensorView& view) {
   return operand >= 3 || has_dense_rows(view);
+}
+
+/// Masks of keys, which cuDNN's kernel does not take, and enough rows for tiles of 128.
+bool prefers_wgmma(const KernelArgs& args) {
+  constexpr std::int64_t kShortest = 256;
+  return args.inputs[3].present && args.inputs[0].size(-2) >= kShortest &&
+         args.inputs[1].size(-2) >= kShortest;
 }
 
 }  // namespace
@@ -375,6 +433,14 @@ void register_attention_kernels() {
                      .workspace_bytes = keep_bits_workspace});
     register_kernel(op, DeviceType::cuda,
                     {"cuda.flash_simt", run_simt, supports_simt, accepts_simt, true});
+    register_kernel(op, DeviceType::cuda,
+                    {.name = "cuda.flash_wgmma",
+                     .run = run_wgmma,
+                     .supports = supports_wgmma,
+                     .accepts = accepts_wgmma,
+                     .strided_output = true,
+                     .workspace_bytes = wgmma_workspace,
+                     .preferred = prefers_wgmma});
   }
 }
 

@@ -6,6 +6,7 @@
 // over tiles of keys with an online softmax, and never writes a score to device memory.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/launch.h"
@@ -107,6 +108,11 @@ void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
 /// > 0, keep_bits are drawn, and `tiling` comes from choose_flash_mma_tiling.
 void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                       Stream stream);
+/// wgmma: 16-bit floats, head sizes multiples of 8 up to 128, at most 3 batch axes, strides that are
+/// multiples of 8 and, but for those of batches, > 0. All sizes are > 0, the scale is positive, no
+/// dropout; a mask has row stride 0. The workspace is flash_wgmma_workspace's.
+void launch_flash_wgmma(const AttentionParams& params, DType dtype, void* workspace, Stream stream);
+std::size_t flash_wgmma_workspace(const AttentionParams& params);
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, otherwise as
 /// launch_flash_mma; `tiling` comes from choose_flash_tf32x3_tiling.
 void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& tiling,
