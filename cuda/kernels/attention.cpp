@@ -165,7 +165,8 @@ bool supports_wgmma(const KernelArgs& args) {
 }
 
 std::size_t wgmma_workspace(const KernelArgs& args) {
-  return flash_wgmma_workspace(make_call(args).params);
+  // Unaligned operands go to flash_mma.
+  return std::max(flash_wgmma_workspace(make_call(args).params), key_bias_and_bits_workspace(args));
 }
 
 bool supports_mma(const KernelArgs& args) {
@@ -190,10 +191,13 @@ bool accepts_simt(int operand, const TensorView& view) {
   return operand >= 3 || has_dense_rows(view);
 }
 
-/// Masks of keys, which cuDNN's kernel does not take, and enough rows for tiles of 128.
+/// Enough rows for tiles of 128, where cuDNN's kernel does not run: with masks and, since that is for
+/// Programs, in eager calls. There it is measured to be a little faster.
 bool prefers_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kShortest = 256;
-  return args.inputs[3].present && args.inputs[0].size(-2) >= kShortest &&
+  const TensorView& query = args.inputs[0];
+  const bool in_program = query.data == nullptr;
+  return (args.inputs[3].present || !in_program) && query.size(-2) >= kShortest &&
          args.inputs[1].size(-2) >= kShortest;
 }
 
@@ -298,16 +302,14 @@ std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std
   return static_cast<std::size_t>(key_bias_bytes(batches, keys) + ceil_div(batches * 8, 256) * 256);
 }
 
-AttentionParams attention_params(const KernelArgs& args) { return make_call(args).params; }
-
 void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,
-                   Stream stream, bool natural) {
+                   Stream stream) {
   if (!masks_keys(mask) || params.keys == 0 || params.keys > kMostBiasedKeys) return;
   params.key_bias = static_cast<const float*>(workspace);
   params.key_bias_stride = ceil_div(params.keys, 128) * 128;
   params.live_keys = reinterpret_cast<const std::int32_t*>(
       static_cast<const char*>(workspace) + key_bias_bytes(params.batches, params.keys));
-  launch_key_bias(params, dtype, natural, stream);
+  launch_key_bias(params, dtype, stream);
 }
 
 void fill_bytes(const TensorView& output, int byte, Stream stream) {

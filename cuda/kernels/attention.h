@@ -42,11 +42,9 @@ inline constexpr std::int64_t kMostBiasedKeys = 1 << 24;
 bool masks_keys(const TensorView& mask);
 /// Memory for key_bias and live_keys, a multiple of 256 bytes; 0 unless masks_keys.
 std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std::int64_t keys);
-/// Fills in key_bias and live_keys, in `workspace`, where masks_keys; `natural`: see launch_key_bias.
+/// Fills in key_bias and live_keys, in `workspace`, where masks_keys.
 void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,
-                   Stream stream, bool natural = false);
-/// What a call of the forward ops comes down to.
-AttentionParams attention_params(const KernelArgs& args);
+                   Stream stream);
 /// Sets every byte of a dense tensor.
 void fill_bytes(const TensorView& output, int byte, Stream stream);
 /// The elements of the last axis are neighbours.

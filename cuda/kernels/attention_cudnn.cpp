@@ -1,6 +1,5 @@
 // Scaled dot-product attention and its gradient by cuDNN: softmax(query·keyᵀ·scale)·value, without or
-// with a causal mask, forward also with one that is the same for all queries, without dropout, for 16-bit
-// floats in any layout whose rows are dense and aligned.
+// with a causal mask, without dropout, for 16-bit floats in any layout whose rows are dense and aligned.
 //
 // cuDNN is given the composition as a graph, in which it recognizes attention. A graph is planned
 // once for each device, sizes and strides, by cuDNN's heuristic, never by measurement, and gives the
@@ -130,7 +129,6 @@ struct Call {
   std::int64_t device;
   std::int64_t dtype;
   std::int64_t is_causal;
-  std::int64_t has_bias;
   Computes computes;
   std::array<std::uint8_t, 7> padding{};
   std::array<Operand, kRoles> operands{};
@@ -139,7 +137,7 @@ struct Call {
     return std::memcmp(&a, &b, sizeof(Call)) == 0;
   }
 };
-static_assert(sizeof(Call) == (5 + kRoles * 8) * sizeof(std::int64_t), "compared as bytes");
+static_assert(sizeof(Call) == (4 + kRoles * 8) * sizeof(std::int64_t), "compared as bytes");
 
 struct CallHash {
   std::size_t operator()(const Call& call) const {
@@ -152,7 +150,6 @@ Call call_of(const Arguments& arguments) {
   Call call{.device = query.device.index,
             .dtype = static_cast<std::int64_t>(query.dtype),
             .is_causal = arguments.attributes->is_causal,
-            .has_bias = arguments.mask->present,
             .computes = arguments.computes};
   for (std::size_t role = 0; role < kRoles; ++role) {
     if (arguments.tensors[role] == nullptr) continue;
@@ -167,7 +164,6 @@ Call call_of(const Arguments& arguments) {
 struct Tensors {
   std::array<CudnnGraph::Value, kRoles> operands{};
   CudnnGraph::Value scale = 0, minus_infinity = 0, one = 0, lse = 0;
-  CudnnGraph::Value bias = 0;  // of keys, in the workspace
   CudnnGraph::Value delta = 0;  // Σ grad∘output of each row, in the workspace
 };
 
@@ -212,20 +208,10 @@ class GraphOfCall {
     return graph_.pointwise(CUDNN_POINTWISE_BINARY_SELECT, {scores, t_.minus_infinity, visible});
   }
 
-  /// float32, a number for each key of a batch, as launch_key_bias leaves them.
-  Value with_bias(Value scores) {
-    if (call_.has_bias == 0) return scores;
-    const auto [batch, heads, keys, head] = call_.operands[kKey].sizes;
-    const std::int64_t stride = ceil_div(keys, 128) * 128;
-    t_.bias = graph_.memory(CUDNN_DATA_FLOAT, {batch, heads, 1, keys},
-                            {heads * stride, stride, stride, 1});
-    return graph_.pointwise(CUDNN_POINTWISE_ADD, {scores, t_.bias});
-  }
-
   void add_forward() {
     const Value product = graph_.matmul(memory(kQuery), transposed(kKey));
     const Value scaled = graph_.pointwise(CUDNN_POINTWISE_MUL, {product, t_.scale});
-    const Value scores = hide_later_keys(with_bias(scaled));
+    const Value scores = hide_later_keys(scaled);
     const Value largest = graph_.reduce(CUDNN_REDUCE_TENSOR_MAX, scores);
     const Value below = graph_.pointwise(CUDNN_POINTWISE_SUB, {scores, largest});
     const Value power = graph_.pointwise(CUDNN_POINTWISE_EXP, {below});
@@ -311,10 +297,7 @@ std::string refusal_of_arguments(const Arguments& x, bool training) {
   }
   if (x.tensors[kQuery]->rank() > 4) return "needed at most two batch axes";
   if (x.tensors[kOutput]->numel() == 0 || x.size(kKey, -2) == 0) return "an operand is empty";
-  if (x.mask->present && (x.computes == Computes::gradients || !masks_keys(*x.mask) ||
-                          x.size(kKey, -2) > kMostBiasedKeys)) {
-    return "a mask is given";
-  }
+  if (x.mask->present) return "a mask is given";
   if (drops(*x.attributes, training)) return "dropout is active";
   const auto scale = static_cast<float>(x.attributes->scale.value());
   if (!(scale > 0) || !std::isfinite(scale)) return "needed a positive scale";
@@ -358,14 +341,11 @@ Planned* compiled_plan(const KernelArgs& args) {
   return planned->plan.compile(library.handle()) ? planned : nullptr;
 }
 
-/// Bytes before cuDNN's own part of the workspace: of biases, or of delta.
+/// Bytes before cuDNN's own part of the workspace.
 std::size_t delta_bytes(const Arguments& arguments) {
+  if (arguments.computes != Computes::gradients) return 0;
   constexpr std::int64_t kAlignment = 256;
   const TensorView& query = *arguments.tensors[kQuery];
-  if (arguments.computes != Computes::gradients) {
-    const std::int64_t batches = query.numel() / (query.size(-1) * query.size(-2));
-    return key_bias_workspace(*arguments.mask, batches, arguments.size(kKey, -2));
-  }
   const std::int64_t rows = query.numel() / query.size(-1);
   return static_cast<std::size_t>(
       ceil_div(rows * static_cast<std::int64_t>(sizeof(float)), kAlignment) * kAlignment);
@@ -394,15 +374,7 @@ void run_plan(Planned& planned, const Arguments& arguments, const KernelArgs& ar
   float one = 1;
   auto* delta = static_cast<std::byte*>(args.workspace);
   const Tensors& t = planned.tensors;
-  const Stream stream = stream_of(args);
-  AttentionParams masked{};
-  if (t.bias != 0) {
-    masked = attention_params(args);
-    draw_key_bias(masked, *arguments.mask, args.inputs[0].dtype, args.workspace, stream,
-                  /*natural=*/true);
-  }
   std::vector<CudnnBinding> bindings = {{t.scale, &scale},
-                                        {t.bias, const_cast<float*>(masked.key_bias)},
                                         {t.minus_infinity, &minus_infinity},
                                         {t.one, &one},
                                         {t.delta, delta},
@@ -411,12 +383,12 @@ void run_plan(Planned& planned, const Arguments& arguments, const KernelArgs& ar
     if (t.operands[role] == 0) continue;
     bindings.push_back({t.operands[role], arguments.tensors[role]->data});
   }
+  const Stream stream = stream_of(args);
   use_device(stream.device);
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
   planned.plan.run(library.handle(), bindings, delta + delta_bytes(arguments));
-  if (t.bias != 0) launch_clear_hidden(masked, args.inputs[0].dtype, stream);
   if (!std::exchange(planned.has_run, true)) stop_other_threads_at_exit();
 }
 

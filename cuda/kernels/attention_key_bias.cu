@@ -19,8 +19,7 @@ __device__ __forceinline__ float bias_of(const AttentionParams& params, const ch
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    key_bias_kernel(const AttentionParams params, float unit) {
+__global__ void __launch_bounds__(kThreads) key_bias_kernel(const AttentionParams params) {
   __shared__ float scratch[kWarp];
   const std::int64_t batch = block_index();
   if (batch >= params.batches) return;
@@ -32,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
   float largest = -INFINITY;
   for (std::int64_t key = threadIdx.x; key < params.key_bias_stride; key += kThreads) {
     const float bias = bias_of<T>(params, mask, key);
-    target[key] = bias * unit;
+    target[key] = bias;
     largest = fmaxf(largest, bias);
   }
   largest = group_reduce(largest, kThreads, scratch, NumberMax{});
@@ -52,39 +51,11 @@ __global__ void __launch_bounds__(kThreads)
   live[1] = static_cast<std::int32_t>(end);
 }
 
-/// The results of queries whose batch shows no key.
-template <class T>
-__global__ void __launch_bounds__(kThreads) clear_hidden_kernel(const AttentionParams params) {
-  const std::int64_t batch = block_index();
-  if (batch >= params.batches || live_keys(params, batch).end > 0) return;
-  T* output = static_cast<T*>(params.output) + batch_offset(params, params.output_strides, batch);
-  for (std::int64_t i = threadIdx.x; i < params.length * params.head_v; i += kThreads) {
-    const std::int64_t row = i / params.head_v;
-    output[row * params.output_strides.row +
-           (i - row * params.head_v) * params.output_strides.column] = convert<T>(0.0F);
-  }
-  if (params.lse == nullptr) return;
-  for (std::int64_t row = threadIdx.x; row < params.length; row += kThreads) {
-    static_cast<float*>(params.lse)[batch * params.length + row] = -INFINITY;
-  }
-}
-
 }  // namespace
 
-void launch_clear_hidden(const AttentionParams& params, DType dtype, Stream stream) {
+void launch_key_bias(const AttentionParams& params, DType dtype, Stream stream) {
   const auto launch_of = [&]<class T> {
-    launch(stream, "attention_clear_hidden", clear_hidden_kernel<T>, params.batches, kThreads, 0,
-           params);
-  };
-  if (dtype == DType::float16) return launch_of.template operator()<Half>();
-  launch_of.template operator()<BFloat16>();
-}
-
-void launch_key_bias(const AttentionParams& params, DType dtype, bool natural, Stream stream) {
-  const float unit = natural ? static_cast<float>(kLn2) : 1.0F;
-  const auto launch_of = [&]<class T> {
-    launch(stream, "attention_key_bias", key_bias_kernel<T>, params.batches, kThreads, 0, params,
-           unit);
+    launch(stream, "attention_key_bias", key_bias_kernel<T>, params.batches, kThreads, 0, params);
   };
   if (dtype == DType::float16) return launch_of.template operator()<Half>();
   if (dtype == DType::bfloat16) return launch_of.template operator()<BFloat16>();

@@ -97,10 +97,7 @@ struct AttentionTiling {
 
 /// Fills in key_bias and live_keys from a mask of the same dtype, or of bools. A key is hidden for certain
 /// where the mask lies 2^96 below the batch's largest: no score that is a number of use makes up for that.
-/// `natural`: key_bias is not in units of log2 but as the mask has it.
-void launch_key_bias(const AttentionParams& params, DType dtype, bool natural, Stream stream);
-/// Zeros, and an lse of -inf, for the queries of batches whose live_keys are none; 16-bit floats.
-void launch_clear_hidden(const AttentionParams& params, DType dtype, Stream stream);
+void launch_key_bias(const AttentionParams& params, DType dtype, Stream stream);
 /// Draws params.keep_bits, which is aligned to 16 bytes; those that causality hides are left as
 /// they are.
 void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
