@@ -8,6 +8,7 @@
 
 #include "cuda/check.h"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/check.h"
 #include "tensor/cpu/dropout.h"
 
 namespace tenon::cuda {
@@ -191,13 +192,10 @@ bool accepts_simt(int operand, const TensorView& view) {
   return operand >= 3 || has_dense_rows(view);
 }
 
-/// Enough rows for tiles of 128, where cuDNN's kernel does not run: with masks and, since that is for
-/// Programs, in eager calls. There it is measured to be a little faster.
+/// Masks of keys, which cuDNN's kernel does not take, and enough rows for tiles of 128.
 bool prefers_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kShortest = 256;
-  const TensorView& query = args.inputs[0];
-  const bool in_program = query.data == nullptr;
-  return (args.inputs[3].present || !in_program) && query.size(-2) >= kShortest &&
+  return args.inputs[3].present && args.inputs[0].size(-2) >= kShortest &&
          args.inputs[1].size(-2) >= kShortest;
 }
 
@@ -417,6 +415,16 @@ AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v) {
   return tiling;
 }
 
+std::string multiply_add_reason(DType dtype, std::int64_t head, std::int64_t head_v) {
+  if (dtype == DType::float64) return "float64 has multiply-adds alone; float32 takes tensor cores";
+  const bool is_float32 = dtype == DType::float32;
+  const bool fits =
+      is_float32 ? flash_tf32x3_takes(dtype, head, head_v) : flash_mma_takes(dtype, head, head_v);
+  if (fits) return "this GPU lacks the tensor cores or the shared memory of the other kernels";
+  return fmt::format("head sizes {} and {}; tensor cores take multiples of {} up to {}: pad them",
+                     head, head_v, is_float32 ? 4 : 8, is_float32 ? 128 : 256);
+}
+
 void register_attention_kernels() {
   for (const char* op : {kOp, kLseOp}) {
     register_kernel(op, DeviceType::cuda,
@@ -434,7 +442,16 @@ void register_attention_kernels() {
                      .strided_output = true,
                      .workspace_bytes = keep_bits_workspace});
     register_kernel(op, DeviceType::cuda,
-                    {"cuda.flash_simt", run_simt, supports_simt, accepts_simt, true});
+                    {.name = "cuda.flash_simt",
+                     .run = run_simt,
+                     .supports = supports_simt,
+                     .accepts = accepts_simt,
+                     .strided_output = true,
+                     .slow_because = [](const KernelArgs& args) {
+                       const TensorView& query = args.inputs[0];
+                       return multiply_add_reason(query.dtype, query.size(-1),
+                                                  args.inputs[2].size(-1));
+                     }});
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.flash_wgmma",
                      .run = run_wgmma,

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include <span>
+#include <string>
 
 #include "cuda/device_limits.h"
 #include "cuda/kernels/attention_launch.h"
@@ -58,6 +59,8 @@ bool has_aligned_rows(const TensorView& view);
 /// Shared memory, in bytes, that a block of any tf32x3 kernel has enough of.
 inline constexpr int kTf32SharedBytes = 140 << 10;
 
+/// Why attention of these sizes is computed by multiply-adds, and what would help.
+std::string multiply_add_reason(DType dtype, std::int64_t head, std::int64_t head_v);
 /// Whether a GPU has the tensor cores that the mma kernels use: compute capability 8.0.
 bool has_tensor_cores(const DeviceLimits& limits);
 /// Whether it has them, and the shared memory that the largest tf32x3 tiles take: compute capability

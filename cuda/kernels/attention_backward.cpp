@@ -5,6 +5,7 @@
 
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/check.h"
 
 namespace tenon::cuda {
 namespace {
@@ -87,6 +88,29 @@ std::size_t key_bias_offset(const KernelArgs& args) {
   return (statistics_bytes(args) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+/// No gradient of a mask is wanted.
+bool leaves_mask(const KernelArgs& args) { return args.outputs.size() <= 3; }
+
+/// Why a call is computed by multiply-adds.
+std::string simt_reason(const KernelArgs& args) {
+  const TensorView& query = args.inputs[kQuery];
+  const std::int64_t head = query.size(-1), head_v = args.inputs[kValue].size(-1);
+  const bool fits = backward_mma_takes(query.dtype, head, head_v) ||
+                    flash_tf32x3_takes(query.dtype, head, head_v);
+  if (!fits && flash_mma_takes(query.dtype, head, head_v)) {
+    return fmt::format("the gradient's kernels for tensor cores take head sizes up to 128, not {}",
+                       std::max(head, head_v));
+  }
+  if (!fits) return multiply_add_reason(query.dtype, head, head_v);
+  if (!leaves_mask(args)) {
+    return "a gradient of attn_mask is wanted; one that needs none takes tensor cores";
+  }
+  if (args.inputs[kMask].present && query.dtype == DType::float32) {
+    return "a mask with float32; bfloat16 or float16 takes tensor cores, and so does is_causal";
+  }
+  return "the forward pass left no log-sum-exp: train what was traced with gradients";
+}
+
 std::size_t statistics_and_bias_bytes(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   std::int64_t batches = 1;
@@ -124,9 +148,6 @@ bool has_statistics(const KernelArgs& args) {
   const bool drops = args.attributes<AttentionBackwardAttrs>().dropout_p != 0;
   return args.inputs[kLse].present && (!drops || args.inputs[kKeepBits].present);
 }
-
-/// No gradient of a mask is wanted.
-bool leaves_mask(const KernelArgs& args) { return args.outputs.size() <= 3; }
 
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
@@ -208,7 +229,8 @@ void register_attention_backward_kernels() {
        .supports = supports_simt,
        .accepts = accepts_simt,
        .strided_output = true,
-       .workspace_bytes = statistics_bytes});
+       .workspace_bytes = statistics_bytes,
+       .slow_because = simt_reason});
 }
 
 }  // namespace tenon::cuda

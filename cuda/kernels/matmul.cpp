@@ -437,13 +437,25 @@ void register_wgmma(std::initializer_list<const char*> ops,
 
 }  // namespace
 
+/// 16-bit rows that vectors cannot read.
+std::string unaligned_reason(const KernelArgs& args) {
+  const TensorView& weight = args.inputs[1];
+  if (size_of(weight.dtype) != 2 || (weight.size(0) % 8 == 0 && weight.size(1) % 8 == 0)) return "";
+  return fmt::format("a weight ({}, {}) of 16-bit floats; rows of multiples of 8 elements are read by "
+                     "vectors: pad it",
+                     weight.size(0), weight.size(1));
+}
+
 void register_matmul_kernels() {
   for (const char* op : {"matmul", "matmul_add"}) {
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.cublaslt", .run = run_matmul, .accepts = accepts_matmul});
   }
   register_kernel("linear", DeviceType::cuda,
-                  {.name = "cuda.cublaslt", .run = run_linear, .accepts = accepts_linear});
+                  {.name = "cuda.cublaslt",
+                   .run = run_linear,
+                   .accepts = accepts_linear,
+                   .slow_because = unaligned_reason});
   for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.cublaslt",
