@@ -54,6 +54,40 @@ void add_convolutions(Samples& samples) {
   }
 }
 
+void add_what_follows_convolutions(Samples& samples) {
+  const ConvSample convolutions[] = {
+      {"plain", {2, 2, 3, 4}, {2, 2, 2, 2}, {2, 2, 2, 3}, {{1, 1}, {0, 0}, {1, 1}, 1}, kDense},
+      {"groups", {1, 2, 4, 3}, {4, 1, 2, 3}, {1, 4, 3, 3}, {{2, 1}, {1, 1}, {1, 1}, 2}, kPermuted},
+      {"no samples", {0, 2, 3, 3}, {1, 2, 2, 2}, {0, 1, 2, 2}, {{1, 1}, {0, 0}, {1, 1}, 1}, kDense},
+  };
+  for (const ConvSample& c : convolutions) {
+    const Extents vector = {c.weight[0]};
+    const Tensor x = leaf(c.input, c.memory, 1), w = leaf(c.weight, kNarrowed, 2);
+    const Tensor bias = leaf(vector, kDense, 3), residual = leaf(c.output, c.memory, 4);
+    const auto activated = [a = c.attrs](const std::vector<Tensor>& in) {
+      return apply(get_op("conv2d_relu"), in, a);
+    };
+    samples.push_back({"conv2d_relu", c.what, activated, {x, w, bias, residual}});
+    samples.push_back({"conv2d_relu", c.what, activated, {x, w, {}, {}}});
+    for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
+      for (const char* op :
+           {"conv2d_batch_norm", "conv2d_batch_norm_relu", "conv2d_batch_norm_add_relu"}) {
+        const auto normalized = [a = c.attrs, mode, op](const std::vector<Tensor>& in) {
+          return std::vector{apply(get_op(op), in, Conv2dBatchNormAttrs{a, mode, 0.1, 0.1})[0]};
+        };
+        std::vector<Tensor> operands = {x,
+                                        w,
+                                        leaf(vector, kDense, 8).detach(),
+                                        leaf_in(0.5, 2, vector, kDense, 9).detach(),
+                                        leaf(vector, kNarrowed, 5),
+                                        bias};
+        if (std::string(op) == "conv2d_batch_norm_add_relu") operands.push_back(residual);
+        samples.push_back({op, c.what, normalized, operands});
+      }
+    }
+  }
+}
+
 struct PoolSample {
   const char* what;
   Extents input, output;
@@ -169,6 +203,7 @@ void add_batch_norms(Samples& samples) {
 Samples vision_samples() {
   Samples samples;
   add_convolutions(samples);
+  add_what_follows_convolutions(samples);
   add_pooling(samples);
   add_batch_norms(samples);
   return samples;
