@@ -113,5 +113,56 @@ TEST_F(ProfileTest, RefusesWhatItCannotDo) {
                measure().write_chrome_trace("/nowhere/trace.json"));
 }
 
+constexpr std::int64_t kSlowRows = 4099;
+
+/// cos of kSlowRows rows by a kernel that calls itself slow.
+void register_slow_cos() {
+  static const bool once = [] {
+    static void (*const usual)(const KernelArgs&) = get_op("cos").kernels(DeviceType::cpu)[0].run;
+    const auto is_it = [](const KernelArgs& args) { return args.inputs[0].size(0) == kSlowRows; };
+    register_kernel("cos", DeviceType::cpu,
+                    {.name = "test.slow_cos",
+                     .run = [](const KernelArgs& args) { usual(args); },
+                     .supports = is_it,
+                     .preferred = is_it,
+                     .slow_because = [](const KernelArgs& args) {
+                       return args.inputs[0].size(1) == 7 ? std::string() : "rows of 4099; pad them";
+                     }});
+    return true;
+  }();
+  static_cast<void>(once);
+}
+
+struct TwoCosines : nn::Module {
+  Tensor forward(const Tensor& x) const { return cos(cos(x)); }
+};
+
+TEST(SlowPaths, AreNamedOnceWithTheReason) {
+  register_slow_cos();
+  struct Sample {
+    Shape shape;
+    bool slow;
+  };
+  // The second is too small to matter, the third another kernel's, the last not slow.
+  for (const Sample& sample : {Sample{Shape{kSlowRows, 100}, true}, Sample{Shape{kSlowRows, 3}, false},
+                               Sample{Shape{4098, 100}, false}, Sample{Shape{kSlowRows, 7}, false}}) {
+    const Tensor x = zeros(sample.shape);
+    Executor run = build(create_schedule(nn::make<TwoCosines>(), {x}), {.verify = false});
+    const std::vector<Tensor> inputs = {x};
+    Program& program = run.program(inputs);
+    const auto lines = program.slow_paths();
+    ASSERT_EQ(lines.size(), sample.slow ? 1U : 0U) << x.shape().to_string();
+    const bool listed = program.to_string().find("slow: ") != std::string::npos;
+    const bool profiled =
+        profile(program, inputs, {.runs = 1}).to_string().find("slow: ") != std::string::npos;
+    EXPECT_EQ(listed, sample.slow);
+    EXPECT_EQ(profiled, sample.slow);
+    if (!sample.slow) continue;
+    EXPECT_NE(lines[0].find(" and 1 more by test.slow_cos: rows of 4099; pad them"),
+              std::string::npos)
+        << lines[0];
+  }
+}
+
 }  // namespace
 }  // namespace tenon
