@@ -134,7 +134,7 @@ void write_panels(const GemmProblem& p, std::int64_t batch0, std::int64_t batche
                   std::int64_t first, std::int64_t count, C* out) {
   const std::int64_t panels = divide_up(count, kPanelRows);
   const std::int64_t panel_size = p.depth * kPanelRows;
-  const std::int64_t grain = std::max<std::int64_t>(kPackGrain / panel_size, 1);
+  const std::int64_t grain = std::max<std::int64_t>(kPackGrain / (panel_size + 1), 1);
   parallel_ranges(batches * panels, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = i % panels * kPanelRows;
