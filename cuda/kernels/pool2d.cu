@@ -396,9 +396,10 @@ void run_max_pool2d(const KernelArgs& args) {
 void run_max_pool2d_backward(const KernelArgs& args) {
   PoolParams p = backward_params(args);
   p.indices = args.inputs[1].as<std::int64_t>();
+  // Patches are numbered by 32 bits, and in a plane of one element there are four.
   const bool in_patches = p.h.stride == kPatch && p.w.stride == kPatch && p.numel > 0 &&
                           visits_few<MaxPoolBackward>(p.h) && visits_few<MaxPoolBackward>(p.w) &&
-                          p.numel < std::int64_t{1} << 31;
+                          p.numel < std::int64_t{1} << 29;
   if (!in_patches) return launch_pool<MaxPoolBackward>(args, p);
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
     const int vector = allows_vectors<T>(p) ? vector_length<T> : 1;
