@@ -117,6 +117,8 @@ void run_tf32x3(const KernelArgs& args) {
   if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
     draw_mask_and_bits(params, args, stream);
+    draw_pair_bias(params, args.inputs[3],
+                   static_cast<char*>(args.workspace) + key_bias_and_bits_workspace(args), stream);
     const AttentionTiling tiling =
         choose_flash_tf32x3_tiling(params, device_limits(stream.device).multiprocessors);
     launch_flash_tf32x3(params, tiling, stream);
@@ -179,6 +181,11 @@ bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[0];
   return flash_mma_takes(query.dtype, query.size(-1), args.inputs[2].size(-1)) &&
          has_tensor_cores(device_limits(query.device.index));
+}
+
+std::size_t tf32x3_workspace(const KernelArgs& args) {
+  return key_bias_and_bits_workspace(args) +
+         pair_bias_workspace(args.inputs[3], args.inputs[0].size(-2), args.inputs[1].size(-2));
 }
 
 bool supports_tf32x3(const KernelArgs& args) {
@@ -315,6 +322,41 @@ void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype,
   launch_key_bias(params, dtype, stream);
 }
 
+std::size_t pair_bias_workspace(const TensorView& mask, std::int64_t length, std::int64_t keys) {
+  constexpr std::int64_t kMostBytes = std::int64_t{1} << 30;
+  if (!mask.present || masks_keys(mask)) return 0;
+  TensorView layout = mask;
+  layout.data = nullptr;
+  const bool lies_well = mask.dtype == DType::float32 && keys % 4 == 0 &&
+                         mask.size(-1) == keys && has_aligned_rows(layout);
+  if (lies_well) return 0;
+  std::int64_t bytes = length * ceil_div(keys, 4) * 16;
+  for (int axis = 0; axis < mask.rank() - 2; ++axis) {
+    if (stride_from_end(&mask, mask.rank() - 1 - axis) != 0) bytes *= mask.sizes[axis];
+  }
+  return bytes <= kMostBytes ? static_cast<std::size_t>(bytes) : 0;
+}
+
+void draw_pair_bias(AttentionParams& params, const TensorView& mask, void* workspace,
+                    Stream stream) {
+  if (!mask.present || masks_keys(mask) || params.keys == 0) return;
+  if (pair_bias_workspace(mask, params.length, params.keys) > 0) {
+    params.pair_bias = static_cast<const float*>(workspace);
+    params.pair_strides = {.batch = {}, .row = ceil_div(params.keys, 4) * 4, .column = 1};
+    std::int64_t matrix = params.length * params.pair_strides.row;
+    for (int axis = params.batch_axes - 1; axis >= 0; --axis) {
+      if (params.mask_strides.batch[axis] == 0) continue;
+      params.pair_strides.batch[axis] = matrix;
+      matrix *= params.batch_sizes[axis];
+    }
+    launch_pair_bias(params, stream);
+  } else if (mask.dtype == DType::float32 && params.keys % 4 == 0 && mask.size(-1) == params.keys &&
+             has_aligned_rows(mask)) {
+    params.pair_bias = static_cast<const float*>(params.mask);
+    params.pair_strides = params.mask_strides;
+  }
+}
+
 void fill_bytes(const TensorView& output, int byte, Stream stream) {
   if (output.numel() == 0) return;
   use_device(stream.device);
@@ -403,6 +445,10 @@ AttentionTiling choose_flash_tf32x3_tiling(const AttentionParams& params, int mu
   const bool may_drop = tiling.variant != AttentionVariant::plain;
   tiling.shared_bytes = (tiling.rows + 4 * tiling.keys) * (tiling.head + 4) * std::int64_t{4} +
                         (may_drop ? 2 * tiling.rows * tiling.keys / 8 : 0) + kAttentionBlockBytes;
+  // And the masks of a step.
+  if (tiling.variant == AttentionVariant::general) {
+    tiling.shared_bytes += tiling.rows * (tiling.keys + 4) * std::int64_t{4};
+  }
   return tiling;
 }
 
@@ -447,7 +493,7 @@ void register_attention_kernels() {
                      .supports = supports_tf32x3,
                      .accepts = accepts_mma,
                      .strided_output = true,
-                     .workspace_bytes = key_bias_and_bits_workspace});
+                     .workspace_bytes = tf32x3_workspace});
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.flash_simt",
                      .run = run_simt,

@@ -43,6 +43,13 @@ inline constexpr std::int64_t kMostBiasedKeys = 1 << 24;
 bool masks_keys(const TensorView& mask);
 /// Memory for key_bias and live_keys, a multiple of 256 bytes; 0 unless masks_keys.
 std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std::int64_t keys);
+/// Memory for pair_bias; 0 where a mask of (queries, keys) is read where it lies: floats in aligned rows,
+/// or more than copies are worth.
+std::size_t pair_bias_workspace(const TensorView& mask, std::int64_t length, std::int64_t keys);
+/// Points pair_bias to such a mask, or fills it in in `workspace`, unless masks_keys; `mask` is a view of
+/// params.mask.
+void draw_pair_bias(AttentionParams& params, const TensorView& mask, void* workspace,
+                    Stream stream);
 /// Fills in key_bias and live_keys, in `workspace`, where masks_keys.
 void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,
                    Stream stream);
@@ -57,7 +64,7 @@ bool has_aligned_start(const TensorView& view);
 bool has_aligned_rows(const TensorView& view);
 
 /// Shared memory, in bytes, that a block of any tf32x3 kernel has enough of.
-inline constexpr int kTf32SharedBytes = 140 << 10;
+inline constexpr int kTf32SharedBytes = 151 << 10;
 
 /// Why attention of these sizes is computed by multiply-adds, and what would help.
 std::string multiply_add_reason(DType dtype, std::int64_t head, std::int64_t head_v);

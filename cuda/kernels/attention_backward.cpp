@@ -109,8 +109,12 @@ std::size_t statistics_and_bias_bytes(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   std::int64_t batches = 1;
   for (int axis = 0; axis < query.rank() - 2; ++axis) batches *= query.sizes[axis];
+  const std::int64_t keys = args.inputs[kKey].size(-2);
+  const std::size_t pairs = query.dtype == DType::float32
+                                ? pair_bias_workspace(args.inputs[kMask], query.size(-2), keys)
+                                : 0;
   return key_bias_offset(args) +
-         key_bias_workspace(args.inputs[kMask], batches, args.inputs[kKey].size(-2));
+         std::max(key_bias_workspace(args.inputs[kMask], batches, keys), pairs);
 }
 
 /// Statistics and biases, and behind them the parts of a gradient of the mask.
@@ -121,8 +125,9 @@ std::size_t mask_parts_offset(const KernelArgs& args) {
 
 std::size_t mma_workspace(const KernelArgs& args) {
   if (leaves_mask(args)) return statistics_and_bias_bytes(args);
-  const int multiprocessors = device_limits(args.inputs[kQuery].device.index).multiprocessors;
-  const MaskGradientPlan plan = plan_mask_gradient(make_params(args), multiprocessors);
+  const TensorView& query = args.inputs[kQuery];
+  const MaskGradientPlan plan = plan_mask_gradient(make_params(args), query.dtype,
+                                                   device_limits(query.device.index));
   const std::int64_t elements = plan.matrices * plan.mask_rows * plan.mask_keys;
   const std::int64_t parts = plan.chunks > 1 ? plan.chunks * elements : 0;
   return mask_parts_offset(args) + static_cast<std::size_t>(parts) * sizeof(float);
@@ -133,11 +138,11 @@ void launch_mask_gradient(const AttentionBackwardParams& params, const KernelArg
   if (leaves_mask(args)) return;
   const Stream stream = stream_of(args);
   if (params.zero) return fill_bytes(args.outputs[3], 0, stream);
+  const DType dtype = args.inputs[kQuery].dtype;
   const MaskGradientPlan plan =
-      plan_mask_gradient(params, device_limits(stream.device).multiprocessors);
+      plan_mask_gradient(params, dtype, device_limits(stream.device));
   auto* parts =
       reinterpret_cast<float*>(static_cast<char*>(args.workspace) + mask_parts_offset(args));
-  const DType dtype = args.inputs[kQuery].dtype;
   if (dtype == DType::float32) return launch_backward_mask_tf32x3(params, plan, parts, stream);
   launch_backward_mask_mma(params, dtype, plan, parts, stream);
 }
@@ -166,8 +171,9 @@ void run_tf32x3(const KernelArgs& args) {
   if (!params.zero && !is_aligned(args))
     return launch_backward_simt(params, DType::float32, stream);
   if (!params.zero) {
-    draw_key_bias(params, args.inputs[kMask], DType::float32,
-                  static_cast<char*>(args.workspace) + key_bias_offset(args), stream);
+    void* workspace = static_cast<char*>(args.workspace) + key_bias_offset(args);
+    draw_key_bias(params, args.inputs[kMask], DType::float32, workspace, stream);
+    draw_pair_bias(params, args.inputs[kMask], workspace, stream);
   }
   launch_backward_tf32x3_queries(params, stream);
   launch_backward_tf32x3_keys(params, stream);
@@ -220,9 +226,12 @@ bool accepts_simt(int operand, const TensorView& view) {
 
 }  // namespace
 
-MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, int multiprocessors) {
+MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, DType dtype,
+                                    const DeviceLimits& limits) {
   MaskGradientPlan plan{};
-  plan.tile_rows = std::max(params.head, params.head_v) <= 64 ? 128 : 64;
+  const bool large = dtype != DType::float32 && std::max(params.head, params.head_v) <= 64;
+  plan.tile_rows = large ? 128 : 64;
+  plan.stages = large && limits.shared_of_block >= (113 << 10) ? 2 : 1;
   plan.matrices = plan.sharing = 1;
   for (int axis = 0; axis < params.batch_axes; ++axis) {
     const bool repeated = params.d_mask_strides.batch[axis] == 0;
@@ -238,7 +247,7 @@ MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, int m
   plan.steps =
       plan.sharing * (one_row ? plan.row_tiles : 1) * (one_key ? plan.key_tiles : 1);
   const std::int64_t owners = plan.matrices * plan.row_owners * plan.key_owners;
-  const std::int64_t blocks = 2 * multiprocessors;  // that run at a time
+  const std::int64_t blocks = 2 * limits.multiprocessors;  // that run at a time
   const std::int64_t wanted = owners < blocks ? ceil_div(blocks, std::max<std::int64_t>(owners, 1)) : 1;
   plan.chunk_steps = std::max<std::int64_t>(ceil_div(plan.steps, wanted), 1);
   plan.chunks = std::max<std::int64_t>(ceil_div(plan.steps, plan.chunk_steps), 1);

@@ -37,7 +37,8 @@ inline constexpr int kMaskTileKeys = 64;
 
 /// How the gradient of a mask is summed on tensor cores; see attention_backward_mask.cuh.
 struct MaskGradientPlan {
-  int tile_rows;                        // 128, or 64 for heads above 64
+  int tile_rows;                        // 128, or 64 for heads above 64 and for float32
+  int stages;                           // 2 where 128 rows and shared memory allow it, else 1
   std::int64_t mask_rows, mask_keys;    // 1 along an axis on which the mask is repeated
   std::int64_t matrices, sharing;       // of the mask, and batches that read each of them
   std::int64_t row_tiles, key_tiles;    // of the scores of a batch
@@ -46,8 +47,9 @@ struct MaskGradientPlan {
   std::int64_t chunks, chunk_steps;     // in which each is summed: with more than one, in parts
 };
 
-/// Of params, sizes and d_mask_strides are read. Chunks keep `multiprocessors` busy.
-MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, int multiprocessors);
+/// Of params, sizes and d_mask_strides are read.
+MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, DType dtype,
+                                    const DeviceLimits& limits);
 
 /// Whether backward_mma can take a call: 16-bit floats, head sizes multiples of 8 up to 128.
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
@@ -88,7 +90,7 @@ std::int64_t backward_keys_shared_bytes(const AttentionBackwardParams& params, D
 std::int64_t backward_tf32x3_queries_shared_bytes(const AttentionBackwardParams& params);
 std::int64_t backward_tf32x3_keys_shared_bytes(const AttentionBackwardParams& params);
 std::int64_t backward_mask_mma_shared_bytes(const MaskGradientPlan& plan);
-std::int64_t backward_mask_tf32x3_shared_bytes(const MaskGradientPlan& plan);
+std::int64_t backward_mask_tf32x3_shared_bytes(const AttentionBackwardParams& params);
 std::int64_t backward_simt_shared_bytes(DType dtype);
 
 }  // namespace tenon::cuda

@@ -6,7 +6,8 @@
 // the sums in C fragments. Where there are too few tiles of the mask to fill the GPU, several blocks share
 // one, and a second kernel adds up their parts: no atomics, the same bits in every run.
 //
-// A Tile gives T, kThreads, kRows and kKeys, the scores of a tile; 16·kRowTiles of the rows are a warp's.
+// A Tile gives T, kThreads, kRows and kKeys, the scores of a tile; 16·kRowTiles of the rows are a warp's. With
+// two kStages the next tiles are copied while these are multiplied.
 #pragma once
 
 #include "cuda/device/memory.cuh"
@@ -115,27 +116,33 @@ __device__ __forceinline__ void find_step(const AttentionBackwardParams& params,
   step.number = number;
 }
 
-/// Calls copy(step), which starts copies to shared memory, and add(step) for the steps of a block, in order;
-/// `step` is in shared memory.
+/// Calls copy(step, stage), which starts copies to shared memory, and add(step, stage) for the steps of a
+/// block, in order; `steps` are in shared memory.
 template <class Tile, class Copy, class Add>
 __device__ __forceinline__ void for_each_mask_step(const AttentionBackwardParams& params,
                                                    const MaskGradientPlan& plan,
                                                    const MaskTilePart& part,
-                                                   MaskStep<typename Tile::T>& step,
+                                                   MaskStep<typename Tile::T> (&steps)[2],
                                                    const Copy& copy, const Add& add) {
   const std::int64_t first = part.chunk * plan.chunk_steps;
   const std::int64_t end = min(plan.steps, first + plan.chunk_steps);
-  for (std::int64_t number = first;; number = step.number + 1) {
-    __syncthreads();  // the step before this one is read no more
-    if (threadIdx.x == 0) find_step<Tile>(params, plan, part, number, end, step);
+  const auto start = [&](std::int64_t number, int slot) {
+    __syncthreads();  // the slot and its stage are read no more
+    if (threadIdx.x == 0) find_step<Tile>(params, plan, part, number, end, steps[slot]);
     __syncthreads();
-    if (step.number >= end) return;
-    copy(step);
+    if (steps[slot].number < end) copy(steps[slot], slot % Tile::kStages);
     copy_async_commit();
-    copy_async_wait<0>();
+  };
+  start(first, 0);
+  for (int slot = 0; steps[slot].number < end; slot = 1 - slot) {
+    const std::int64_t next = steps[slot].number + 1;
+    if constexpr (Tile::kStages == 2) start(next, 1 - slot);
+    copy_async_wait<Tile::kStages - 1>();
     __syncthreads();
-    add(step);
+    add(steps[slot], slot % Tile::kStages);
+    if constexpr (Tile::kStages == 1) start(next, 1 - slot);
   }
+  __syncthreads();  // shared memory is free
 }
 
 /// The tile's part of the mask that a block writes, in T, or as floats for add_mask_parts_kernel.

@@ -7,7 +7,7 @@
 namespace tenon::cuda {
 namespace {
 
-template <class T_, int kHead_>
+template <class T_, int kHead_, int kStages_>
 struct MaskMmaTile {
   using T = T_;
   static constexpr int kHead = kHead_;
@@ -17,15 +17,21 @@ struct MaskMmaTile {
   static constexpr int kRows = kThreads / 32 * kWarpRows;
   static constexpr int kKeys = kMaskTileKeys;
   static constexpr int kColumnTiles = 4;  // 32 keys are multiplied at a time
-  static constexpr int kPadded = kKeys + 8;  // elements of a row of the mask: no two in one bank
-  // Offsets in shared memory: queries, their gradients, keys, values, mask.
+  static constexpr int kStages = kStages_;
+  // Offsets in shared memory: in each stage queries, their gradients, keys and values, then the mask.
   static constexpr int kGrads = kRows * kHead * 2;
   static constexpr int kTileKeys = 2 * kGrads;
   static constexpr int kValues = kTileKeys + kKeys * kHead * 2;
-  static constexpr int kMask = kValues + kKeys * kHead * 2;
-  static constexpr int kStep = kMask + kRows * kPadded * 2;
-  static constexpr int kBytes = kStep + static_cast<int>(sizeof(MaskStep<T>));
+  static constexpr int kStageBytes = kValues + kKeys * kHead * 2;
+  static constexpr int kMask = kStages * kStageBytes;
+  static constexpr int kSteps = kMask + kRows * kKeys * 2;
+  static constexpr int kBytes = kSteps + 2 * static_cast<int>(sizeof(MaskStep<T>));
 };
+
+/// Byte offset in the tile of the mask, 16-byte chunks swizzled as those of other tiles are.
+__device__ __forceinline__ int mask_offset(int row, int key) {
+  return row * kMaskTileKeys * 2 + (((key / 8) ^ (row & 7)) << 4) + key % 8 * 2;
+}
 
 /// Starts copying the tile of the mask; 0 where there is none.
 template <class Tile>
@@ -46,18 +52,17 @@ __device__ __forceinline__ void copy_mask(const AttentionBackwardParams& params,
 #pragma unroll
     for (int index = thread; index < Tile::kRows * kChunks; index += Tile::kThreads) {
       const int row = index / kChunks, key = index % kChunks * 8;
-      copy_async16(shared_address(shared) + (row * Tile::kPadded + key) * 2,
-                   first + row * strides.row + key, row < rows && key < keys);
+      copy_async16(shared_address(shared) + mask_offset(row, key), first + row * strides.row + key,
+                   row < rows && key < keys);
     }
     return;
   }
-  auto* target = reinterpret_cast<T*>(shared);
 #pragma unroll 8
   for (int index = thread; index < Tile::kRows * Tile::kKeys; index += Tile::kThreads) {
     const int row = index / Tile::kKeys, key = index % Tile::kKeys;
     T value{};
     if (row < rows && key < keys) value = first[row * strides.row + key * strides.column];
-    target[row * Tile::kPadded + key] = value;
+    *reinterpret_cast<T*>(shared + mask_offset(row, key)) = value;
   }
 }
 
@@ -120,7 +125,7 @@ __device__ __forceinline__ void add_d_scores(const AttentionBackwardParams& para
       for (int j = 0; j < Tile::kColumnTiles; ++j) {
         const int key = 32 * part + 8 * j + 2 * (lane & 3);
         const float2 added = unpack_floats<typename Tile::T>(
-            *reinterpret_cast<const std::uint32_t*>(mask + (row * Tile::kPadded + key) * 2));
+            *reinterpret_cast<const std::uint32_t*>(mask + mask_offset(row, key)));
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float offset = fmaf(c == 0 ? added.x : added.y, kLog2E, -values.lse[i][h]);
@@ -161,32 +166,34 @@ __device__ __forceinline__ void compute_mask(const AttentionBackwardParams& para
   copy_mask<Tile>(params, part, shared + Tile::kMask);
 
   MaskSums<Tile> sums = {};
-  const auto copy = [&](const MaskStep<typename Tile::T>& step) {
+  const auto copy = [&](const MaskStep<typename Tile::T>& step, int stage) {
+    const std::uint32_t target = address + stage * Tile::kStageBytes;
     const std::int64_t rows = params.length - step.row0, keys = params.keys - step.key0;
-    copy_tile<Tile, Tile::kRows>(address, step.query, params.query_strides.row, rows, chunks);
-    copy_tile<Tile, Tile::kRows>(address + Tile::kGrads, step.grad, params.grad_strides.row, rows,
+    copy_tile<Tile, Tile::kRows>(target, step.query, params.query_strides.row, rows, chunks);
+    copy_tile<Tile, Tile::kRows>(target + Tile::kGrads, step.grad, params.grad_strides.row, rows,
                                  chunks_v);
-    copy_tile<Tile, Tile::kKeys>(address + Tile::kTileKeys, step.key, params.key_strides.row, keys,
+    copy_tile<Tile, Tile::kKeys>(target + Tile::kTileKeys, step.key, params.key_strides.row, keys,
                                  chunks);
-    copy_tile<Tile, Tile::kKeys>(address + Tile::kValues, step.value, params.value_strides.row,
-                                 keys, chunks_v);
+    copy_tile<Tile, Tile::kKeys>(target + Tile::kValues, step.value, params.value_strides.row, keys,
+                                 chunks_v);
   };
-  const auto add = [&](const MaskStep<typename Tile::T>& step) {
+  const auto add = [&](const MaskStep<typename Tile::T>& step, int stage) {
+    const std::uint32_t source = address + stage * Tile::kStageBytes;
     QueryValues<Tile> values;
     load_query_values<Tile>(params, step, values, warp_row, lane);
 #pragma unroll
     for (int i = 0; i < Tile::kKeys / 32; ++i) {
       const int offset = i * 32 * kRowBytes<Tile>;
       Scores<Tile> score, d_weight;
-      multiply_tiles<Tile>(score, address, warp_row, address + Tile::kTileKeys + offset, lane);
-      multiply_tiles<Tile>(d_weight, address + Tile::kGrads, warp_row,
-                           address + Tile::kValues + offset, lane);
+      multiply_tiles<Tile>(score, source, warp_row, source + Tile::kTileKeys + offset, lane);
+      multiply_tiles<Tile>(d_weight, source + Tile::kGrads, warp_row,
+                           source + Tile::kValues + offset, lane);
       add_d_scores<Tile>(params, values, score, d_weight, sums, shared + Tile::kMask, warp_row, i,
                          lane);
     }
   };
-  auto& step = *reinterpret_cast<MaskStep<typename Tile::T>*>(shared + Tile::kStep);
-  for_each_mask_step<Tile>(params, plan, part, step, copy, add);
+  auto& steps = *reinterpret_cast<MaskStep<typename Tile::T>(*)[2]>(shared + Tile::kSteps);
+  for_each_mask_step<Tile>(params, plan, part, steps, copy, add);
   write_mask_tile<Tile>(params, plan, part, sums, reinterpret_cast<float*>(shared), parts);
 }
 
@@ -200,8 +207,9 @@ __global__ __launch_bounds__(Tile::kThreads, 2) void backward_mask_kernel(
 /// Calls f with the MaskMmaTile of a plan.
 template <class T, class F>
 void dispatch_tile(const MaskGradientPlan& plan, const F& f) {
-  if (plan.tile_rows == 64) return f.template operator()<MaskMmaTile<T, 128>>();
-  f.template operator()<MaskMmaTile<T, 64>>();
+  if (plan.tile_rows == 64) return f.template operator()<MaskMmaTile<T, 128, 1>>();
+  if (plan.stages == 1) return f.template operator()<MaskMmaTile<T, 64, 1>>();
+  f.template operator()<MaskMmaTile<T, 64, 2>>();
 }
 
 }  // namespace

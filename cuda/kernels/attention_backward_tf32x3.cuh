@@ -17,16 +17,20 @@
 
 namespace tenon::cuda {
 
+/// What a kernel takes: masks of keys, by key_bias, or of (queries, keys).
+enum class Tf32Masks : std::uint8_t { none, keys, pairs };
+
 /// Compile-time facts of a kernel. A stage holds two tiles of the other side and, where kDrops, a bit
 /// for each pair; in the kernel for keys also the statistics of its queries.
-template <int kHead_, int kRowTiles_, int kMinBlocks_, bool kDrops_, bool kMasks_>
+template <int kHead_, int kRowTiles_, int kMinBlocks_, bool kDrops_, Tf32Masks kMasks_>
 struct Tf32BackwardTile {
   static constexpr int kThreads = 128;
   static constexpr int kHead = kHead_;
   static constexpr int kRowTiles = kRowTiles_;
   static constexpr int kMinBlocks = kMinBlocks_;
   static constexpr bool kDrops = kDrops_;
-  static constexpr bool kMasks = kMasks_;
+  static constexpr bool kMasks = kMasks_ != Tf32Masks::none;
+  static constexpr bool kPairMasks = kMasks_ == Tf32Masks::pairs;
   static constexpr int kStageRows = 32;
   static constexpr int kColumnTiles = kStageRows / 8;
   static constexpr int kWarpRows = 16 * kRowTiles;
@@ -43,7 +47,12 @@ struct Tf32BackwardLayout {
   static constexpr int kBits = kStatistics + 2 * Tile::kStageRows * 4;
   static constexpr int kStageBytes =
       kBits + (Tile::kDrops ? Tile::kStageRows * Tile::kRows / 8 : 0);
-  static constexpr int kBlock = kStages + 2 * kStageBytes;
+  // Of a step, each warp's own part: (queries, keys), or (kStageRows, keys of the warp).
+  static constexpr int kPairs = kStages + 2 * kStageBytes;
+  static constexpr int kWarpPairs = kPairStride<Tile::kStageRows> * Tile::kWarpRows * 4;
+  static constexpr int kWarpKeyPairs = kPairStride<Tile::kWarpRows> * Tile::kStageRows * 4;
+  static constexpr int kPairBytes = kWarpPairs > kWarpKeyPairs ? kWarpPairs : kWarpKeyPairs;
+  static constexpr int kBlock = kPairs + (Tile::kPairMasks ? Tile::kThreads / 32 * kPairBytes : 0);
   static constexpr int kBytes = kBlock + static_cast<int>(sizeof(BackwardBlock<float>));
 };
 
@@ -53,14 +62,19 @@ __device__ __forceinline__ float subtracted_lse(float lse) {
   return lse < -0x1p17F ? INFINITY : lse;
 }
 
-/// Calls f with whether a call drops anything, and whether it has a mask.
+/// Calls f with whether a call drops anything, and its mask.
 template <class F>
 void dispatch_drops_and_masks(const AttentionBackwardParams& params, const F& f) {
-  const bool drops = params.has_dropout && !params.zero;
+  using enum Tf32Masks;
+  const auto pick = [&]<Tf32Masks kMasks> {
+    if (params.has_dropout && !params.zero) return f.template operator()<true, kMasks>();
+    f.template operator()<false, kMasks>();
+  };
   if (params.mask_kind == AttentionMask::none || params.zero) {
-    return drops ? f.template operator()<true, false>() : f.template operator()<false, false>();
+    return pick.template operator()<none>();
   }
-  drops ? f.template operator()<true, true>() : f.template operator()<false, true>();
+  if (params.key_bias != nullptr) return pick.template operator()<keys>();
+  pick.template operator()<pairs>();
 }
 
 /// Starts copying kTileRows rows, the first of which is `row`, of two matrices.

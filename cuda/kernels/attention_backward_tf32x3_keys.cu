@@ -10,8 +10,8 @@ template <class Tile>
 struct KeyState {
   Sums<Tile> d_key;
   Sums<Tile> d_value;
-  const char* mask;                // of the batch; null where its queries share it
-  float bias[Tile::kRowTiles][2];  // what it then adds to the warp's keys
+  Tf32Mask mask;
+  float bias[Tile::kRowTiles][2];  // what a mask of keys adds to the warp's
 };
 
 /// What is read of a stage beside its tiles: of each query lse, Σ dO∘O, and a bit for each of the
@@ -36,7 +36,6 @@ __device__ __forceinline__ std::uint32_t load_keep(const unsigned char* bits, in
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
                                                      Scores<Tile>& score, Scores<Tile>& kept,
-                                                     const Scores<Tile>& added,
                                                      const QueryStage& stage, std::int64_t row0,
                                                      std::int64_t query0, int lane) {
   const auto scale = static_cast<float>(params.scale_log2);
@@ -55,12 +54,7 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           float& p = score[i][j][2 * h + c];
-          if constexpr (Tile::kMasks) {
-            p = masked_score(params, p, scale, added[i][j][2 * h + c] - lse);
-          } else {
-            p = fmaf(p, scale, -lse);
-          }
-          p = exp2_approximate(p);
+          p = exp2_approximate(Tile::kMasks ? p - lse : fmaf(p, scale, -lse));
           if (edge && 16 * i + 8 * h + (lane >> 2) > reach + query) p = 0;
           kept[i][j][2 * h + c] = (keep & (1U << (8 * (2 * i + h)))) != 0 ? p : 0.0F;
         }
@@ -98,22 +92,49 @@ __device__ __forceinline__ void finish_key_weights(const AttentionBackwardParams
   }
 }
 
-/// What the mask adds to scores of the warp's keys (rows) and the queries from `query0` on.
+/// Starts copying the masks of the warp's keys and the queries from `query0` on: what it had is read no
+/// more.
 template <class Tile>
-__device__ __forceinline__ void load_added(const AttentionBackwardParams& params,
-                                           const KeyState<Tile>& state, Scores<Tile>& added,
-                                           std::int64_t row0, std::int64_t query0, int lane) {
-  if (state.mask != nullptr) {
-    const MaskPart part = part_of_mask(params, state.mask, query0, row0);
-    return load_mask<Tile>(params, transposed(part), added, lane);
-  }
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) added[i][j][e] = state.bias[i][e / 2];
-    }
+__device__ __forceinline__ void copy_next_pairs(const AttentionBackwardParams& params,
+                                                const KeyState<Tile>& state, std::uint32_t shared,
+                                                int warp_row, std::int64_t row0,
+                                                std::int64_t query0, int lane) {
+  using Layout = Tf32BackwardLayout<Tile>;
+  if (!Tile::kPairMasks || state.mask.pairs == nullptr) return;
+  __syncwarp();
+  copy_pairs<Tile::kStageRows, Tile::kWarpRows>(
+      params, shared + Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes,
+      state.mask.pairs, query0, row0, lane);
+  copy_async_commit();
+}
+
+/// Scores of the warp's keys (rows) and the queries from `query0` on times scale, plus what the mask adds.
+template <class Tile>
+__device__ __forceinline__ void mask_key_scores(const AttentionBackwardParams& params,
+                                                const KeyState<Tile>& state, Scores<Tile>& score,
+                                                const unsigned char* shared, int warp_row,
+                                                std::int64_t row0, std::int64_t query0, int lane) {
+  using Layout = Tf32BackwardLayout<Tile>;
+  if constexpr (!Tile::kPairMasks) {
+    const int g = lane >> 2;
+    add_mask<Tile>(params, score, lane, [&](int row, int) {
+      const float bias = state.bias[(row - g) / 16][(row - g) / 8 % 2];
+      return make_float2(bias, bias);
+    });
+  } else if (state.mask.pairs != nullptr) {
+    constexpr int kStride = kPairStride<Tile::kWarpRows>;
+    const auto* pairs = reinterpret_cast<const float*>(
+        shared + Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes);
+    add_mask<Tile>(params, score, lane, [&](int row, int column) {
+      return make_float2(pair_in_log2(pairs[column * kStride + row]),
+                         pair_in_log2(pairs[(column + 1) * kStride + row]));
+    });
+  } else {
+    add_mask<Tile>(params, score, lane, [&](int row, int column) {
+      return make_float2(
+          read_mask(params, state.mask.first, query0 + column, row0 + row),
+          read_mask(params, state.mask.first, query0 + column + 1, row0 + row));
+    });
   }
 }
 
@@ -121,15 +142,14 @@ template <class Tile>
 __device__ __forceinline__ void find_key_mask(const AttentionBackwardParams& params,
                                               KeyState<Tile>& state, std::int64_t batch,
                                               std::int64_t row0, int lane) {
-  const Tf32Mask mask = find_mask(params, batch);
-  state.mask = mask.full;
+  state.mask = find_mask(params, batch);
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const std::int64_t key = row0 + 16 * i + 8 * h + (lane >> 2);
-      const bool exists = mask.keys != nullptr && key < params.keys;
-      state.bias[i][h] = exists ? mask.keys[key] : -INFINITY;
+      const bool exists = state.mask.keys != nullptr && key < params.keys;
+      state.bias[i][h] = exists ? state.mask.keys[key] : -INFINITY;
     }
   }
 }
@@ -144,17 +164,24 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
                                             int lane) {
   using Layout = Tf32BackwardLayout<Tile>;
   const std::int64_t row0 = block.row0 + warp_row;
-  if (row0 >= params.keys || (params.is_causal && query0 + Tile::kStageRows <= row0)) return;
+  const std::int64_t next = query0 + Tile::kStageRows;
+  if (row0 >= params.keys || (params.is_causal && next <= row0)) {
+    copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, row0, next, lane);
+    return;
+  }
   const std::uint32_t rows = shared_address(shared) + tile_bytes<Tile>(warp_row);
   const std::uint32_t queries = shared_address(shared) + stage;
   const auto* tiles = reinterpret_cast<const float*>(shared + stage);
   const float* statistics = tiles + Layout::kStatistics / 4;
   const QueryStage other{statistics, statistics + Tile::kStageRows,
                          shared + stage + Layout::kBits + warp_row / 8};
-  Scores<Tile> score, other_score, added;
-  if constexpr (Tile::kMasks) load_added<Tile>(params, state, added, row0, query0, lane);
+  Scores<Tile> score, other_score;
   multiply_rows<Tile>(score, rows, queries, lane);
-  finish_probabilities<Tile>(params, score, other_score, added, other, row0, query0, lane);
+  if constexpr (Tile::kMasks) {
+    mask_key_scores<Tile>(params, state, score, shared, warp_row, row0, query0, lane);
+    copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, row0, next, lane);
+  }
+  finish_probabilities<Tile>(params, score, other_score, other, row0, query0, lane);
   add_weighted_rows<Tile>(state.d_value, other_score, tiles + Layout::kOther / 4, lane);
   multiply_rows<Tile>(other_score, rows + Layout::kOwn, queries + Layout::kOther, lane);
   finish_key_weights<Tile>(params, score, other_score, other, lane);
@@ -205,6 +232,8 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
     const LiveKeys live = live_keys(params, block.batch);
     if (block.row0 >= live.end || block.row0 + Tile::kRows <= live.first) end = 0;
     find_key_mask<Tile>(params, state, block.batch, block.row0 + warp_row, lane);
+    copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, block.row0 + warp_row,
+                          first, lane);
   }
   if (first < end) copy_keys<Tile, Tile::kRows>(params, block, shared_address(shared), block.row0);
   const auto copy = [&](std::uint32_t stage, std::int64_t query0) {
@@ -241,7 +270,7 @@ void launch_keys(const AttentionBackwardParams& params, Stream stream) {
 /// Calls f with the Tf32BackwardTile of a call.
 template <class F>
 void dispatch_tile(const AttentionBackwardParams& params, const F& f) {
-  dispatch_drops_and_masks(params, [&]<bool kDrops, bool kMasks> {
+  dispatch_drops_and_masks(params, [&]<bool kDrops, Tf32Masks kMasks> {
     if (params.head > 64 || params.head_v > 64) {
       return f.template operator()<Tf32BackwardTile<128, 1, 1, kDrops, kMasks>>();
     }

@@ -51,12 +51,12 @@ __device__ __forceinline__ void find_statistics(const AttentionBackwardParams& p
   }
 }
 
-/// Scores of the warp's queries and the keys from `key0` on become probabilities.
+/// Scores of the warp's queries and the keys from `key0` on, masked where there is a mask, become
+/// probabilities.
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
                                                      const QueryState<Tile>& state,
-                                                     Scores<Tile>& score,
-                                                     const Scores<Tile>& added, std::int64_t row0,
+                                                     Scores<Tile>& score, std::int64_t row0,
                                                      std::int64_t key0, int lane) {
   const auto scale = static_cast<float>(params.scale_log2);
   const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kStageRows}));
@@ -73,12 +73,8 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float& p = score[i][j][2 * h + c];
-          if constexpr (Tile::kMasks) {
-            p = masked_score(params, p, scale, added[i][j][2 * h + c] - state.lse[i][h]);
-          } else {
-            p = fmaf(p, scale, -state.lse[i][h]);
-          }
-          p = exp2_approximate(p);
+          p = exp2_approximate(Tile::kMasks ? p - state.lse[i][h]
+                                            : fmaf(p, scale, -state.lse[i][h]));
           if (edge && 8 * j + 2 * (lane & 3) + c >= seen) p = 0;
         }
       }
@@ -113,6 +109,21 @@ __device__ __forceinline__ void finish_query_weights(const AttentionBackwardPara
   }
 }
 
+/// Starts copying the warp's masks of the keys from `key0` on: what it had is read no more.
+template <class Tile>
+__device__ __forceinline__ void copy_next_pairs(const AttentionBackwardParams& params,
+                                                const QueryState<Tile>& state,
+                                                std::uint32_t shared, int warp_row,
+                                                std::int64_t row0, std::int64_t key0, int lane) {
+  using Layout = Tf32BackwardLayout<Tile>;
+  if (!Tile::kPairMasks || state.mask.pairs == nullptr) return;
+  __syncwarp();
+  copy_pairs<Tile::kWarpRows, Tile::kStageRows>(
+      params, shared + Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes,
+      state.mask.pairs, row0, key0, lane);
+  copy_async_commit();
+}
+
 template <class Tile>
 __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
                                          const BackwardBlock<float>& block, QueryState<Tile>& state,
@@ -123,16 +134,16 @@ __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
   if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
   const std::uint32_t rows = shared_address(shared) + tile_bytes<Tile>(warp_row);
   const std::uint32_t keys = shared_address(shared) + stage;
-  Scores<Tile> score, d_weight, added;
-  if constexpr (Tile::kMasks) {
-    if (state.mask.keys != nullptr) {
-      load_key_bias<Tile>(state.mask.keys + key0, added, lane);
-    } else {
-      load_mask<Tile>(params, part_of_mask(params, state.mask.full, row0, key0), added, lane);
-    }
-  }
+  Scores<Tile> score, d_weight;
   multiply_rows<Tile>(score, rows, keys, lane);
-  finish_probabilities<Tile>(params, state, score, added, row0, key0, lane);
+  if constexpr (Tile::kMasks) {
+    const int pairs = Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes;
+    mask_query_scores<Tile>(params, state.mask, score,
+                            reinterpret_cast<const float*>(shared + pairs), row0, key0, lane);
+    copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, row0,
+                          key0 + Tile::kStageRows, lane);
+  }
+  finish_probabilities<Tile>(params, state, score, row0, key0, lane);
   multiply_rows<Tile>(d_weight, rows + Layout::kOwn, keys + Layout::kOther, lane);
   const auto* bits =
       reinterpret_cast<const std::uint32_t*>(shared + stage + Layout::kBits) + warp_row;
@@ -167,6 +178,8 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_que
     first = live.first / Tile::kStageRows * Tile::kStageRows;
     end = min(end, live.end);
     state.mask = find_mask(params, block.batch);
+    copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, block.row0 + warp_row,
+                          first, lane);
   }
   const auto copy = [&](std::uint32_t stage, std::int64_t key) {
     copy_keys<Tile, Tile::kStageRows>(params, block, stage, key);
@@ -203,11 +216,13 @@ void launch_queries(const AttentionBackwardParams& params, Stream stream) {
 /// Calls f with the Tf32BackwardTile of a call.
 template <class F>
 void dispatch_tile(const AttentionBackwardParams& params, const F& f) {
-  dispatch_drops_and_masks(params, [&]<bool kDrops, bool kMasks> {
+  dispatch_drops_and_masks(params, [&]<bool kDrops, Tf32Masks kMasks> {
     if (params.head > 64 || params.head_v > 64) {
       return f.template operator()<Tf32BackwardTile<128, 1, 1, kDrops, kMasks>>();
     }
-    f.template operator()<Tf32BackwardTile<64, 2, 2, kDrops, kMasks>>();
+    // Two row tiles leave shared memory for no masks.
+    constexpr int kRowTiles = kMasks == Tf32Masks::pairs ? 1 : 2;
+    f.template operator()<Tf32BackwardTile<64, kRowTiles, 2, kDrops, kMasks>>();
   });
 }
 

@@ -73,6 +73,11 @@ struct AttentionParams {
   std::uint8_t* keep_bits;        // (batches, length, keep_bits_stride): a bit for each key
   std::int64_t keep_bits_stride;  // bytes, a multiple of 16
 
+  /// A mask that differs by query, as the tf32x3 kernels copy it: floats, -inf where bools hide; rows
+  /// dense, aligned to 16 bytes. Null: they read `mask` element by element.
+  const float* pair_bias;
+  AttentionOperand pair_strides;
+
   std::int64_t row_blocks;  // tiles of query rows; set by the launchers
 };
 
@@ -98,6 +103,8 @@ struct AttentionTiling {
 /// Fills in key_bias and live_keys from a mask of the same dtype, or of bools. A key is hidden for certain
 /// where the mask lies 2^96 below the batch's largest: no score that is a number of use makes up for that.
 void launch_key_bias(const AttentionParams& params, DType dtype, Stream stream);
+/// Writes pair_bias, which is pair_bias_bytes long, from any mask of float32 or bools.
+void launch_pair_bias(const AttentionParams& params, Stream stream);
 /// Draws params.keep_bits, which is aligned to 16 bytes; those that causality hides are left as
 /// they are.
 void launch_draw_keep_bits(const AttentionParams& params, Stream stream);

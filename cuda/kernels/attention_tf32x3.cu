@@ -21,6 +21,7 @@ struct Tf32Tile {
   static constexpr int kHead = kHead_;
   static constexpr int kRowTiles = kRowTiles_;
   static constexpr bool kKeyBias = kVariant_ == AttentionVariant::keys_dropout;
+  static constexpr bool kPairMasks = kVariant_ == AttentionVariant::general;
   static constexpr bool kPlainScores =
       kVariant_ == AttentionVariant::plain || kVariant_ == AttentionVariant::dropout;
   static constexpr bool kMayDrop = kVariant_ != AttentionVariant::plain;
@@ -31,14 +32,16 @@ struct Tf32Tile {
 };
 
 /// Offsets in shared memory, in bytes: the query tile, then two stages of keys, values and a word of
-/// decisions for each query, then the block.
+/// decisions for each query, then masks of one step, then the block.
 template <class Tile>
 struct SharedLayout {
   static constexpr int kStages = tile_bytes<Tile>(Tile::kRows);
   static constexpr int kValues = tile_bytes<Tile>(Tile::kKeys);
   static constexpr int kBits = 2 * kValues;
   static constexpr int kStageBytes = kBits + (Tile::kMayDrop ? Tile::kRows * 4 : 0);
-  static constexpr int kBlock = kStages + 2 * kStageBytes;
+  static constexpr int kPairs = kStages + 2 * kStageBytes;
+  static constexpr int kPairBytes = kPairStride<Tile::kKeys> * 4;  // of a query
+  static constexpr int kBlock = kPairs + (Tile::kPairMasks ? Tile::kRows * kPairBytes : 0);
   static constexpr int kBytes = kBlock + static_cast<int>(kAttentionBlockBytes);
   static __device__ int stage(int tile) { return kStages + tile % 2 * kStageBytes; }
 };
@@ -86,27 +89,24 @@ __device__ __forceinline__ void drop(Scores<Tile>& p, const std::uint32_t* bits,
   }
 }
 
-/// Scores times scale, plus what the mask adds.
+/// Starts copying the warp's masks of the keys from `key0` on: what it had is read no more.
 template <class Tile>
-__device__ __forceinline__ void mask_scores(const AttentionParams& params, Scores<Tile>& score,
-                                            const Scores<Tile>& added) {
-  const auto scale = static_cast<float>(params.scale_log2);
-#pragma unroll
-  for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        score[i][j][e] = masked_score(params, score[i][j][e], scale, added[i][j][e]);
-      }
-    }
-  }
+__device__ __forceinline__ void copy_next_pairs(const AttentionParams& params, const Tf32Mask& mask,
+                                                std::uint32_t shared, int warp_row,
+                                                std::int64_t row0, std::int64_t key0, int lane) {
+  using Layout = SharedLayout<Tile>;
+  if (Tile::kPlainScores || Tile::kKeyBias || mask.pairs == nullptr) return;
+  __syncwarp();
+  copy_pairs<Tile::kWarpRows, Tile::kKeys>(
+      params, shared + Layout::kPairs + warp_row * Layout::kPairBytes, mask.pairs, row0, key0, lane);
+  copy_async_commit();
 }
 
 /// Tile number `tile` of the keys, for one warp.
 template <class Tile>
 __device__ __forceinline__ void attend(const AttentionParams& params,
                                        const AttentionBlock<float>& block,
+                                       const Tf32Mask& mask,
                                        OnlineSoftmax<Tile::kRowTiles>& softmax, Sums<Tile>& output,
                                        const unsigned char* shared, int warp_row, int tile,
                                        int lane) {
@@ -117,14 +117,18 @@ __device__ __forceinline__ void attend(const AttentionParams& params,
   // Rows past the end, and keys after all of the warp's rows, contribute nothing.
   if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
   const std::uint32_t address = shared_address(shared);
-  Scores<Tile> score, added = {};
-  if constexpr (Tile::kKeyBias) {
-    load_key_bias<Tile>(params.key_bias + block.batch * params.key_bias_stride + key0, added, lane);
-  } else if (!Tile::kPlainScores && params.mask_kind != AttentionMask::none) {
-    load_mask<Tile>(params, part_of_mask(params, block.mask, row0, key0), added, lane);
-  }
+  Scores<Tile> score;
   multiply_rows<Tile>(score, address + tile_bytes<Tile>(warp_row), address + stage, lane);
-  if constexpr (!Tile::kPlainScores) mask_scores<Tile>(params, score, added);
+  if constexpr (!Tile::kPlainScores) {
+    if (params.mask_kind == AttentionMask::none) {
+      add_mask<Tile>(params, score, lane, [](int, int) { return make_float2(0, 0); });
+    } else {
+      const int pairs = Layout::kPairs + warp_row * Layout::kPairBytes;
+      mask_query_scores<Tile>(params, mask, score,
+                              reinterpret_cast<const float*>(shared + pairs), row0, key0, lane);
+      copy_next_pairs<Tile>(params, mask, address, warp_row, row0, key0 + Tile::kKeys, lane);
+    }
+  }
   hide_scores<float, true>(params, nullptr, score, row0, key0, lane);
   const float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
   raise_maxima(softmax, score, scale, output);
@@ -180,6 +184,11 @@ __global__ __launch_bounds__(Tile::kThreads, 2) void flash_tf32x3_kernel(
   const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
   if (first < tiles) copy_keys<Tile>(params, block, address, first);
   copy_async_commit();
+  Tf32Mask mask;
+  if constexpr (!Tile::kPlainScores) {
+    mask = find_mask(params, block.batch);
+    copy_next_pairs<Tile>(params, mask, address, warp_row, block_row + warp_row, 0, lane);
+  }
 
   OnlineSoftmax<Tile::kRowTiles> softmax{};
   Sums<Tile> output{};
@@ -193,7 +202,7 @@ __global__ __launch_bounds__(Tile::kThreads, 2) void flash_tf32x3_kernel(
       copy_keys<Tile>(params, block, address, tile + 1);
       copy_async_commit();
     }
-    attend<Tile>(params, block, softmax, output, shared, warp_row, tile, lane);
+    attend<Tile>(params, block, mask, softmax, output, shared, warp_row, tile, lane);
   }
   write_output<Tile>(params, block, softmax, output, warp_row, lane);
 #endif

@@ -143,89 +143,108 @@ __device__ __forceinline__ void add_weighted_rows(Sums<Tile>& sums, const Scores
   }
 }
 
-/// The mask of one batch: what it adds to the scores of each key, or where `keys` is null its first
-/// element.
+/// The mask of one batch: what it adds to the scores of each key or, where `keys` is null, to each score:
+/// as `pairs` to copy, or its first element.
 struct Tf32Mask {
   const float* keys = nullptr;
-  const char* full = nullptr;
+  const float* pairs = nullptr;
+  const char* first = nullptr;
 };
 
 __device__ __forceinline__ Tf32Mask find_mask(const AttentionParams& params, std::int64_t batch) {
   Tf32Mask mask;
   if (params.key_bias != nullptr) {
     mask.keys = params.key_bias + batch * params.key_bias_stride;
+  } else if (params.pair_bias != nullptr) {
+    mask.pairs = params.pair_bias + batch_offset(params, params.pair_strides, batch);
   } else if (params.mask_kind != AttentionMask::none) {
     const std::int64_t element = params.mask_kind == AttentionMask::additive ? 4 : 1;
-    mask.full = static_cast<const char*>(params.mask) +
-                batch_offset(params, params.mask_strides, batch) * element;
+    mask.first = static_cast<const char*>(params.mask) +
+                 batch_offset(params, params.mask_strides, batch) * element;
   }
   return mask;
 }
 
-/// Part of a full mask, or of its transpose: steps in elements, and how many rows and columns exist.
-struct MaskPart {
-  const char* first;
-  std::int64_t row_step, column_step;
-  std::int64_t rows, columns;
-};
+/// Floats from one row of a warp's part of `pairs` in shared memory to the next: of kColumns and 4 more, so
+/// that its accesses have no conflicts.
+template <int kColumns>
+inline constexpr int kPairStride = kColumns + 4;
 
-/// The part that starts at a query and a key; its rows are queries.
-__device__ __forceinline__ MaskPart part_of_mask(const AttentionParams& params, const char* mask,
-                                                 std::int64_t query, std::int64_t key) {
-  const AttentionOperand& strides = params.mask_strides;
-  const std::int64_t element = params.mask_kind == AttentionMask::additive ? 4 : 1;
-  return {mask + (query * strides.row + key * strides.column) * element, strides.row,
-          strides.column, params.length - query, params.keys - key};
+/// Starts copying kRows queries' masks of kColumns keys to the warp's part; 0 where there is none.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void copy_pairs(const AttentionParams& params, std::uint32_t shared,
+                                           const float* pairs, std::int64_t query0,
+                                           std::int64_t key0, int lane) {
+  constexpr int kChunks = kColumns / 4;
+  const int row = lane / kChunks, column = lane % kChunks * 4;
+  const float* source = pairs + (query0 + row) * params.pair_strides.row + key0 + column;
+#pragma unroll
+  for (int i = 0; i < kRows; i += 32 / kChunks) {
+    copy_async16(shared + ((row + i) * kPairStride<kColumns> + column) * 4,
+                 source + i * params.pair_strides.row,
+                 query0 + row + i < params.length && key0 + column < params.keys);
+  }
 }
 
-__device__ __forceinline__ MaskPart transposed(const MaskPart& part) {
-  return {part.first, part.column_step, part.row_step, part.columns, part.rows};
+/// What a mask adds in units of log2; a finite value stays finite.
+__device__ __forceinline__ float pair_in_log2(float value) {
+  constexpr float kLog2E = 1.4426950408889634F, kLowest = -3.402823466e38F;
+  const float result = value * kLog2E;
+  return result == -INFINITY && value != result ? kLowest : result;
 }
 
-/// What a full mask adds to the warp's scores in units of log2; -inf where there is no score. It is read
-/// before the scores are computed, so that the products hide how long that takes.
-template <class Tile>
-__device__ __forceinline__ void load_mask(const AttentionParams& params, const MaskPart& part,
-                                          Scores<Tile>& added, int lane) {
-  const std::int64_t element = params.mask_kind == AttentionMask::additive ? 4 : 1;
-  const std::int64_t down = part.row_step * element, along = part.column_step * element;
-  const char* first = part.first + (lane >> 2) * down + 2 * (lane & 3) * along;
+/// What a mask that is not copied adds; -inf where there is no score.
+__device__ __forceinline__ float read_mask(const AttentionParams& params, const char* first,
+                                           std::int64_t query, std::int64_t key) {
+  if (query >= params.length || key >= params.keys) return -INFINITY;
+  return apply_mask<float>(params, first, query, key, 0.0F);
+}
+
+/// The warp's scores times scale, plus what load(row, column) gives for two neighbouring columns. What
+/// bools hide is hidden whatever its score is.
+template <class Tile, class Load>
+__device__ __forceinline__ void add_mask(const AttentionParams& params, Scores<Tile>& score,
+                                         int lane, const Load& load) {
+  const auto scale = static_cast<float>(params.scale_log2);
+  const bool is_bool = params.mask_kind == AttentionMask::boolean;
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = 16 * i + 8 * (e / 2), column = 8 * j + e % 2;
-        const bool exists =
-            row + (lane >> 2) < part.rows && column + 2 * (lane & 3) < part.columns;
-        added[i][j][e] = exists ? apply_mask<float>(params, first + row * down + column * along, 0,
-                                                    0, 0.0F)
-                                : -INFINITY;
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+        const float2 added = load(16 * i + 8 * h + (lane >> 2), 8 * j + 2 * (lane & 3));
+        float &a = score[i][j][2 * h], &b = score[i][j][2 * h + 1];
+        a = is_bool && added.x == -INFINITY ? -INFINITY : fmaf(a, scale, added.x);
+        b = is_bool && added.y == -INFINITY ? -INFINITY : fmaf(b, scale, added.y);
       }
     }
   }
 }
 
-/// The same of a mask that all queries share; `bias` is that of the tile's first key, columns are keys.
+/// The same for scores of the warp's queries, from row0 on, and the keys of a step. `shared` has the warp's
+/// part of `pairs`.
 template <class Tile>
-__device__ __forceinline__ void load_key_bias(const float* bias, Scores<Tile>& added, int lane) {
-#pragma unroll
-  for (int j = 0; j < Tile::kColumnTiles; ++j) {
-    const float2 pair = __ldg(reinterpret_cast<const float2*>(bias + 8 * j + 2 * (lane & 3)));
-#pragma unroll
-    for (int i = 0; i < Tile::kRowTiles; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) added[i][j][e] = e % 2 == 0 ? pair.x : pair.y;
-    }
+__device__ __forceinline__ void mask_query_scores(const AttentionParams& params,
+                                                  const Tf32Mask& mask, Scores<Tile>& score,
+                                                  const float* shared, std::int64_t row0,
+                                                  std::int64_t key0, int lane) {
+  if (mask.keys != nullptr) {
+    add_mask<Tile>(params, score, lane, [&](int, int column) {
+      return __ldg(reinterpret_cast<const float2*>(mask.keys + key0 + column));
+    });
+  } else if (mask.pairs != nullptr) {
+    add_mask<Tile>(params, score, lane, [&](int row, int column) {
+      const float2 pair = *reinterpret_cast<const float2*>(
+          shared + row * kPairStride<8 * Tile::kColumnTiles> + column);
+      return make_float2(pair_in_log2(pair.x), pair_in_log2(pair.y));
+    });
+  } else {
+    add_mask<Tile>(params, score, lane, [&](int row, int column) {
+      return make_float2(read_mask(params, mask.first, row0 + row, key0 + column),
+                         read_mask(params, mask.first, row0 + row, key0 + column + 1));
+    });
   }
-}
-
-/// A masked score in units of log2. What bools hide is hidden whatever its score is.
-__device__ __forceinline__ float masked_score(const AttentionParams& params, float score,
-                                              float scale, float added) {
-  const bool hides = params.mask_kind == AttentionMask::boolean && added == -INFINITY;
-  return hides ? -INFINITY : fmaf(score, scale, added);
 }
 
 /// Rows of a matrix in device memory that a warp writes.

@@ -179,16 +179,15 @@ std::int64_t forward_bytes(const AttentionParams& params, DType dtype, const Dev
 /// The same of the gradient's kernels, that of a mask included; wgmma has a test of its own.
 std::int64_t backward_bytes(const AttentionBackwardParams& params, DType dtype,
                             const DeviceLimits& limits) {
-  const MaskGradientPlan plan = plan_mask_gradient(params, limits.multiprocessors);
   if (backward_mma_takes(dtype, params.head, params.head_v) && has_tensor_cores(limits)) {
     return std::max({backward_queries_shared_bytes(params, dtype),
                      backward_keys_shared_bytes(params, dtype),
-                     backward_mask_mma_shared_bytes(plan)});
+                     backward_mask_mma_shared_bytes(plan_mask_gradient(params, dtype, limits))});
   }
   if (flash_tf32x3_takes(dtype, params.head, params.head_v) && has_tf32x3(limits)) {
     return std::max({backward_tf32x3_queries_shared_bytes(params),
                      backward_tf32x3_keys_shared_bytes(params),
-                     backward_mask_tf32x3_shared_bytes(plan)});
+                     backward_mask_tf32x3_shared_bytes(params)});
   }
   return backward_simt_shared_bytes(dtype);
 }

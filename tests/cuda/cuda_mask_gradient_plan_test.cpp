@@ -6,7 +6,7 @@
 namespace tenon {
 namespace {
 
-constexpr int kMultiprocessors = 132;
+constexpr cuda::DeviceLimits kH200{9, 0, 132, 227 << 10, 228 << 10};
 
 /// Batches (4, 12) of 512 queries and 320 keys; a mask is repeated along axes of stride 0.
 cuda::AttentionBackwardParams problem(std::int64_t of_batch, std::int64_t of_head,
@@ -43,7 +43,9 @@ TEST(CudaMaskGradientPlan, EveryScoreIsAddedOnce) {
           for (const std::int64_t head : {8, 64, 72, 128}) {
             auto params = problem(of_batch, of_head, of_row, of_column);
             params.head = head;
-            expect_whole(cuda::plan_mask_gradient(params, kMultiprocessors));
+            for (const DType dtype : {DType::bfloat16, DType::float32}) {
+              expect_whole(cuda::plan_mask_gradient(params, dtype, kH200));
+            }
           }
         }
       }
@@ -53,20 +55,20 @@ TEST(CudaMaskGradientPlan, EveryScoreIsAddedOnce) {
 
 TEST(CudaMaskGradientPlan, FewTilesOfTheMaskAreSummedInChunks) {
   // A bias of each head, 12 · 4 · 5 tiles that 4 batches share: nearly enough blocks.
-  auto plan = cuda::plan_mask_gradient(problem(0, 1, 320, 1), kMultiprocessors);
+  auto plan = cuda::plan_mask_gradient(problem(0, 1, 320, 1), DType::bfloat16, kH200);
   EXPECT_EQ(plan.steps, 4);
   EXPECT_EQ(plan.chunks, 2);
   // A bias of all heads: 20 tiles, of 48 steps each.
-  plan = cuda::plan_mask_gradient(problem(0, 0, 320, 1), kMultiprocessors);
+  plan = cuda::plan_mask_gradient(problem(0, 0, 320, 1), DType::bfloat16, kH200);
   EXPECT_EQ(plan.steps, 48);
-  EXPECT_GE(20 * plan.chunks, 2 * kMultiprocessors - 40);
+  EXPECT_GE(20 * plan.chunks, 2 * kH200.multiprocessors - 40);
   // One number: every score is added to it.
-  plan = cuda::plan_mask_gradient(problem(0, 0, 0, 0), kMultiprocessors);
+  plan = cuda::plan_mask_gradient(problem(0, 0, 0, 0), DType::bfloat16, kH200);
   EXPECT_EQ(plan.steps, 48 * 4 * 5);
   EXPECT_EQ(plan.mask_rows * plan.mask_keys * plan.matrices, 1);
-  EXPECT_GT(plan.chunks, kMultiprocessors);
+  EXPECT_GT(plan.chunks, kH200.multiprocessors);
   // One of its own for each score: nothing to add up.
-  plan = cuda::plan_mask_gradient(problem(1, 1, 320, 1), kMultiprocessors);
+  plan = cuda::plan_mask_gradient(problem(1, 1, 320, 1), DType::bfloat16, kH200);
   EXPECT_EQ(plan.steps, 1);
   EXPECT_EQ(plan.chunks, 1);
 }
