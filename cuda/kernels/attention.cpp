@@ -130,21 +130,19 @@ bool accepts_wgmma(int operand, const TensorView& view) {
 }
 
 /// The mask's part of what flash_wgmma takes: of keys, hidden from all queries, or of (queries, keys) as
-/// a tensor map can describe, which with 16-bit elements leaves no room for heads above 64.
-bool takes_wgmma_mask(const TensorView& mask, DType dtype, std::int64_t head) {
+/// a tensor map can describe.
+bool takes_wgmma_mask(const TensorView& mask, DType dtype) {
   if (!mask.present) return true;
-  const bool is_bool = mask.dtype == DType::boolean;
-  if (!is_bool && mask.dtype != dtype) return false;
+  if (mask.dtype != DType::boolean && mask.dtype != dtype) return false;
   if (stride_from_end(&mask, 1) == 0) return true;
-  return accepts_wgmma(0, mask) && mask.size(-1) > 1 && (is_bool || head <= 64);
+  return accepts_wgmma(0, mask) && mask.size(-1) > 1;
 }
 
 void run_wgmma(const KernelArgs& args) {
   for (int i = 0; i < 3; ++i) {
     if (!accepts_wgmma(i, args.inputs[static_cast<std::size_t>(i)])) return run_mma(args);
   }
-  const std::int64_t head = std::max(args.inputs[0].size(-1), args.inputs[2].size(-1));
-  if (!takes_wgmma_mask(args.inputs[3], args.inputs[0].dtype, head)) return run_mma(args);
+  if (!takes_wgmma_mask(args.inputs[3], args.inputs[0].dtype)) return run_mma(args);
   run_call(args, [&](const AttentionParams& params, Stream stream) {
     launch_flash_wgmma(params, args.outputs[0].dtype, args.workspace, stream);
   });
@@ -160,14 +158,14 @@ bool supports_wgmma(const KernelArgs& args) {
   const bool drops = acts(attributes.mode, args.training) && attributes.dropout_p != 0;
   return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !drops &&
          query.rank() <= 5 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
-         keys < kMost && scale > 0 && std::isfinite(scale) &&
-         takes_wgmma_mask(args.inputs[3], query.dtype, std::max(head, head_v)) &&
+         keys < kMost && scale >= kLeastWgmmaScale && std::isfinite(scale) &&
+         takes_wgmma_mask(args.inputs[3], query.dtype) &&
          has_wgmma(device_limits(query.device.index));
 }
 
 std::size_t wgmma_workspace(const KernelArgs& args) {
   // Unaligned operands go to flash_mma.
-  return std::max(flash_wgmma_workspace(make_call(args).params), key_bias_and_bits_workspace(args));
+  return std::max(key_tiles_bytes(make_call(args).params), key_bias_and_bits_workspace(args));
 }
 
 bool supports_mma(const KernelArgs& args) {
@@ -192,9 +190,9 @@ bool accepts_simt(int operand, const TensorView& view) {
   return operand >= 3 || has_dense_rows(view);
 }
 
-/// Masks of keys, which cuDNN's kernel does not take, and enough rows for tiles of 128.
+/// Masks, which cuDNN's kernel does not take, and enough rows for tiles of 128.
 bool prefers_wgmma(const KernelArgs& args) {
-  constexpr std::int64_t kShortest = 256;
+  constexpr std::int64_t kShortest = 96;
   return args.inputs[3].present && args.inputs[0].size(-2) >= kShortest &&
          args.inputs[1].size(-2) >= kShortest;
 }
@@ -297,7 +295,7 @@ std::int64_t key_bias_bytes(std::int64_t batches, std::int64_t keys) {
 
 std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std::int64_t keys) {
   if (!masks_keys(mask)) return 0;
-  return static_cast<std::size_t>(key_bias_bytes(batches, keys) + ceil_div(batches * 8, 256) * 256);
+  return static_cast<std::size_t>(key_bias_bytes(batches, keys) + ceil_div(batches * 16, 256) * 256);
 }
 
 void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,

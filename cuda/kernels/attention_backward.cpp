@@ -88,6 +88,18 @@ std::size_t key_bias_offset(const KernelArgs& args) {
   return (statistics_bytes(args) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+/// Memory for a mask of (queries, keys) that backward_wgmma cannot read where it lies: it reads vectors
+/// of additive ones.
+std::size_t copied_pair_mask_bytes(const KernelArgs& args) {
+  const TensorView& mask = args.inputs[kMask];
+  if (!mask.present || masks_keys(mask)) return 0;
+  const bool is_whole = mask.size(-1) == args.inputs[kKey].size(-2) && mask.size(-1) % 8 == 0;
+  TensorView layout = mask;
+  layout.data = nullptr;
+  if (is_whole && mask.dtype == args.inputs[kQuery].dtype && has_aligned_rows(layout)) return 0;
+  return pair_mask_bytes(make_params(args));
+}
+
 /// No gradient of a mask is wanted.
 bool leaves_mask(const KernelArgs& args) { return args.outputs.size() <= 3; }
 
@@ -111,12 +123,14 @@ std::string simt_reason(const KernelArgs& args) {
   return "the forward pass left no log-sum-exp: train what was traced with gradients";
 }
 
-std::size_t statistics_and_bias_bytes(const KernelArgs& args) {
+/// Statistics and the mask, in either form.
+std::size_t statistics_and_mask_bytes(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   std::int64_t batches = 1;
   for (int axis = 0; axis < query.rank() - 2; ++axis) batches *= query.sizes[axis];
-  return key_bias_offset(args) +
-         key_bias_workspace(args.inputs[kMask], batches, args.inputs[kKey].size(-2));
+  const std::size_t bias =
+      key_bias_workspace(args.inputs[kMask], batches, args.inputs[kKey].size(-2));
+  return key_bias_offset(args) + std::max(bias, copied_pair_mask_bytes(args));
 }
 
 /// By `launch`, where the operands are aligned.
@@ -132,7 +146,20 @@ void run_aligned(const KernelArgs& args,
 }
 
 void run_mma(const KernelArgs& args) { run_aligned(args, launch_mma); }
-void run_wgmma(const KernelArgs& args) { run_aligned(args, launch_backward_wgmma); }
+
+void run_wgmma(const KernelArgs& args) {
+  const TensorView& mask = args.inputs[kMask];
+  if (!mask.present || masks_keys(mask)) return run_aligned(args, launch_backward_wgmma);
+  AttentionBackwardParams params = make_params(args);
+  const Stream stream = stream_of(args);
+  const DType dtype = args.inputs[kQuery].dtype;
+  if (params.zero || !is_aligned(args) || !has_aligned_start(mask)) return run_mma(args);
+  if (copied_pair_mask_bytes(args) > 0) {
+    launch_pair_mask(params, dtype, static_cast<char*>(args.workspace) + key_bias_offset(args),
+                     stream);
+  }
+  launch_backward_wgmma(params, dtype, stream);
+}
 
 void run_tf32x3(const KernelArgs& args) {
   const AttentionBackwardParams params = make_params(args);
@@ -167,8 +194,9 @@ bool supports_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kMostRows = std::int64_t{1} << 31;
   const TensorView& query = args.inputs[kQuery];
   const TensorView& key = args.inputs[kKey];
-  const bool fits_mask = !args.inputs[kMask].present || masks_keys(args.inputs[kMask]);
-  return supports_mma(args) && fits_mask && key.size(-2) <= kMostBiasedKeys &&
+  constexpr std::size_t kMostMaskBytes = std::size_t{1} << 30;
+  return supports_mma(args) && copied_pair_mask_bytes(args) <= kMostMaskBytes &&
+         key.size(-2) <= kMostBiasedKeys &&
          backward_wgmma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1),
                               device_limits(query.device.index)) &&
          query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1);
@@ -211,7 +239,7 @@ void register_attention_backward_kernels() {
                       .accepts = accepts_mma,
                       .strided_output = true,
                       .sliced_output = true,
-                      .workspace_bytes = statistics_and_bias_bytes};
+                      .workspace_bytes = statistics_and_mask_bytes};
   Kernel wgmma = mma;
   wgmma.name = "cuda.flash_backward_wgmma";
   wgmma.run = run_wgmma;

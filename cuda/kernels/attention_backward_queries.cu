@@ -73,7 +73,7 @@ __device__ __forceinline__ void load_queries(const AttentionBackwardParams& para
       const std::int64_t index = block.batch * params.length + query;
       const float lse =
           exists ? static_cast<const float*>(params.lse)[index] * static_cast<float>(1 / kLn2) : 0;
-      state.lse[i][h] = finite_or_infinite(lse) - log2f(keep_scale);
+      state.lse[i][h] = (Tile::kMasks ? lse_of_masked(lse) : lse) - log2f(keep_scale);
       state.delta[i][h] = delta / keep_scale;
       if (!exists || (lane & 3) != 0) continue;
       statistics[index] = state.lse[i][h];

@@ -435,9 +435,7 @@ __global__ __launch_bounds__(kSimtThreads) void statistics_kernel(
     if (x != 0 || query >= params.length) continue;
     const std::int64_t index = batch * params.length + query;
     C of_scores = lse == nullptr ? top[i] + log2(total) : lse[index] * static_cast<C>(1 / kLn2);
-    // A query that the mask shows no key: any finite number gives probabilities of 0.
-    const bool masked = params.mask_kind != AttentionMask::none;
-    if (masked && of_scores == -static_cast<C>(INFINITY)) of_scores = C(0);
+    if (params.mask_kind != AttentionMask::none) of_scores = lse_of_masked(of_scores);
     statistics[index] = of_scores;
     statistics[params.batches * params.length + index] = delta;
   }

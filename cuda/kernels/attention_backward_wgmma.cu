@@ -17,14 +17,19 @@
 
 namespace tenon::cuda {
 
+/// A mask as these kernels know it: none, one that is the same for all queries, or an additive one of
+/// (queries, keys), copied to shared memory with the tiles.
+enum class BackwardMask : std::uint8_t { none, keys, pairs };
+
 /// Compile-time facts of a kernel. kKeys: it sums dK and dV, else dQ.
-template <class T_, bool kDrops_, bool kKeys_, bool kMasks_>
+template <class T_, bool kDrops_, bool kKeys_, BackwardMask kMask_>
 struct WarpgroupTile {
   using T = T_;
   static constexpr bool kDrops = kDrops_;
   static constexpr bool kKeys = kKeys_;
-  static constexpr bool kMasks = kMasks_;
-  static constexpr bool kKeyMasks = kMasks_;  // the same for all queries
+  static constexpr bool kMasks = kMask_ == BackwardMask::keys;
+  static constexpr bool kKeyMasks = kMasks;
+  static constexpr bool kPairs = kMask_ == BackwardMask::pairs;
   static constexpr int kHead = 64;
   static constexpr int kRowTiles = 1;
   static constexpr int kColumnTiles = kStageRows / 8;
@@ -34,16 +39,17 @@ struct WarpgroupTile {
   static constexpr int kStages = 4;
 
   // Of three warpgroups, together the 504 that the block starts with.
-  static constexpr int kProducerRegisters = kKeys ? 24 : 56;
-  static constexpr int kConsumerRegisters = kKeys ? 240 : 224;
+  static constexpr int kProducerRegisters = !kKeys ? 56 : kPairs ? 40 : 24;
+  static constexpr int kConsumerRegisters = !kKeys ? 224 : kPairs ? 232 : 240;
 
   // Own rows: K and V; or Q, dO, O and lse.
   static constexpr int kOwnBytes = kRows * kHead * 2;
   static constexpr int kOwnLse = (kKeys ? 2 : 3) * kOwnBytes;
-  // A stage: Q and dO, or K and V; a bit for each pair; statistics of the queries.
+  // A stage: Q and dO, or K and V; a mask of pairs; a bit for each pair; statistics of the queries.
   static constexpr int kRing = kOwnLse + (kKeys ? 0 : 1024);
   static constexpr int kOtherBytes = kStageRows * kHead * 2;
-  static constexpr int kBits = 2 * kOtherBytes;
+  static constexpr int kPairMask = 2 * kOtherBytes;
+  static constexpr int kBits = kPairMask + (kPairs ? kStageRows * kRows * 2 : 0);
   static constexpr int kStatistics = kBits + (kDrops ? kStageRows * kRows / 8 : 0);
   static constexpr int kStageBytes =
       (kStatistics + (kKeys ? 2 * kStageRows * 4 : 0) + 1023) / 1024 * 1024;
@@ -203,11 +209,34 @@ __device__ __forceinline__ void copy_own(const AttentionBackwardParams& params,
   }
 }
 
-/// Starts copying one tile of the other side, its decisions and its statistics.
+/// Starts copying the mask of the own rows and a tile of the other side: rows of 64 keys, and where keys
+/// are the own rows, the later 64 of them behind the first.
+template <class Tile>
+__device__ __forceinline__ void copy_pair_mask(const AttentionBackwardParams& params,
+                                               const BackwardBlock<typename Tile::T>& block,
+                                               std::uint32_t target, std::int64_t other) {
+  using T = typename Tile::T;
+  const T* mask = static_cast<const T*>(params.mask) +
+                  batch_offset(params, params.mask_strides, block.batch);
+  if constexpr (Tile::kKeys) {
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const std::int64_t key = block.row0 + part * kStageRows;
+      copy_operand<Tile, kStageRows>(target + part * Tile::kOtherBytes, mask + key,
+                                     params.mask_strides, other, params.length, params.keys - key);
+    }
+  } else {
+    copy_operand<Tile, Tile::kRows>(target, mask + other, params.mask_strides, block.row0,
+                                    params.length, params.keys - other);
+  }
+}
+
+/// Starts copying one tile of the other side, its mask, its decisions and its statistics.
 template <class Tile>
 __device__ __forceinline__ void copy_stage(const AttentionBackwardParams& params,
                                            const BackwardBlock<typename Tile::T>& block,
                                            std::uint32_t stage, std::int64_t other) {
+  if constexpr (Tile::kPairs) copy_pair_mask<Tile>(params, block, stage + Tile::kPairMask, other);
   const int thread = read_thread();
   const auto copy_bits = [&]<int kBytes>(std::int64_t query, std::int64_t key) {
     const std::int64_t row = block.batch * params.length + query;
@@ -324,6 +353,34 @@ __device__ __forceinline__ void start_sums(Sums<Tile>& sums, const Weights<Tile>
   wgmma_commit();
 }
 
+/// Brings scores to units of log2, and adds the mask of pairs at `mask`.
+template <class Tile>
+__device__ __forceinline__ void add_pair_mask(Scores<Tile>& score, float scale, std::uint32_t mask,
+                                              int warp, int lane) {
+  constexpr float kLog2E = 1.4426950408889634F;
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; j += 2) {
+    std::uint32_t pairs[4];  // of 8 rows each: tile j, the rows after them; tile j + 1
+    if constexpr (Tile::kKeys) {
+      const int query = 8 * (j + (lane >> 4)) + (lane & 7);
+      const int chunk = 2 * (warp % 4) + (lane >> 3) % 2;
+      load_matrices_transposed(
+          pairs, mask + warp / 4 * Tile::kOtherBytes + chunk_offset<Tile>(query, chunk));
+    } else {
+      load_matrices(pairs, mask + chunk_offset<Tile>(warp * Tile::kWarpRows + (lane & 15),
+                                                     j + (lane >> 4)));
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 added = unpack_floats<typename Tile::T>(pairs[i]);
+      float& x = score[0][j + i / 2][2 * (i % 2)];
+      float& y = score[0][j + i / 2][2 * (i % 2) + 1];
+      x = fmaf(added.x, kLog2E, x * scale);
+      y = fmaf(added.y, kLog2E, y * scale);
+    }
+  }
+}
+
 /// P of the tile in a stage, and A fragments of what dropout keeps of it.
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
@@ -332,13 +389,18 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
                                                      int stage, std::int64_t row0,
                                                      std::int64_t other, bool edge, int warp,
                                                      int lane) {
+  if constexpr (Tile::kPairs) {
+    const std::uint32_t pairs = layout.address + stage + Tile::kPairMask;
+    add_pair_mask<Tile>(a.score, a.scale, pairs, warp, lane);
+  }
+  const float scale = Tile::kPairs ? 1.0F : a.scale;
   if constexpr (Tile::kKeys) {
     const unsigned char* start = layout.shared + stage;
     finish_key_probabilities<Tile>(
-        params, a.scale, a.score, reinterpret_cast<const float*>(start + Tile::kStatistics),
+        params, scale, a.score, reinterpret_cast<const float*>(start + Tile::kStatistics),
         start + Tile::kBits + warp * Tile::kWarpRows / 8, mask, row0, other, lane, a.kept, edge);
   } else {
-    finish_query_probabilities<Tile>(params, a.scale, a.lse, a.score, mask, row0, other, lane,
+    finish_query_probabilities<Tile>(params, scale, a.lse, a.score, mask, row0, other, lane,
                                      edge);
   }
 }
@@ -463,7 +525,7 @@ __device__ __forceinline__ void find_statistics(const AttentionBackwardParams& p
     delta[h] += __shfl_xor_sync(kFullWarp, delta[h], 2);
     const int row = 8 * h + (lane >> 2);
     const float lse = own_lse[warp_row + row] * static_cast<float>(1 / kLn2);
-    a.lse[0][h] = (Tile::kMasks ? finite_or_infinite(lse) : lse) - log2f(keep_scale);
+    a.lse[0][h] = (Tile::kMasks || Tile::kPairs ? lse_of_masked(lse) : lse) - log2f(keep_scale);
     a.delta[0][h] = delta[h] / keep_scale;
     if (row0 + row >= params.length || (lane & 3) != 0) continue;
     const std::int64_t index = batch * params.length + row0 + row;
@@ -572,15 +634,19 @@ void launch_tile(const AttentionBackwardParams& params, Stream stream) {
          Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
 }
 
+template <class T, bool kKeys, BackwardMask kMask>
+void launch_mask(const AttentionBackwardParams& params, Stream stream) {
+  const bool drops = params.has_dropout && !params.zero;
+  if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, kMask>>(params, stream);
+  launch_tile<WarpgroupTile<T, false, kKeys, kMask>>(params, stream);
+}
+
 template <class T, bool kKeys>
 void launch_side(const AttentionBackwardParams& params, Stream stream) {
-  const bool drops = params.has_dropout && !params.zero;
-  if (params.key_bias != nullptr) {
-    if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, true>>(params, stream);
-    return launch_tile<WarpgroupTile<T, false, kKeys, true>>(params, stream);
-  }
-  if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, false>>(params, stream);
-  launch_tile<WarpgroupTile<T, false, kKeys, false>>(params, stream);
+  using enum BackwardMask;
+  if (params.key_bias != nullptr) return launch_mask<T, kKeys, keys>(params, stream);
+  if (params.mask_kind != AttentionMask::none) return launch_mask<T, kKeys, pairs>(params, stream);
+  launch_mask<T, kKeys, none>(params, stream);
 }
 
 }  // namespace

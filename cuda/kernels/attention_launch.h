@@ -61,9 +61,9 @@ struct AttentionParams {
   double keep_scale;  // 1/(1-p); 0 when everything is dropped
 
   /// A mask that is the same for all queries, as tensor core kernels read it, in the workspace: what it
-  /// adds to scores in units of log2, (batches, key_bias_stride), -inf past the keys; and where the keys
-  /// [first, end) lie outside of which it hides all, (batches, 2). Null: none, or `mask` differs by
-  /// query.
+  /// adds to scores in units of log2, (batches, key_bias_stride), -inf past the keys; and (batches, 4):
+  /// where the keys [first, end) lie outside of which it hides all, and up to which key from first on it
+  /// adds 0. Null: none, or `mask` differs by query.
   const float* key_bias;
   std::int64_t key_bias_stride;  // a multiple of 128
   const std::int32_t* live_keys;
@@ -98,6 +98,10 @@ struct AttentionTiling {
 /// Fills in key_bias and live_keys from a mask of the same dtype, or of bools. A key is hidden for certain
 /// where the mask lies 2^96 below the batch's largest: no score that is a number of use makes up for that.
 void launch_key_bias(const AttentionParams& params, DType dtype, Stream stream);
+/// Writes a mask of (queries, keys) to `workspace`, of pair_mask_bytes: additive, of a 16-bit dtype, rows
+/// dense and aligned to 16 bytes; params then has that one.
+void launch_pair_mask(AttentionParams& params, DType dtype, void* workspace, Stream stream);
+std::size_t pair_mask_bytes(const AttentionParams& params);
 /// Draws params.keep_bits, which is aligned to 16 bytes; those that causality hides are left as
 /// they are.
 void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
@@ -105,11 +109,33 @@ void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
 /// > 0, keep_bits are drawn, and `tiling` comes from choose_flash_mma_tiling.
 void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                       Stream stream);
-/// wgmma: 16-bit floats, head sizes multiples of 8 up to 128, at most 3 batch axes, strides that are
-/// multiples of 8 and, but for those of batches, > 0. All sizes are > 0, the scale is positive, no
-/// dropout; a mask has row stride 0. The workspace is flash_wgmma_workspace's.
+/// wgmma: 16-bit floats, head sizes multiples of 8 up to 128, at most kWgmmaBatchAxes batch axes, strides
+/// that are multiples of 8 and, but for those of batches, > 0. All sizes are > 0, the scale is at least
+/// kLeastWgmmaScale, no dropout. A mask has row stride 0, or is what a tensor map can describe, of bools
+/// or the same dtype. The workspace has key_tiles_bytes.
 void launch_flash_wgmma(const AttentionParams& params, DType dtype, void* workspace, Stream stream);
-std::size_t flash_wgmma_workspace(const AttentionParams& params);
+inline constexpr int kWgmmaBatchAxes = 3;
+inline constexpr double kLeastWgmmaScale = 1e-6;
+/// Keys of one step of flash_wgmma.
+inline constexpr int kWgmmaKeys = 128;
+
+/// A mask of keys, row stride 0, as flash_wgmma reads it, for each of its own batches.
+struct KeyTiles {
+  /// (masks, tiles, kWgmmaKeys), in units of the scores before they are scaled: what is added, or for
+  /// masks of bools what scores are at most. -inf past the keys.
+  float* values;
+  /// (masks, 1 + tiles): how many tiles show a key, and the first key of each; plus 1 where the tile is
+  /// as without a mask.
+  int* lists;
+  std::int64_t batch_steps[kWgmmaBatchAxes];  // of a mask's number, along the batch axes
+  int tiles;
+};
+/// Fills them in. Tiles without a live key are left out; live_keys says which those are, and with
+/// causality only -inf hides for certain.
+KeyTiles launch_key_tiles(const AttentionParams& params, DType dtype, void* workspace,
+                          Stream stream);
+/// Memory for that; 0 without a mask of keys.
+std::size_t key_tiles_bytes(const AttentionParams& params);
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, otherwise as
 /// launch_flash_mma; `tiling` comes from choose_flash_tf32x3_tiling.
 void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& tiling,
