@@ -158,7 +158,7 @@ bool supports_wgmma(const KernelArgs& args) {
   const bool drops = acts(attributes.mode, args.training) && attributes.dropout_p != 0;
   return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !drops &&
          query.rank() <= 5 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
-         keys < kMost && scale >= kLeastWgmmaScale && std::isfinite(scale) &&
+         keys < kMost && scale > 0 && std::isfinite(scale) &&
          takes_wgmma_mask(args.inputs[3], query.dtype) &&
          has_wgmma(device_limits(query.device.index));
 }

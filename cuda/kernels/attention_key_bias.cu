@@ -69,20 +69,12 @@ __global__ void __launch_bounds__(kThreads) key_bias_kernel(const AttentionParam
                       : make_int4(0, 0, 0, 0);
 }
 
-/// What scores may be at most, or what is added to them before they are scaled. Finite values stay so when
-/// they are scaled in the end.
+/// What KeyTiles has of a key.
 template <class T>
-__device__ __forceinline__ float unscaled_bias(const AttentionParams& params, const char* mask,
-                                               std::int64_t key) {
-  if (key >= params.keys) return -INFINITY;
-  const std::int64_t index = key * params.mask_strides.column;
-  if (params.mask_kind == AttentionMask::boolean) return mask[index] != 0 ? INFINITY : -INFINITY;
-  const float value = widen(reinterpret_cast<const T*>(mask)[index]);
-  if (value == -INFINITY) return value;
-  const auto scale = static_cast<float>(params.scale_log2);
-  const float unscaled = mask_in_log2(value) / scale;
-  const float lowest = -0x1p127F / fmaxf(scale, 1.0F);
-  return unscaled < lowest ? lowest : unscaled;
+__device__ __forceinline__ float tile_value(const AttentionParams& params, const char* mask,
+                                            std::int64_t key) {
+  const float bias = bias_of<T>(params, mask, key);
+  return params.mask_kind == AttentionMask::boolean && bias == 0 ? INFINITY : bias;
 }
 
 /// Where the mask of that number starts, in elements: masks count along the axes where they differ.
@@ -109,12 +101,12 @@ __global__ void __launch_bounds__(kTileThreads)
       static_cast<const char*>(params.mask) +
       mask_offset(params, number) * (is_bool ? 1 : static_cast<std::int64_t>(sizeof(T)));
   float* values = target.values + number * target.tiles * kWgmmaKeys;
-  int* list = target.lists + number * (target.tiles + 1);
+  int* list = target.lists + number * target.list_size;
   const int thread = static_cast<int>(threadIdx.x);
   const int padded = target.tiles * kWgmmaKeys;
   float largest = -INFINITY;
   for (int key = thread; key < padded; key += kTileThreads) {
-    const float value = unscaled_bias<T>(params, mask, key);
+    const float value = tile_value<T>(params, mask, key);
     values[key] = value;
     largest = fmaxf(largest, value);
   }
@@ -173,13 +165,16 @@ std::int64_t count_masks(const AttentionParams& params, KeyTiles& tiles) {
   return masks;
 }
 
+std::int64_t list_size(std::int64_t tiles) { return ceil_div(1 + tiles, 4) * 4; }
+
 }  // namespace
 
 std::size_t key_tiles_bytes(const AttentionParams& params) {
   if (params.mask_kind == AttentionMask::none || params.mask_strides.row != 0) return 0;
   KeyTiles unused{};
   const std::int64_t tiles = ceil_div(params.keys, kWgmmaKeys);
-  return static_cast<std::size_t>(count_masks(params, unused) * (tiles * (kWgmmaKeys + 1) + 1)) *
+  return static_cast<std::size_t>(count_masks(params, unused) *
+                                  (tiles * kWgmmaKeys + list_size(tiles))) *
          sizeof(float);
 }
 
@@ -188,6 +183,7 @@ KeyTiles launch_key_tiles(const AttentionParams& params, DType dtype, void* work
   KeyTiles result{};
   const std::int64_t masks = count_masks(params, result);
   result.tiles = static_cast<int>(ceil_div(params.keys, kWgmmaKeys));
+  result.list_size = static_cast<int>(list_size(result.tiles));
   result.values = static_cast<float*>(workspace);
   result.lists = reinterpret_cast<int*>(result.values + masks * result.tiles * kWgmmaKeys);
   dispatch_type(dtype, [&]<class T> {

@@ -110,25 +110,25 @@ void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
 void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                       Stream stream);
 /// wgmma: 16-bit floats, head sizes multiples of 8 up to 128, at most kWgmmaBatchAxes batch axes, strides
-/// that are multiples of 8 and, but for those of batches, > 0. All sizes are > 0, the scale is at least
-/// kLeastWgmmaScale, no dropout. A mask has row stride 0, or is what a tensor map can describe, of bools
+/// that are multiples of 8 and, but for those of batches, > 0. All sizes are > 0, the scale is positive,
+/// no dropout. A mask has row stride 0, or is what a tensor map can describe, of bools
 /// or the same dtype. The workspace has key_tiles_bytes.
 void launch_flash_wgmma(const AttentionParams& params, DType dtype, void* workspace, Stream stream);
 inline constexpr int kWgmmaBatchAxes = 3;
-inline constexpr double kLeastWgmmaScale = 1e-6;
 /// Keys of one step of flash_wgmma.
 inline constexpr int kWgmmaKeys = 128;
 
 /// A mask of keys, row stride 0, as flash_wgmma reads it, for each of its own batches.
 struct KeyTiles {
-  /// (masks, tiles, kWgmmaKeys), in units of the scores before they are scaled: what is added, or for
-  /// masks of bools what scores are at most. -inf past the keys.
+  /// (masks, tiles, kWgmmaKeys): what is added in units of log2, or for masks of bools what scores are at
+  /// most. -inf past the keys.
   float* values;
-  /// (masks, 1 + tiles): how many tiles show a key, and the first key of each; plus 1 where the tile is
-  /// as without a mask.
+  /// (masks, list_size): how many tiles show a key, and the first key of each; plus 1 where the tile is
+  /// as without a mask. 16-byte loads read them.
   int* lists;
   std::int64_t batch_steps[kWgmmaBatchAxes];  // of a mask's number, along the batch axes
   int tiles;
+  int list_size;  // 1 + tiles, rounded up to a multiple of 4
 };
 /// Fills them in. Tiles without a live key are left out; live_keys says which those are, and with
 /// causality only -inf hides for certain.

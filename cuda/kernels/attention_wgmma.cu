@@ -44,6 +44,7 @@ struct AttentionWgmmaTile {
   static constexpr MaskForm kMask = kMask_;
   static constexpr bool kMasksKeys =
       kMask == MaskForm::boolean_keys || kMask == MaskForm::additive_keys;
+  static constexpr bool kAdds = kMask == MaskForm::additive_keys || kMask == MaskForm::additive;
   static constexpr bool kMasksPairs = kMask == MaskForm::boolean || kMask == MaskForm::additive;
   static constexpr int kRowTiles = 1;
   static constexpr int kColumnTiles = kKeys / 8;
@@ -164,27 +165,49 @@ __device__ __forceinline__ void copy_pairs(const Params& p, const Layout<Tile>& 
   }
 }
 
-/// The tiles of keys that an item walks over.
-struct TileList {
-  int count;
-  const int* entries;   // of KeyTiles; null: all tiles
+/// What the copying thread must know of an item.
+struct Plan {
+  Item item;
+  int at[kMapAxes];     // along the batch axes
+  int4 list;            // of KeyTiles: how many tiles of keys, and where the first three start
+  const int* entries;   // all of them
   const float* values;  // of the mask of keys
+
+  __device__ __forceinline__ int start(int i) const {
+    return i == 0 ? list.y : i == 1 ? list.z : i == 2 ? list.w : entries[i];
+  }
 };
 
 template <class Tile>
-__device__ __forceinline__ TileList tiles_of(const Params& p, const int (&batch)[kMapAxes],
-                                             int row_block) {
+__device__ __forceinline__ Plan plan_of(const Params& p, int index) {
+  Plan plan{};
+  const int batches = static_cast<int>(p.attention.batches);
+  // Causal items get shorter from block to block, so that the last ones to start end soon.
+  const bool is_causal = p.attention.is_causal;
+  const int batch = is_causal ? index % batches : index / p.row_blocks;
+  const int row_block =
+      is_causal ? p.row_blocks - 1 - index / batches : index - batch * p.row_blocks;
+  int rest = batch;
+#pragma unroll
+  for (int axis = kMapAxes - 1; axis >= 0; --axis) {
+    plan.at[axis] = rest % p.batch_sizes[axis];
+    rest /= p.batch_sizes[axis];
+  }
   const int seen = static_cast<int>(visible_keys(p.attention, (row_block + 1) * kRows));
-  TileList tiles{(seen + kKeys - 1) / kKeys, nullptr, nullptr};
+  int tiles = (seen + kKeys - 1) / kKeys;
   if constexpr (Tile::kMasksKeys) {
     std::int64_t number = 0;
-    for (int axis = 0; axis < kMapAxes; ++axis) number += batch[axis] * p.mask.batch_steps[axis];
-    tiles.values = p.mask.values + number * p.mask.tiles * kKeys;
-    tiles.entries = p.mask.lists + number * (p.mask.tiles + 1) + 1;
-    tiles.count = min(tiles.count, tiles.entries[-1]);
-    while (tiles.count > 0 && tiles.entries[tiles.count - 1] >= seen) --tiles.count;
+    for (int axis = 0; axis < kMapAxes; ++axis) {
+      number += plan.at[axis] * p.mask.batch_steps[axis];
+    }
+    plan.values = p.mask.values + number * p.mask.tiles * kKeys;
+    plan.entries = p.mask.lists + number * p.mask.list_size + 1;
+    plan.list = *reinterpret_cast<const int4*>(plan.entries - 1);
+    tiles = min(tiles, plan.list.x);
+    while (is_causal && tiles > 0 && (plan.start(tiles - 1) & ~1) >= seen) --tiles;
   }
-  return tiles;
+  plan.item = {batch, row_block, tiles};
+  return plan;
 }
 
 /// The copying thread: everything that this block's items need.
@@ -193,28 +216,21 @@ __device__ __forceinline__ void copy_items(const Params& p, const Layout<Tile>& 
   RingPosition<Tile::kStages> ring;
   RingPosition<Tile::kMaskStages> masks;
   std::uint32_t turn = 0;
-  const int batches = static_cast<int>(p.attention.batches);
-  for (int index = static_cast<int>(blockIdx.x); index < p.items; index += gridDim.x, ++turn) {
-    // Causal items get shorter from block to block, so that the last ones to start end soon.
-    const bool is_causal = p.attention.is_causal;
-    const int batch = is_causal ? index % batches : index / p.row_blocks;
-    const int row_block =
-        is_causal ? p.row_blocks - 1 - index / batches : index - batch * p.row_blocks;
-    int at[kMapAxes];
-    int rest = batch;
-#pragma unroll
-    for (int axis = kMapAxes - 1; axis >= 0; --axis) {
-      at[axis] = rest % p.batch_sizes[axis];
-      rest /= p.batch_sizes[axis];
-    }
-    const TileList tiles = tiles_of<Tile>(p, at, row_block);
+  const int step = static_cast<int>(gridDim.x);
+  Plan next = plan_of<Tile>(p, static_cast<int>(blockIdx.x));
+  for (int index = static_cast<int>(blockIdx.x); index < p.items; index += step, ++turn) {
+    const Plan plan = next;
+    // Its list comes from memory while this item's tiles are copied.
+    if (index + step < p.items) next = plan_of<Tile>(p, index + step);
+    const auto& [batch, row_block, tiles] = plan.item;
+    const auto& at = plan.at;
     barrier_wait(layout.item_empty(), (turn & 1U) ^ 1U);
-    layout.item() = {batch, row_block, tiles.count};
+    layout.item() = plan.item;
     barrier_expect(layout.item_full(), Tile::kTileBytes);
     copy_rows<Tile>(layout.address, p.query, row_block * kRows, at, p.query_steps,
                     layout.item_full());
-    for (int i = 0; i < tiles.count; ++i) {
-      const int start = Tile::kMasksKeys ? tiles.entries[i] : i * kKeys;
+    for (int i = 0; i < tiles; ++i) {
+      const int start = Tile::kMasksKeys ? plan.start(i) : i * kKeys;
       const int key0 = start & ~1;
       const bool has_values = Tile::kMasksKeys && start == key0;
       const std::uint32_t full = layout.key_full(ring.stage);
@@ -223,7 +239,7 @@ __device__ __forceinline__ void copy_items(const Params& p, const Layout<Tile>& 
       barrier_expect(full, Tile::kTileBytes + (has_values ? kKeyMaskBytes : 0));
       copy_rows<Tile>(layout.keys(ring.stage), p.key, key0, at, p.key_steps, full);
       if (has_values) {
-        copy_bytes_async(layout.address + layout.mask(ring.stage), tiles.values + key0,
+        copy_bytes_async(layout.address + layout.mask(ring.stage), plan.values + key0,
                          kKeyMaskBytes, full);
       }
       if constexpr (Tile::kMasksPairs) {
@@ -288,13 +304,13 @@ __device__ __forceinline__ void start_sums(Sums<Tile>& sums, const Weights<Tile>
   wgmma_commit();
 }
 
-/// Applies a mask of keys, which is the same for all rows.
+/// Applies a mask of keys, which is the same for all rows. Additive masks bring scores to units of log2.
 template <class Tile>
-__device__ __forceinline__ void apply_key_mask(const unsigned char* shared, Scores<Tile>& scores,
-                                               int lane) {
+__device__ __forceinline__ void apply_key_mask(const unsigned char* shared, float scale,
+                                               Scores<Tile>& scores, int lane) {
   const auto* mask = reinterpret_cast<const float2*>(shared) + (lane & 3);
-  const auto apply = [](float score, float value) {
-    return Tile::kMask == MaskForm::additive_keys ? score + value : fminf(score, value);
+  const auto apply = [scale](float score, float value) {
+    return Tile::kAdds ? fmaf(score, scale, value) : fminf(score, value);
   };
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
@@ -305,8 +321,7 @@ __device__ __forceinline__ void apply_key_mask(const unsigned char* shared, Scor
   }
 }
 
-/// Applies a mask of pairs, of which the warp's rows start at `warp_row` of the swizzled tile. Additive
-/// ones bring scores to units of log2.
+/// The same of pairs, of which the warp's rows start at `warp_row` of the swizzled tile.
 template <class Tile>
 __device__ __forceinline__ void apply_pair_mask(const unsigned char* shared, float scale,
                                                 Scores<Tile>& scores, int warp_row, int lane) {
@@ -319,7 +334,7 @@ __device__ __forceinline__ void apply_pair_mask(const unsigned char* shared, flo
     for (int j = 0; j < Tile::kColumnTiles; ++j) {
       float& x = scores[0][j][2 * h];
       float& y = scores[0][j][2 * h + 1];
-      if constexpr (Tile::kMask == MaskForm::additive) {
+      if constexpr (Tile::kAdds) {
         const auto* pair = reinterpret_cast<const T*>(row + j / 8 * kHalfBytes +
                                                       (((j % 8) ^ g) << 4) + 4 * t);
         x = fmaf(x, scale, mask_in_log2(widen(pair[0])));
@@ -416,7 +431,6 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
                                           const AllRows<Tile>& query,
                                           Rings<Tile>& rings, int tiles, int row0, int group,
                                           int lane, OnlineSoftmax<1>& state, Sums<Tile>& sums) {
-  const float scale = Tile::kMask == MaskForm::additive ? 1.0F : p.scale;
   RingPosition<Tile::kStages>& ring = rings.tiles;
   Scores<Tile> scores;
   Weights<Tile> weights;
@@ -425,8 +439,9 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
     wgmma_settle(part(scores[0], 0));
     wgmma_settle(part(scores[0], 1));
     const int start = __shfl_sync(kFullWarp, layout.start(stage), 0);
-    if (Tile::kMasksKeys && start % 2 == 0) {
-      apply_key_mask<Tile>(layout.shared + layout.mask(stage), scores, lane);
+    const bool masks = Tile::kMasksPairs || (Tile::kMasksKeys && start % 2 == 0);
+    if (Tile::kMasksKeys && masks) {
+      apply_key_mask<Tile>(layout.shared + layout.mask(stage), p.scale, scores, lane);
     }
     if constexpr (Tile::kMasksPairs) {
       RingPosition<Tile::kMaskStages>& masks = rings.masks;
@@ -440,6 +455,7 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
     hide<Tile>(p, start & ~1, scores, row0, lane);
     __syncwarp();
     barrier_arrive_for_warp(layout.key_empty(stage), lane);
+    const float scale = Tile::kAdds && masks ? 1.0F : p.scale;
     const bool grew = raise_tops<Tile>(state, scores, scale, factor);
     exponentiate(state, scores, scale);
     return grew;
