@@ -190,11 +190,16 @@ bool accepts_simt(int operand, const TensorView& view) {
   return operand >= 3 || has_dense_rows(view);
 }
 
-/// Masks, which cuDNN's kernel does not take, and enough rows for tiles of 128.
+/// Masks, which cuDNN's kernel does not take, and either long walks or enough short ones for every
+/// multiprocessor, whose time flash_mma's smaller tiles would use better.
 bool prefers_wgmma(const KernelArgs& args) {
-  constexpr std::int64_t kShortest = 96;
-  return args.inputs[3].present && args.inputs[0].size(-2) >= kShortest &&
-         args.inputs[1].size(-2) >= kShortest;
+  constexpr std::int64_t kRows = 128, kLong = 256;
+  const TensorView& query = args.inputs[0];
+  const std::int64_t length = query.size(-2), keys = args.inputs[1].size(-2);
+  if (!args.inputs[3].present || std::min(length, keys) < kRows * 3 / 4) return false;
+  const std::int64_t items = query.numel() / (length * query.size(-1)) * ceil_div(length, kRows);
+  return std::min(length, keys) >= kLong ||
+         items >= device_limits(query.device.index).multiprocessors;
 }
 
 }  // namespace

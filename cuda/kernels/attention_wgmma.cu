@@ -172,11 +172,14 @@ struct Plan {
   int4 list;            // of KeyTiles: how many tiles of keys, and where the first three start
   const int* entries;   // all of them
   const float* values;  // of the mask of keys
-
-  __device__ __forceinline__ int start(int i) const {
-    return i == 0 ? list.y : i == 1 ? list.z : i == 2 ? list.w : entries[i];
-  }
 };
+
+/// Where tile number i of the list starts.
+template <class Tile>
+__device__ __forceinline__ int start_of(const Plan& plan, int i) {
+  const int4& list = plan.list;
+  return i == 0 ? list.y : i == 1 ? list.z : i == 2 ? list.w : plan.entries[i];
+}
 
 template <class Tile>
 __device__ __forceinline__ Plan plan_of(const Params& p, int index) {
@@ -204,7 +207,7 @@ __device__ __forceinline__ Plan plan_of(const Params& p, int index) {
     plan.entries = p.mask.lists + number * p.mask.list_size + 1;
     plan.list = *reinterpret_cast<const int4*>(plan.entries - 1);
     tiles = min(tiles, plan.list.x);
-    while (is_causal && tiles > 0 && (plan.start(tiles - 1) & ~1) >= seen) --tiles;
+    while (is_causal && tiles > 0 && (start_of<Tile>(plan, tiles - 1) & ~1) >= seen) --tiles;
   }
   plan.item = {batch, row_block, tiles};
   return plan;
@@ -230,7 +233,7 @@ __device__ __forceinline__ void copy_items(const Params& p, const Layout<Tile>& 
     copy_rows<Tile>(layout.address, p.query, row_block * kRows, at, p.query_steps,
                     layout.item_full());
     for (int i = 0; i < tiles; ++i) {
-      const int start = Tile::kMasksKeys ? plan.start(i) : i * kKeys;
+      const int start = Tile::kMasksKeys ? start_of<Tile>(plan, i) : i * kKeys;
       const int key0 = start & ~1;
       const bool has_values = Tile::kMasksKeys && start == key0;
       const std::uint32_t full = layout.key_full(ring.stage);
@@ -397,6 +400,17 @@ __device__ __forceinline__ bool raise_tops(OnlineSoftmax<1>& state, const Scores
   return true;
 }
 
+/// Keeps the computation of `sum`, which is never below 0, before the waits that follow: it would be moved
+/// behind them, and the tensor cores would have nothing to do meanwhile. No lane stores at `shared`.
+[[maybe_unused]] __device__ __forceinline__ void compute_before_wait(float sum,
+                                                                     std::uint32_t shared) {
+  asm volatile(
+      "{ .reg .pred never; setp.lt.f32 never, %0, 0f00000000; @never st.shared.f32 [%1], %0; }" ::"f"(
+          sum),
+      "r"(shared)
+      : "memory");
+}
+
 template <class Tile>
 __device__ __forceinline__ void pack(const Scores<Tile>& scores, Weights<Tile>& weights) {
 #pragma unroll
@@ -458,6 +472,7 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
     const float scale = Tile::kAdds && masks ? 1.0F : p.scale;
     const bool grew = raise_tops<Tile>(state, scores, scale, factor);
     exponentiate(state, scores, scale);
+    compute_before_wait(state.sum[0][0] + state.sum[0][1], layout.address);
     return grew;
   };
   const auto settle_sums = [&](int stage) {
