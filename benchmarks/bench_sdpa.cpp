@@ -31,6 +31,7 @@ struct Options : bench::CommonOptions {
   bool causal = false;
   double dropout = 0;
   std::string mode = "fwd";
+  std::string kernel;  // "": the chosen one
   int runs = 20;
 
   bool trains() const { return mode == "train"; }
@@ -79,8 +80,13 @@ ordered_json measure(const Options& o) {
   for (int i = 0; i < (o.trains() ? 4 : 3); ++i) {
     inputs.push_back(randn(shape, {dtype, kCpu}).to(device));
   }
-  const Schedule sch =
-      create_schedule(model, {{"q", inputs[0]}, {"k", inputs[1]}, {"v", inputs[2]}});
+  Schedule sch = create_schedule(model, {{"q", inputs[0]}, {"k", inputs[1]}, {"v", inputs[2]}});
+  if (!o.kernel.empty()) {
+    const auto is_attention = [](const Node& node) {
+      return node.op->name == "scaled_dot_product_attention";
+    };
+    sch.bind(sch.find(is_attention), o.kernel);
+  }
   Executor executor = o.trains()
                           ? Executor(differentiate(sch.graph(), detail::state_tree(sch)).graph)
                           : build(sch, {.verify = false});
@@ -124,6 +130,8 @@ int main(int argc, char** argv) {
   line.flag("--causal", o.causal, "a query sees no later key");
   line.option("--dropout", o.dropout, "probability, in training").probability();
   line.option("--mode", o.mode, "fwd or train").one_of({"fwd", "train"});
+  line.option("--kernel", o.kernel, "the forward's implementation, such as cuda.flash_mma")
+      .without_default();
   line.option("--runs", o.runs, "single steps of which the median counts").positive();
   o.add_profile_to(line);
   o.add_to(line);

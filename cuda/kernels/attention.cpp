@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "cuda/check.h"
+#include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/register.h"
 #include "tensor/detail/check.h"
 #include "tensor/cpu/dropout.h"
@@ -190,13 +191,16 @@ bool accepts_simt(int operand, const TensorView& view) {
   return operand >= 3 || has_dense_rows(view);
 }
 
-/// Masks, which cuDNN's kernel does not take, and either long walks or enough short ones for every
-/// multiprocessor, whose time flash_mma's smaller tiles would use better.
+/// Calls that cuDNN does not get, with either long walks or enough short ones for every multiprocessor,
+/// whose time flash_mma's smaller tiles would use better.
 bool prefers_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kRows = 128, kLong = 256;
   const TensorView& query = args.inputs[0];
   const std::int64_t length = query.size(-2), keys = args.inputs[1].size(-2);
-  if (!args.inputs[3].present || std::min(length, keys) < kRows * 3 / 4) return false;
+  const bool is_planned = query.data == nullptr;
+  const bool fits_cudnn = !args.inputs[3].present && query.rank() <= 4;
+  if (fits_cudnn && cudnn_attention_preferred(length, keys, is_planned)) return false;
+  if (std::min(length, keys) < kRows * 3 / 4) return false;
   const std::int64_t items = query.numel() / (length * query.size(-1)) * ceil_div(length, kRows);
   return std::min(length, keys) >= kLong ||
          items >= device_limits(query.device.index).multiprocessors;

@@ -400,17 +400,6 @@ __device__ __forceinline__ bool raise_tops(OnlineSoftmax<1>& state, const Scores
   return true;
 }
 
-/// Keeps the computation of `sum`, which is never below 0, before the waits that follow: it would be moved
-/// behind them, and the tensor cores would have nothing to do meanwhile. No lane stores at `shared`.
-[[maybe_unused]] __device__ __forceinline__ void compute_before_wait(float sum,
-                                                                     std::uint32_t shared) {
-  asm volatile(
-      "{ .reg .pred never; setp.lt.f32 never, %0, 0f00000000; @never st.shared.f32 [%1], %0; }" ::"f"(
-          sum),
-      "r"(shared)
-      : "memory");
-}
-
 template <class Tile>
 __device__ __forceinline__ void pack(const Scores<Tile>& scores, Weights<Tile>& weights) {
 #pragma unroll
@@ -472,7 +461,6 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
     const float scale = Tile::kAdds && masks ? 1.0F : p.scale;
     const bool grew = raise_tops<Tile>(state, scores, scale, factor);
     exponentiate(state, scores, scale);
-    compute_before_wait(state.sum[0][0] + state.sum[0][1], layout.address);
     return grew;
   };
   const auto settle_sums = [&](int stage) {
