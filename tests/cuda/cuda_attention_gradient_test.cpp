@@ -354,7 +354,8 @@ void expect_same_in_every_kernel(const KernelSizes& sizes, DType dtype, bool is_
       for (std::size_t k = 0; k < want.size(); ++k) {
         ASSERT_NEAR(got[k], want[k], allowed)
             << kernel << ": " << length << " x " << keys << " x " << head << ", mask "
-            << (mask != nullptr ? mask->name : "none") << ", causal " << is_causal << ", dropout " << p << ", result " << i << ", element " << k;
+            << (mask != nullptr ? mask->name : "none") << ", causal " << is_causal << ", dropout "
+            << p << ", result " << i << ", element " << k;
       }
     }
   }
@@ -459,6 +460,30 @@ TEST_P(CudaGradient, OfSmallDroppedAttentionInEveryKernel) {
   for (const KernelSizes& sizes : kSmallSizes) {
     expect_same_in_every_kernel(sizes, GetParam(), sizes.length != 70, 0.3);
     if (HasFatalFailure()) return;
+  }
+}
+
+/// With each mask. The third has tiles of 128 queries, the last a ring that turns.
+constexpr KernelSizes kSmallMaskedSizes[] = {
+    {1, 70, 90, 64}, {1, 20, 200, 128}, {70, 66, 24, 16}, {1, 330, 200, 64}};
+
+TEST_P(CudaGradient, OfSmallMaskedAttentionInEveryKernel) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  for (const KernelSizes& sizes : kSmallMaskedSizes) {
+    for (const NamedMask& mask : kMasks) {
+      expect_same_in_every_kernel(sizes, GetParam(), sizes.heads == 70, 0, &mask);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(CudaGradient, OfSmallMaskedDroppedAttentionInEveryKernel) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  for (const KernelSizes& sizes : kSmallMaskedSizes) {
+    for (const NamedMask& mask : kMasks) {
+      expect_same_in_every_kernel(sizes, GetParam(), sizes.length == 330, 0.3, &mask);
+      if (HasFatalFailure()) return;
+    }
   }
 }
 

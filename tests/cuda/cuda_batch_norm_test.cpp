@@ -130,6 +130,29 @@ TEST(CudaBatchNorm, WithRelu) {
   }
 }
 
+/// In little work, for tools/sanitize_cuda.py: planes and columns, of one split and of several.
+TEST(CudaBatchNorm, SmallShapesOfEveryOp) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(58);
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
+    for (const Sizes& sizes : std::vector<Sizes>{{2, 24, 6, 6}, {3, 5, 7}, {70, 16}, {2, 1, 4099}}) {
+      for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
+        const Call call = make_call(sizes, dtype, generator);
+        check_ordered("batch_norm", "cuda.batch_norm",
+                      {call.x, call.mean, call.var, call.w, call.b}, BatchNormAttrs{mode, 0.1, 0.1},
+                      {128, 8}, "small");
+        check_ordered("batch_norm_backward", "cuda.batch_norm_backward",
+                      {call.grad, call.x, call.w, call.used_mean, call.factor},
+                      BatchNormBackwardAttrs{mode, true, true, true}, {128, 512}, "small gradient");
+        for (const bool adds : {false, true}) {
+          check_fused(sizes, dtype, mode, adds, adds ? 15 : 7, generator);
+        }
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST(CudaBatchNorm, GradientsWithReluThatAreNotWanted) {
   SKIP_WITHOUT_GPU();
   Generator generator(57);
