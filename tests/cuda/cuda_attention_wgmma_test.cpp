@@ -165,9 +165,8 @@ class AttentionWgmma : public testing::Test {
   void SetUp() override { SKIP_WITHOUT_GPU(); }
 };
 
-constexpr Mask kMasks[] = {Mask::none,         Mask::boolean,     Mask::additive,
-                           Mask::hidden_batch, Mask::equally_low, Mask::tail,
-                           Mask::bool_pairs,   Mask::pairs};
+constexpr Mask kMasks[] = {Mask::none,        Mask::boolean, Mask::additive,   Mask::hidden_batch,
+                           Mask::equally_low, Mask::tail,    Mask::bool_pairs, Mask::pairs};
 
 TEST_F(AttentionWgmma, MasksAndLengths) {
   constexpr std::int64_t kLengths[] = {1, 63, 64, 65, 127, 128, 129, 200, 512, 1000};

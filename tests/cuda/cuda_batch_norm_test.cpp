@@ -135,7 +135,8 @@ TEST(CudaBatchNorm, SmallShapesOfEveryOp) {
   SKIP_WITHOUT_GPU();
   Generator generator(58);
   for (const DType dtype : {DType::bfloat16, DType::float32}) {
-    for (const Sizes& sizes : std::vector<Sizes>{{2, 24, 6, 6}, {3, 5, 7}, {70, 16}, {2, 1, 4099}}) {
+    for (const Sizes& sizes :
+         std::vector<Sizes>{{2, 24, 6, 6}, {3, 5, 7}, {70, 16}, {2, 1, 4099}}) {
       for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
         const Call call = make_call(sizes, dtype, generator);
         check_ordered("batch_norm", "cuda.batch_norm",

@@ -117,7 +117,8 @@ TEST(CudaConv, SmallOnesWithBatchNorm) {
     const Attrs attrs = Conv2dBatchNormAttrs{{{1, 1}, {1, 1}, {1, 1}, 1}, DropoutMode::eval};
     for (const char* op :
          {"conv2d_batch_norm", "conv2d_batch_norm_relu", "conv2d_batch_norm_add_relu"}) {
-      if (std::string(op) == "conv2d_batch_norm_add_relu") operands.push_back(make({2, 24, 5, 6}, -2));
+      if (std::string(op) == "conv2d_batch_norm_add_relu")
+        operands.push_back(make({2, 24, 5, 6}, -2));
       const std::vector<Tensor> exact = exact_outputs(op, operands, attrs);
       for (const std::int64_t shift : {0, 1}) {
         const std::vector<Tensor> got = run_ordered(op, (std::string("cudnn.") + op).c_str(),
@@ -125,7 +126,8 @@ TEST(CudaConv, SmallOnesWithBatchNorm) {
         // Without cuDNN the sum is rounded before it is normalized.
         const double early = shift == 0 ? 0 : unit_roundoff(dtype) / unit_roundoff(DType::float32);
         for (std::size_t i = 0; i < got.size(); ++i) {
-          expect_near(got[i], exact[i].to_doubles(), {64, 4 * 144 + (i == 0 ? 144 * early / 16 : 0)},
+          expect_near(got[i], exact[i].to_doubles(),
+                      {64, 4 * 144 + (i == 0 ? 144 * early / 16 : 0)},
                       std::string(op) + " output " + std::to_string(i));
           if (HasFatalFailure()) return;
         }
