@@ -327,8 +327,8 @@ TEST_P(CudaAttentionUnseen, LowNumbersAloneHideNothingFromAnyGradient) {
              s.cotangent.to(leaves[0].dtype()));
     const auto x = s.on(kCuda, false);
     const auto kept = apply(get_op("scaled_dot_product_attention_lse"), x, forward);
-    const std::vector<Tensor> inputs = {s.cotangent.to(kCuda), x[0], x[1], x[2], kept[0], x[3],
-                                        kept[1], kept[2]};
+    const std::vector<Tensor> inputs = {
+        s.cotangent.to(kCuda), x[0], x[1], x[2], kept[0], x[3], kept[1], kept[2]};
     for (const bool of_mask : {false, true}) {
       int kernels = 0;
       for (const Kernel& kernel : op.kernels(DeviceType::cuda)) {
