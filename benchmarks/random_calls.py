@@ -180,6 +180,8 @@ def draw_attention(rng, generator, device, largest_pairs):
         m = leaves.get(3, mask)
         m = m[None] if m is not None and m.dim() == 1 else m
         kk, vv = (x.repeat_interleave(group, 1) if group > 1 else x for x in (leaves[1], leaves[2]))
+        # cuDNN's kernel fails on some masks (rows not of whole vectors) and leaves the device unusable.
+        torch.backends.cuda.enable_cudnn_sdp(m is None)
         out = F.scaled_dot_product_attention(leaves[0], kk, vv, m, 0.0, is_causal, scale=scale)
         return gradients_of(out, g, leaves)
 

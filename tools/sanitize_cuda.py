@@ -76,7 +76,7 @@ GROUPS = [
     Group("rows", "test_cuda_norm",
           ("CudaNorm.SmallRowsOfEveryOp", "CudaNorm.SeveralRowsOfEveryBlock")),
     Group("batch norm", "test_cuda_norm", ("CudaBatchNorm.SmallShapesOfEveryOp",)),
-    Group("pooling", "test_cuda_ops", ("CudaPool.TwoDtypes",)),
+    Group("pooling", "test_cuda_ops", ("CudaPool.EachCaseOnce",)),
     Group("convolutions", "test_cuda_ops", ("CudaConv.SmallOnesWithoutCudnn",)),
     # Beside cuDNN's kernels, which initcheck has not seen write, there is a vector for each channel.
     Group("convolutions with batch norm", "test_cuda_ops", ("CudaConv.SmallOnesWithBatchNorm",),

@@ -265,14 +265,17 @@ void lower_keys(Sample& s, bool by_queries, double low) {
   }
   const Sizes sizes = by_queries ? Sizes{kQueries, kKeys} : Sizes{kHeads, 1, kKeys};
   s.operands[3] = tensor(values, to_shape(sizes), {s.operands[0].dtype(), kCpu});
+  // A mean of them is no small number.
+  s.operands[2] = (s.operands[2].to(DType::float64) + 2.0).to(s.operands[0].dtype());
 }
 
 /// Calls f(sample, allowed share of the largest number, what) for all such masks.
 template <class F>
 void for_each_low_mask(DType dtype, F f) {
   for (const double low : low_numbers(dtype)) {
-    // Scores keep the number's place. Far below, nothing is left of their differences anywhere.
-    const double place = low < -1e8 ? 0 : -low * 4 * unit_roundoff(accumulation_dtype(dtype));
+    // Scores are rounded at the number's place. Far below, nothing is left of their differences.
+    const double rounding = -low * 4 * unit_roundoff(accumulation_dtype(dtype));
+    const double place = rounding < 0.1 ? rounding : 0;
     for (const bool by_queries : {false, true}) {
       for (const std::int64_t head : {64, 128, 20, 200}) {
         Sample s(kMasks[3], dtype, head, 0);
