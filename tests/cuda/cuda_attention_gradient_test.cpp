@@ -489,7 +489,8 @@ TEST_P(CudaGradient, OfSmallMaskedDroppedAttentionInEveryKernel) {
 /// Blocks of keys that a batch hides whole, under causality: no copy is waited for.
 TEST_P(CudaGradient, OfCausalAttentionWithHiddenBlocksEnds) {
   if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
-  for (const KernelSizes& sizes : {KernelSizes{2, 300, 300, 64}, {2, 66, 24, 16}, {1, 64, 500, 40}}) {
+  for (const KernelSizes& sizes :
+       {KernelSizes{2, 300, 300, 64}, {2, 66, 24, 16}, {1, 64, 500, 40}}) {
     for (const NamedMask& mask : kMasks) {
       expect_same_in_every_kernel(sizes, GetParam(), true, 0, &mask);
       if (HasFatalFailure()) return;
