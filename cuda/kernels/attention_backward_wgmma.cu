@@ -575,7 +575,8 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     const Walk all = walk_of<Tile>(params, item.batch, item.row0, Tile::kRows);
     const Walk walk = walk_of<Tile>(params, item.batch, item.row0 + group_row, Tile::kGroupRows);
     const BatchMask mask = mask_of_batch<Tile>(params, item.batch);
-    const int tiles_before = count_tiles(all.first, walk.first);
+    // Of an item whose keys are all hidden no tile comes, wherever a part of it would begin.
+    const int tiles_before = count_tiles(all.first, min(walk.first, all.end));
     const int own_tiles = count_tiles(walk.first, walk.end);
     skip_tiles<Tile>(layout, a, tiles_before, lane);
     add_tiles<Tile>(params, layout, a, mask, row0, walk.first, own_tiles, warp, lane);

@@ -493,6 +493,41 @@ TEST_P(CudaGradient, OfSmallDroppedAttentionInEveryKernel) {
   }
 }
 
+/// With each mask; and in tiles of 128 queries, and a ring that turns, with some of them.
+void expect_same_under_masks(DType dtype, double p) {
+  for (std::size_t i = 0; i < std::size(kMasks); ++i) {
+    expect_same_in_every_kernel({1, 70, 90, 64}, dtype, i % 2 == 0, p, &kMasks[i]);
+    expect_same_in_every_kernel({1, 20, 200, 128}, dtype, i % 2 == 1, p, &kMasks[i]);
+    if (i % 3 == 1) {
+      expect_same_in_every_kernel({70, 66, 24, 16}, dtype, true, p, &kMasks[i]);
+      expect_same_in_every_kernel({1, 330, 200, 64}, dtype, false, p, &kMasks[i]);
+    }
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+TEST_P(CudaGradient, OfSmallMaskedAttentionInEveryKernel) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  expect_same_under_masks(GetParam(), 0);
+}
+
+TEST_P(CudaGradient, OfSmallMaskedDroppedAttentionInEveryKernel) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  expect_same_under_masks(GetParam(), 0.3);
+}
+
+/// Blocks of keys that a batch hides whole, under causality: no copy is waited for.
+TEST_P(CudaGradient, OfCausalAttentionWithHiddenBlocksEnds) {
+  if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";
+  for (const KernelSizes& sizes :
+       {KernelSizes{2, 300, 300, 64}, {2, 66, 24, 16}, {1, 64, 500, 40}}) {
+    for (const NamedMask& mask : kMasks) {
+      expect_same_in_every_kernel(sizes, GetParam(), true, 0, &mask);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST(CudaAttentionGradientFloat32, IsAsAccurateOnTensorCoresAsByMultiplyAdds) {
   SKIP_WITHOUT_GPU();
   for (const auto& [length, keys, head] :
