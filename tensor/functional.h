@@ -175,8 +175,9 @@ struct AttentionOptions {
   std::optional<double> scale = {};  // default 1/√d
   DropoutMode mode = DropoutMode::follow;
 };
-/// softmax(query·keyᵀ·scale + mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> (…, L, Ev). A bool
-/// mask lets through where true, a floating mask is added; it broadcasts to (…, L, S). A query that
+/// softmax(query·keyᵀ·scale + mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> (…, L, Ev). Key and value
+/// may have fewer heads (axis -3), each for a group of the query's: of H, head h reads head h / (H / Hkv),
+/// as with PyTorch's enable_gqa. A bool mask lets through where true, a floating mask is added; it broadcasts to (…, L, S). A query that
 /// sees no key (all hidden by the mask, or S = 0) gives zeros and has zero gradients, as in PyTorch.
 Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                                     const Tensor& attn_mask = {},

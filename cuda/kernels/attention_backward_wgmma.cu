@@ -5,6 +5,8 @@
 //   warpgroup 0       copies an item's own rows, and tiles of 64 rows of the other side to a ring
 //   warpgroups 1, 2   hold 64 own rows each in registers, as A fragments, and walk over the tiles
 //
+// Keys that several batches share are an item for each of these in turn, whose sums go on.
+//
 // Products of a warpgroup are queued so that the tensor cores have work while scores are finished:
 //
 //   registers   P(i)             dS(i)                           P(i+1)
@@ -115,6 +117,25 @@ __device__ __forceinline__ Walk walk_of(const AttentionBackwardParams& params, s
     }
   }
   return walk;
+}
+
+/// A block's turn: an item, and which of the batches that share its keys.
+struct Turn {
+  std::uint32_t index, member;
+};
+
+/// Computed anew at each turn: a copying thread has no registers to keep it in.
+template <class Tile>
+__device__ __forceinline__ Turn turn_of(const AttentionBackwardParams& params, std::uint32_t turn) {
+  if (!Tile::kKeys || params.group == 1) return {blockIdx.x + turn * gridDim.x, 0};
+  const auto group = static_cast<std::uint32_t>(params.group);
+  return {blockIdx.x + turn / group * gridDim.x, turn % group};
+}
+
+template <class Tile>
+__device__ __forceinline__ std::uint32_t count_items(const AttentionBackwardParams& params,
+                                                     std::uint32_t tiles) {
+  return static_cast<std::uint32_t>(tiled_batches(params, Tile::kKeys)) * tiles;
 }
 
 /// How many tiles, the same in all lanes and known to be.
@@ -243,18 +264,18 @@ __device__ __forceinline__ void copy_stage(const AttentionBackwardParams& params
 template <class Tile>
 __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params,
                                            std::uint32_t tiles, const Layout<Tile>& layout) {
-  const auto items = static_cast<std::uint32_t>(params.batches) * tiles;
   RingPosition<Tile::kStages> ring;
   CopyQueue<Tile> queue;
   int turn = 0;
-  for (std::uint32_t index = blockIdx.x; index < items; index += gridDim.x) {
+  while (turn_of<Tile>(params, turn).index < count_items<Tile>(params, tiles)) {
     // Whoever waits for what is pending may be waited for here.
     queue.flush();
     barrier_wait(layout.own_empty(), (turn & 1) ^ 1U);
     auto& item = layout.item(turn);
     if (threadIdx.x == 0) {
+      const auto [index, member] = turn_of<Tile>(params, turn);
       auto block = locate_backward_block<typename Tile::T, std::uint32_t>(
-          params, tiles, Tile::kRows, !Tile::kKeys, index);
+          params, tiles, Tile::kRows, Tile::kKeys, index, member);
       // What nobody reads is not computed: registers are few here.
       if constexpr (Tile::kKeys) {
         block.output = nullptr;
@@ -492,11 +513,10 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
                                           const Layout<Tile>& layout, int warp, int lane) {
   const int warp_row = warp * Tile::kWarpRows;
   const int group_row = warp / 4 * Tile::kGroupRows;
-  const auto items = static_cast<std::uint32_t>(params.batches) * tiles;
   Accumulated<Tile> a;
   a.scale = scale;
   std::uint32_t turn = 0;
-  for (std::uint32_t index = blockIdx.x; index < items; index += gridDim.x) {
+  while (turn_of<Tile>(params, turn).index < count_items<Tile>(params, tiles)) {
     barrier_wait(layout.own_full(), turn & 1U);
     const auto& item = layout.item(static_cast<int>(turn));
     const std::int64_t row0 = item.row0 + warp_row;
@@ -508,8 +528,10 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     __syncwarp();
     barrier_arrive_for_warp(layout.own_empty(), lane);
 
-    clear_scores<Tile>(a.d_first);
-    clear_scores<Tile>(a.d_second);
+    if (turn_of<Tile>(params, turn).member == 0) {
+      clear_scores<Tile>(a.d_first);
+      clear_scores<Tile>(a.d_second);
+    }
     const Walk all = walk_of<Tile>(params, item.batch, item.row0, Tile::kRows);
     const Walk walk = walk_of<Tile>(params, item.batch, item.row0 + group_row, Tile::kGroupRows);
     const BatchMask mask = mask_of_batch<Tile>(params, item.batch);
@@ -520,6 +542,8 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     skip_tiles<Tile>(layout, a, count_tiles(all.first, all.end) - tiles_before - own_tiles, lane);
 
     const auto factor = static_cast<float>(params.scale);
+    ++turn;
+    if (turn_of<Tile>(params, turn).member != 0) continue;
     if constexpr (Tile::kKeys) {
       write_sums<Tile>(layout, a.d_first, factor, item.d_key, params.d_key_strides, row0,
                        params.keys, params.head, warp_row, lane);
@@ -529,7 +553,6 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
       write_sums<Tile>(layout, a.d_first, factor, item.d_query, params.d_query_strides, row0,
                        params.length, params.head, warp_row, lane);
     }
-    ++turn;
   }
 }
 
@@ -568,7 +591,8 @@ void launch_tile(const AttentionBackwardParams& params, Stream stream) {
   const int multiprocessors = device_limits(stream.device).multiprocessors;
   launch(stream, Tile::kKeys ? "attention_backward_keys" : "attention_backward_queries",
          backward_wgmma_kernel<Tile>,
-         std::min<std::int64_t>(multiprocessors, params.batches * tiles), kBlockThreads,
+         std::min(std::int64_t{multiprocessors}, tiled_batches(params, Tile::kKeys) * tiles),
+         kBlockThreads,
          Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
 }
 
