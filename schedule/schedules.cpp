@@ -6,6 +6,7 @@
 #include <set>
 #include <tuple>
 
+#include "schedule/detail/repeated_heads.h"
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
@@ -202,9 +203,42 @@ void replace_attention(Schedule& sch, Summary& summary, const std::set<ValueId>&
   }
 }
 
+Tensor ordered(const Tensor& x, const std::vector<std::int64_t>& order) {
+  return std::is_sorted(order.begin(), order.end()) ? x : permute(x, order);
+}
+
+/// Keys and values whose heads are repeated for groups of the query's are read where they are.
+void read_groups_once(Schedule& sch, Summary& summary) {
+  using Numbers = std::tuple<std::string, std::vector<std::int64_t>, std::vector<std::int64_t>, bool>;
+  std::map<Numbers, std::vector<detail::GroupedAttention>> by_numbers;
+  for (auto& call : detail::find_grouped_attention(sch.graph(), sch.path())) {
+    call.attrs.site = 0;  // replace carries sites over
+    const bool masked = call.match.inputs.size() > 3;
+    by_numbers[{Attrs(call.attrs).to_string(), call.key_order, call.value_order, masked}].push_back(
+        std::move(call));
+  }
+  for (const auto& [numbers, calls] : by_numbers) {
+    const auto attend = [call = calls[0]](const Tensor& q, const Tensor& k, const Tensor& v,
+                                          const Tensor& mask) {
+      const Tensor operands[] = {q, ordered(k, call.key_order), ordered(v, call.value_order), mask};
+      return apply(get_op("scaled_dot_product_attention"), operands, call.attrs).at(0);
+    };
+    std::vector<Subgraph> matches;
+    for (const auto& call : calls) matches.push_back(call.match);
+    attempt(summary, matches, [&](const std::vector<Subgraph>& chosen) {
+      const ReplaceOptions name{.name = "grouped_attention"};
+      if (std::get<bool>(numbers)) return sch.replace(attend, {chosen, {}}, name);
+      sch.replace([attend](const Tensor& q, const Tensor& k,
+                           const Tensor& v) { return attend(q, k, v, {}); },
+                  {chosen, {}}, name);
+    });
+  }
+}
+
 void fuse_attention(Schedule& sch, Summary& summary, const std::set<ValueId>& causal) {
   fuse_linears_of_one_input(sch, summary);
   replace_attention(sch, summary, causal);
+  read_groups_once(sch, summary);
 }
 
 /// Splits the product from the bias in the linear node that starts each match, so that the rest can
