@@ -27,8 +27,8 @@ Tensor softmax_or_zeros(const Tensor& scores, std::int64_t dim);
 /// How many heads of the query read each head of the key.
 std::int64_t heads_of_a_key(const TensorView& query, const TensorView& key);
 
-/// A key or value with each head repeated for its group, as a query of this shape reads it.
-Tensor repeat_heads(const Tensor& key, const Shape& query);
+/// A key or value with each head repeated for its group, as this query reads it. In a pattern, itself.
+Tensor repeat_heads(const Tensor& key, const Tensor& query);
 
 /// How many (query, key) pairs one call of attention scores, over all heads.
 double attention_pairs(const TensorView& query, const TensorView& key, bool is_causal);

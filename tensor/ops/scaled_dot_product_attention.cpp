@@ -47,9 +47,7 @@ bool broadcasts_to(const Shape& shape, const Shape& target) {
 
 /// Whether heads of these numbers can attend: as many keys, or some for each group of queries.
 bool pairs_heads(const Dim& query, const Dim& key) {
-  const bool known = query.is_constant() && key.is_constant();
-  if (!known || key.value() == 0) return unify(query, key);
-  return query.value() > 0 && query.value() % key.value() == 0;
+  return unify(query, key) || (key > 0 && query > 0 && query % key == 0);
 }
 
 }  // namespace
@@ -59,12 +57,14 @@ std::int64_t heads_of_a_key(const TensorView& query, const TensorView& key) {
   return query.size(-3) / key.size(-3);
 }
 
-Tensor repeat_heads(const Tensor& key, const Shape& query) {
-  if (in_pattern() || query.rank() < 3 || key.shape()[-3].same_as(query[-3])) return key;
+Tensor repeat_heads(const Tensor& key, const Tensor& query) {
+  if (in_pattern() || query.dim() < 3) return key;
+  const Dim& heads = query.shape()[-3];
   Shape merged = key.shape();
+  if (merged[-3].same_as(heads)) return key;
   Shape repeated = merged;
-  repeated.insert(repeated.rank() - 2, query[-3] / merged[-3]);
-  merged[-3] = query[-3];
+  repeated.insert(repeated.rank() - 2, heads / merged[-3]);
+  merged[-3] = heads;
   return reshape(expand(unsqueeze(key, -3), repeated), merged);
 }
 
@@ -129,7 +129,7 @@ std::vector<Tensor> decompose_attention(std::span<const Tensor> inputs, const At
   if (attrs.dropout_p != 0) {
     probabilities = dropout_with(probabilities, {attrs.dropout_p, attrs.mode, attrs.site});
   }
-  return {matmul(probabilities, repeat_heads(inputs[2], inputs[0].shape()))};
+  return {matmul(probabilities, repeat_heads(inputs[2], inputs[0]))};
 }
 
 std::vector<Attrs> attention_patterns() {
@@ -155,7 +155,7 @@ Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Ten
                                const AttentionAttrs& attrs) {
   Tensor mask = attn_mask;
   Tensor scores =
-      matmul(query, transpose(repeat_heads(key, query.shape()), -2, -1)) * attrs.scale;
+      matmul(query, transpose(repeat_heads(key, query), -2, -1)) * attrs.scale;
   if (attrs.is_causal) mask = causal_mask(scores, query.device());
   if (mask && mask.dtype() == DType::boolean) {
     constexpr double kHidden = -std::numeric_limits<double>::infinity();

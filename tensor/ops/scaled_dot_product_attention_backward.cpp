@@ -95,8 +95,8 @@ std::vector<Tensor> decompose_attention_backward(std::span<const Tensor> inputs,
     return attrs.dropout_p == 0 ? x : dropout_with(x, {attrs.dropout_p, attrs.mode, attrs.site});
   };
   const Tensor p = attention_probabilities(inputs[kQuery], inputs[kKey], mask, attrs);
-  const Tensor key = repeat_heads(inputs[kKey], inputs[kQuery].shape());
-  const Tensor value = repeat_heads(inputs[kValue], inputs[kQuery].shape());
+  const Tensor key = repeat_heads(inputs[kKey], inputs[kQuery]);
+  const Tensor value = repeat_heads(inputs[kValue], inputs[kQuery]);
   // [L,Ev] x [S,Ev]^T -> [L,S]
   const Tensor d_p = drop(matmul(grad, transpose(value, -2, -1)));
   const Tensor d_scores = p * (d_p - sum(d_p * p, {-1}, /*keepdim=*/true));
