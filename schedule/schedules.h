@@ -21,8 +21,9 @@ struct Summary {
 
 /// Linears of one input become one product (queries, keys and values; gates), and attention written as
 /// softmax(q·kᵀ·scale [+ mask])·v, with or without dropout, one kernel that never stores the scores and
-/// gives zeros, not NaN, to a query that the mask shows no key. ScheduleError when there is neither below
-/// `sch`.
+/// gives zeros, not NaN, to a query that the mask shows no key. Keys and values whose heads the model repeats
+/// for groups of the query's (expand and reshape, stack, cat, index_select) are read where they are.
+/// ScheduleError when there is none of these below `sch`.
 Summary attention(Schedule sch);
 
 /// attention(), then the tail of each residual block, layer_norm(dropout(linear(x)) + residual), as one
