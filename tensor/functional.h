@@ -55,6 +55,11 @@ Tensor gelu(const Tensor& input, Approximate approximate = Approximate::none);
 /// gelu(input + bias): (…, N), (N) -> (…, N); 16-bit floats are rounded once, at the end.
 Tensor bias_gelu(const Tensor& input, const Tensor& bias,
                  Approximate approximate = Approximate::none);
+/// silu(gate)·other for operands of one shape: a gated activation (SwiGLU); 16-bit floats are rounded once.
+Tensor silu_mul(const Tensor& gate, const Tensor& other);
+/// input·cos + [-b a]·sin for the halves a and b of each row of input (…, 2·N); cos and sin broadcast to it.
+/// With those of position·frequency, both halves alike, RoPE as LLaMA has it. Rounded once.
+Tensor rotary_embedding(const Tensor& input, const Tensor& cos, const Tensor& sin);
 /// log(1 + exp(beta·x))/beta; x itself where beta·x > threshold.
 Tensor softplus(const Tensor& input, double beta = 1, double threshold = 20);
 

