@@ -5,6 +5,8 @@
 // Queries, keys and values are (batch, seq, heads, head) in memory, as models have them. --mask: bool_keys and
 // additive_keys hide keys of each batch from all queries (additive: -inf, or 0), bool and additive are
 // (seq, seq) for all heads and batches. --hidden: percent of the keys that the mask hides, the last ones.
+// --key-heads: keys and values have fewer heads, each of which the model repeats for its group of the
+// query's; --schedule full (schedules::attention) reads them once, none copies them.
 // fwd: the output. train: it and the gradients of queries, keys and values from a given gradient.
 // tflops counts all scores, hidden or not: 4·B·N·S²·D, with backward 14·B·N·S²·D.
 #include <iostream>
@@ -16,6 +18,7 @@
 #include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
 #include "schedule/schedule.h"
+#include "schedule/schedules.h"
 #include "schedule/verification.h"
 #include "tensor/device_backend.h"
 
@@ -26,6 +29,8 @@ using nlohmann::ordered_json;
 
 struct Options : bench::CommonOptions {
   std::int64_t batch = 4, seq = 4096, heads = 16, head = 64;
+  std::int64_t key_heads = 0;  // 0: as many as the query's
+  std::string schedule = "full";
   std::string mask = "none";
   int hidden = 0;
   bool causal = false;
@@ -35,6 +40,7 @@ struct Options : bench::CommonOptions {
   int runs = 20;
 
   bool trains() const { return mode == "train"; }
+  bool is_grouped() const { return key_heads > 0 && key_heads != heads; }
 };
 
 struct Attention : nn::Module {
@@ -59,8 +65,15 @@ struct Attention : nn::Module {
     AttentionOptions attention;
     attention.is_causal = options.causal;
     attention.dropout_p = options.dropout;
-    return heads_first(scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v),
-                                                    mask, attention));
+    const auto for_groups = [&](const Tensor& x) {
+      if (!options.is_grouped()) return x;
+      const std::int64_t group = options.heads / options.key_heads;
+      return x.unsqueeze(2)
+          .expand({x.size(0), options.key_heads, group, x.size(2), x.size(3)})
+          .reshape({x.size(0), options.heads, x.size(2), x.size(3)});
+    };
+    return heads_first(scaled_dot_product_attention(heads_first(q), for_groups(heads_first(k)),
+                                                    for_groups(heads_first(v)), mask, attention));
   }
 
   const Options options;
@@ -75,9 +88,10 @@ ordered_json measure(const Options& o) {
   const auto model = nn::make<Attention>(o);
   model->to(device, dtype);
   model->train(o.trains());
-  const Shape shape{o.batch, o.seq, o.heads, o.head};
   std::vector<Tensor> inputs;
   for (int i = 0; i < (o.trains() ? 4 : 3); ++i) {
+    const bool of_keys = o.is_grouped() && (i == 1 || i == 2);
+    const Shape shape{o.batch, o.seq, of_keys ? o.key_heads : o.heads, o.head};
     inputs.push_back(randn(shape, {dtype, kCpu}).to(device));
   }
   Schedule sch = create_schedule(model, {{"q", inputs[0]}, {"k", inputs[1]}, {"v", inputs[2]}});
@@ -87,6 +101,7 @@ ordered_json measure(const Options& o) {
     };
     sch.bind(sch.find(is_attention), o.kernel);
   }
+  if (o.is_grouped() && o.schedule == "full") schedules::attention(sch);
   Executor executor = o.trains()
                           ? Executor(differentiate(sch.graph(), detail::state_tree(sch)).graph)
                           : build(sch, {.verify = false});
@@ -103,6 +118,8 @@ ordered_json measure(const Options& o) {
           {"batch", o.batch},
           {"seq", o.seq},
           {"heads", o.heads},
+          {"key_heads", o.is_grouped() ? o.key_heads : o.heads},
+          {"schedule", o.schedule},
           {"head", o.head},
           {"mask", o.mask},
           {"hidden", o.hidden},
@@ -123,6 +140,8 @@ int main(int argc, char** argv) {
   line.option("--batch", o.batch, "sequences").positive();
   line.option("--seq", o.seq, "their length").positive();
   line.option("--heads", o.heads, "attention heads").positive();
+  line.option("--key-heads", o.key_heads, "heads of keys and values").positive();
+  line.option("--schedule", o.schedule, "what becomes of repeated heads").one_of({"none", "full"});
   line.option("--head", o.head, "size of a head").positive();
   line.option("--mask", o.mask, "what is hidden, and from whom")
       .one_of({"none", "bool_keys", "additive_keys", "bool", "additive"});

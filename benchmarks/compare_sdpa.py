@@ -7,7 +7,8 @@
 
 Milliseconds a call, launched one behind the other, of the device's clock. PyTorch's best is the fastest of
 its flash, memory-efficient, cuDNN and plain backends that takes the call; --flex adds compiled
-flex_attention, and says so where it is the best. ratio: Tenon's time over the best; of none: over
+flex_attention, and says so where it is the best. Of heads 32/8, keys and values have 8: the model repeats them,
+PyTorch is told enable_gqa, and copies is Tenon's time without a schedule. ratio: Tenon's time over the best; of none: over
 Tenon's own time without a mask. Operands lie as models have them: (batch, seq, heads, head), permuted.
 """
 
@@ -84,14 +85,15 @@ def time_ms(work, runs):
 
 def pytorch_ms(options, kind, hidden, shape, mode):
     """{backend: ms} of those that take the call."""
-    batch, seq, heads, head = shape
+    batch, seq, heads, key_heads, head = shape
     dtype = getattr(torch, options.dtype)
-    draw = lambda: torch.randn(batch, seq, heads, head, device="cuda", dtype=dtype).transpose(1, 2)
-    q, k, v, g = (draw() for _ in range(4))
+    draw = lambda n: torch.randn(batch, seq, n, head, device="cuda", dtype=dtype).transpose(1, 2)
+    q, k, v, g = (draw(n) for n in (heads, key_heads, key_heads, heads))
     mask = make_mask(kind, hidden, batch, seq, dtype)
 
     def attention():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=kind == "causal")
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=kind == "causal",
+                                              enable_gqa=heads != key_heads)
 
     calls = {name: attention for name in BACKENDS}
     if options.flex:
@@ -122,10 +124,11 @@ def pytorch_ms(options, kind, hidden, shape, mode):
     return found
 
 
-def tenon_row(options, kind, hidden, shape, mode):
-    batch, seq, heads, head = map(str, shape)
+def tenon_row(options, kind, hidden, shape, mode, schedule="full"):
+    batch, seq, heads, key_heads, head = map(str, shape)
     command = [os.path.join(options.bin, "bench_sdpa"), "--json", "--dtype", options.dtype,
                "--batch", batch, "--seq", seq, "--heads", heads, "--head", head, "--mode", mode,
+               "--key-heads", key_heads, "--schedule", schedule,
                "--mask", "none" if kind == "causal" else kind, "--hidden", str(hidden),
                "--runs", str(options.runs)] + (["--causal"] if kind == "causal" else [])
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -144,7 +147,7 @@ def main():
     add = parser.add_argument
     add("--bin", required=True, help="the folder of Tenon's programs")
     add("--shapes", type=names, default=["32x512x12x64", "4x4096x12x64", "4x4096x16x128"],
-        help="BATCHxSEQxHEADSxHEAD, ...")
+        help="BATCHxSEQxHEADSxHEAD, ...; HEADS may be HEADS/KEY_HEADS")
     add("--masks", type=names, default=MASKS, help="KIND:PERCENT, ... as bench_sdpa's --mask and "
         "--hidden; none, causal")
     add("--modes", type=names, default=["fwd", "train"], help="fwd, train")
@@ -153,10 +156,12 @@ def main():
     add("--flex", action="store_true", help="compiled flex_attention too: many seconds a row")
     add("--verbose", action="store_true", help="say why a backend was left out")
     options = parser.parse_args()
-    print("| shape, mask, percent hidden | mode | Tenon ms | TFLOP/s | of none | PyTorch best | ratio "
-          "| kernels |\n|---|---|---|---|---|---|---|---|")
+    print("| shape, mask, percent hidden | mode | Tenon ms | TFLOP/s | of none | copies | PyTorch best "
+          "| ratio | kernels |\n|---|---|---|---|---|---|---|---|---|")
     for text in options.shapes:
-        shape = tuple(map(int, text.split("x")))
+        batch, seq, heads, head = text.split("x")
+        heads, _, key_heads = heads.partition("/")
+        shape = tuple(map(int, (batch, seq, heads, key_heads or heads, head)))
         for mode in options.modes:
             plain = None
             for mask in options.masks:
@@ -165,11 +170,14 @@ def main():
                 row = tenon_row(options, kind, hidden, shape, mode)
                 if kind == "none":
                     plain = row["throughput_ms"]
+                copies = (tenon_row(options, kind, hidden, shape, mode, "none")["throughput_ms"]
+                          if key_heads else None)
                 theirs = pytorch_ms(options, kind, hidden, shape, mode)
                 best = min(theirs, key=theirs.get) if theirs else None
                 ms = row["throughput_ms"]
                 print(f"| {text}, {mask} | {mode} | {ms:.4f} | {row['tflops']:.0f} | "
                       f"{f'{ms / plain:.2f}' if plain else '-'} | "
+                      f"{f'{copies:.4f}' if copies else '-'} | "
                       + (f"{theirs[best]:.4f} {best} | {ms / theirs[best]:.2f}" if best else "- | -")
                       + f" | {' '.join(name.removeprefix('cuda.') for name in row['kernels'])} |",
                       flush=True)

@@ -9,6 +9,7 @@
 #include "cuda/check.h"
 #include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
 #include "tensor/cpu/dropout.h"
 
@@ -51,7 +52,7 @@ Call make_call(const KernelArgs& args) {
                                     {&args.inputs[2], &params.value_strides},
                                     {mask.present ? &mask : nullptr, &params.mask_strides},
                                     {&output, &params.output_strides}};
-  set_layout(params, output.sizes, operands);
+  set_layout(params, output.sizes, ops::heads_of_a_key(args.inputs[0], args.inputs[1]), operands);
   const bool dropped = set_attributes(params, args.attributes<AttentionAttrs>(), mask, args);
   if (args.outputs.size() > 1) {
     params.lse = args.outputs[1].data;
@@ -155,10 +156,12 @@ bool supports_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   const std::int64_t head = query.size(-1), head_v = args.inputs[2].size(-1);
   const std::int64_t keys = args.inputs[1].size(-2);
+  const bool is_grouped = ops::heads_of_a_key(query, args.inputs[1]) != 1;
+  const int batch_axes = query.rank() - 2 + (is_grouped ? 1 : 0);
   const auto scale = static_cast<float>(attributes.scale.value());
   const bool drops = acts(attributes.mode, args.training) && attributes.dropout_p != 0;
   return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !drops &&
-         query.rank() <= 5 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
+         batch_axes <= 3 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
          keys < kMost && scale > 0 && std::isfinite(scale) &&
          takes_wgmma_mask(args.inputs[3], query.dtype) &&
          has_wgmma(device_limits(query.device.index));
@@ -208,8 +211,9 @@ bool prefers_wgmma(const KernelArgs& args) {
 
 }  // namespace
 
-void set_layout(AttentionParams& params, const Extents& sizes,
+void set_layout(AttentionParams& params, const Extents& sizes, std::int64_t group,
                 std::span<const OperandLayout> operands) {
+  params.group = group;
   for (const OperandLayout& operand : operands) {
     operand.strides->column = stride_from_end(operand.view, 0);
     operand.strides->row = stride_from_end(operand.view, 1);
@@ -217,20 +221,32 @@ void set_layout(AttentionParams& params, const Extents& sizes,
   params.batches = 1;
   int& axes = params.batch_axes;
   axes = 0;
-  for (int axis = 0; axis < sizes.size() - 2; ++axis) {
-    const std::int64_t size = sizes[axis];
+  const auto add_axis = [&](std::int64_t size, bool may_merge, const auto& step) {
     params.batches *= size;
-    if (size == 1) continue;
-    const auto step = [&](const OperandLayout& operand) {
-      return stride_from_end(operand.view, sizes.size() - 1 - axis);
-    };
-    const bool merges = axes > 0 && std::ranges::all_of(operands, [&](const OperandLayout& o) {
-                          return o.strides->batch[axes - 1] == step(o) * size;
-                        });
+    if (size == 1) return;
+    const bool merges =
+        may_merge && axes > 0 && std::ranges::all_of(operands, [&](const OperandLayout& o) {
+          return o.strides->batch[axes - 1] == step(o) * size;
+        });
     if (!merges) ++axes;
     for (const OperandLayout& operand : operands) operand.strides->batch[axes - 1] = step(operand);
     params.batch_sizes[axes - 1] = merges ? params.batch_sizes[axes - 1] * size : size;
+  };
+  for (int axis = 0; axis < sizes.size() - 2; ++axis) {
+    const int from_end = sizes.size() - 1 - axis;
+    const std::int64_t members = axis == sizes.size() - 3 ? group : 1;
+    const auto has_members = [&](const TensorView* view) {
+      return view != nullptr && from_end < view->rank() &&
+             view->sizes[view->rank() - 1 - from_end] == sizes[axis];
+    };
+    add_axis(sizes[axis] / members, true, [&](const OperandLayout& operand) {
+      return stride_from_end(operand.view, from_end) * (has_members(operand.view) ? members : 1);
+    });
+    add_axis(members, false, [&](const OperandLayout& operand) {
+      return has_members(operand.view) ? stride_from_end(operand.view, from_end) : 0;
+    });
   }
+  params.key_batches = params.batches / group;
 }
 
 bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,

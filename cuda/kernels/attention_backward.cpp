@@ -5,6 +5,7 @@
 
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -25,7 +26,8 @@ void set_layout(AttentionBackwardParams& params, const KernelArgs& args) {
                                     {&args.outputs[1], &params.d_key_strides},
                                     {&args.outputs[2], &params.d_value_strides},
                                     {d_mask, &params.d_mask_strides}};
-  cuda::set_layout(params, args.inputs[kGrad].sizes, operands);
+  cuda::set_layout(params, args.inputs[kGrad].sizes,
+                   ops::heads_of_a_key(args.inputs[kQuery], args.inputs[kKey]), operands);
 }
 
 AttentionBackwardParams make_params(const KernelArgs& args) {

@@ -114,7 +114,7 @@ __device__ __forceinline__ void compute_queries(const AttentionBackwardParams& p
   if (block_index() >= params.batches * tiles) return;
   auto& block = *reinterpret_cast<BackwardBlock<T>*>(shared + Tile::kBlock);
   if (threadIdx.x == 0) {
-    block = locate_backward_block<T>(params, tiles, Tile::kRows, true, block_index());
+    block = locate_backward_block<T>(params, tiles, Tile::kRows, false, block_index());
   }
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;

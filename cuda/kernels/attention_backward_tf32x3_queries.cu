@@ -116,7 +116,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_que
   if (block_index() >= params.batches * tiles) return;
   auto& block = *reinterpret_cast<BackwardBlock<float>*>(shared + Layout::kBlock);
   if (threadIdx.x == 0)
-    block = locate_backward_block<float>(params, tiles, Tile::kRows, true, block_index());
+    block = locate_backward_block<float>(params, tiles, Tile::kRows, false, block_index());
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;

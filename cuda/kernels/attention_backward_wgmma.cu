@@ -5,6 +5,8 @@
 //   warpgroup 0       copies an item's own rows, and tiles of 64 rows of the other side to a ring
 //   warpgroups 1, 2   hold 64 own rows each in registers, as A fragments, and walk over the tiles
 //
+// Keys that several batches share are an item for each of these in turn, whose sums go on.
+//
 // Products of a warpgroup are queued so that the tensor cores have work while scores are finished:
 //
 //   registers   P(i)             dS(i)                           P(i+1)
@@ -20,6 +22,14 @@ namespace tenon::cuda {
 /// A mask as these kernels know it: none, one that is the same for all queries, or an additive one of
 /// (queries, keys), copied to shared memory with the tiles.
 enum class BackwardMask : std::uint8_t { none, keys, pairs };
+
+/// One turn of a block: its item and, of the batches that share the item's keys, one.
+template <class T>
+struct BackwardTurn {
+  BackwardBlock<T> block;
+  bool is_first, is_last;  // of the item's turns
+  bool ends;               // the block's turns
+};
 
 /// Compile-time facts of a kernel. kKeys: it sums dK and dV, else dQ.
 template <class T_, bool kDrops_, bool kKeys_, BackwardMask kMask_>
@@ -56,7 +66,7 @@ struct WarpgroupTile {
   // 16 rows for each warp, through which results are written.
   static constexpr int kResults = kRing + kStages * kStageBytes;
   static constexpr int kItems = kResults + kOwnBytes;
-  static constexpr int kBarriers = kItems + 2 * static_cast<int>(sizeof(BackwardBlock<T>));
+  static constexpr int kBarriers = kItems + 2 * static_cast<int>(sizeof(BackwardTurn<T>));
   static constexpr int kSharedBytes =
       kBarriers + (2 * kStages + 2) * static_cast<int>(kBarrierBytes);
   static_assert(kSharedBytes <= 227 * 1024 && kBarriers % 8 == 0);
@@ -94,8 +104,8 @@ struct Layout {
   }
   __device__ __forceinline__ std::uint32_t own_full() const { return full(2 * Tile::kStages); }
   __device__ __forceinline__ std::uint32_t own_empty() const { return full(2 * Tile::kStages + 1); }
-  __device__ __forceinline__ BackwardBlock<typename Tile::T>& item(int turn) const {
-    return reinterpret_cast<BackwardBlock<typename Tile::T>*>(shared + Tile::kItems)[turn & 1];
+  __device__ __forceinline__ BackwardTurn<typename Tile::T>& turn(int number) const {
+    return reinterpret_cast<BackwardTurn<typename Tile::T>*>(shared + Tile::kItems)[number & 1];
   }
 };
 
@@ -121,6 +131,28 @@ __device__ __forceinline__ Walk walk_of(const AttentionBackwardParams& params, s
     }
   }
   return walk;
+}
+
+/// Which item a turn is for, and which of the batches that share its keys.
+struct TurnPlace {
+  std::uint32_t index, member;
+};
+
+/// Computed anew at each turn: a copying thread has no registers to keep it in. Causal items get shorter,
+/// so blocks take them there and back: who had the longest of a round gets the shortest of the next.
+template <class Tile>
+__device__ __forceinline__ TurnPlace place_of(const AttentionBackwardParams& params,
+                                              std::uint32_t turn) {
+  const std::uint32_t group = Tile::kKeys ? static_cast<std::uint32_t>(params.group) : 1U;
+  const std::uint32_t round = group == 1 ? turn : turn / group;
+  const std::uint32_t place = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+  return {round * gridDim.x + place, turn - round * group};
+}
+
+template <class Tile>
+__device__ __forceinline__ std::uint32_t count_items(const AttentionBackwardParams& params,
+                                                     std::uint32_t tiles) {
+  return static_cast<std::uint32_t>(tiled_batches(params, Tile::kKeys)) * tiles;
 }
 
 /// How many tiles, the same in all lanes and known to be.
@@ -272,18 +304,18 @@ __device__ __forceinline__ void copy_stage(const AttentionBackwardParams& params
 template <class Tile>
 __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params,
                                            std::uint32_t tiles, const Layout<Tile>& layout) {
-  const auto items = static_cast<std::uint32_t>(params.batches) * tiles;
   RingPosition<Tile::kStages> ring;
   CopyQueue<Tile> queue;
   int turn = 0;
-  for (std::uint32_t index = blockIdx.x; index < items; index += gridDim.x) {
+  while (place_of<Tile>(params, turn).index < count_items<Tile>(params, tiles)) {
     // Whoever waits for what is pending may be waited for here.
     queue.flush();
     barrier_wait(layout.own_empty(), (turn & 1) ^ 1U);
-    auto& item = layout.item(turn);
+    auto& item = layout.turn(turn);
     if (threadIdx.x == 0) {
+      const auto [index, member] = place_of<Tile>(params, turn);
       auto block = locate_backward_block<typename Tile::T, std::uint32_t>(
-          params, tiles, Tile::kRows, !Tile::kKeys, index);
+          params, tiles, Tile::kRows, Tile::kKeys, index, member);
       // What nobody reads is not computed: registers are few here.
       if constexpr (Tile::kKeys) {
         block.output = nullptr;
@@ -292,10 +324,12 @@ __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params
         block.d_key = nullptr;
         block.d_value = nullptr;
       }
-      item = block;
+      const TurnPlace next = place_of<Tile>(params, turn + 1);
+      item = {block, member == 0, next.member == 0,
+              next.index >= count_items<Tile>(params, tiles)};
     }
     asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
-    const BackwardBlock<typename Tile::T> block = item;
+    const BackwardBlock<typename Tile::T> block = item.block;
     if (!params.zero) copy_own<Tile>(params, block, layout.address);
     queue.commit(layout.own_full());
     const Walk walk = walk_of<Tile>(params, block.batch, block.row0, Tile::kRows);
@@ -549,18 +583,17 @@ __device__ __forceinline__ void write_sums(const Layout<Tile>& layout, const Sum
 
 /// A consumer warp, one of eight: its 16 rows of every item.
 template <class Tile>
-__device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
-                                          std::uint32_t tiles, float scale,
+__device__ __forceinline__ void add_items(const AttentionBackwardParams& params, float scale,
                                           const Layout<Tile>& layout, int warp, int lane) {
   const int warp_row = warp * Tile::kWarpRows;
   const int group_row = warp / 4 * Tile::kGroupRows;
-  const auto items = static_cast<std::uint32_t>(params.batches) * tiles;
   Accumulated<Tile> a;
   a.scale = scale;
-  std::uint32_t turn = 0;
-  for (std::uint32_t index = blockIdx.x; index < items; index += gridDim.x) {
-    barrier_wait(layout.own_full(), turn & 1U);
-    const auto& item = layout.item(static_cast<int>(turn));
+  bool ends = false;
+  for (std::uint32_t number = 0; !ends; ++number) {
+    barrier_wait(layout.own_full(), number & 1U);
+    const auto& turn = layout.turn(static_cast<int>(number));
+    const auto& item = turn.block;
     const std::int64_t row0 = item.row0 + warp_row;
     load_all_rows<Tile>(a.first, layout.address, warp_row, lane);
     load_all_rows<Tile>(a.second, layout.address + Tile::kOwnBytes, warp_row, lane);
@@ -570,8 +603,10 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     __syncwarp();
     barrier_arrive_for_warp(layout.own_empty(), lane);
 
-    clear_scores<Tile>(a.d_first);
-    clear_scores<Tile>(a.d_second);
+    if (turn.is_first) {
+      clear_scores<Tile>(a.d_first);
+      clear_scores<Tile>(a.d_second);
+    }
     const Walk all = walk_of<Tile>(params, item.batch, item.row0, Tile::kRows);
     const Walk walk = walk_of<Tile>(params, item.batch, item.row0 + group_row, Tile::kGroupRows);
     const BatchMask mask = mask_of_batch<Tile>(params, item.batch);
@@ -583,6 +618,8 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     skip_tiles<Tile>(layout, a, count_tiles(all.first, all.end) - tiles_before - own_tiles, lane);
 
     const auto factor = static_cast<float>(params.scale);
+    ends = turn.ends;
+    if (!turn.is_last) continue;
     if constexpr (Tile::kKeys) {
       write_sums<Tile>(layout, a.d_first, factor, item.d_key, params.d_key_strides, row0,
                        params.keys, params.head, warp_row, lane);
@@ -592,7 +629,6 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
       write_sums<Tile>(layout, a.d_first, factor, item.d_query, params.d_query_strides, row0,
                        params.length, params.head, warp_row, lane);
     }
-    ++turn;
   }
 }
 
@@ -619,7 +655,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       copy_items<Tile>(params, tiles, layout);
     } else {
       take_registers<Tile::kConsumerRegisters>();
-      add_items<Tile>(params, tiles, scale, layout, uniform_warp() - kProducerWarps, thread % 32);
+      add_items<Tile>(params, scale, layout, uniform_warp() - kProducerWarps, thread % 32);
     }
   }
 }
@@ -631,7 +667,8 @@ void launch_tile(const AttentionBackwardParams& params, Stream stream) {
   const int multiprocessors = device_limits(stream.device).multiprocessors;
   launch(stream, Tile::kKeys ? "attention_backward_keys" : "attention_backward_queries",
          backward_wgmma_kernel<Tile>,
-         std::min<std::int64_t>(multiprocessors, params.batches * tiles), kBlockThreads,
+         std::min(std::int64_t{multiprocessors}, tiled_batches(params, Tile::kKeys) * tiles),
+         kBlockThreads,
          Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
 }
 

@@ -15,7 +15,8 @@
 
 namespace tenon::cuda {
 
-inline constexpr int kMaxAttentionBatchAxes = 6;
+/// One more than operands have: heads that share keys are an axis of their own.
+inline constexpr int kMaxAttentionBatchAxes = 7;
 /// Shared memory in which a block of threads keeps what it computes.
 inline constexpr std::int64_t kAttentionBlockBytes = 64;
 
@@ -47,6 +48,10 @@ struct AttentionParams {
   int batch_axes;
   std::int64_t batch_sizes[kMaxAttentionBatchAxes];
   std::int64_t batches;
+  /// Batches that share keys and values, which follow each other. Where it is not 1, they are the last
+  /// batch axis, along which the strides of key and value are 0.
+  std::int64_t group;
+  std::int64_t key_batches;  // batches / group
   std::int64_t length;
   std::int64_t keys;
   std::int64_t head;

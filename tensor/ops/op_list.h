@@ -89,6 +89,8 @@
   X(bias_dropout_residual_layer_norm) \
   X(bias_dropout_residual_layer_norm_backward) \
   X(bias_gelu) \
+  X(silu_mul) \
+  X(rotary_embedding) \
   X(view) \
   X(reshape) \
   X(permute) \
@@ -116,6 +118,8 @@
   X(silu_backward) \
   X(gelu_backward) \
   X(bias_gelu_backward) \
+  X(silu_mul_backward) \
+  X(rotary_embedding_backward) \
   X(softplus_backward) \
   X(index_select) \
   X(index_select_backward) \
