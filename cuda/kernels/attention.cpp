@@ -95,15 +95,20 @@ bool is_aligned(const KernelArgs& args) {
          (args.outputs.size() < 3 || has_aligned_start(args.outputs[2]));
 }
 
+/// Into the workspace of key_bias_and_bits_workspace.
+void draw_mask_and_bits(AttentionParams& params, const KernelArgs& args, Stream stream) {
+  const TensorView& mask = args.inputs[3];
+  draw_key_bias(params, mask, args.inputs[0].dtype, args.workspace, stream);
+  draw_keep_bits(params,
+                 static_cast<char*>(args.workspace) +
+                     key_bias_workspace(mask, params.batches, params.keys),
+                 stream);
+}
+
 void run_mma(const KernelArgs& args) {
   if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
-    const TensorView& mask = args.inputs[3];
-    draw_key_bias(params, mask, args.inputs[0].dtype, args.workspace, stream);
-    draw_keep_bits(params,
-                   static_cast<char*>(args.workspace) +
-                       key_bias_workspace(mask, params.batches, params.keys),
-                   stream);
+    draw_mask_and_bits(params, args, stream);
     const AttentionTiling tiling =
         choose_flash_mma_tiling(params, device_limits(stream.device).multiprocessors);
     launch_flash_mma(params, args.outputs[0].dtype, tiling, stream);
@@ -113,7 +118,7 @@ void run_mma(const KernelArgs& args) {
 void run_tf32x3(const KernelArgs& args) {
   if (!is_aligned(args)) return run_simt(args);
   run_call(args, [&](AttentionParams params, Stream stream) {
-    draw_keep_bits(params, args.workspace, stream);
+    draw_mask_and_bits(params, args, stream);
     const AttentionTiling tiling =
         choose_flash_tf32x3_tiling(params, device_limits(stream.device).multiprocessors);
     launch_flash_tf32x3(params, tiling, stream);
@@ -410,8 +415,10 @@ AttentionTiling choose_flash_tf32x3_tiling(const AttentionParams& params, int mu
   tiling.keys = kTf32Keys;
   const bool large = tiling.head == 64 && params.length > 64 &&
                      params.batches * ceil_div(params.length, 128) >= multiprocessors;
-  if (has_plain_scores(params)) {
-    if (large) tiling.rows = 128;
+  if (large) tiling.rows = 128;
+  if (params.key_bias != nullptr) {
+    tiling.variant = params.has_dropout ? AttentionVariant::keys_dropout : AttentionVariant::keys;
+  } else if (has_plain_scores(params)) {
     if (!params.has_dropout) tiling.variant = AttentionVariant::plain;
     if (params.has_dropout && large) tiling.variant = AttentionVariant::dropout;
   }
@@ -463,7 +470,7 @@ void register_attention_kernels() {
                      .supports = supports_tf32x3,
                      .accepts = accepts_mma,
                      .strided_output = true,
-                     .workspace_bytes = keep_bits_workspace});
+                     .workspace_bytes = key_bias_and_bits_workspace});
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.flash_simt",
                      .run = run_simt,

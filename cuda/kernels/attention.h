@@ -74,8 +74,8 @@ bool flash_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 AttentionTiling choose_flash_mma_tiling(const AttentionParams& params, int multiprocessors);
 /// Whether flash_tf32x3 can take these sizes: float32, head sizes multiples of 4 up to 128.
 bool flash_tf32x3_takes(DType dtype, std::int64_t head, std::int64_t head_v);
-/// Tiles of flash_tf32x3: 128 rows, or 64 where 128 would leave multiprocessors idle, for masks, and
-/// for heads above 64.
+/// Tiles of flash_tf32x3: 128 rows, or 64 where 128 would leave multiprocessors idle, and for heads
+/// above 64.
 AttentionTiling choose_flash_tf32x3_tiling(const AttentionParams& params, int multiprocessors);
 /// Tiles of flash_simt; `head` is the slice of the value's head that one block computes.
 AttentionTiling choose_flash_simt_tiling(DType dtype, std::int64_t head_v);

@@ -116,12 +116,6 @@ std::string simt_reason(const KernelArgs& args) {
                        std::max(head, head_v));
   }
   if (!fits) return multiply_add_reason(query.dtype, head, head_v);
-  if (!leaves_mask(args)) {
-    return "a gradient of attn_mask is wanted; one that needs none takes tensor cores";
-  }
-  if (args.inputs[kMask].present && query.dtype == DType::float32) {
-    return "a mask with float32; bfloat16 or float16 takes tensor cores, and so does is_causal";
-  }
   return "the forward pass left no log-sum-exp: train what was traced with gradients";
 }
 
@@ -135,16 +129,48 @@ std::size_t statistics_and_mask_bytes(const KernelArgs& args) {
   return key_bias_offset(args) + std::max(bias, copied_pair_mask_bytes(args));
 }
 
+/// Statistics and the mask, and behind them the parts of a gradient of the mask.
+std::size_t mask_parts_offset(const KernelArgs& args) {
+  constexpr std::size_t kAlignment = 256;
+  return (statistics_and_mask_bytes(args) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+std::size_t mma_workspace(const KernelArgs& args) {
+  if (leaves_mask(args)) return statistics_and_mask_bytes(args);
+  const int multiprocessors = device_limits(args.inputs[kQuery].device.index).multiprocessors;
+  const MaskGradientPlan plan = plan_mask_gradient(make_params(args), multiprocessors);
+  const std::int64_t elements = plan.matrices * plan.mask_rows * plan.mask_keys;
+  const std::int64_t parts = plan.chunks > 1 ? plan.chunks * elements : 0;
+  return mask_parts_offset(args) + static_cast<std::size_t>(parts) * sizeof(float);
+}
+
+/// The gradient of the mask, where it is wanted, after those of the other operands by tensor cores.
+void launch_mask_gradient(const AttentionBackwardParams& params, const KernelArgs& args) {
+  if (leaves_mask(args)) return;
+  const Stream stream = stream_of(args);
+  if (params.zero) return fill_bytes(args.outputs[3], 0, stream);
+  const MaskGradientPlan plan =
+      plan_mask_gradient(params, device_limits(stream.device).multiprocessors);
+  auto* parts =
+      reinterpret_cast<float*>(static_cast<char*>(args.workspace) + mask_parts_offset(args));
+  const DType dtype = args.inputs[kQuery].dtype;
+  if (dtype == DType::float32) return launch_backward_mask_tf32x3(params, plan, parts, stream);
+  launch_backward_mask_mma(params, dtype, plan, parts, stream);
+}
+
 /// By `launch`, where the operands are aligned.
 void run_aligned(const KernelArgs& args,
                  void (*launch)(const AttentionBackwardParams&, DType, Stream)) {
   AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
   const DType dtype = args.inputs[kQuery].dtype;
-  if (params.zero) return launch_mma(params, dtype, stream);
-  draw_key_bias(params, args.inputs[kMask], dtype,
-                static_cast<char*>(args.workspace) + key_bias_offset(args), stream);
-  is_aligned(args) ? launch(params, dtype, stream) : launch_backward_simt(params, dtype, stream);
+  if (!params.zero && !is_aligned(args)) return launch_backward_simt(params, dtype, stream);
+  if (!params.zero) {
+    draw_key_bias(params, args.inputs[kMask], dtype,
+                  static_cast<char*>(args.workspace) + key_bias_offset(args), stream);
+  }
+  params.zero ? launch_mma(params, dtype, stream) : launch(params, dtype, stream);
+  launch_mask_gradient(params, args);
 }
 
 void run_mma(const KernelArgs& args) { run_aligned(args, launch_mma); }
@@ -161,15 +187,21 @@ void run_wgmma(const KernelArgs& args) {
                      stream);
   }
   launch_backward_wgmma(params, dtype, stream);
+  launch_mask_gradient(params, args);
 }
 
 void run_tf32x3(const KernelArgs& args) {
-  const AttentionBackwardParams params = make_params(args);
+  AttentionBackwardParams params = make_params(args);
   const Stream stream = stream_of(args);
   if (!params.zero && !is_aligned(args))
     return launch_backward_simt(params, DType::float32, stream);
+  if (!params.zero) {
+    draw_key_bias(params, args.inputs[kMask], DType::float32,
+                  static_cast<char*>(args.workspace) + key_bias_offset(args), stream);
+  }
   launch_backward_tf32x3_queries(params, stream);
   launch_backward_tf32x3_keys(params, stream);
+  launch_mask_gradient(params, args);
 }
 
 /// The forward's statistics are there, and its decisions if it made any.
@@ -181,15 +213,13 @@ bool has_statistics(const KernelArgs& args) {
 bool supports_mma(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   return backward_mma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
-         has_statistics(args) && leaves_mask(args) &&
-         has_tensor_cores(device_limits(query.device.index));
+         has_statistics(args) && has_tensor_cores(device_limits(query.device.index));
 }
 
 bool supports_tf32x3(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   return flash_tf32x3_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1)) &&
-         has_statistics(args) && !args.inputs[kMask].present &&
-         has_tf32x3(device_limits(query.device.index));
+         has_statistics(args) && has_tf32x3(device_limits(query.device.index));
 }
 
 bool supports_wgmma(const KernelArgs& args) {
@@ -221,6 +251,31 @@ bool accepts_simt(int operand, const TensorView& view) {
 
 }  // namespace
 
+MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, int multiprocessors) {
+  MaskGradientPlan plan{};
+  plan.tile_rows = std::max(params.head, params.head_v) <= 64 ? 128 : 64;
+  plan.matrices = plan.sharing = 1;
+  for (int axis = 0; axis < params.batch_axes; ++axis) {
+    const bool repeated = params.d_mask_strides.batch[axis] == 0;
+    (repeated ? plan.sharing : plan.matrices) *= params.batch_sizes[axis];
+  }
+  plan.row_tiles = ceil_div(params.length, plan.tile_rows);
+  plan.key_tiles = ceil_div(params.keys, kMaskTileKeys);
+  const bool one_row = params.d_mask_strides.row == 0, one_key = params.d_mask_strides.column == 0;
+  plan.mask_rows = one_row ? 1 : params.length;
+  plan.mask_keys = one_key ? 1 : params.keys;
+  plan.row_owners = one_row ? 1 : plan.row_tiles;
+  plan.key_owners = one_key ? 1 : plan.key_tiles;
+  plan.steps =
+      plan.sharing * (one_row ? plan.row_tiles : 1) * (one_key ? plan.key_tiles : 1);
+  const std::int64_t owners = plan.matrices * plan.row_owners * plan.key_owners;
+  const std::int64_t blocks = 2 * multiprocessors;  // that run at a time
+  const std::int64_t wanted = owners < blocks ? ceil_div(blocks, std::max<std::int64_t>(owners, 1)) : 1;
+  plan.chunk_steps = std::max<std::int64_t>(ceil_div(plan.steps, wanted), 1);
+  plan.chunks = std::max<std::int64_t>(ceil_div(plan.steps, plan.chunk_steps), 1);
+  return plan;
+}
+
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
   return flash_mma_takes(dtype, head, head_v) && std::max(head, head_v) <= 128;
 }
@@ -241,7 +296,7 @@ void register_attention_backward_kernels() {
                       .accepts = accepts_mma,
                       .strided_output = true,
                       .sliced_output = true,
-                      .workspace_bytes = statistics_and_mask_bytes};
+                      .workspace_bytes = mma_workspace};
   Kernel wgmma = mma;
   wgmma.name = "cuda.flash_backward_wgmma";
   wgmma.run = run_wgmma;

@@ -32,6 +32,23 @@ struct AttentionBackwardParams : AttentionParams {
   bool zero;  // nothing reaches the operands: their gradients are 0
 };
 
+/// Keys of a tile of scores in the gradient of a mask.
+inline constexpr int kMaskTileKeys = 64;
+
+/// How the gradient of a mask is summed on tensor cores; see attention_backward_mask.cuh.
+struct MaskGradientPlan {
+  int tile_rows;                        // 128, or 64 for heads above 64
+  std::int64_t mask_rows, mask_keys;    // 1 along an axis on which the mask is repeated
+  std::int64_t matrices, sharing;       // of the mask, and batches that read each of them
+  std::int64_t row_tiles, key_tiles;    // of the scores of a batch
+  std::int64_t row_owners, key_owners;  // of a matrix of the mask
+  std::int64_t steps;                   // tiles of scores that are added to one of the mask
+  std::int64_t chunks, chunk_steps;     // in which each is summed: with more than one, in parts
+};
+
+/// Of params, sizes and d_mask_strides are read. Chunks keep `multiprocessors` busy.
+MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, int multiprocessors);
+
 /// Whether backward_mma can take a call: 16-bit floats, head sizes multiples of 8 up to 128.
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
 /// Whether backward_wgmma can: head sizes up to 64, compute capability 9.0.
@@ -48,10 +65,17 @@ void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, St
 /// queries and keys. A mask is in key_bias, or as launch_pair_mask leaves it.
 void launch_backward_wgmma(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
-/// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, no mask, lse given, and keep_bits
+/// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, lse given, and keep_bits
 /// where something is dropped; aligned as for launch_backward_queries, which comes first here too.
 void launch_backward_tf32x3_queries(const AttentionBackwardParams& params, Stream stream);
 void launch_backward_tf32x3_keys(const AttentionBackwardParams& params, Stream stream);
+
+/// The gradient of an additive mask, not `zero`, after the launches above for the same dtype: `statistics`
+/// are theirs. `parts` are floats for each element of the mask and chunk where there are several.
+void launch_backward_mask_mma(const AttentionBackwardParams& params, DType dtype,
+                              const MaskGradientPlan& plan, float* parts, Stream stream);
+void launch_backward_mask_tf32x3(const AttentionBackwardParams& params,
+                                 const MaskGradientPlan& plan, float* parts, Stream stream);
 
 /// Multiply-adds: any floating dtype, rows of grad, query, key, value and output dense. All sizes
 /// but those of the heads are > 0.
@@ -63,6 +87,8 @@ std::int64_t backward_queries_shared_bytes(const AttentionBackwardParams& params
 std::int64_t backward_keys_shared_bytes(const AttentionBackwardParams& params, DType dtype);
 std::int64_t backward_tf32x3_queries_shared_bytes(const AttentionBackwardParams& params);
 std::int64_t backward_tf32x3_keys_shared_bytes(const AttentionBackwardParams& params);
+std::int64_t backward_mask_mma_shared_bytes(const MaskGradientPlan& plan);
+std::int64_t backward_mask_tf32x3_shared_bytes(const MaskGradientPlan& plan);
 std::int64_t backward_simt_shared_bytes(DType dtype);
 
 }  // namespace tenon::cuda

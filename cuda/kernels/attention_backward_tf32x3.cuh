@@ -1,8 +1,8 @@
 // The gradient of attention in float32 on tensor cores, each product of floats by three of TF32 numbers
-// (cuda/device/tf32x3.cuh); without a mask, heads that are multiples of 4 up to 128, zero-padded to 64
-// or 128.
+// (cuda/device/tf32x3.cuh); heads that are multiples of 4 up to 128, zero-padded to 64 or 128. Keys that a
+// mask of keys hides at either end are passed over.
 //
-//   P  = 2^(Q·Kᵀ·scale·log2(e) - lse)              D = what dropout keeps, times 1/(1-p)
+//   P  = 2^((Q·Kᵀ·scale + mask)·log2(e) - lse)     D = what dropout keeps, times 1/(1-p)
 //   dV = (P∘D)ᵀ·dO      dS = P∘(D∘(dO·Vᵀ) - Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale
 //
 // Two kernels, as for 16 bits (attention_backward_mma.cuh); a warp of either alone sums what reaches
@@ -19,13 +19,14 @@ namespace tenon::cuda {
 
 /// Compile-time facts of a kernel. A stage holds two tiles of the other side and, where kDrops, a bit
 /// for each pair; in the kernel for keys also the statistics of its queries.
-template <int kHead_, int kRowTiles_, int kMinBlocks_, bool kDrops_>
+template <int kHead_, int kRowTiles_, int kMinBlocks_, bool kDrops_, bool kMasks_>
 struct Tf32BackwardTile {
   static constexpr int kThreads = 128;
   static constexpr int kHead = kHead_;
   static constexpr int kRowTiles = kRowTiles_;
   static constexpr int kMinBlocks = kMinBlocks_;
   static constexpr bool kDrops = kDrops_;
+  static constexpr bool kMasks = kMasks_;
   static constexpr int kStageRows = 32;
   static constexpr int kColumnTiles = kStageRows / 8;
   static constexpr int kWarpRows = 16 * kRowTiles;
@@ -45,6 +46,16 @@ struct Tf32BackwardLayout {
   static constexpr int kBlock = kStages + 2 * kStageBytes;
   static constexpr int kBytes = kBlock + static_cast<int>(sizeof(BackwardBlock<float>));
 };
+
+/// Calls f with whether a call drops anything, and whether it has a mask.
+template <class F>
+void dispatch_drops_and_masks(const AttentionBackwardParams& params, const F& f) {
+  const bool drops = params.has_dropout && !params.zero;
+  if (params.mask_kind == AttentionMask::none || params.zero) {
+    return drops ? f.template operator()<true, false>() : f.template operator()<false, false>();
+  }
+  drops ? f.template operator()<true, true>() : f.template operator()<false, true>();
+}
 
 /// Starts copying kTileRows rows, the first of which is `row`, of two matrices.
 template <class Tile, int kTileRows>

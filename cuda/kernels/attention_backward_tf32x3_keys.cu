@@ -10,6 +10,8 @@ template <class Tile>
 struct KeyState {
   Sums<Tile> d_key;
   Sums<Tile> d_value;
+  const char* mask;                // of the batch; null where its queries share it
+  float bias[Tile::kRowTiles][2];  // what it then adds to the warp's keys
 };
 
 /// What is read of a stage beside its tiles: of each query lse, Σ dO∘O, and a bit for each of the
@@ -34,6 +36,7 @@ __device__ __forceinline__ std::uint32_t load_keep(const unsigned char* bits, in
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
                                                      Scores<Tile>& score, Scores<Tile>& kept,
+                                                     const Scores<Tile>& added,
                                                      const QueryStage& stage, std::int64_t row0,
                                                      std::int64_t query0, int lane) {
   const auto scale = static_cast<float>(params.scale_log2);
@@ -52,7 +55,12 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           float& p = score[i][j][2 * h + c];
-          p = exp2_approximate(fmaf(p, scale, -lse));
+          if constexpr (Tile::kMasks) {
+            p = masked_score(params, p, scale, added[i][j][2 * h + c] - lse);
+          } else {
+            p = fmaf(p, scale, -lse);
+          }
+          p = exp2_approximate(p);
           if (edge && 16 * i + 8 * h + (lane >> 2) > reach + query) p = 0;
           kept[i][j][2 * h + c] = (keep & (1U << (8 * (2 * i + h)))) != 0 ? p : 0.0F;
         }
@@ -90,6 +98,42 @@ __device__ __forceinline__ void finish_key_weights(const AttentionBackwardParams
   }
 }
 
+/// What the mask adds to scores of the warp's keys (rows) and the queries from `query0` on.
+template <class Tile>
+__device__ __forceinline__ void load_added(const AttentionBackwardParams& params,
+                                           const KeyState<Tile>& state, Scores<Tile>& added,
+                                           std::int64_t row0, std::int64_t query0, int lane) {
+  if (state.mask != nullptr) {
+    const MaskPart part = part_of_mask(params, state.mask, query0, row0);
+    return load_mask<Tile>(params, transposed(part), added, lane);
+  }
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) added[i][j][e] = state.bias[i][e / 2];
+    }
+  }
+}
+
+template <class Tile>
+__device__ __forceinline__ void find_key_mask(const AttentionBackwardParams& params,
+                                              KeyState<Tile>& state, std::int64_t batch,
+                                              std::int64_t row0, int lane) {
+  const Tf32Mask mask = find_mask(params, batch);
+  state.mask = mask.full;
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const std::int64_t key = row0 + 16 * i + 8 * h + (lane >> 2);
+      const bool exists = mask.keys != nullptr && key < params.keys;
+      state.bias[i][h] = exists ? mask.keys[key] : -INFINITY;
+    }
+  }
+}
+
 /// Adds what the stage's queries, from `query0` on, give to dK and dV. Queries past the end are zeros,
 /// and so are their gradients: they add nothing.
 template <class Tile>
@@ -107,9 +151,10 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
   const float* statistics = tiles + Layout::kStatistics / 4;
   const QueryStage other{statistics, statistics + Tile::kStageRows,
                          shared + stage + Layout::kBits + warp_row / 8};
-  Scores<Tile> score, other_score;
+  Scores<Tile> score, other_score, added;
+  if constexpr (Tile::kMasks) load_added<Tile>(params, state, added, row0, query0, lane);
   multiply_rows<Tile>(score, rows, queries, lane);
-  finish_probabilities<Tile>(params, score, other_score, other, row0, query0, lane);
+  finish_probabilities<Tile>(params, score, other_score, added, other, row0, query0, lane);
   add_weighted_rows<Tile>(state.d_value, other_score, tiles + Layout::kOther / 4, lane);
   multiply_rows<Tile>(other_score, rows + Layout::kOwn, queries + Layout::kOther, lane);
   finish_key_weights<Tile>(params, score, other_score, other, lane);
@@ -179,7 +224,12 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
     __syncthreads();
     // Causal: key j is seen by queries from j on.
     const std::int64_t first = params.is_causal ? block.row0 : 0;
-    const std::int64_t end = params.zero ? 0 : params.length;
+    std::int64_t end = params.zero ? 0 : params.length;
+    if constexpr (Tile::kMasks) {
+      const LiveKeys live = live_keys(params, block.batch);
+      if (block.row0 >= live.end || block.row0 + Tile::kRows <= live.first) end = 0;
+      find_key_mask<Tile>(params, state, block.batch, block.row0 + warp_row, lane);
+    }
     if (first < end)
       copy_keys<Tile, Tile::kRows>(params, block, shared_address(shared), block.row0);
     for_each_stage<Tile>(shared_address(shared), first, end, copy, step);
@@ -198,14 +248,12 @@ void launch_keys(const AttentionBackwardParams& params, Stream stream) {
 /// Calls f with the Tf32BackwardTile of a call.
 template <class F>
 void dispatch_tile(const AttentionBackwardParams& params, const F& f) {
-  const auto pick = [&]<bool kDrops>() {
+  dispatch_drops_and_masks(params, [&]<bool kDrops, bool kMasks> {
     if (params.head > 64 || params.head_v > 64) {
-      return f.template operator()<Tf32BackwardTile<128, 1, 1, kDrops>>();
+      return f.template operator()<Tf32BackwardTile<128, 1, 1, kDrops, kMasks>>();
     }
-    f.template operator()<Tf32BackwardTile<64, 1, 2, kDrops>>();
-  };
-  if (params.has_dropout && !params.zero) return pick.template operator()<true>();
-  pick.template operator()<false>();
+    f.template operator()<Tf32BackwardTile<64, 1, 2, kDrops, kMasks>>();
+  });
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ struct QueryState {
   Sums<Tile> d_query;
   float lse[Tile::kRowTiles][2];  // in units of log2
   float delta[Tile::kRowTiles][2];
+  Tf32Mask mask;
 };
 
 /// Finds and writes the statistics of the warp's queries.
@@ -42,25 +43,22 @@ __device__ __forceinline__ void find_statistics(const AttentionBackwardParams& p
       const float lse =
           exists ? static_cast<const float*>(params.lse)[index] * static_cast<float>(1 / kLn2) : 0;
       state.delta[i][h] = delta;
-      state.lse[i][h] = lse;
+      state.lse[i][h] = Tile::kMasks ? lse_of_masked(lse) : lse;
       if (!exists || (lane & 3) != 0) continue;
-      statistics[index] = lse;
+      statistics[index] = state.lse[i][h];
       statistics[params.batches * params.length + index] = delta;
     }
   }
 }
 
-/// Scores of the warp's queries and the keys from `key0` on become dS; `bits` are the decisions of the
-/// warp's queries, a word each.
+/// Scores of the warp's queries and the keys from `key0` on become probabilities.
 template <class Tile>
-__device__ __forceinline__ void finish_query_weights(const AttentionBackwardParams& params,
+__device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
                                                      const QueryState<Tile>& state,
                                                      Scores<Tile>& score,
-                                                     const Scores<Tile>& d_weight,
-                                                     const std::uint32_t* bits, std::int64_t row0,
+                                                     const Scores<Tile>& added, std::int64_t row0,
                                                      std::int64_t key0, int lane) {
   const auto scale = static_cast<float>(params.scale_log2);
-  const auto keep_scale = static_cast<float>(params.keep_scale);
   const auto present = static_cast<int>(min(params.keys - key0, std::int64_t{Tile::kStageRows}));
   const bool edge =
       present < Tile::kStageRows || (params.is_causal && key0 + Tile::kStageRows - 1 > row0);
@@ -70,17 +68,45 @@ __device__ __forceinline__ void finish_query_weights(const AttentionBackwardPara
     for (int h = 0; h < 2; ++h) {
       const int row = 16 * i + 8 * h + (lane >> 2);
       const int seen = edge ? seen_keys(params, row0 + row, key0, present) : Tile::kStageRows;
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float& p = score[i][j][2 * h + c];
+          if constexpr (Tile::kMasks) {
+            p = masked_score(params, p, scale, added[i][j][2 * h + c] - state.lse[i][h]);
+          } else {
+            p = fmaf(p, scale, -state.lse[i][h]);
+          }
+          p = exp2_approximate(p);
+          if (edge && 8 * j + 2 * (lane & 3) + c >= seen) p = 0;
+        }
+      }
+    }
+  }
+}
+
+/// Probabilities become dS; `bits` are the decisions of the warp's queries, a word each.
+template <class Tile>
+__device__ __forceinline__ void finish_query_weights(const AttentionBackwardParams& params,
+                                                     const QueryState<Tile>& state,
+                                                     Scores<Tile>& probability,
+                                                     const Scores<Tile>& d_weight,
+                                                     const std::uint32_t* bits, int lane) {
+  const auto keep_scale = static_cast<float>(params.keep_scale);
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = 16 * i + 8 * h + (lane >> 2);
       const std::uint32_t keep = Tile::kDrops ? bits[row] >> (2 * (lane & 3)) : 0;
 #pragma unroll
       for (int j = 0; j < Tile::kColumnTiles; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          float& s = score[i][j][2 * h + c];
-          float p = exp2_approximate(fmaf(s, scale, -state.lse[i][h]));
-          if (edge && 8 * j + 2 * (lane & 3) + c >= seen) p = 0;
           float d = d_weight[i][j][2 * h + c];
           if constexpr (Tile::kDrops) d = (keep & (1U << (8 * j + c))) != 0 ? d * keep_scale : 0.0F;
-          s = p * (d - state.delta[i][h]);
+          probability[i][j][2 * h + c] *= d - state.delta[i][h];
         }
       }
     }
@@ -97,12 +123,20 @@ __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
   if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
   const std::uint32_t rows = shared_address(shared) + tile_bytes<Tile>(warp_row);
   const std::uint32_t keys = shared_address(shared) + stage;
-  Scores<Tile> score, d_weight;
+  Scores<Tile> score, d_weight, added;
+  if constexpr (Tile::kMasks) {
+    if (state.mask.keys != nullptr) {
+      load_key_bias<Tile>(state.mask.keys + key0, added, lane);
+    } else {
+      load_mask<Tile>(params, part_of_mask(params, state.mask.full, row0, key0), added, lane);
+    }
+  }
   multiply_rows<Tile>(score, rows, keys, lane);
+  finish_probabilities<Tile>(params, state, score, added, row0, key0, lane);
   multiply_rows<Tile>(d_weight, rows + Layout::kOwn, keys + Layout::kOther, lane);
   const auto* bits =
       reinterpret_cast<const std::uint32_t*>(shared + stage + Layout::kBits) + warp_row;
-  finish_query_weights<Tile>(params, state, score, d_weight, bits, row0, key0, lane);
+  finish_query_weights<Tile>(params, state, score, d_weight, bits, lane);
   add_weighted_rows<Tile>(state.d_query, score, reinterpret_cast<const float*>(shared + stage),
                           lane);
 }
@@ -122,10 +156,17 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_que
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;
 
   QueryState<Tile> state{};
-  const std::int64_t end = params.zero ? 0 : visible_keys(params, block.row0 + Tile::kRows);
+  std::int64_t first = 0;
+  std::int64_t end = params.zero ? 0 : visible_keys(params, block.row0 + Tile::kRows);
   if (end > 0) {
     copy_queries<Tile, Tile::kRows>(params, block, shared_address(shared), block.row0);
     find_statistics<Tile>(params, block, state, warp_row, lane);
+  }
+  if constexpr (Tile::kMasks) {
+    const LiveKeys live = live_keys(params, block.batch);
+    first = live.first / Tile::kStageRows * Tile::kStageRows;
+    end = min(end, live.end);
+    state.mask = find_mask(params, block.batch);
   }
   const auto copy = [&](std::uint32_t stage, std::int64_t key) {
     copy_keys<Tile, Tile::kStageRows>(params, block, stage, key);
@@ -138,7 +179,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_que
   const auto step = [&](int stage, std::int64_t key) {
     add_keys<Tile>(params, block, state, shared, stage, warp_row, key, lane);
   };
-  for_each_stage<Tile>(shared_address(shared), 0, end, copy, step);
+  for_each_stage<Tile>(shared_address(shared), first, end, copy, step);
   float factor[Tile::kRowTiles][2];
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
@@ -162,14 +203,12 @@ void launch_queries(const AttentionBackwardParams& params, Stream stream) {
 /// Calls f with the Tf32BackwardTile of a call.
 template <class F>
 void dispatch_tile(const AttentionBackwardParams& params, const F& f) {
-  const auto pick = [&]<bool kDrops>() {
+  dispatch_drops_and_masks(params, [&]<bool kDrops, bool kMasks> {
     if (params.head > 64 || params.head_v > 64) {
-      return f.template operator()<Tf32BackwardTile<128, 1, 1, kDrops>>();
+      return f.template operator()<Tf32BackwardTile<128, 1, 1, kDrops, kMasks>>();
     }
-    f.template operator()<Tf32BackwardTile<64, 2, 2, kDrops>>();
-  };
-  if (params.has_dropout && !params.zero) return pick.template operator()<true>();
-  pick.template operator()<false>();
+    f.template operator()<Tf32BackwardTile<64, 2, 2, kDrops, kMasks>>();
+  });
 }
 
 }  // namespace

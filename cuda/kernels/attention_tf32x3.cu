@@ -1,7 +1,7 @@
 // FlashAttention-2 in float32 on tensor cores: softmax(Q·Kᵀ·scale + mask)·V, each product of floats by
 // three of TF32 numbers (cuda/device/tf32x3.cuh). Compute capability 8.0; heads that are multiples of 4
 // up to 128, zero-padded to the tile; rows of query, key and value aligned to 16 bytes. Dropout reads
-// the decisions that were drawn before.
+// the decisions that were drawn before; keys that a mask of keys hides at either end are passed over.
 //
 // A block of 4 warps owns kRows query rows, each warp kRows/4 of them, and walks over tiles of kKeys
 // keys. Keys, values and decisions go through two buffers in shared memory: the copy of the next tile
@@ -20,7 +20,9 @@ struct Tf32Tile {
   static constexpr int kThreads = 128;
   static constexpr int kHead = kHead_;
   static constexpr int kRowTiles = kRowTiles_;
-  static constexpr bool kPlainScores = kVariant_ != AttentionVariant::general;
+  static constexpr bool kKeyBias = kVariant_ == AttentionVariant::keys_dropout;
+  static constexpr bool kPlainScores =
+      kVariant_ == AttentionVariant::plain || kVariant_ == AttentionVariant::dropout;
   static constexpr bool kMayDrop = kVariant_ != AttentionVariant::plain;
   static constexpr int kKeys = kTf32Keys;
   static constexpr int kColumnTiles = kKeys / 8;
@@ -84,6 +86,23 @@ __device__ __forceinline__ void drop(Scores<Tile>& p, const std::uint32_t* bits,
   }
 }
 
+/// Scores times scale, plus what the mask adds.
+template <class Tile>
+__device__ __forceinline__ void mask_scores(const AttentionParams& params, Scores<Tile>& score,
+                                            const Scores<Tile>& added) {
+  const auto scale = static_cast<float>(params.scale_log2);
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        score[i][j][e] = masked_score(params, score[i][j][e], scale, added[i][j][e]);
+      }
+    }
+  }
+}
+
 /// Tile number `tile` of the keys, for one warp.
 template <class Tile>
 __device__ __forceinline__ void attend(const AttentionParams& params,
@@ -98,9 +117,15 @@ __device__ __forceinline__ void attend(const AttentionParams& params,
   // Rows past the end, and keys after all of the warp's rows, contribute nothing.
   if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
   const std::uint32_t address = shared_address(shared);
-  Scores<Tile> score;
+  Scores<Tile> score, added = {};
+  if constexpr (Tile::kKeyBias) {
+    load_key_bias<Tile>(params.key_bias + block.batch * params.key_bias_stride + key0, added, lane);
+  } else if (!Tile::kPlainScores && params.mask_kind != AttentionMask::none) {
+    load_mask<Tile>(params, part_of_mask(params, block.mask, row0, key0), added, lane);
+  }
   multiply_rows<Tile>(score, address + tile_bytes<Tile>(warp_row), address + stage, lane);
-  hide_scores<float, Tile::kPlainScores>(params, block.mask, score, row0, key0, lane);
+  if constexpr (!Tile::kPlainScores) mask_scores<Tile>(params, score, added);
+  hide_scores<float, true>(params, nullptr, score, row0, key0, lane);
   const float scale = Tile::kPlainScores ? static_cast<float>(params.scale_log2) : 1.0F;
   raise_maxima(softmax, score, scale, output);
   exponentiate(softmax, score, scale);
@@ -145,7 +170,15 @@ __global__ __launch_bounds__(Tile::kThreads, 2) void flash_tf32x3_kernel(
 
   copy_tile<Tile, Tile::kRows>(address, block.query + block_row * params.query_strides.row,
                                params.query_strides.row, params.length - block_row, params.head);
-  copy_keys<Tile>(params, block, address, 0);
+  std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);
+  int first = 0;
+  if constexpr (Tile::kKeyBias) {
+    const LiveKeys live = live_keys(params, block.batch);
+    key_end = min(key_end, live.end);
+    first = static_cast<int>(live.first / Tile::kKeys);
+  }
+  const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
+  if (first < tiles) copy_keys<Tile>(params, block, address, first);
   copy_async_commit();
 
   OnlineSoftmax<Tile::kRowTiles> softmax{};
@@ -153,9 +186,7 @@ __global__ __launch_bounds__(Tile::kThreads, 2) void flash_tf32x3_kernel(
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) softmax.top[i][0] = softmax.top[i][1] = -INFINITY;
 
-  const std::int64_t key_end = visible_keys(params, block_row + Tile::kRows);
-  const auto tiles = static_cast<int>((key_end + Tile::kKeys - 1) / Tile::kKeys);
-  for (int tile = 0; tile < tiles; ++tile) {
+  for (int tile = first; tile < tiles; ++tile) {
     copy_async_wait<0>();
     __syncthreads();  // this tile has come, and no warp reads the other stage any more
     if (tile + 1 < tiles) {
@@ -180,16 +211,18 @@ void launch_tile(const AttentionParams& params, Stream stream) {
 template <class F>
 void dispatch_tile(const AttentionTiling& tiling, const F& f) {
   using enum AttentionVariant;
-  if (tiling.head == 128) {
-    if (tiling.variant == plain) return f.template operator()<Tf32Tile<128, 1, plain>>();
-    return f.template operator()<Tf32Tile<128, 1, general>>();
-  }
-  if (tiling.rows == 64) {
-    if (tiling.variant == plain) return f.template operator()<Tf32Tile<64, 1, plain>>();
-    return f.template operator()<Tf32Tile<64, 1, general>>();
-  }
-  if (tiling.variant == plain) return f.template operator()<Tf32Tile<64, 2, plain>>();
-  f.template operator()<Tf32Tile<64, 2, dropout>>();
+  const auto pick = [&]<int kHead, int kRowTiles> {
+    switch (tiling.variant) {
+      case plain: return f.template operator()<Tf32Tile<kHead, kRowTiles, plain>>();
+      case keys:
+      case keys_dropout: return f.template operator()<Tf32Tile<kHead, kRowTiles, keys_dropout>>();
+      case dropout:
+        return f.template operator()<Tf32Tile<kHead, kRowTiles, kRowTiles == 2 ? dropout : general>>();
+      case general: return f.template operator()<Tf32Tile<kHead, kRowTiles, general>>();
+    }
+  };
+  if (tiling.head == 128) return pick.template operator()<128, 1>();
+  tiling.rows == 64 ? pick.template operator()<64, 1>() : pick.template operator()<64, 2>();
 }
 
 }  // namespace

@@ -143,6 +143,91 @@ __device__ __forceinline__ void add_weighted_rows(Sums<Tile>& sums, const Scores
   }
 }
 
+/// The mask of one batch: what it adds to the scores of each key, or where `keys` is null its first
+/// element.
+struct Tf32Mask {
+  const float* keys = nullptr;
+  const char* full = nullptr;
+};
+
+__device__ __forceinline__ Tf32Mask find_mask(const AttentionParams& params, std::int64_t batch) {
+  Tf32Mask mask;
+  if (params.key_bias != nullptr) {
+    mask.keys = params.key_bias + batch * params.key_bias_stride;
+  } else if (params.mask_kind != AttentionMask::none) {
+    const std::int64_t element = params.mask_kind == AttentionMask::additive ? 4 : 1;
+    mask.full = static_cast<const char*>(params.mask) +
+                batch_offset(params, params.mask_strides, batch) * element;
+  }
+  return mask;
+}
+
+/// Part of a full mask, or of its transpose: steps in elements, and how many rows and columns exist.
+struct MaskPart {
+  const char* first;
+  std::int64_t row_step, column_step;
+  std::int64_t rows, columns;
+};
+
+/// The part that starts at a query and a key; its rows are queries.
+__device__ __forceinline__ MaskPart part_of_mask(const AttentionParams& params, const char* mask,
+                                                 std::int64_t query, std::int64_t key) {
+  const AttentionOperand& strides = params.mask_strides;
+  const std::int64_t element = params.mask_kind == AttentionMask::additive ? 4 : 1;
+  return {mask + (query * strides.row + key * strides.column) * element, strides.row,
+          strides.column, params.length - query, params.keys - key};
+}
+
+__device__ __forceinline__ MaskPart transposed(const MaskPart& part) {
+  return {part.first, part.column_step, part.row_step, part.columns, part.rows};
+}
+
+/// What a full mask adds to the warp's scores in units of log2; -inf where there is no score. It is read
+/// before the scores are computed, so that the products hide how long that takes.
+template <class Tile>
+__device__ __forceinline__ void load_mask(const AttentionParams& params, const MaskPart& part,
+                                          Scores<Tile>& added, int lane) {
+  const std::int64_t element = params.mask_kind == AttentionMask::additive ? 4 : 1;
+  const std::int64_t down = part.row_step * element, along = part.column_step * element;
+  const char* first = part.first + (lane >> 2) * down + 2 * (lane & 3) * along;
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = 16 * i + 8 * (e / 2), column = 8 * j + e % 2;
+        const bool exists =
+            row + (lane >> 2) < part.rows && column + 2 * (lane & 3) < part.columns;
+        added[i][j][e] = exists ? apply_mask<float>(params, first + row * down + column * along, 0,
+                                                    0, 0.0F)
+                                : -INFINITY;
+      }
+    }
+  }
+}
+
+/// The same of a mask that all queries share; `bias` is that of the tile's first key, columns are keys.
+template <class Tile>
+__device__ __forceinline__ void load_key_bias(const float* bias, Scores<Tile>& added, int lane) {
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const float2 pair = __ldg(reinterpret_cast<const float2*>(bias + 8 * j + 2 * (lane & 3)));
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) added[i][j][e] = e % 2 == 0 ? pair.x : pair.y;
+    }
+  }
+}
+
+/// A masked score in units of log2. What bools hide is hidden whatever its score is.
+__device__ __forceinline__ float masked_score(const AttentionParams& params, float score,
+                                              float scale, float added) {
+  const bool hides = params.mask_kind == AttentionMask::boolean && added == -INFINITY;
+  return hides ? -INFINITY : fmaf(score, scale, added);
+}
+
 /// Rows of a matrix in device memory that a warp writes.
 struct TargetRows {
   float* data;  // the warp's first row

@@ -153,9 +153,11 @@ AttentionBackwardParams attention_call(std::int64_t head, std::int64_t head_v, i
   params.scale_log2 = form % 2 == 0 ? 0.18 : -0.18;
   params.mask_kind = form / 2 % 2 == 0 ? AttentionMask::none : AttentionMask::additive;
   params.has_dropout = form / 4 % 2 == 1;
+  static const float bias = 0;
+  if (params.mask_kind != AttentionMask::none && form / 16 == 1) params.key_bias = &bias;
   return params;
 }
-constexpr int kForms = 16;  // of attention_call
+constexpr int kForms = 32;  // of attention_call
 
 /// Bytes of the forward kernel that a call would take.
 std::int64_t forward_bytes(const AttentionParams& params, DType dtype, const DeviceLimits& limits) {
@@ -174,16 +176,19 @@ std::int64_t forward_bytes(const AttentionParams& params, DType dtype, const Dev
   return flash_simt_shared_bytes(dtype, tiling);
 }
 
-/// The same of the gradient's two kernels, without a mask; wgmma has a test of its own.
+/// The same of the gradient's kernels, that of a mask included; wgmma has a test of its own.
 std::int64_t backward_bytes(const AttentionBackwardParams& params, DType dtype,
                             const DeviceLimits& limits) {
+  const MaskGradientPlan plan = plan_mask_gradient(params, limits.multiprocessors);
   if (backward_mma_takes(dtype, params.head, params.head_v) && has_tensor_cores(limits)) {
-    return std::max(backward_queries_shared_bytes(params, dtype),
-                    backward_keys_shared_bytes(params, dtype));
+    return std::max({backward_queries_shared_bytes(params, dtype),
+                     backward_keys_shared_bytes(params, dtype),
+                     backward_mask_mma_shared_bytes(plan)});
   }
   if (flash_tf32x3_takes(dtype, params.head, params.head_v) && has_tf32x3(limits)) {
-    return std::max(backward_tf32x3_queries_shared_bytes(params),
-                    backward_tf32x3_keys_shared_bytes(params));
+    return std::max({backward_tf32x3_queries_shared_bytes(params),
+                     backward_tf32x3_keys_shared_bytes(params),
+                     backward_mask_tf32x3_shared_bytes(plan)});
   }
   return backward_simt_shared_bytes(dtype);
 }
