@@ -12,6 +12,9 @@
 #include "cuda/check.h"
 #include "cuda/gemm.h"
 #include "cuda/kernels/copy.h"
+#include "cuda/kernels/gemm_choice.h"
+#include "cuda/kernels/gemm_skinny.h"
+#include "cuda/kernels/gemm_split.h"
 #include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/register.h"
 #include "cuda/strides.h"
@@ -370,69 +373,100 @@ void run_gelu_gradient(const KernelArgs& args) {
   run_elementwise("gelu_backward", args, factors, output);
 }
 
-/// An op as one product for gemm_wgmma.
-struct WgmmaCall {
+/// An op as one product for Tenon's own kernels.
+struct ProductCall {
   bool (*fits)(const KernelArgs&);
   GemmProblem (*problem)(const KernelArgs&);
   void (*otherwise)(const KernelArgs&);  // where operands lie unaligned
 };
+
+/// One of those kernels.
+struct ProductKernel {
+  const char* name;
+  ProductChoice choice;
+  bool (*takes)(const GemmProblem&, const DeviceLimits&);
+  void (*run)(Stream, const char*, const GemmProblem&, void*);
+};
+
+constexpr ProductKernel kWgmma = {"cuda.wgmma", ProductChoice::wgmma, gemm_wgmma_takes,
+                                  gemm_wgmma};
+constexpr ProductKernel kSkinny = {
+    "cuda.skinny", ProductChoice::skinny,
+    [](const GemmProblem& p, const DeviceLimits&) { return gemm_skinny_takes(p); },
+    [](Stream stream, const char* name, const GemmProblem& p, void*) {
+      gemm_skinny(stream, name, p);
+    }};
+constexpr ProductKernel kSplit = {
+    "cuda.wgmma_split", ProductChoice::split, gemm_split_takes,
+    [](Stream stream, const char* name, const GemmProblem& p, void* activation) {
+      const int multiprocessors = device_limits(stream.device).multiprocessors;
+      gemm_split(stream, name, p, plan_split(p.m, p.n, p.k, multiprocessors), activation);
+    }};
 
 /// One matrix on the right for all rows.
 bool is_row_product(const KernelArgs& args) {
   return args.inputs[1].rank() == 2 && args.outputs[0].numel() > 0 && args.inputs[1].size(0) > 0;
 }
 
-constexpr WgmmaCall kMatmulCall = {is_row_product, row_product, run_matmul};
-constexpr WgmmaCall kLinearCall = {
-    [](const KernelArgs& args) { return !is_empty(args); },
-    [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); }, run_linear};
-constexpr WgmmaCall kLinearGeluCall = {
-    [](const KernelArgs& args) {
-      return !is_empty(args) && (has_tanh(args) || gemm_wgmma_fills(linear_gelu_problem(args)));
-    },
-    linear_gelu_problem, run_linear_gelu};
-constexpr WgmmaCall kGeluGradientCall = {[](const KernelArgs& args) {
-                                           return is_row_product(args) &&
-                                                  args.inputs[2].sizes == args.outputs[0].sizes &&
-                                                  (has_tanh(args) ||
-                                                   gemm_wgmma_fills(gelu_gradient_problem(args)));
-                                         },
-                                         gelu_gradient_problem, run_gelu_gradient};
+bool is_something(const KernelArgs& args) { return !is_empty(args); }
 
-template <const WgmmaCall& kCall>
-bool supports_wgmma(const KernelArgs& args) {
-  return kCall.fits(args) && gemm_wgmma_takes(aligned_problem(kCall.problem(args)),
-                                              device_limits(args.outputs[0].device.index));
+constexpr ProductCall kMatmulCall = {is_row_product, row_product, run_matmul};
+constexpr ProductCall kLinearCall = {
+    is_something, [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); },
+    run_linear};
+constexpr ProductCall kLinearGeluCall = {is_something, linear_gelu_problem, run_linear_gelu};
+constexpr ProductCall kGeluGradientCall = {[](const KernelArgs& args) {
+                                             return is_row_product(args) &&
+                                                    args.inputs[2].sizes == args.outputs[0].sizes;
+                                           },
+                                           gelu_gradient_problem, run_gelu_gradient};
+constexpr ProductCall kLinearResidualCall = {is_something, linear_residual_problem,
+                                             run_linear_residual};
+
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+bool supports_product(const KernelArgs& args) {
+  return kCall.fits(args) && kKernel.takes(aligned_problem(kCall.problem(args)),
+                                           device_limits(args.outputs[0].device.index));
 }
 
-template <const WgmmaCall& kCall>
-bool prefers_wgmma(const KernelArgs& args) {
-  return kCall.fits(args) && gemm_wgmma_prefers(kCall.problem(args));
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+bool prefers_product(const KernelArgs& args) {
+  return kCall.fits(args) &&
+         choose_product(aligned_problem(kCall.problem(args)),
+                        device_limits(args.outputs[0].device.index)) == kKernel.choice;
 }
 
-template <const WgmmaCall& kCall>
-void run_wgmma(const KernelArgs& args) {
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+void run_product(const KernelArgs& args) {
   const GemmProblem p = kCall.problem(args);
   const Stream stream = stream_of(args);
-  const bool again = is_gelu_gradient(p.epilogue) && args.outputs.size() > 1;
+  const bool again = is_gradient(p.epilogue) && args.outputs.size() > 1;
   void* activation = again ? args.outputs[1].data : nullptr;
-  if (!gemm_wgmma_takes(p, device_limits(stream.device)) || !allows_vectors(activation)) {
+  if (!kKernel.takes(p, device_limits(stream.device)) || !allows_vectors(activation)) {
     return kCall.otherwise(args);
   }
-  gemm_wgmma(stream, args.op->name.c_str(), p, activation);
+  kKernel.run(stream, args.op->name.c_str(), p, activation);
 }
 
-template <const WgmmaCall& kCall>
-void register_wgmma(std::initializer_list<const char*> ops,
-                    bool (*accepts)(int, const TensorView&)) {
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+void register_product(std::initializer_list<const char*> ops,
+                      bool (*accepts)(int, const TensorView&)) {
   for (const char* op : ops) {
     register_kernel(op, DeviceType::cuda,
-                    {.name = "cuda.wgmma",
-                     .run = run_wgmma<kCall>,
-                     .supports = supports_wgmma<kCall>,
+                    {.name = kKernel.name,
+                     .run = run_product<kCall, kKernel>,
+                     .supports = supports_product<kCall, kKernel>,
                      .accepts = accepts,
-                     .preferred = prefers_wgmma<kCall>});
+                     .preferred = prefers_product<kCall, kKernel>});
   }
+}
+
+template <const ProductCall& kCall>
+void register_products(std::initializer_list<const char*> ops,
+                       bool (*accepts)(int, const TensorView&)) {
+  register_product<kCall, kSkinny>(ops, accepts);
+  register_product<kCall, kWgmma>(ops, accepts);
+  register_product<kCall, kSplit>(ops, accepts);
 }
 
 }  // namespace
@@ -473,11 +507,12 @@ void register_matmul_kernels() {
                    .run = run_gelu_gradient,
                    .supports = supports_gelu_gradient,
                    .accepts = accepts_gelu_gradient});
-  register_wgmma<kMatmulCall>({"matmul"}, accepts_gelu_gradient);
-  register_wgmma<kLinearCall>({"linear"}, accepts_linear);
-  register_wgmma<kLinearGeluCall>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
-  register_wgmma<kGeluGradientCall>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
-                                    accepts_gelu_gradient);
+  register_products<kMatmulCall>({"matmul"}, accepts_gelu_gradient);
+  register_products<kLinearCall>({"linear"}, accepts_linear);
+  register_products<kLinearGeluCall>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
+  register_products<kLinearResidualCall>({"linear_residual"}, accepts_linear);
+  register_products<kGeluGradientCall>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
+                                       accepts_gelu_gradient);
 }
 
 }  // namespace tenon::cuda

@@ -62,12 +62,16 @@ constexpr Form kForms[] = {{"plain", GemmEpilogue::none, false, false},
                            {"exact gelu gradient", GemmEpilogue::gelu_gradient, false, false},
                            {"exact gelu gradient and gelu", GemmEpilogue::gelu_gradient, false, true}};
 
+bool is_exact(GemmEpilogue epilogue) {
+  return epilogue == GemmEpilogue::gelu || epilogue == GemmEpilogue::gelu_gradient;
+}
+
 double activation_of(GemmEpilogue epilogue, double x) {
-  return cuda::is_exact_gelu(epilogue) ? x * std::erfc(-x / std::sqrt(2.0)) / 2 : gelu_tanh(x);
+  return is_exact(epilogue) ? x * std::erfc(-x / std::sqrt(2.0)) / 2 : gelu_tanh(x);
 }
 
 double slope_of(GemmEpilogue epilogue, double x) {
-  if (!cuda::is_exact_gelu(epilogue)) return gelu_tanh_slope(x);
+  if (!is_exact(epilogue)) return gelu_tanh_slope(x);
   return std::erfc(-x / std::sqrt(2.0)) / 2 +
          x * std::exp(-x * x / 2) / std::sqrt(2 * std::acos(-1.0));
 }
@@ -101,7 +105,7 @@ struct Run {
     GemmProblem p = problem(form);
     p.d = d.view_of_data().data;
     p.d_leading = n;
-    const bool gradient = cuda::is_gelu_gradient(form.epilogue);
+    const bool gradient = cuda::is_gradient(form.epilogue);
     if (gradient) p.aux = input.view_of_data().data;
     if (form.second && !gradient) p.aux = second.view_of_data().data;
     if (p.aux != nullptr) p.aux_leading = n;
@@ -141,7 +145,7 @@ void check(const Sample& size, const Form& form, DType dtype, bool transposed,
   const auto [d, second] = run.results(form);
   const std::vector<double> sums = run.sums(form);
   const std::vector<double> input = run.input.to_doubles();
-  const bool gradient = cuda::is_gelu_gradient(form.epilogue);
+  const bool gradient = cuda::is_gradient(form.epilogue);
   std::vector<double> expected, other;
   for (std::size_t i = 0; i < sums.size(); ++i) {
     expected.push_back(gradient ? sums[i] * slope_of(form.epilogue, input[i])
