@@ -39,7 +39,10 @@ enum class GemmEpilogue : std::uint8_t {
 constexpr bool is_gradient(GemmEpilogue epilogue) {
   return epilogue != GemmEpilogue::none && static_cast<int>(epilogue) % 2 == 0;
 }
-/// Those that cuBLASLt has, beside relu without aux.
+constexpr GemmEpilogue gradient_of(GemmEpilogue activation) {
+  return static_cast<GemmEpilogue>(static_cast<int>(activation) + 1);
+}
+/// Those that cuBLASLt has; its ReLU may lose NaN.
 constexpr bool is_plain_or_gelu_tanh(GemmEpilogue epilogue) {
   return epilogue <= GemmEpilogue::gelu_tanh_gradient;
 }

@@ -75,7 +75,6 @@ cublasLtEpilogue_t epilogue_of(const GemmProblem& p) {
   switch (p.epilogue) {
     case GemmEpilogue::none: return biased ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     case GemmEpilogue::gelu_tanh_gradient: return CUBLASLT_EPILOGUE_DGELU;
-    case GemmEpilogue::relu: return biased ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_RELU;
     default: break;
   }
   if (p.aux == nullptr) return biased ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
@@ -187,8 +186,7 @@ std::uint32_t alignment_of(const GemmProblem& p) {
 std::optional<GemmDescriptors> describe(const GemmProblem& p) {
   const bool is_double = p.dtype == DType::float64;
   if (is_double && (p.bias != nullptr || p.epilogue != GemmEpilogue::none)) return std::nullopt;
-  const bool plain_relu = p.epilogue == GemmEpilogue::relu && p.aux == nullptr;
-  if (!is_plain_or_gelu_tanh(p.epilogue) && !plain_relu) return std::nullopt;
+  if (!is_plain_or_gelu_tanh(p.epilogue)) return std::nullopt;
   if (std::min(alignment_of(p.bias), alignment_of(p.aux)) < kEpilogueAlignment) return std::nullopt;
   if (p.aux != nullptr && (p.aux_leading % kAuxLeadingMultiple != 0 || p.batch != 1)) {
     return std::nullopt;

@@ -26,11 +26,12 @@ struct Summary {
 Summary attention(Schedule sch);
 
 /// attention(), then the tail of each residual block, layer_norm(dropout(linear(x)) + residual), as one
-/// kernel behind the product, and gelu(linear(x)) and residual + linear(x) as one op each.
+/// kernel behind the product, and gelu, relu or silu of linear(x), unless it gates another value, and
+/// residual + linear(x) as one op each.
 Summary transformer_encoder(Schedule sch);
 
-/// attention() with causal masks recognized where a model builds them, then gelu(linear(x)) and
-/// residual + linear(x) as one op each and, where the model computes its own loss, also
+/// attention() with causal masks recognized where a model builds them, then activations of linear(x) as
+/// above and residual + linear(x) as one op each and, where the model computes its own loss, also
 /// cross_entropy(linear(x), targets), without storing the logits.
 Summary gpt(Schedule sch);
 

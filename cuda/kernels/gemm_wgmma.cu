@@ -415,7 +415,12 @@ void launch_epilogue(Stream stream, const char* name, const GemmProblem& p, void
     case gelu: return launch_tile<Tile<T, kTransposed, gelu>>(stream, name, p, nullptr);
     case gelu_gradient:
       return launch_tile<Tile<T, kTransposed, gelu_gradient>>(stream, name, p, activation);
-    default: break;
+    case relu: return launch_tile<Tile<T, kTransposed, relu>>(stream, name, p, nullptr);
+    case relu_gradient:
+      return launch_tile<Tile<T, kTransposed, relu_gradient>>(stream, name, p, activation);
+    case silu: return launch_tile<Tile<T, kTransposed, silu>>(stream, name, p, nullptr);
+    case silu_gradient:
+      return launch_tile<Tile<T, kTransposed, silu_gradient>>(stream, name, p, activation);
   }
 }
 
@@ -431,7 +436,7 @@ void launch_layout(Stream stream, const char* name, const GemmProblem& p, void* 
 bool gemm_wgmma_takes(const GemmProblem& p, const DeviceLimits& limits) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   return has_wgmma(limits) && (p.dtype == DType::float16 || p.dtype == DType::bfloat16) &&
-         p.stored_dtype() == p.dtype && p.batch == 1 && p.epilogue < GemmEpilogue::relu && !p.a.transposed && p.c.data == nullptr &&
+         p.stored_dtype() == p.dtype && p.batch == 1 && !p.a.transposed && p.c.data == nullptr &&
          p.n % 8 == 0 && p.m < kMost && p.n < kMost && p.k < kMost &&
          ceil_div(p.m, kRows) * ceil_div(p.n, 128) < kMost &&
          is_aligned_row(p.a.data, p.a.leading) && is_aligned_row(p.b.data, p.b.leading) &&

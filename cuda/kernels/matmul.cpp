@@ -264,10 +264,26 @@ bool has_tanh(const KernelArgs& args) {
   return args.attributes<GeluAttrs>().approximate == Approximate::tanh;
 }
 
-/// linear_gelu, and linear_gelu_aux, whose second result is the activation's input.
-GemmProblem linear_gelu_problem(const KernelArgs& args) {
+/// An activation that products end in: its op, that of its slope, and what products do for it.
+struct Activation {
+  const char* value;
+  const char* slope;
+  GemmEpilogue (*epilogue)(const KernelArgs&);
+};
+constexpr Activation kGelu = {"gelu", "gelu_backward", [](const KernelArgs& args) {
+                                return has_tanh(args) ? GemmEpilogue::gelu_tanh
+                                                      : GemmEpilogue::gelu;
+                              }};
+constexpr Activation kRelu = {"relu", "relu_backward",
+                              [](const KernelArgs&) { return GemmEpilogue::relu; }};
+constexpr Activation kSilu = {"silu", "silu_backward",
+                              [](const KernelArgs&) { return GemmEpilogue::silu; }};
+
+/// linear_gelu and its like, and linear_gelu_aux, whose second result is the activation's input.
+template <const Activation& kActivation>
+GemmProblem linear_activation_problem(const KernelArgs& args) {
   GemmProblem p = linear_problem(args, args.outputs[0]);
-  p.epilogue = has_tanh(args) ? GemmEpilogue::gelu_tanh : GemmEpilogue::gelu;
+  p.epilogue = kActivation.epilogue(args);
   if (args.outputs.size() > 1) {
     p.aux = address_of(args.outputs[1]);
     p.aux_leading = p.n;
@@ -279,19 +295,20 @@ GemmProblem linear_gelu_problem(const KernelArgs& args) {
 bool supports_linear_gelu(const KernelArgs& args) {
   if (!has_tanh(args)) return false;
   if (size_of(args.outputs[0].dtype) != 2) return false;
-  return is_empty(args) || has_aligned_algorithm(args, linear_gelu_problem(args));
+  return is_empty(args) || has_aligned_algorithm(args, linear_activation_problem<kGelu>(args));
 }
 
-void run_linear_gelu(const KernelArgs& args) {
+template <const Activation& kActivation>
+void run_linear_activation(const KernelArgs& args) {
   if (args.outputs[0].numel() == 0) return;
   const Stream stream = stream_of(args);
   if (!is_empty(args)) {
-    const GemmProblem p = linear_gelu_problem(args);
+    const GemmProblem p = linear_activation_problem<kActivation>(args);
     if (has_algorithm(stream, p)) return gemm(stream, p);
   }
   const TensorView& activation_input = args.outputs.back();
   linear_into(args, activation_input);
-  run_elementwise("gelu", args, std::span(&activation_input, 1), args.outputs[0]);
+  run_elementwise(kActivation.value, args, std::span(&activation_input, 1), args.outputs[0]);
 }
 
 GemmProblem linear_residual_problem(const KernelArgs& args) {
@@ -334,43 +351,45 @@ GemmProblem row_product(const KernelArgs& args) {
   return p;
 }
 
-GemmProblem gelu_gradient_problem(const KernelArgs& args) {
+template <const Activation& kActivation>
+GemmProblem slope_problem(const KernelArgs& args) {
   GemmProblem p = row_product(args);
-  p.epilogue = has_tanh(args) ? GemmEpilogue::gelu_tanh_gradient : GemmEpilogue::gelu_gradient;
+  p.epilogue = gradient_of(kActivation.epilogue(args));
   p.aux = address_of(args.inputs[2]);
   p.aux_leading = p.n;
   return p;
 }
 
-bool accepts_gelu_gradient(int operand, const TensorView& view) {
+bool accepts_slope(int operand, const TensorView& view) {
   if (operand == 0) return as_row_operand(view).has_value();
   return operand == 1 ? as_operand(view).has_value() : view.is_contiguous();
 }
 
 /// See supports_linear_gelu; the matrix on the right must serve all rows.
-bool supports_gelu_gradient(const KernelArgs& args) {
+bool supports_gelu_slope(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
   if (!has_tanh(args)) return false;
   if (size_of(output.dtype) != 2 || args.inputs[1].rank() != 2) return false;
   if (args.inputs[2].sizes != output.sizes) return false;
   return output.numel() == 0 || args.inputs[1].size(0) == 0 ||
-         has_aligned_algorithm(args, gelu_gradient_problem(args));
+         has_aligned_algorithm(args, slope_problem<kGelu>(args));
 }
 
 /// With a second result that is gelu(input).
-void run_gelu_gradient(const KernelArgs& args) {
+template <const Activation& kActivation>
+void run_slope(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
   const Stream stream = stream_of(args);
   if (output.numel() == 0) return;
   if (args.outputs.size() > 1) {
-    run_elementwise("gelu", args, args.inputs.subspan(2, 1), args.outputs[1]);
+    run_elementwise(kActivation.value, args, args.inputs.subspan(2, 1), args.outputs[1]);
   }
   if (args.inputs[1].size(0) == 0) return clear(stream, output);
-  const GemmProblem p = gelu_gradient_problem(args);
+  const GemmProblem p = slope_problem<kActivation>(args);
   if (has_algorithm(stream, p)) return gemm(stream, p);
   gemm(stream, row_product(args));
   const TensorView factors[] = {output, args.inputs[2]};
-  run_elementwise("gelu_backward", args, factors, output);
+  run_elementwise(kActivation.slope, args, factors, output);
 }
 
 /// An op as one product for Tenon's own kernels.
@@ -414,12 +433,15 @@ constexpr ProductCall kMatmulCall = {is_row_product, row_product, run_matmul};
 constexpr ProductCall kLinearCall = {
     is_something, [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); },
     run_linear};
-constexpr ProductCall kLinearGeluCall = {is_something, linear_gelu_problem, run_linear_gelu};
-constexpr ProductCall kGeluGradientCall = {[](const KernelArgs& args) {
-                                             return is_row_product(args) &&
-                                                    args.inputs[2].sizes == args.outputs[0].sizes;
-                                           },
-                                           gelu_gradient_problem, run_gelu_gradient};
+template <const Activation& kActivation>
+constexpr ProductCall kActivationCall = {is_something, linear_activation_problem<kActivation>,
+                                         run_linear_activation<kActivation>};
+template <const Activation& kActivation>
+constexpr ProductCall kSlopeCall = {[](const KernelArgs& args) {
+                                      return is_row_product(args) &&
+                                             args.inputs[2].sizes == args.outputs[0].sizes;
+                                    },
+                                    slope_problem<kActivation>, run_slope<kActivation>};
 constexpr ProductCall kLinearResidualCall = {is_something, linear_residual_problem,
                                              run_linear_residual};
 
@@ -493,7 +515,7 @@ void register_matmul_kernels() {
   for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.cublaslt",
-                     .run = run_linear_gelu,
+                     .run = run_linear_activation<kGelu>,
                      .supports = supports_linear_gelu,
                      .accepts = accepts_linear});
   }
@@ -504,15 +526,19 @@ void register_matmul_kernels() {
                    .accepts = accepts_linear});
   register_kernel("matmul_gelu_backward", DeviceType::cuda,
                   {.name = "cuda.cublaslt",
-                   .run = run_gelu_gradient,
-                   .supports = supports_gelu_gradient,
-                   .accepts = accepts_gelu_gradient});
-  register_products<kMatmulCall>({"matmul"}, accepts_gelu_gradient);
+                   .run = run_slope<kGelu>,
+                   .supports = supports_gelu_slope,
+                   .accepts = accepts_slope});
+  register_products<kMatmulCall>({"matmul"}, accepts_slope);
   register_products<kLinearCall>({"linear"}, accepts_linear);
-  register_products<kLinearGeluCall>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
   register_products<kLinearResidualCall>({"linear_residual"}, accepts_linear);
-  register_products<kGeluGradientCall>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
-                                       accepts_gelu_gradient);
+  register_products<kActivationCall<kGelu>>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
+  register_products<kActivationCall<kRelu>>({"linear_relu"}, accepts_linear);
+  register_products<kActivationCall<kSilu>>({"linear_silu", "linear_silu_aux"}, accepts_linear);
+  register_products<kSlopeCall<kGelu>>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
+                                       accepts_slope);
+  register_products<kSlopeCall<kRelu>>({"matmul_relu_backward"}, accepts_slope);
+  register_products<kSlopeCall<kSilu>>({"matmul_silu_backward"}, accepts_slope);
 }
 
 }  // namespace tenon::cuda
