@@ -94,6 +94,15 @@ TEST(CudaGemmSkinny, EverySizeAndEpilogue) {
   }
 }
 
+/// In little work, for compute-sanitizer.
+TEST(CudaGemmSkinny, SmallSizes) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(82);
+  check(1, 17, 1032, DType::bfloat16, generator);
+  check(3, 9, 72, DType::float32, generator);
+  check(8, 6, 264, DType::float16, generator);
+}
+
 TEST(CudaGemmSkinny, RefusesWhatItCannotRead) {
   alignas(16) static char memory[64];
   const auto takes = [&](auto change) {
