@@ -63,7 +63,7 @@ GROUPS = [
     Group("matrix products", "test_cuda_gemm",
           ("CudaGemmWgmma.SmallSizes", "CudaGemmWgmma.SeveralTilesOfEveryBlock"),
           ("memcheck", "synccheck")),
-    Group("matrix products of few rows or tiles", "test_cuda_gemm",
+    Group("small matrix products", "test_cuda_gemm",
           ("CudaGemmSkinny.SmallSizes", "CudaGemmSplit.SmallSizes")),
     Group("rows", "test_cuda_norm",
           ("CudaNorm.SmallRowsOfEveryOp", "CudaNorm.SeveralRowsOfEveryBlock")),
