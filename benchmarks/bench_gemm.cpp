@@ -40,28 +40,44 @@ struct Options : bench::CommonOptions {
   bool no_bias = false;
   bool plans = false;
   std::string epilogue = "none";
+  std::string layout = "linear";
+};
+
+/// How the operands are stored: linear x (M, K), w (N, K); product x (M, K), w (K, N), as the gradient of
+/// an input has them; gradient x (K, M), w (K, N), as that of a weight has them.
+struct Layout {
+  bool input_by_columns = false;
+  bool weight_by_columns = true;
+  explicit Layout(const std::string& name)
+      : input_by_columns(name == "gradient"), weight_by_columns(name == "linear") {}
 };
 
 struct Operands {
+  std::int64_t m, n, k;
+  Layout layout;
   Tensor input, weight, bias, output;
 
-  Operands(std::int64_t m, std::int64_t n, std::int64_t k, bool has_bias, DType dtype,
-           Device device, Generator& generator)
-      : input(randn({m, k}, {dtype, device}, &generator)),
-        weight(randn({n, k}, {dtype, device}, &generator)),
-        output(randn({m, n}, {dtype, device}, &generator)) {
-    if (has_bias) bias = randn({n}, {dtype, device}, &generator);
+  Operands(const Options& o, std::int64_t m, std::int64_t n, std::int64_t k, Device device,
+           Generator& generator)
+      : m(m), n(n), k(k), layout(o.layout) {
+    const TensorOptions like{parse_dtype(o.dtype), device};
+    const auto make = [&](std::int64_t rows, std::int64_t columns, bool by_columns) {
+      return by_columns ? randn({columns, rows}, like, &generator)
+                        : randn({rows, columns}, like, &generator);
+    };
+    input = make(m, k, layout.input_by_columns);
+    weight = make(k, n, layout.weight_by_columns);
+    output = make(m, n, false);
+    if (layout.weight_by_columns && !o.no_bias) bias = randn({n}, like, &generator);
   }
   std::size_t bytes() const {
     return input.storage()->bytes() + weight.storage()->bytes() + output.storage()->bytes();
   }
   static void* data(const Tensor& tensor) { return tensor ? tensor.view_of_data().data : nullptr; }
   GemmProblem problem() const {
-    const std::int64_t m = input.size(0).value(), n = weight.size(0).value();
-    const std::int64_t k = input.size(1).value();
     GemmProblem p{.dtype = input.dtype(), .m = m, .n = n, .k = k};
-    p.a = {data(input), false, k, 0};
-    p.b = {data(weight), true, k, 0};
+    p.a = {data(input), layout.input_by_columns, layout.input_by_columns ? m : k, 0};
+    p.b = {data(weight), layout.weight_by_columns, layout.weight_by_columns ? k : n, 0};
     p.d = data(output);
     p.d_leading = n;
     p.bias = data(bias);
@@ -91,17 +107,16 @@ class Comparison {
 
  private:
   nlohmann::ordered_json row(std::int64_t m, std::int64_t n, std::int64_t k) {
-    const DType dtype = parse_dtype(o_.dtype);
     std::vector<Operands> sets;
-    sets.emplace_back(m, n, k, !o_.no_bias, dtype, device_, generator_);
+    sets.emplace_back(o_, m, n, k, device_, generator_);
     // Small operands take turns too, for more launches than one cache holds.
     constexpr std::size_t kCold = std::size_t{128} << 20;
     const std::size_t wanted =
         o_.warm ? 1 : std::clamp<std::size_t>(kCold / sets[0].bytes() + 1, 2, 64);
     while (sets.size() < wanted) {
-      sets.emplace_back(m, n, k, !o_.no_bias, dtype, device_, generator_);
+      sets.emplace_back(o_, m, n, k, device_, generator_);
     }
-    runs_ = runs_for(m, n, k, size_of(dtype));
+    runs_ = runs_for(m, n, k, size_of(parse_dtype(o_.dtype)));
     Times plans;
     const Measured library = measure_library(sets, plans);
     const Kernel* kernel = nullptr;
@@ -220,14 +235,16 @@ class Comparison {
 
   /// As a Program launches it: the kernel is chosen before addresses are known.
   const Kernel* launch(const Operands& x) const {
-    static const Op& op = get_op(activates() ? "linear_gelu" : "linear");
+    const bool linear = x.layout.weight_by_columns;
+    const Op& op = get_op(activates() ? "linear_gelu" : linear ? "linear" : "matmul");
     static const Attrs attrs =
         !activates() ? Attrs{}
                      : Attrs(GeluAttrs{o_.epilogue == "gelu" ? Approximate::none : Approximate::tanh});
-    TensorView inputs[3] = {x.input.view_of_data(), x.weight.view_of_data(), {}};
+    const Tensor input = x.layout.input_by_columns ? x.input.transpose(0, 1) : x.input;
+    TensorView inputs[3] = {input.view_of_data(), x.weight.view_of_data(), {}};
     if (x.bias) inputs[2] = x.bias.view_of_data();
     TensorView outputs[1] = {x.output.view_of_data()};
-    KernelArgs args{&op, inputs, outputs, &attrs};
+    KernelArgs args{&op, std::span(inputs, linear ? 3 : 2), outputs, &attrs};
     args.stream = backend_->stream(device_.index);
     std::vector<void*> addresses;
     for (TensorView* view : {&inputs[0], &inputs[1], &inputs[2], &outputs[0]}) {
@@ -301,6 +318,8 @@ int main(int argc, char** argv) {
   line.flag("--warm", options.warm, "the same operands again and again");
   line.flag("--no-bias", options.no_bias, "without a bias");
   line.flag("--plans", options.plans, "list the time of every algorithm and plan");
+  line.option("--layout", options.layout, "of the operands")
+      .one_of({"linear", "product", "gradient"});
   line.option("--epilogue", options.epilogue, "what follows").one_of({"none", "gelu", "gelu_tanh"});
   return bench::run_program(line, argc, argv, options, [&] { return Comparison(options).run(); });
 }

@@ -64,7 +64,8 @@ def measure(options, sizes):
         command = [os.path.join(options.bin, "bench_gemm"), "--json", "--dtype", options.dtype,
                    "--runs", str(options.runs)]
         command += ["--warm"] * options.warm + ["--no-bias"] * options.no_bias
-        command += ["--plans"] * options.plans + ["--epilogue", options.epilogue]
+        command += ["--plans"] * options.plans + ["--epilogue", options.epilogue, "--layout",
+                                                    options.layout]
         for m, n, k in sizes[first:first + 50]:
             command += ["--sizes", str(m), str(n), str(k)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -98,6 +99,8 @@ def main():
     add("--warm", action="store_true")
     add("--no-bias", action="store_true")
     add("--epilogue", choices=["none", "gelu", "gelu_tanh"], default="none")
+    add("--layout", choices=["linear", "product", "gradient"], default="linear",
+        help="product: x times W stored (K, N); gradient: as a weight's")
     add("--plans", action="store_true", help="with --json: the time of every algorithm and plan")
     add("--worst", type=int, default=10, help="rows listed at the end")
     add("--json", action="store_true", help="one JSON object on stdout")

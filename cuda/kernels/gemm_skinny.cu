@@ -119,16 +119,21 @@ int warps_for(std::int64_t k, int vector) {
   return static_cast<int>(std::min<std::int64_t>(best, vectors));
 }
 
+/// Rows that a kernel computes.
+std::int64_t rows_for(std::int64_t m) { return m <= 2 ? m : m <= 4 ? 4 : kMostRows; }
+
 template <class T>
 void launch_rows(Stream stream, const char* name, const SkinnyParams& p) {
   const auto launch_for = [&](auto kernel) {
     launch(stream, name, kernel, ceil_div(p.n, kColumns), 32 * warps_for(p.k, vector_length<T>), 0,
            p);
   };
-  if (p.m == 1) return launch_for(gemm_skinny_kernel<T, 1>);
-  if (p.m == 2) return launch_for(gemm_skinny_kernel<T, 2>);
-  if (p.m <= 4) return launch_for(gemm_skinny_kernel<T, 4>);
-  launch_for(gemm_skinny_kernel<T, 8>);
+  switch (rows_for(p.m)) {
+    case 1: return launch_for(gemm_skinny_kernel<T, 1>);
+    case 2: return launch_for(gemm_skinny_kernel<T, 2>);
+    case 4: return launch_for(gemm_skinny_kernel<T, 4>);
+    default: return launch_for(gemm_skinny_kernel<T, kMostRows>);
+  }
 }
 
 }  // namespace
@@ -152,12 +157,15 @@ bool gemm_skinny_takes(const GemmProblem& p) {
 }
 
 bool gemm_skinny_prefers(const GemmProblem& p) {
-  // More rows than one or two are more work for the multiprocessors than the weight is to read.
-  constexpr std::int64_t kMostProducts = 12 << 20;
   // A block reads its columns alone: a long sum of few columns would leave the GPU idle.
-  constexpr std::int64_t kFewestColumns = 256, kLongestOfFewer = 16384;
-  return (p.m <= 2 || p.m * p.n * p.k <= kMostProducts) &&
-         (p.n >= kFewestColumns || p.k <= kLongestOfFewer);
+  constexpr std::int64_t kFewestColumns = 256, kLongestOfFewer = 6144;
+  if (p.n < kFewestColumns && p.k > kLongestOfFewer) return false;
+  // Without tensor cores as much work for any kernel.
+  if (p.m == 1 || p.dtype == DType::float32) return true;
+  // More rows are more work for the multiprocessors than the weight is to read.
+  constexpr std::int64_t kMostOfTwo = 4096, kMostColumns = 2048, kMostProducts = 12 << 20;
+  if (p.m == 2) return p.n <= kMostOfTwo;
+  return p.n <= kMostColumns && rows_for(p.m) * p.n * p.k <= kMostProducts;
 }
 
 void gemm_skinny(Stream stream, const char* name, const GemmProblem& problem) {

@@ -19,6 +19,7 @@
 #include "cuda/device/product_epilogue.cuh"
 #include "cuda/device/tma.cuh"
 #include "cuda/device/wgmma.cuh"
+#include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/launch_cluster.h"
 #include "cuda/tensor_map.h"
 
@@ -471,15 +472,10 @@ bool gemm_split_takes(const GemmProblem& p, const DeviceLimits& limits) {
 }
 
 bool gemm_split_prefers(const GemmProblem& p) {
-  constexpr std::int64_t kShortestSum = 1536;
-  constexpr std::int64_t kMostRows = 128;
-  constexpr std::int64_t kMostTiles = 24;
+  constexpr std::int64_t kShortestSum = 2560, kMostRows = 64, kFewestTiles = 8, kMostTiles = 16;
   const std::int64_t tiles = ceil_div(p.m, 64) * ceil_div(p.n, 64);
-  if (!is_plain_or_gelu_tanh(p.epilogue)) {  // cuBLASLt's product needs a second kernel
-    constexpr std::int64_t kFewRows = 32, kMostOfExact = 48;
-    return p.m <= kFewRows || (p.m <= kMostRows && tiles <= kMostOfExact);
-  }
-  return p.k >= kShortestSum && p.m <= kMostRows && tiles <= kMostTiles;
+  return p.k >= kShortestSum && p.m <= kMostRows && tiles >= kFewestTiles && tiles <= kMostTiles &&
+         reads_whole_sectors(p);
 }
 
 namespace {

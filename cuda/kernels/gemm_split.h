@@ -22,8 +22,8 @@ SplitPlan plan_split(std::int64_t m, std::int64_t n, std::int64_t k, int multipr
 /// A not transposed, n a multiple of 8, rows of all matrices aligned to 16 bytes.
 bool gemm_split_takes(const GemmProblem& problem, const DeviceLimits& limits);
 
-/// Whether it is taken before cuBLASLt, where gemm_wgmma is not: for long sums of few tiles, where an H200
-/// is up to 1.2 times as fast as by the best of cuBLASLt's algorithms, and of few rows or tiles with exact GELU.
+/// Whether it is taken before cuBLASLt: for long sums of few rows and tiles, where an H200 is up to 1.2
+/// times as fast as by the best of cuBLASLt's algorithms.
 bool gemm_split_prefers(const GemmProblem& problem);
 
 /// Queues a product that gemm_split_takes. With a gradient, `activation`, if given, is (m, n) and gets

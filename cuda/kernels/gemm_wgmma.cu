@@ -444,9 +444,14 @@ bool gemm_wgmma_takes(const GemmProblem& p, const DeviceLimits& limits) {
          is_aligned_row(p.bias, 0);
 }
 
+bool reads_whole_sectors(const GemmProblem& p) {
+  constexpr std::int64_t kSector = 16;  // elements
+  return p.a.leading % kSector == 0 && p.b.leading % kSector == 0;
+}
+
 bool gemm_wgmma_fills(const GemmProblem& p) {
   constexpr std::int64_t kFewest = 132 / 2;
-  return ceil_div(p.m, kRows) * ceil_div(p.n, kTileColumns) >= kFewest;
+  return ceil_div(p.m, kRows) * ceil_div(p.n, kTileColumns) >= kFewest && reads_whole_sectors(p);
 }
 
 bool gemm_wgmma_prefers(const GemmProblem& p) {
@@ -461,7 +466,7 @@ bool gemm_wgmma_prefers(const GemmProblem& p) {
   // The other kernels' epilogues cost more.
   const bool fits = p.epilogue == GemmEpilogue::none ? 10 * p.m * p.n >= 9 * covered
                                                      : 4 * p.m * p.n >= 3 * covered;
-  return p.k >= kShortestSum && tiles >= kFewestTiles && fits;
+  return p.k >= kShortestSum && tiles >= kFewestTiles && fits && reads_whole_sectors(p);
 }
 
 void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {

@@ -446,16 +446,19 @@ constexpr ProductCall kLinearResidualCall = {is_something, linear_residual_probl
                                              run_linear_residual};
 
 template <const ProductCall& kCall, const ProductKernel& kKernel>
-bool supports_product(const KernelArgs& args) {
-  return kCall.fits(args) && kKernel.takes(aligned_problem(kCall.problem(args)),
-                                           device_limits(args.outputs[0].device.index));
-}
-
-template <const ProductCall& kCall, const ProductKernel& kKernel>
 bool prefers_product(const KernelArgs& args) {
   return kCall.fits(args) &&
          choose_product(aligned_problem(kCall.problem(args)),
                         device_limits(args.outputs[0].device.index)) == kKernel.choice;
+}
+
+/// What cuBLASLt cannot end in is two ops where that is expected to take less time.
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+bool supports_product(const KernelArgs& args) {
+  if (!kCall.fits(args)) return false;
+  const GemmProblem p = aligned_problem(kCall.problem(args));
+  return kKernel.takes(p, device_limits(args.outputs[0].device.index)) &&
+         (is_plain_or_gelu_tanh(p.epilogue) || prefers_product<kCall, kKernel>(args));
 }
 
 template <const ProductCall& kCall, const ProductKernel& kKernel>

@@ -136,7 +136,10 @@ TEST(CudaGemmSkinny, IsPreferredWhereReadingTheWeightTakesLongest) {
   EXPECT_TRUE(prefers(1, 768, 768));
   EXPECT_TRUE(prefers(1, 11008, 4096));
   EXPECT_TRUE(prefers(2, 4096, 4096));
-  EXPECT_TRUE(prefers(4, 3072, 768));
+  EXPECT_FALSE(prefers(2, 4800, 1600));
+  EXPECT_TRUE(prefers(4, 1280, 1280));
+  EXPECT_FALSE(prefers(4, 3072, 768));
+  EXPECT_FALSE(prefers(5, 3712, 648));
   EXPECT_TRUE(prefers(8, 768, 768));
   EXPECT_FALSE(prefers(4, 4096, 4096));
   EXPECT_FALSE(prefers(8, 2304, 768));

@@ -167,9 +167,11 @@ TEST(CudaGemm, LinearGeluWritesItsResultsOnly) {
       const Operand2 bias = make_operand({24}, dtype, placement, generator, -1, 1);
       const double rounding = 8 * unit_roundoff(dtype) / unit_roundoff(DType::float32);
       for (const Approximate form : {Approximate::none, Approximate::tanh}) {
-        check_op("linear_gelu", {x, weight, bias}, GeluAttrs{form},
-                 {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
-                 describe("linear_gelu", dtype, {33, 64}, placement));
+        // An exact form that lies unaligned is two ops.
+        const auto check = form == Approximate::tanh ? check_op : check_outputs;
+        check("linear_gelu", {x, weight, bias}, GeluAttrs{form},
+              {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
+              describe("linear_gelu", dtype, {33, 64}, placement));
       }
       if (HasFatalFailure()) return;
     }
