@@ -23,6 +23,7 @@
 #include "cuda/kernels/gemm_wgmma.h"
 #include "tensor/device_backend.h"
 #include "tensor/error.h"
+#include "tensor/functional.h"
 #include "tensor/op.h"
 #include "tensor/ops/attributes.h"
 #include "tensor/tensor.h"
@@ -57,9 +58,9 @@ struct Operands {
   Layout layout;
   Tensor input, weight, bias, output;
 
-  Operands(const Options& o, std::int64_t m, std::int64_t n, std::int64_t k, Device device,
-           Generator& generator)
-      : m(m), n(n), k(k), layout(o.layout) {
+  Operands(const Options& o, std::int64_t rows_of_output, std::int64_t columns_of_output,
+           std::int64_t depth, Device device, Generator& generator)
+      : m(rows_of_output), n(columns_of_output), k(depth), layout(o.layout) {
     const TensorOptions like{parse_dtype(o.dtype), device};
     const auto make = [&](std::int64_t rows, std::int64_t columns, bool by_columns) {
       return by_columns ? randn({columns, rows}, like, &generator)
@@ -132,7 +133,7 @@ class Comparison {
     nlohmann::ordered_json found = {{"m", m},
                                     {"n", n},
                                     {"k", k},
-                                    {"kernel", kernel->name},
+                                    {"kernel", kernel == nullptr ? "two ops" : kernel->name},
                                     {"microseconds", microseconds},
                                     {"best_microseconds", best},
                                     {"first_microseconds", library.first},
@@ -233,7 +234,8 @@ class Comparison {
     return {static_cast<cudaStream_t>(backend_->stream(device_.index)), device_.index};
   }
 
-  /// As a Program launches it: the kernel is chosen before addresses are known.
+  /// As a Program launches it: the kernel is chosen before addresses are known. Null where the product and
+  /// its activation are two ops.
   const Kernel* launch(const Operands& x) const {
     const bool linear = x.layout.weight_by_columns;
     const Op& op = get_op(activates() ? "linear_gelu" : linear ? "linear" : "matmul");
@@ -251,6 +253,12 @@ class Comparison {
       addresses.push_back(std::exchange(view->data, nullptr));
     }
     const Kernel* kernel = select_kernel(op, DeviceType::cuda, args);
+    if (kernel == nullptr) {
+      const Tensor& bias = x.bias;
+      static_cast<void>(gelu(tenon::linear(x.input, x.weight, bias),
+                             o_.epilogue == "gelu" ? Approximate::none : Approximate::tanh));
+      return nullptr;
+    }
     const std::size_t bytes = kernel->workspace_bytes ? kernel->workspace_bytes(args) : 0;
     if (bytes > workspace_size_) {
       workspace_ = empty({static_cast<std::int64_t>(bytes)}, {DType::uint8, device_});

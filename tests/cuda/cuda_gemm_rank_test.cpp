@@ -1,9 +1,10 @@
 // Which of cuBLASLt's algorithms is expected to be fastest: the sizes of tiles by their numbers, and choices
-// as they were measured on an H200.
+// as they were measured on an H200; which kernel computes a product.
 #include "cuda/gemm_rank.h"
 
 #include <cublasLt.h>
 
+#include "cuda/kernels/gemm_choice.h"
 #include "tests/cuda/cuda_support.h"
 
 namespace tenon::test {
@@ -102,6 +103,57 @@ TEST(CudaGemmRank, TimesGrowWithTheWork) {
   EXPECT_LT(time(4096, 4096, 512), time(8192, 4096, 512));
   EXPECT_NEAR(time(4096, 4096, 512, 4) / time(16384, 4096, 512), 1, 0.05);
   EXPECT_GT(time(1, 1, 1), 2);
+}
+
+/// As bench_gemm --plans measured them on an H200.
+TEST(CudaGemmChoice, IsWhatWasMeasuredToBeFastest) {
+  constexpr cuda::DeviceLimits kH200{9, 0, 132, 227 << 10, 228 << 10};
+  if (!cuda::has_wgmma(kH200)) GTEST_SKIP() << "no code for compute capability 9.0";
+  using enum cuda::GemmEpilogue;
+  using enum cuda::ProductChoice;
+  struct Case {
+    std::int64_t m, n, k;
+    cuda::GemmEpilogue epilogue;
+    cuda::ProductChoice choice;
+    DType dtype = DType::bfloat16;
+  };
+  const Case cases[] = {{1, 768, 768, none, skinny},
+                        {1, 11008, 4096, none, skinny},
+                        {4, 1024, 1024, none, skinny},
+                        {8, 4096, 4096, none, cublaslt},
+                        {8, 4096, 4096, none, skinny, DType::float32},
+                        {16, 4096, 4096, none, cublaslt, DType::float32},
+                        {16, 768, 3072, none, split},
+                        {64, 768, 3072, none, split},
+                        {16, 768, 768, none, cublaslt},
+                        {64, 768, 3080, none, cublaslt},  // rows in the middle of sectors
+                        {128, 3072, 768, none, cublaslt},
+                        {32768, 3072, 768, none, wgmma},
+                        {14638, 6744, 728, none, cublaslt},
+                        {4096, 1024, 1024, none, cublaslt},
+                        {1, 3072, 768, gelu, skinny},
+                        {16, 3072, 768, gelu, split},
+                        {16, 3072, 768, relu, split},
+                        {128, 768, 768, silu, split},
+                        {394, 3072, 768, gelu, cublaslt},  // a product, then an activation
+                        {2048, 3072, 768, gelu, wgmma},
+                        {2048, 3072, 768, relu_gradient, wgmma},
+                        {2048, 3072, 768, relu, cublaslt, DType::float32}};
+  alignas(16) static char memory[16];
+  for (const Case& c : cases) {
+    cuda::GemmProblem p{.dtype = c.dtype, .m = c.m, .n = c.n, .k = c.k};
+    p.a = {memory, false, c.k, 0};
+    p.b = {memory, true, c.k, 0};
+    p.d = memory;
+    p.d_leading = c.n;
+    p.epilogue = c.epilogue;
+    if (is_gradient(c.epilogue)) {
+      p.aux = memory;
+      p.aux_leading = c.n;
+    }
+    EXPECT_EQ(cuda::choose_product(p, kH200), c.choice)
+        << c.m << " x " << c.n << " x " << c.k << ", epilogue " << static_cast<int>(c.epilogue);
+  }
 }
 
 }  // namespace cuda_gemm_rank_test

@@ -60,20 +60,33 @@ constexpr Form kForms[] = {{"plain", GemmEpilogue::none, false, false},
                            {"exact gelu", GemmEpilogue::gelu, false, false},
                            {"bias, exact gelu and its input", GemmEpilogue::gelu, true, true},
                            {"exact gelu gradient", GemmEpilogue::gelu_gradient, false, false},
-                           {"exact gelu gradient and gelu", GemmEpilogue::gelu_gradient, false, true}};
+                           {"exact gelu gradient and gelu", GemmEpilogue::gelu_gradient, false, true},
+                           {"bias and relu", GemmEpilogue::relu, true, false},
+                           {"relu gradient", GemmEpilogue::relu_gradient, false, false},
+                           {"bias, silu and its input", GemmEpilogue::silu, true, true},
+                           {"silu gradient", GemmEpilogue::silu_gradient, false, false}};
 
-bool is_exact(GemmEpilogue epilogue) {
-  return epilogue == GemmEpilogue::gelu || epilogue == GemmEpilogue::gelu_gradient;
-}
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double normal_cdf(double x) { return std::erfc(-x / std::sqrt(2.0)) / 2; }
 
 double activation_of(GemmEpilogue epilogue, double x) {
-  return is_exact(epilogue) ? x * std::erfc(-x / std::sqrt(2.0)) / 2 : gelu_tanh(x);
+  switch (epilogue) {
+    case GemmEpilogue::gelu:
+    case GemmEpilogue::gelu_gradient: return x * normal_cdf(x);
+    case GemmEpilogue::relu: return std::max(x, 0.0);
+    case GemmEpilogue::silu: return x * sigmoid(x);
+    default: return gelu_tanh(x);
+  }
 }
 
 double slope_of(GemmEpilogue epilogue, double x) {
-  if (!is_exact(epilogue)) return gelu_tanh_slope(x);
-  return std::erfc(-x / std::sqrt(2.0)) / 2 +
-         x * std::exp(-x * x / 2) / std::sqrt(2 * std::acos(-1.0));
+  switch (epilogue) {
+    case GemmEpilogue::gelu_gradient:
+      return normal_cdf(x) + x * std::exp(-x * x / 2) / std::sqrt(2 * std::acos(-1.0));
+    case GemmEpilogue::relu_gradient: return x > 0 ? 1 : 0;
+    case GemmEpilogue::silu_gradient: return sigmoid(x) * (1 + x * (1 - sigmoid(x)));
+    default: return gelu_tanh_slope(x);
+  }
 }
 
 /// One problem with results of its own.
