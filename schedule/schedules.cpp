@@ -274,14 +274,52 @@ void fuse_residual_norms(Schedule& sch, Summary& summary) {
   });
 }
 
-void fuse_gelus(Schedule& sch, Summary& summary) {
-  for (const Approximate approximate : {Approximate::none, Approximate::tanh}) {
-    const Matches activated =
-        sch.find([approximate](const Tensor& x, const Tensor& w, const Tensor& b) {
-          return gelu(linear(x, w, b), approximate);
-        });
-    attempt(summary, as_list(activated), [&](const std::vector<Subgraph>& chosen) {
-      sch.fuse({chosen, {}}, {.name = "FusedLinearGELU"});
+/// Of the matches, those whose result is not a factor: silu(gate) * up is one kernel on its own, which
+/// an activation inside the product would only add a matrix to.
+std::vector<Subgraph> that_are_no_gates(const Schedule& sch, const Matches& matches) {
+  std::vector<Subgraph> chosen;
+  for (const Subgraph& match : matches) {
+    const auto& uses = sch.graph().value(match.outputs[0]).uses;
+    const bool gates = std::any_of(uses.begin(), uses.end(), [&](const Use& use) {
+      return sch.graph().node(use.node).op->name == "mul";
+    });
+    if (!gates) chosen.push_back(match);
+  }
+  return chosen;
+}
+
+/// Activations that a product can end in, with a bias and without.
+void fuse_activations(Schedule& sch, Summary& summary) {
+  using Activation = Tensor (*)(const Tensor&);
+  using Product = Tensor (*)(const Tensor&, const Tensor&, const Tensor&);
+  struct Ending {
+    const char* name;
+    Activation activation;
+    Product product;
+  };
+  const Ending endings[] = {
+      {"FusedLinearGELU", [](const Tensor& x) { return gelu(x); },
+       [](const Tensor& x, const Tensor& w, const Tensor& b) { return linear_gelu(x, w, b); }},
+      {"FusedLinearGELU", [](const Tensor& x) { return gelu(x, Approximate::tanh); },
+       [](const Tensor& x, const Tensor& w, const Tensor& b) {
+         return linear_gelu(x, w, b, Approximate::tanh);
+       }},
+      {"FusedLinearReLU", relu, linear_relu},
+      {"FusedLinearSiLU", silu, linear_silu}};
+  for (const Ending& ending : endings) {
+    const ReplaceOptions name{.name = ending.name};
+    const Matches biased = sch.find([&](const Tensor& x, const Tensor& w, const Tensor& b) {
+      return ending.activation(linear(x, w, b));
+    });
+    attempt(summary, that_are_no_gates(sch, biased), [&](const std::vector<Subgraph>& chosen) {
+      sch.fuse({chosen, {}}, {.name = ending.name});
+    });
+    const Matches plain = sch.find(
+        [&](const Tensor& x, const Tensor& w) { return ending.activation(linear(x, w)); });
+    const Product product = ending.product;
+    attempt(summary, that_are_no_gates(sch, plain), [&](const std::vector<Subgraph>& chosen) {
+      sch.replace([product](const Tensor& x, const Tensor& w) { return product(x, w, {}); },
+                  {chosen, {}}, name);
     });
   }
 }
@@ -538,7 +576,7 @@ Summary transformer_encoder(Schedule sch) {
   fuse_attention(sch, summary, {});
   sch.trace({.flatten = true});
   fuse_residual_norms(sch, summary);
-  fuse_gelus(sch, summary);
+  fuse_activations(sch, summary);
   fuse_gates(sch, summary);
   fuse_rotations(sch, summary);
   fuse_residuals(sch, summary);
@@ -550,7 +588,7 @@ Summary gpt(Schedule sch) {
   Summary summary;
   fuse_attention(sch, summary, causal_masks(sch));
   sch.trace({.flatten = true});
-  fuse_gelus(sch, summary);
+  fuse_activations(sch, summary);
   fuse_gates(sch, summary);
   fuse_rotations(sch, summary);
   fuse_residuals(sch, summary);

@@ -114,6 +114,9 @@ Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& bias = {}
 /// are rounded once, at the end.
 Tensor linear_gelu(const Tensor& input, const Tensor& weight, const Tensor& bias,
                    Approximate approximate = Approximate::none);
+/// relu and silu of linear(input, weight, bias), likewise.
+Tensor linear_relu(const Tensor& input, const Tensor& weight, const Tensor& bias);
+Tensor linear_silu(const Tensor& input, const Tensor& weight, const Tensor& bias);
 /// linear(input, weight, bias) + residual, which has the result's shape; rounded once, at the end.
 Tensor linear_residual(const Tensor& input, const Tensor& weight, const Tensor& bias,
                        const Tensor& residual);

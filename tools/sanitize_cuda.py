@@ -73,6 +73,8 @@ GROUPS = [
     Group("matrix products", "test_cuda_gemm",
           ("CudaGemmWgmma.SmallSizes", "CudaGemmWgmma.SeveralTilesOfEveryBlock"),
           ("memcheck", "synccheck")),
+    Group("small matrix products", "test_cuda_gemm",
+          ("CudaGemmSkinny.SmallSizes", "CudaGemmSplit.SmallSizes")),
     Group("rows", "test_cuda_norm",
           ("CudaNorm.SmallRowsOfEveryOp", "CudaNorm.SeveralRowsOfEveryBlock")),
     Group("batch norm", "test_cuda_norm", ("CudaBatchNorm.SmallShapesOfEveryOp",)),

@@ -43,9 +43,14 @@
   X(matmul_add) \
   X(matmul_gelu_backward) \
   X(matmul_gelu_backward_again) \
+  X(matmul_relu_backward) \
+  X(matmul_silu_backward) \
   X(linear) \
   X(linear_gelu) \
   X(linear_gelu_aux) \
+  X(linear_relu) \
+  X(linear_silu) \
+  X(linear_silu_aux) \
   X(linear_residual) \
   X(sum) \
   X(mean) \
