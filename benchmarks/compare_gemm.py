@@ -4,6 +4,7 @@
   benchmarks/compare_gemm.py --bin build/release/bin
   benchmarks/compare_gemm.py --bin build/release/bin --shapes random --count 100 --seed 7
   benchmarks/compare_gemm.py --bin build/release/bin --sizes 128x768x3072,1x4096x4096
+  benchmarks/compare_gemm.py --bin build/release/bin --epilogue gelu    # beside cuBLASLt's tanh form
 
 models: 200 products (M, N, K) as BERT, GPT-2, LLaMA, T5 and ViT have them at batch 1 to 32, M tokens from K to
 N features. random: others, of the same range. ratio: the time of cuBLASLt's fastest of 16 deterministic
@@ -63,6 +64,8 @@ def measure(options, sizes):
         command = [os.path.join(options.bin, "bench_gemm"), "--json", "--dtype", options.dtype,
                    "--runs", str(options.runs)]
         command += ["--warm"] * options.warm + ["--no-bias"] * options.no_bias
+        command += ["--plans"] * options.plans + ["--epilogue", options.epilogue, "--layout",
+                                                    options.layout]
         for m, n, k in sizes[first:first + 50]:
             command += ["--sizes", str(m), str(n), str(k)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -95,6 +98,10 @@ def main():
     add("--runs", type=int, default=20)
     add("--warm", action="store_true")
     add("--no-bias", action="store_true")
+    add("--epilogue", choices=["none", "gelu", "gelu_tanh"], default="none")
+    add("--layout", choices=["linear", "product", "gradient"], default="linear",
+        help="product: x times W stored (K, N); gradient: as a weight's")
+    add("--plans", action="store_true", help="with --json: the time of every algorithm and plan")
     add("--worst", type=int, default=10, help="rows listed at the end")
     add("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()

@@ -180,9 +180,13 @@ CudnnGraph::Value CudnnGraph::number() {
 }
 
 CudnnGraph::Value CudnnGraph::matmul(Value a, Value b) {
+  return rounded_matmul(a, b, CUDNN_DATA_FLOAT);
+}
+
+CudnnGraph::Value CudnnGraph::rounded_matmul(Value a, Value b, cudnnDataType_t type) {
   CudnnAxes sizes = tensor(a).sizes;
   sizes[3] = tensor(b).sizes[3];
-  const Value result = add_virtual(CUDNN_DATA_FLOAT, sizes);
+  const Value result = add_virtual(type, sizes);
   matmul(a, b, result);
   return result;
 }
@@ -263,6 +267,11 @@ CudnnGraph::Value CudnnGraph::reduce(cudnnReduceTensorOp_t operation, Value x) {
   CudnnAxes sizes = tensor(x).sizes;
   sizes[3] = 1;
   const Value result = add_virtual(CUDNN_DATA_FLOAT, sizes);
+  reduce(operation, x, result);
+  return result;
+}
+
+void CudnnGraph::reduce(cudnnReduceTensorOp_t operation, Value x, Value result) {
   cudnnBackendDescriptor_t settings = make(CUDNN_BACKEND_REDUCTION_DESCRIPTOR);
   set(settings, CUDNN_ATTR_REDUCTION_COMP_TYPE, CUDNN_DATA_FLOAT);
   set(settings, CUDNN_ATTR_REDUCTION_OPERATOR, operation);
@@ -273,7 +282,6 @@ CudnnGraph::Value CudnnGraph::reduce(cudnnReduceTensorOp_t operation, Value x) {
   set(node, CUDNN_ATTR_OPERATION_REDUCTION_YDESC, tensor(result).descriptor);
   finalize(node);
   operations_.push_back(node);
-  return result;
 }
 
 CudnnGraph::Value CudnnGraph::transpose(Value x, cudnnDataType_t type) {

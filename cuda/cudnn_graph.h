@@ -56,6 +56,10 @@ class CudnnGraph {
   Value at_least(Value a, Value b);
   /// Over the columns; sizes (…, rows, 1).
   Value reduce(cudnnReduceTensorOp_t operation, Value x);
+  /// Over what `result` has fewer of: columns, or the heads of each group that follow each other.
+  void reduce(cudnnReduceTensorOp_t operation, Value x, Value result);
+  /// a·b over the last two axes, rounded to `type`.
+  Value rounded_matmul(Value a, Value b, cudnnDataType_t type);
   /// pointwise with its result rounded to `type`, as a factor of a product is.
   Value rounded(cudnnPointwiseMode_t mode, std::initializer_list<Value> operands,
                 cudnnDataType_t type);

@@ -8,6 +8,7 @@
 
 #include "cuda/context.h"
 #include "cuda/gemm_plan.h"
+#include "cuda/gemm_rank.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -55,6 +56,28 @@ GemmLibrary& library_of(int device) {
   return *library;
 }
 
+std::optional<cublasLtMatmulAlgo_t> algorithm_for(const GemmLibrary& library, const GemmProblem& p,
+                                                  const GemmDescriptors& descriptors) {
+  constexpr int kCandidates = 16;
+  const auto ask = [&](bool splits_k, int count) {
+    return candidates(library.handle.get(), p, descriptors, splits_k, count);
+  };
+  // float32 has no kernels of expected time: the library's favourite is taken.
+  if (size_of(p.dtype) != 2) {
+    const auto found = ask(may_split_k(p, library.multiprocessors), 1);
+    return found.empty() ? std::nullopt : std::optional(found[0]);
+  }
+  std::vector<cublasLtMatmulAlgo_t> found =
+      ask(may_split_k(p, library.multiprocessors), kCandidates);
+  for (const auto& other : ask(!may_split_k(p, library.multiprocessors), kCandidates)) {
+    found.push_back(other);
+  }
+  std::vector<GemmAlgorithm> configurations;
+  for (const auto& algorithm : found) configurations.push_back(configuration_of(algorithm));
+  if (found.empty()) return std::nullopt;
+  return found[choose_algorithm(p, configurations, library.multiprocessors)];
+}
+
 /// Null when cuBLASLt has no algorithm.
 std::unique_ptr<Plan> make_plan(const GemmLibrary& library, const GemmProblem& p) {
   auto descriptors = describe(p);
@@ -65,11 +88,10 @@ std::unique_ptr<Plan> make_plan(const GemmLibrary& library, const GemmProblem& p
       return std::make_unique<Plan>(
           Plan{.descriptors = std::move(*descriptors), .algorithm = *algorithm});
   }
-  const bool splits_k = may_split_k(p, library.multiprocessors);
-  const auto found = candidates(library.handle.get(), p, *descriptors, splits_k, 1);
-  if (found.empty()) return nullptr;
+  const auto algorithm = algorithm_for(library, p, *descriptors);
+  if (!algorithm) return nullptr;
   return std::make_unique<Plan>(
-      Plan{.descriptors = std::move(*descriptors), .algorithm = found[0]});
+      Plan{.descriptors = std::move(*descriptors), .algorithm = *algorithm});
 }
 
 /// The plan of a problem, found or made; the library's mutex is held.

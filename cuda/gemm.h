@@ -23,20 +23,28 @@ struct GemmOperand {
   std::int64_t batch_stride = 0;
 };
 
-/// What is done to a product, its addend and its bias before they are stored. GELU has a tanh form, and
-/// an exact one that cuBLASLt lacks.
+/// What is done to a product, its addend and its bias before they are stored. Of an activation x itself
+/// goes to aux, if given; a gradient is D = x · activation'(aux). The order is that of a saved table.
 enum class GemmEpilogue : std::uint8_t {
   none,
-  gelu_tanh,           // D = gelu(x); x itself goes to aux, if given
-  gelu_tanh_gradient,  // D = x · gelu'(aux)
-  gelu,
+  gelu_tanh,
+  gelu_tanh_gradient,
+  gelu,  // exact
   gelu_gradient,
+  relu,
+  relu_gradient,
+  silu,
+  silu_gradient,
 };
-constexpr bool is_gelu_gradient(GemmEpilogue epilogue) {
-  return epilogue == GemmEpilogue::gelu_tanh_gradient || epilogue == GemmEpilogue::gelu_gradient;
+constexpr bool is_gradient(GemmEpilogue epilogue) {
+  return epilogue != GemmEpilogue::none && static_cast<int>(epilogue) % 2 == 0;
 }
-constexpr bool is_exact_gelu(GemmEpilogue epilogue) {
-  return epilogue == GemmEpilogue::gelu || epilogue == GemmEpilogue::gelu_gradient;
+constexpr GemmEpilogue gradient_of(GemmEpilogue activation) {
+  return static_cast<GemmEpilogue>(static_cast<int>(activation) + 1);
+}
+/// Those that cuBLASLt has; its ReLU may lose NaN.
+constexpr bool is_plain_or_gelu_tanh(GemmEpilogue epilogue) {
+  return epilogue <= GemmEpilogue::gelu_tanh_gradient;
 }
 
 /// D[b] = epilogue(A[b] · B[b] + C[b] + bias), D row-major (m, n); m, n, k, batch >= 1.

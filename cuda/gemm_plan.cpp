@@ -186,7 +186,7 @@ std::uint32_t alignment_of(const GemmProblem& p) {
 std::optional<GemmDescriptors> describe(const GemmProblem& p) {
   const bool is_double = p.dtype == DType::float64;
   if (is_double && (p.bias != nullptr || p.epilogue != GemmEpilogue::none)) return std::nullopt;
-  if (is_exact_gelu(p.epilogue)) return std::nullopt;
+  if (!is_plain_or_gelu_tanh(p.epilogue)) return std::nullopt;
   if (std::min(alignment_of(p.bias), alignment_of(p.aux)) < kEpilogueAlignment) return std::nullopt;
   if (p.aux != nullptr && (p.aux_leading % kAuxLeadingMultiple != 0 || p.batch != 1)) {
     return std::nullopt;

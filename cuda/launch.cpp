@@ -8,6 +8,7 @@
 
 #include "cuda/check.h"
 #include "cuda/device_limits.h"
+#include "cuda/launch_cluster.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -45,6 +46,16 @@ void raise_shared_limit(Stream stream, const char* name, const void* kernel, std
   limit = bytes;
 }
 
+/// Checks a launch, and with TENON_CUDA_SYNC=1 waits for it.
+void finish_launch(Stream stream, const char* name, cudaError_t status) {
+  check(status, name);
+  check(cudaPeekAtLastError(), name);
+  if (!synchronous_launches()) return;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  TENON_CUDA_CHECK(cudaStreamIsCapturing(stream.handle, &capture));
+  if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream.handle), name);
+}
+
 }  // namespace
 
 GridShape fold_blocks(std::int64_t blocks) {
@@ -70,13 +81,30 @@ void launch_kernel(Stream stream, const char* name, const void* kernel, const La
   const cudaError_t status =
       cudaLaunchKernel(kernel, dim3(grid.x, grid.y), dim3(static_cast<unsigned>(shape.threads)),
                        arguments, shape.shared_bytes, stream.handle);
-  check(status, name);
-  check(cudaPeekAtLastError(), name);
-  if (synchronous_launches()) {
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    TENON_CUDA_CHECK(cudaStreamIsCapturing(stream.handle, &capture));
-    if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream.handle), name);
+  finish_launch(stream, name, status);
+}
+
+void launch_cluster_kernel(Stream stream, const char* name, const void* kernel,
+                           const LaunchShape& shape, int cluster, void** arguments) {
+  if (shape.blocks == 0) return;
+  TENON_INTERNAL(cluster > 0 && shape.blocks % cluster == 0 && shape.blocks <= kMaxGridX,
+                 "launch of {} with {} blocks in clusters of {}", name, shape.blocks, cluster);
+  require_alive();
+  use_device(stream.device);
+  if (shape.shared_bytes > kDefaultSharedBytes) {
+    raise_shared_limit(stream, name, kernel, shape.shared_bytes);
   }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream.handle;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  finish_launch(stream, name, cudaLaunchKernelExC(&config, kernel, arguments));
 }
 
 }  // namespace tenon::cuda

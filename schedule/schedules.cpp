@@ -6,6 +6,7 @@
 #include <set>
 #include <tuple>
 
+#include "schedule/detail/repeated_heads.h"
 #include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/gradients.h"
@@ -202,9 +203,42 @@ void replace_attention(Schedule& sch, Summary& summary, const std::set<ValueId>&
   }
 }
 
+Tensor ordered(const Tensor& x, const std::vector<std::int64_t>& order) {
+  return std::is_sorted(order.begin(), order.end()) ? x : permute(x, order);
+}
+
+/// Keys and values whose heads are repeated for groups of the query's are read where they are.
+void read_groups_once(Schedule& sch, Summary& summary) {
+  using Numbers = std::tuple<std::string, std::vector<std::int64_t>, std::vector<std::int64_t>, bool>;
+  std::map<Numbers, std::vector<detail::GroupedAttention>> by_numbers;
+  for (auto& call : detail::find_grouped_attention(sch.graph(), sch.path())) {
+    call.attrs.site = 0;  // replace carries sites over
+    const bool masked = call.match.inputs.size() > 3;
+    by_numbers[{Attrs(call.attrs).to_string(), call.key_order, call.value_order, masked}].push_back(
+        std::move(call));
+  }
+  for (const auto& [numbers, calls] : by_numbers) {
+    const auto attend = [call = calls[0]](const Tensor& q, const Tensor& k, const Tensor& v,
+                                          const Tensor& mask) {
+      const Tensor operands[] = {q, ordered(k, call.key_order), ordered(v, call.value_order), mask};
+      return apply(get_op("scaled_dot_product_attention"), operands, call.attrs).at(0);
+    };
+    std::vector<Subgraph> matches;
+    for (const auto& call : calls) matches.push_back(call.match);
+    attempt(summary, matches, [&](const std::vector<Subgraph>& chosen) {
+      const ReplaceOptions name{.name = "grouped_attention"};
+      if (std::get<bool>(numbers)) return sch.replace(attend, {chosen, {}}, name);
+      sch.replace([attend](const Tensor& q, const Tensor& k,
+                           const Tensor& v) { return attend(q, k, v, {}); },
+                  {chosen, {}}, name);
+    });
+  }
+}
+
 void fuse_attention(Schedule& sch, Summary& summary, const std::set<ValueId>& causal) {
   fuse_linears_of_one_input(sch, summary);
   replace_attention(sch, summary, causal);
+  read_groups_once(sch, summary);
 }
 
 /// Splits the product from the bias in the linear node that starts each match, so that the rest can
@@ -240,14 +274,52 @@ void fuse_residual_norms(Schedule& sch, Summary& summary) {
   });
 }
 
-void fuse_gelus(Schedule& sch, Summary& summary) {
-  for (const Approximate approximate : {Approximate::none, Approximate::tanh}) {
-    const Matches activated =
-        sch.find([approximate](const Tensor& x, const Tensor& w, const Tensor& b) {
-          return gelu(linear(x, w, b), approximate);
-        });
-    attempt(summary, as_list(activated), [&](const std::vector<Subgraph>& chosen) {
-      sch.fuse({chosen, {}}, {.name = "FusedLinearGELU"});
+/// Of the matches, those whose result is not a factor: silu(gate) * up is one kernel on its own, which
+/// an activation inside the product would only add a matrix to.
+std::vector<Subgraph> that_are_no_gates(const Schedule& sch, const Matches& matches) {
+  std::vector<Subgraph> chosen;
+  for (const Subgraph& match : matches) {
+    const auto& uses = sch.graph().value(match.outputs[0]).uses;
+    const bool gates = std::any_of(uses.begin(), uses.end(), [&](const Use& use) {
+      return sch.graph().node(use.node).op->name == "mul";
+    });
+    if (!gates) chosen.push_back(match);
+  }
+  return chosen;
+}
+
+/// Activations that a product can end in, with a bias and without.
+void fuse_activations(Schedule& sch, Summary& summary) {
+  using Activation = Tensor (*)(const Tensor&);
+  using Product = Tensor (*)(const Tensor&, const Tensor&, const Tensor&);
+  struct Ending {
+    const char* name;
+    Activation activation;
+    Product product;
+  };
+  const Ending endings[] = {
+      {"FusedLinearGELU", [](const Tensor& x) { return gelu(x); },
+       [](const Tensor& x, const Tensor& w, const Tensor& b) { return linear_gelu(x, w, b); }},
+      {"FusedLinearGELU", [](const Tensor& x) { return gelu(x, Approximate::tanh); },
+       [](const Tensor& x, const Tensor& w, const Tensor& b) {
+         return linear_gelu(x, w, b, Approximate::tanh);
+       }},
+      {"FusedLinearReLU", relu, linear_relu},
+      {"FusedLinearSiLU", silu, linear_silu}};
+  for (const Ending& ending : endings) {
+    const ReplaceOptions name{.name = ending.name};
+    const Matches biased = sch.find([&](const Tensor& x, const Tensor& w, const Tensor& b) {
+      return ending.activation(linear(x, w, b));
+    });
+    attempt(summary, that_are_no_gates(sch, biased), [&](const std::vector<Subgraph>& chosen) {
+      sch.fuse({chosen, {}}, {.name = ending.name});
+    });
+    const Matches plain = sch.find(
+        [&](const Tensor& x, const Tensor& w) { return ending.activation(linear(x, w)); });
+    const Product product = ending.product;
+    attempt(summary, that_are_no_gates(sch, plain), [&](const std::vector<Subgraph>& chosen) {
+      sch.replace([product](const Tensor& x, const Tensor& w) { return product(x, w, {}); },
+                  {chosen, {}}, name);
     });
   }
 }
@@ -284,19 +356,78 @@ void fuse_residuals(Schedule& sch, Summary& summary) {
   }
 }
 
+/// silu(gate)·up, the middle of a gated feed-forward part.
+void fuse_gates(Schedule& sch, Summary& summary) {
+  std::vector<Subgraph> gates;
+  for (const Subgraph& match :
+       sch.find([](const Tensor& gate, const Tensor& up) { return silu(gate) * up; })) {
+    const TensorSpec& gate = sch.graph().value(match.inputs[0]).spec;
+    const TensorSpec& up = sch.graph().value(match.inputs[1]).spec;
+    if (gate.shape.same_as(up.shape) && gate.dtype == up.dtype) gates.push_back(match);
+  }
+  attempt(summary, gates, [&](const std::vector<Subgraph>& chosen) {
+    sch.replace(silu_mul, {chosen, {}}, {.name = "FusedSiluMul"});
+  });
+}
+
+/// Whether the pieces that the match takes of rows are their halves, the second of which is negated, and
+/// nothing but x has its shape.
+bool turns_halves(const Graph& graph, const Subgraph& match) {
+  const TensorSpec& x = graph.value(match.inputs.at(0)).spec;
+  const TensorSpec& result = graph.value(match.outputs.at(0)).spec;
+  for (const ValueId table : {match.inputs.at(1), match.inputs.at(2)}) {
+    if (graph.value(table).spec.dtype != x.dtype) return false;
+  }
+  if (x.shape.empty() || !result.shape.same_as(x.shape)) return false;
+  const Dim& width = x.shape[-1];
+  for (const NodeId id : match.nodes) {
+    const Node& node = graph.node(id);
+    if (node.op->name != "narrow") continue;
+    const auto& piece = node.attrs.as<NarrowAttrs>();
+    const NodeId user = graph.value(node.outputs[0]).uses.at(0).node;
+    const bool is_second = graph.node(user).op->name == "neg";
+    if (!(piece.length * 2).same_as(width)) return false;
+    if (!piece.start.same_as(is_second ? piece.length : Dim(0))) return false;
+  }
+  return true;
+}
+
+/// x·cos + [-b a]·sin for the halves a and b of rows: rotary positions.
+void fuse_rotations(Schedule& sch, Summary& summary) {
+  std::vector<Subgraph> rotations;
+  const Matches found = sch.find([](const Tensor& x, const Tensor& cos, const Tensor& sin) {
+    const Tensor a = narrow(x, -1, Dim(any()), Dim(any()));
+    const Tensor b = narrow(x, -1, Dim(any()), Dim(any()));
+    return x * cos + cat({neg(b), a}, -1) * sin;
+  });
+  for (const Subgraph& match : found) {
+    if (turns_halves(sch.graph(), match)) rotations.push_back(match);
+  }
+  attempt(summary, rotations, [&](const std::vector<Subgraph>& chosen) {
+    sch.replace(rotary_embedding, {chosen, {}}, {.name = "FusedRotary"});
+  });
+}
+
 /// One way of writing down the loss of a classifier's last layer.
 struct LossSpelling {
-  bool casts;         // logits to float32
-  bool views;         // logits as rows
+  enum class Logits { plain, cast, viewed, cast_viewed, viewed_cast };
+  Logits logits;      // to float32, as rows, and in which order
   bool views_target;  // targets as rows
   Reduction reduction;
 
   Matches find(const Schedule& sch) const {
     return sch.find([this](const Tensor& x, const Tensor& weight, const Tensor& target) {
-      Tensor logits = linear(x, weight);
-      if (casts) logits = cast(logits, DType::float32);
-      if (views) logits = view(logits, {Dim(any()), Dim(any())});
-      return cross_entropy(logits, views_target ? view(target, {Dim(any())}) : target,
+      const auto rows = [](const Tensor& y) { return view(y, {Dim(any()), Dim(any())}); };
+      const auto wide = [](const Tensor& y) { return cast(y, DType::float32); };
+      Tensor y = linear(x, weight);
+      switch (logits) {
+        case Logits::plain: break;
+        case Logits::cast: y = wide(y); break;
+        case Logits::viewed: y = rows(y); break;
+        case Logits::cast_viewed: y = rows(wide(y)); break;
+        case Logits::viewed_cast: y = wide(rows(y)); break;
+      }
+      return cross_entropy(y, views_target ? view(target, {Dim(any())}) : target,
                            {Any(kIgnoreIndex), reduction, Any(kSmoothing)});
     });
   }
@@ -304,12 +435,11 @@ struct LossSpelling {
 
 std::vector<LossSpelling> loss_spellings() {
   std::vector<LossSpelling> list;
-  for (const bool casts : {true, false}) {
-    for (const bool views : {true, false}) {
-      for (const bool views_target : {true, false}) {
-        for (const Reduction reduction : {Reduction::mean, Reduction::sum}) {
-          list.push_back({casts, views, views_target, reduction});
-        }
+  using enum LossSpelling::Logits;
+  for (const auto logits : {plain, cast, viewed, cast_viewed, viewed_cast}) {
+    for (const bool views_target : {true, false}) {
+      for (const Reduction reduction : {Reduction::mean, Reduction::sum}) {
+        list.push_back({logits, views_target, reduction});
       }
     }
   }
@@ -446,7 +576,9 @@ Summary transformer_encoder(Schedule sch) {
   fuse_attention(sch, summary, {});
   sch.trace({.flatten = true});
   fuse_residual_norms(sch, summary);
-  fuse_gelus(sch, summary);
+  fuse_activations(sch, summary);
+  fuse_gates(sch, summary);
+  fuse_rotations(sch, summary);
   fuse_residuals(sch, summary);
   require_rewrites(summary, "transformer_encoder");
   return summary;
@@ -456,7 +588,9 @@ Summary gpt(Schedule sch) {
   Summary summary;
   fuse_attention(sch, summary, causal_masks(sch));
   sch.trace({.flatten = true});
-  fuse_gelus(sch, summary);
+  fuse_activations(sch, summary);
+  fuse_gates(sch, summary);
+  fuse_rotations(sch, summary);
   fuse_residuals(sch, summary);
   fuse_loss(sch, summary);
   require_rewrites(summary, "gpt");

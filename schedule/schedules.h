@@ -21,16 +21,19 @@ struct Summary {
 
 /// Linears of one input become one product (queries, keys and values; gates), and attention written as
 /// softmax(q·kᵀ·scale [+ mask])·v, with or without dropout, one kernel that never stores the scores and
-/// gives zeros, not NaN, to a query that the mask shows no key. ScheduleError when there is neither below
-/// `sch`.
+/// gives zeros, not NaN, to a query that the mask shows no key. Keys and values whose heads the model repeats
+/// for groups of the query's (expand and reshape, stack, cat, index_select) are read where they are.
+/// ScheduleError when there is none of these below `sch`.
 Summary attention(Schedule sch);
 
 /// attention(), then the tail of each residual block, layer_norm(dropout(linear(x)) + residual), as one
-/// kernel behind the product, and gelu(linear(x)) and residual + linear(x) as one op each.
+/// kernel behind the product, and activations of linear(x) (gelu, relu, and silu unless it gates another
+/// value), silu(x)·y, rotary positions (x·cos + [-b a]·sin for the halves a and b of rows) and
+/// residual + linear(x) as one op each.
 Summary transformer_encoder(Schedule sch);
 
-/// attention() with causal masks recognized where a model builds them, then gelu(linear(x)) and
-/// residual + linear(x) as one op each and, where the model computes its own loss, also
+/// attention() with causal masks recognized where a model builds them, then activations of linear(x),
+/// gates, rotary positions and residual + linear(x) as above and, where the model computes its own loss, also
 /// cross_entropy(linear(x), targets), without storing the logits.
 Summary gpt(Schedule sch);
 

@@ -55,6 +55,11 @@ Tensor gelu(const Tensor& input, Approximate approximate = Approximate::none);
 /// gelu(input + bias): (…, N), (N) -> (…, N); 16-bit floats are rounded once, at the end.
 Tensor bias_gelu(const Tensor& input, const Tensor& bias,
                  Approximate approximate = Approximate::none);
+/// silu(gate)·other for operands of one shape: a gated activation (SwiGLU); 16-bit floats are rounded once.
+Tensor silu_mul(const Tensor& gate, const Tensor& other);
+/// input·cos + [-b a]·sin for the halves a and b of each row of input (…, 2·N); cos and sin broadcast to it.
+/// With those of position·frequency, both halves alike, RoPE as LLaMA has it. Rounded once.
+Tensor rotary_embedding(const Tensor& input, const Tensor& cos, const Tensor& sin);
 /// log(1 + exp(beta·x))/beta; x itself where beta·x > threshold.
 Tensor softplus(const Tensor& input, double beta = 1, double threshold = 20);
 
@@ -109,6 +114,9 @@ Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& bias = {}
 /// are rounded once, at the end.
 Tensor linear_gelu(const Tensor& input, const Tensor& weight, const Tensor& bias,
                    Approximate approximate = Approximate::none);
+/// relu and silu of linear(input, weight, bias), likewise.
+Tensor linear_relu(const Tensor& input, const Tensor& weight, const Tensor& bias);
+Tensor linear_silu(const Tensor& input, const Tensor& weight, const Tensor& bias);
 /// linear(input, weight, bias) + residual, which has the result's shape; rounded once, at the end.
 Tensor linear_residual(const Tensor& input, const Tensor& weight, const Tensor& bias,
                        const Tensor& residual);
@@ -175,8 +183,9 @@ struct AttentionOptions {
   std::optional<double> scale = {};  // default 1/√d
   DropoutMode mode = DropoutMode::follow;
 };
-/// softmax(query·keyᵀ·scale + mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> (…, L, Ev). A bool
-/// mask lets through where true, a floating mask is added; it broadcasts to (…, L, S). A query that
+/// softmax(query·keyᵀ·scale + mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> (…, L, Ev). Key and value
+/// may have fewer heads (axis -3), each for a group of the query's: of H, head h reads head h / (H / Hkv),
+/// as with PyTorch's enable_gqa. A bool mask lets through where true, a floating mask is added; it broadcasts to (…, L, S). A query that
 /// sees no key (all hidden by the mask, or S = 0) gives zeros and has zero gradients, as in PyTorch.
 Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                                     const Tensor& attn_mask = {},

@@ -17,6 +17,7 @@ something is not, 2 there is nothing to run or no tool to run it with.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -58,13 +59,31 @@ GROUPS = [
           tuple(f"DTypes/CudaGradient.OfSmallDroppedAttentionInEveryKernel/{dtype}"
                 for dtype in ("bfloat16", "float32")),
           ("memcheck", "racecheck", "synccheck")),
+    Group("masked attention", "test_cuda_attention_gradient",
+          tuple(f"DTypes/CudaGradient.OfSmallMaskedAttentionInEveryKernel/{dtype}"
+                for dtype in ("bfloat16", "float32"))),
+    Group("masked attention, dropout", "test_cuda_attention_gradient",
+          tuple(f"DTypes/CudaGradient.OfSmallMaskedDroppedAttentionInEveryKernel/{dtype}"
+                for dtype in ("bfloat16", "float32")),
+          ("memcheck", "racecheck", "synccheck")),
+    Group("attention by wgmma", "test_cuda_attention_wgmma",
+          ("AttentionWgmma.SmallCasesOfEveryMask",)),
     # Results are stored by the copy engine: initcheck (2025.3) misses those stores, and racecheck
     # ends with an internal error of its own.
     Group("matrix products", "test_cuda_gemm",
           ("CudaGemmWgmma.SmallSizes", "CudaGemmWgmma.SeveralTilesOfEveryBlock"),
           ("memcheck", "synccheck")),
+    Group("small matrix products", "test_cuda_gemm",
+          ("CudaGemmSkinny.SmallSizes", "CudaGemmSplit.SmallSizes")),
     Group("rows", "test_cuda_norm",
           ("CudaNorm.SmallRowsOfEveryOp", "CudaNorm.SeveralRowsOfEveryBlock")),
+    Group("batch norm", "test_cuda_norm", ("CudaBatchNorm.SmallShapesOfEveryOp",)),
+    Group("pooling", "test_cuda_ops", ("CudaPool.EachCaseOnce",)),
+    Group("convolutions", "test_cuda_ops", ("CudaConv.SmallOnesWithoutCudnn",)),
+    # Beside cuDNN's kernels, which initcheck has not seen write, there is a vector for each channel.
+    Group("convolutions with batch norm", "test_cuda_ops", ("CudaConv.SmallOnesWithBatchNorm",),
+          ("memcheck", "racecheck", "synccheck")),
+    Group("images", "test_cuda_ops", ("CudaCopy.SmallImagesToChannelsLastAndBack",)),
     Group("activations", "test_cuda_ops",
           ("CudaSaturation.ActivationsAreStraightLinesFarFromZero",
            "CudaSaturation.BiasGeluHasTheSameSlopes")),
@@ -193,6 +212,8 @@ def parse(arguments):
     parser.add_argument("--sanitizer", metavar="PATH", help="where compute-sanitizer is")
     parser.add_argument("--check-races", action="store_true",
                         help="the build has -DTENON_CHECK_RACES=ON")
+    parser.add_argument("--jobs", type=int, default=1, metavar="COUNT",
+                        help="runs at a time, beside each other on the GPU (default 1)")
     parser.add_argument("--timeout", type=float, default=240, metavar="SECONDS",
                         help="of one run (default 240)")
     parser.add_argument("--json", action="store_true",
@@ -215,12 +236,12 @@ def main(arguments=None):
         return 2
     check_filters(options.folder, groups)
     runs = Runs(options, sanitizer)
-    for tool in options.tool or ALL:
-        if not runs.planted(tool):
-            continue
-        for group in groups:
-            if tool in group.tools:
-                runs.tests(tool, group)
+    proved = [tool for tool in options.tool or ALL if runs.planted(tool)]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for tool in proved:
+            for group in groups:
+                if tool in group.tools:
+                    pool.submit(runs.tests, tool, group)
     bad = [note for note in runs.notes if not note["good"]]
     if options.json:
         print(json.dumps({"runs": runs.notes, "bad": len(bad)}))

@@ -135,13 +135,15 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
                : "memory")
 
 /// c (64, kColumns) += A·B with 64 rows of 16 elements of a tile A and, as above, kColumns of B in shared
-/// memory. kColumns is 128 or 192; T is Half or BFloat16.
+/// memory. kColumns is 64, 128 or 192; T is Half or BFloat16.
 template <class T, int kColumns, bool kTransposed>
 __device__ __forceinline__ void wgmma_shared(float (&c)[kColumns / 8][4],
                                              std::uint64_t a_descriptor,
                                              std::uint64_t b_descriptor) {
-  static_assert(kColumns == 128 || kColumns == 192);
+  static_assert(kColumns == 64 || kColumns == 128 || kColumns == 192);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TENON_WGMMA_64(type) \
+  TENON_WGMMA_SHARED("64", type, TENON_REGISTERS_0, "%32", "%33", "%34", TENON_TILES(0))
 #define TENON_WGMMA_128(type)                                                                     \
   TENON_WGMMA_SHARED("128", type, TENON_REGISTERS_0 ", " TENON_REGISTERS_32, "%64", "%65", "%66", \
                      TENON_TILES(0), TENON_TILES(8))
@@ -149,7 +151,11 @@ __device__ __forceinline__ void wgmma_shared(float (&c)[kColumns / 8][4],
   TENON_WGMMA_SHARED("192", type,                                                              \
                      TENON_REGISTERS_0 ", " TENON_REGISTERS_32 ", " TENON_REGISTERS_64, "%96", \
                      "%97", "%98", TENON_TILES(0), TENON_TILES(8), TENON_TILES(16))
-  if constexpr (kColumns == 128 && std::is_same_v<T, Half>) {
+  if constexpr (kColumns == 64 && std::is_same_v<T, Half>) {
+    TENON_WGMMA_64("f16");
+  } else if constexpr (kColumns == 64) {
+    TENON_WGMMA_64("bf16");
+  } else if constexpr (kColumns == 128 && std::is_same_v<T, Half>) {
     TENON_WGMMA_128("f16");
   } else if constexpr (kColumns == 128) {
     TENON_WGMMA_128("bf16");
@@ -158,6 +164,7 @@ __device__ __forceinline__ void wgmma_shared(float (&c)[kColumns / 8][4],
   } else {
     TENON_WGMMA_192("bf16");
   }
+#undef TENON_WGMMA_64
 #undef TENON_WGMMA_128
 #undef TENON_WGMMA_192
 #endif

@@ -7,7 +7,9 @@
 #include <numbers>
 
 #include "cuda/check.h"
+#include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
 #include "tensor/cpu/dropout.h"
 
@@ -50,7 +52,7 @@ Call make_call(const KernelArgs& args) {
                                     {&args.inputs[2], &params.value_strides},
                                     {mask.present ? &mask : nullptr, &params.mask_strides},
                                     {&output, &params.output_strides}};
-  set_layout(params, output.sizes, operands);
+  set_layout(params, output.sizes, ops::heads_of_a_key(args.inputs[0], args.inputs[1]), operands);
   const bool dropped = set_attributes(params, args.attributes<AttentionAttrs>(), mask, args);
   if (args.outputs.size() > 1) {
     params.lse = args.outputs[1].data;
@@ -137,21 +139,19 @@ bool accepts_wgmma(int operand, const TensorView& view) {
 }
 
 /// The mask's part of what flash_wgmma takes: of keys, hidden from all queries, or of (queries, keys) as
-/// a tensor map can describe, which with 16-bit elements leaves no room for heads above 64.
-bool takes_wgmma_mask(const TensorView& mask, DType dtype, std::int64_t head) {
+/// a tensor map can describe.
+bool takes_wgmma_mask(const TensorView& mask, DType dtype) {
   if (!mask.present) return true;
-  const bool is_bool = mask.dtype == DType::boolean;
-  if (!is_bool && mask.dtype != dtype) return false;
+  if (mask.dtype != DType::boolean && mask.dtype != dtype) return false;
   if (stride_from_end(&mask, 1) == 0) return true;
-  return accepts_wgmma(0, mask) && mask.size(-1) > 1 && (is_bool || head <= 64);
+  return accepts_wgmma(0, mask) && mask.size(-1) > 1;
 }
 
 void run_wgmma(const KernelArgs& args) {
   for (int i = 0; i < 3; ++i) {
     if (!accepts_wgmma(i, args.inputs[static_cast<std::size_t>(i)])) return run_mma(args);
   }
-  const std::int64_t head = std::max(args.inputs[0].size(-1), args.inputs[2].size(-1));
-  if (!takes_wgmma_mask(args.inputs[3], args.inputs[0].dtype, head)) return run_mma(args);
+  if (!takes_wgmma_mask(args.inputs[3], args.inputs[0].dtype)) return run_mma(args);
   run_call(args, [&](const AttentionParams& params, Stream stream) {
     launch_flash_wgmma(params, args.outputs[0].dtype, args.workspace, stream);
   });
@@ -163,18 +163,20 @@ bool supports_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kMost = std::int64_t{1} << 30;
   const std::int64_t head = query.size(-1), head_v = args.inputs[2].size(-1);
   const std::int64_t keys = args.inputs[1].size(-2);
+  const bool is_grouped = ops::heads_of_a_key(query, args.inputs[1]) != 1;
+  const int batch_axes = query.rank() - 2 + (is_grouped ? 1 : 0);
   const auto scale = static_cast<float>(attributes.scale.value());
   const bool drops = acts(attributes.mode, args.training) && attributes.dropout_p != 0;
   return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !drops &&
-         query.rank() <= 5 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
+         batch_axes <= 3 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
          keys < kMost && scale > 0 && std::isfinite(scale) &&
-         takes_wgmma_mask(args.inputs[3], query.dtype, std::max(head, head_v)) &&
+         takes_wgmma_mask(args.inputs[3], query.dtype) &&
          has_wgmma(device_limits(query.device.index));
 }
 
 std::size_t wgmma_workspace(const KernelArgs& args) {
   // Unaligned operands go to flash_mma.
-  return std::max(flash_wgmma_workspace(make_call(args).params), key_bias_and_bits_workspace(args));
+  return std::max(key_tiles_bytes(make_call(args).params), key_bias_and_bits_workspace(args));
 }
 
 bool supports_mma(const KernelArgs& args) {
@@ -204,17 +206,26 @@ bool accepts_simt(int operand, const TensorView& view) {
   return operand >= 3 || has_dense_rows(view);
 }
 
-/// Masks of keys, which cuDNN's kernel does not take, and enough rows for tiles of 128.
+/// Calls that cuDNN does not get, with either long walks or enough short ones for every multiprocessor,
+/// whose time flash_mma's smaller tiles would use better.
 bool prefers_wgmma(const KernelArgs& args) {
-  constexpr std::int64_t kShortest = 256;
-  return args.inputs[3].present && args.inputs[0].size(-2) >= kShortest &&
-         args.inputs[1].size(-2) >= kShortest;
+  constexpr std::int64_t kRows = 128, kLong = 256;
+  const TensorView& query = args.inputs[0];
+  const std::int64_t length = query.size(-2), keys = args.inputs[1].size(-2);
+  const bool is_planned = query.data == nullptr;
+  const bool fits_cudnn = !args.inputs[3].present && query.rank() <= 4;
+  if (fits_cudnn && cudnn_attention_preferred(length, keys, is_planned)) return false;
+  if (std::min(length, keys) < kRows * 3 / 4) return false;
+  const std::int64_t items = query.numel() / (length * query.size(-1)) * ceil_div(length, kRows);
+  return std::min(length, keys) >= kLong ||
+         items >= device_limits(query.device.index).multiprocessors;
 }
 
 }  // namespace
 
-void set_layout(AttentionParams& params, const Extents& sizes,
+void set_layout(AttentionParams& params, const Extents& sizes, std::int64_t group,
                 std::span<const OperandLayout> operands) {
+  params.group = group;
   for (const OperandLayout& operand : operands) {
     operand.strides->column = stride_from_end(operand.view, 0);
     operand.strides->row = stride_from_end(operand.view, 1);
@@ -222,20 +233,32 @@ void set_layout(AttentionParams& params, const Extents& sizes,
   params.batches = 1;
   int& axes = params.batch_axes;
   axes = 0;
-  for (int axis = 0; axis < sizes.size() - 2; ++axis) {
-    const std::int64_t size = sizes[axis];
+  const auto add_axis = [&](std::int64_t size, bool may_merge, const auto& step) {
     params.batches *= size;
-    if (size == 1) continue;
-    const auto step = [&](const OperandLayout& operand) {
-      return stride_from_end(operand.view, sizes.size() - 1 - axis);
-    };
-    const bool merges = axes > 0 && std::ranges::all_of(operands, [&](const OperandLayout& o) {
-                          return o.strides->batch[axes - 1] == step(o) * size;
-                        });
+    if (size == 1) return;
+    const bool merges =
+        may_merge && axes > 0 && std::ranges::all_of(operands, [&](const OperandLayout& o) {
+          return o.strides->batch[axes - 1] == step(o) * size;
+        });
     if (!merges) ++axes;
     for (const OperandLayout& operand : operands) operand.strides->batch[axes - 1] = step(operand);
     params.batch_sizes[axes - 1] = merges ? params.batch_sizes[axes - 1] * size : size;
+  };
+  for (int axis = 0; axis < sizes.size() - 2; ++axis) {
+    const int from_end = sizes.size() - 1 - axis;
+    const std::int64_t members = axis == sizes.size() - 3 ? group : 1;
+    const auto has_members = [&](const TensorView* view) {
+      return view != nullptr && from_end < view->rank() &&
+             view->sizes[view->rank() - 1 - from_end] == sizes[axis];
+    };
+    add_axis(sizes[axis] / members, true, [&](const OperandLayout& operand) {
+      return stride_from_end(operand.view, from_end) * (has_members(operand.view) ? members : 1);
+    });
+    add_axis(members, false, [&](const OperandLayout& operand) {
+      return has_members(operand.view) ? stride_from_end(operand.view, from_end) : 0;
+    });
   }
+  params.key_batches = params.batches / group;
 }
 
 bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,
@@ -309,7 +332,7 @@ std::int64_t key_bias_bytes(std::int64_t batches, std::int64_t keys) {
 
 std::size_t key_bias_workspace(const TensorView& mask, std::int64_t batches, std::int64_t keys) {
   if (!masks_keys(mask)) return 0;
-  return static_cast<std::size_t>(key_bias_bytes(batches, keys) + ceil_div(batches * 8, 256) * 256);
+  return static_cast<std::size_t>(key_bias_bytes(batches, keys) + ceil_div(batches * 16, 256) * 256);
 }
 
 void draw_key_bias(AttentionParams& params, const TensorView& mask, DType dtype, void* workspace,

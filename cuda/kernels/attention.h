@@ -14,7 +14,7 @@
 
 namespace tenon::cuda {
 
-static_assert(kMaxAttentionBatchAxes == kMaxRank - 2);
+static_assert(kMaxAttentionBatchAxes == kMaxRank - 2 + 1);
 
 /// An operand of a call (null: absent), and where its strides go.
 struct OperandLayout {
@@ -22,8 +22,9 @@ struct OperandLayout {
   AttentionOperand* strides;
 };
 /// Fills in the operands' strides along `sizes`, and the batch axes with neighbours merged where all
-/// operands allow it. An operand of smaller size or rank is repeated: its stride is 0.
-void set_layout(AttentionParams& params, const Extents& sizes,
+/// operands allow it. An operand of smaller size or rank is repeated: its stride is 0; one with `group`
+/// times fewer heads repeats each for its group.
+void set_layout(AttentionParams& params, const Extents& sizes, std::int64_t group,
                 std::span<const OperandLayout> operands);
 /// Fills in scale, causality and mask, and the dropout; true when that drops everything.
 bool set_attributes(AttentionParams& params, const AttentionAttrs& attributes,

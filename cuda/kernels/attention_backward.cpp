@@ -5,6 +5,7 @@
 
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
+#include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
 
 namespace tenon::cuda {
@@ -25,7 +26,8 @@ void set_layout(AttentionBackwardParams& params, const KernelArgs& args) {
                                     {&args.outputs[1], &params.d_key_strides},
                                     {&args.outputs[2], &params.d_value_strides},
                                     {d_mask, &params.d_mask_strides}};
-  cuda::set_layout(params, args.inputs[kGrad].sizes, operands);
+  cuda::set_layout(params, args.inputs[kGrad].sizes,
+                   ops::heads_of_a_key(args.inputs[kQuery], args.inputs[kKey]), operands);
 }
 
 AttentionBackwardParams make_params(const KernelArgs& args) {
@@ -88,6 +90,18 @@ std::size_t key_bias_offset(const KernelArgs& args) {
   return (statistics_bytes(args) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+/// Memory for a mask of (queries, keys) that backward_wgmma cannot read where it lies: it reads vectors
+/// of additive ones.
+std::size_t copied_pair_mask_bytes(const KernelArgs& args) {
+  const TensorView& mask = args.inputs[kMask];
+  if (!mask.present || masks_keys(mask)) return 0;
+  const bool is_whole = mask.size(-1) == args.inputs[kKey].size(-2) && mask.size(-1) % 8 == 0;
+  TensorView layout = mask;
+  layout.data = nullptr;
+  if (is_whole && mask.dtype == args.inputs[kQuery].dtype && has_aligned_rows(layout)) return 0;
+  return pair_mask_bytes(make_params(args));
+}
+
 /// No gradient of a mask is wanted.
 bool leaves_mask(const KernelArgs& args) { return args.outputs.size() <= 3; }
 
@@ -105,26 +119,27 @@ std::string simt_reason(const KernelArgs& args) {
   return "the forward pass left no log-sum-exp: train what was traced with gradients";
 }
 
-std::size_t statistics_and_bias_bytes(const KernelArgs& args) {
+/// Statistics and the mask, in either form.
+std::size_t statistics_and_mask_bytes(const KernelArgs& args) {
   const TensorView& query = args.inputs[kQuery];
   std::int64_t batches = 1;
   for (int axis = 0; axis < query.rank() - 2; ++axis) batches *= query.sizes[axis];
   const std::int64_t keys = args.inputs[kKey].size(-2);
   const std::size_t pairs = query.dtype == DType::float32
                                 ? pair_bias_workspace(args.inputs[kMask], query.size(-2), keys)
-                                : 0;
+                                : copied_pair_mask_bytes(args);
   return key_bias_offset(args) +
          std::max(key_bias_workspace(args.inputs[kMask], batches, keys), pairs);
 }
 
-/// Statistics and biases, and behind them the parts of a gradient of the mask.
+/// Statistics and the mask, and behind them the parts of a gradient of the mask.
 std::size_t mask_parts_offset(const KernelArgs& args) {
   constexpr std::size_t kAlignment = 256;
-  return (statistics_and_bias_bytes(args) + kAlignment - 1) / kAlignment * kAlignment;
+  return (statistics_and_mask_bytes(args) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 std::size_t mma_workspace(const KernelArgs& args) {
-  if (leaves_mask(args)) return statistics_and_bias_bytes(args);
+  if (leaves_mask(args)) return statistics_and_mask_bytes(args);
   const TensorView& query = args.inputs[kQuery];
   const MaskGradientPlan plan = plan_mask_gradient(make_params(args), query.dtype,
                                                    device_limits(query.device.index));
@@ -163,7 +178,21 @@ void run_aligned(const KernelArgs& args,
 }
 
 void run_mma(const KernelArgs& args) { run_aligned(args, launch_mma); }
-void run_wgmma(const KernelArgs& args) { run_aligned(args, launch_backward_wgmma); }
+
+void run_wgmma(const KernelArgs& args) {
+  const TensorView& mask = args.inputs[kMask];
+  if (!mask.present || masks_keys(mask)) return run_aligned(args, launch_backward_wgmma);
+  AttentionBackwardParams params = make_params(args);
+  const Stream stream = stream_of(args);
+  const DType dtype = args.inputs[kQuery].dtype;
+  if (params.zero || !is_aligned(args) || !has_aligned_start(mask)) return run_mma(args);
+  if (copied_pair_mask_bytes(args) > 0) {
+    launch_pair_mask(params, dtype, static_cast<char*>(args.workspace) + key_bias_offset(args),
+                     stream);
+  }
+  launch_backward_wgmma(params, dtype, stream);
+  launch_mask_gradient(params, args);
+}
 
 void run_tf32x3(const KernelArgs& args) {
   AttentionBackwardParams params = make_params(args);
@@ -202,8 +231,9 @@ bool supports_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kMostRows = std::int64_t{1} << 31;
   const TensorView& query = args.inputs[kQuery];
   const TensorView& key = args.inputs[kKey];
-  const bool fits_mask = !args.inputs[kMask].present || masks_keys(args.inputs[kMask]);
-  return supports_mma(args) && fits_mask && key.size(-2) <= kMostBiasedKeys &&
+  constexpr std::size_t kMostMaskBytes = std::size_t{1} << 30;
+  return supports_mma(args) && copied_pair_mask_bytes(args) <= kMostMaskBytes &&
+         key.size(-2) <= kMostBiasedKeys &&
          backward_wgmma_takes(query.dtype, query.size(-1), args.inputs[kValue].size(-1),
                               device_limits(query.device.index)) &&
          query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1);

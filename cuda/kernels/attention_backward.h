@@ -64,7 +64,7 @@ void launch_backward_queries(const AttentionBackwardParams& params, DType dtype,
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
 /// Both launches by wgmma, not `zero`: head sizes at most 64, compute capability 9.0, fewer than 2^31
-/// queries and keys.
+/// queries and keys. A mask is in key_bias, or as launch_pair_mask leaves it.
 void launch_backward_wgmma(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, lse given, and keep_bits

@@ -15,20 +15,28 @@ struct BackwardBlock {
   T *d_query, *d_key, *d_value;
 };
 
-/// Which of `tiles` tiles in each batch is number `index`. Causal ones go by length, the longest of all
-/// batches first; others batch by batch, so that neighbours read the same rows. Index is std::int64_t, or
+/// How many batches have tiles of their own: those that share keys have one set of keys between them.
+inline __host__ __device__ std::int64_t tiled_batches(const AttentionParams& p, bool of_keys) {
+  return of_keys ? p.key_batches : p.batches;
+}
+
+/// Which of `tiles` tiles of queries, or of keys, in each batch is number `index`. Causal ones go by length,
+/// the longest of all batches first; others batch by batch, so that neighbours read the same rows. Of the
+/// batches that share a tile of keys, the block is that of number `member`. Index is std::int64_t, or
 /// std::uint32_t where all numbers fit.
 template <class T, class Index>
 __device__ __forceinline__ BackwardBlock<T> locate_backward_block(const AttentionBackwardParams& p,
                                                                   Index tiles, int tile_rows,
-                                                                  bool longest_is_last,
-                                                                  Index index) {
-  const Index divisor = p.is_causal ? static_cast<Index>(p.batches) : tiles;
+                                                                  bool of_keys, Index index,
+                                                                  Index member = 0) {
+  const auto batches = static_cast<Index>(tiled_batches(p, of_keys));
+  const Index divisor = p.is_causal ? batches : tiles;
   const Index quotient = divide(index, divisor);
   const Index rest = index - quotient * divisor;
-  const Index batch = p.is_causal ? rest : quotient;
+  Index batch = p.is_causal ? rest : quotient;
+  if (of_keys) batch = batch * static_cast<Index>(p.group) + member;
   Index tile = p.is_causal ? quotient : rest;
-  if (p.is_causal && longest_is_last) tile = tiles - 1 - tile;
+  if (p.is_causal && !of_keys) tile = tiles - 1 - tile;  // the last queries see most
   const auto start = [](const void* data) { return static_cast<T*>(const_cast<void*>(data)); };
   BackwardBlock<T> block = {static_cast<std::int64_t>(batch),
                             static_cast<std::int64_t>(tile) * tile_rows,

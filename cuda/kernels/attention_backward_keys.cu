@@ -108,22 +108,13 @@ __device__ __forceinline__ void write_keys(const AttentionBackwardParams& params
                    state.d_value, value_factor, shared + Tile::kOwnBytes, warp_row, lane);
 }
 
+/// Adds what the queries of one batch give.
 template <class Tile>
-__device__ __forceinline__ void compute_keys(const AttentionBackwardParams& params,
-                                             std::int64_t tiles) {
-  using T = typename Tile::T;
-  extern __shared__ __align__(1024) unsigned char shared[];
-  if (block_index() >= params.batches * tiles) return;
-  auto& block = *reinterpret_cast<BackwardBlock<T>*>(shared + Tile::kBlock);
-  if (threadIdx.x == 0) {
-    block = locate_backward_block<T>(params, tiles, Tile::kRows, false, block_index());
-  }
-  __syncthreads();
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;
+__device__ __forceinline__ void add_batch(const AttentionBackwardParams& params,
+                                          const BackwardBlock<typename Tile::T>& block,
+                                          KeyState<Tile>& state, const unsigned char* shared,
+                                          int warp_row, int lane) {
   const std::uint32_t address = shared_address(shared);
-
-  KeyState<Tile> state{};
   // Causal: key j is seen by queries from j on; tiles of keys start at multiples of kStageRows.
   const std::int64_t first = params.is_causal ? block.row0 : 0;
   std::int64_t end = params.zero ? 0 : params.length;
@@ -158,6 +149,29 @@ __device__ __forceinline__ void compute_keys(const AttentionBackwardParams& para
     }
     stage = next;
   }
+}
+
+template <class Tile>
+__device__ __forceinline__ void compute_keys(const AttentionBackwardParams& params,
+                                             std::int64_t tiles) {
+  using T = typename Tile::T;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  if (block_index() >= tiled_batches(params, true) * tiles) return;
+  auto& block = *reinterpret_cast<BackwardBlock<T>*>(shared + Tile::kBlock);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;
+
+  KeyState<Tile> state{};
+#pragma unroll 1
+  for (std::int64_t member = 0; member < params.group; ++member) {
+    __syncthreads();  // the member before this one is read no more
+    if (threadIdx.x == 0) {
+      block =
+          locate_backward_block<T>(params, tiles, Tile::kRows, true, block_index(), member);
+    }
+    __syncthreads();
+    add_batch<Tile>(params, block, state, shared, warp_row, lane);
+  }
   write_keys<Tile>(params, block, state, shared, warp_row, lane);
 }
 
@@ -175,7 +189,7 @@ constexpr std::size_t kSharedBytes = Tile::kBlock + sizeof(BackwardBlock<typenam
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream) {
   dispatch_backward_tile(params, dtype, [&]<class Tile> {
     const std::int64_t tiles = ceil_div(params.keys, Tile::kRows);
-    launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>, params.batches * tiles,
+    launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>, tiled_batches(params, true) * tiles,
            Tile::kThreads, kSharedBytes<Tile>, params, tiles);
   });
 }

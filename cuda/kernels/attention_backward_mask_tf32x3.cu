@@ -110,7 +110,7 @@ __device__ __forceinline__ void finish_scores(const AttentionBackwardParams& par
         for (int c = 0; c < 2; ++c) {
           float& p = score[i][j][2 * h + c];
           const int key = 8 * j + 2 * (lane & 3) + c;
-          const float added = pair_in_log2(mask[(16 * i + 8 * h + (lane >> 2)) * kStride + key]);
+          const float added = mask_in_log2(mask[(16 * i + 8 * h + (lane >> 2)) * kStride + key]);
           p = exp2_approximate(fmaf(p, scale, added - lse));
           if (key >= seen) p = 0;
         }

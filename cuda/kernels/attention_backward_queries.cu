@@ -73,7 +73,7 @@ __device__ __forceinline__ void load_queries(const AttentionBackwardParams& para
       const std::int64_t index = block.batch * params.length + query;
       const float lse =
           exists ? static_cast<const float*>(params.lse)[index] * static_cast<float>(1 / kLn2) : 0;
-      state.lse[i][h] = finite_or_infinite(lse) - log2f(keep_scale);
+      state.lse[i][h] = (Tile::kMasks ? lse_of_masked(lse) : lse) - log2f(keep_scale);
       state.delta[i][h] = delta / keep_scale;
       if (!exists || (lane & 3) != 0) continue;
       statistics[index] = state.lse[i][h];
@@ -114,7 +114,7 @@ __device__ __forceinline__ void compute_queries(const AttentionBackwardParams& p
   if (block_index() >= params.batches * tiles) return;
   auto& block = *reinterpret_cast<BackwardBlock<T>*>(shared + Tile::kBlock);
   if (threadIdx.x == 0) {
-    block = locate_backward_block<T>(params, tiles, Tile::kRows, true, block_index());
+    block = locate_backward_block<T>(params, tiles, Tile::kRows, false, block_index());
   }
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;

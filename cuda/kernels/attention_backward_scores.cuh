@@ -16,6 +16,11 @@ using RowValues = float[Tile::kRowTiles][2];
 struct BatchMask {
   const float* keys = nullptr;
   const char* full = nullptr;
+  int plain_first = 0, plain_end = 0;  // keys on which it changes nothing
+
+  __device__ __forceinline__ bool changes(std::int64_t key0, int count) const {
+    return key0 < plain_first || key0 + count > plain_end;
+  }
 };
 
 template <class Tile>
@@ -24,7 +29,10 @@ __device__ __forceinline__ BatchMask mask_of_batch(const AttentionBackwardParams
   BatchMask mask;
   if constexpr (!Tile::kMasks) return mask;
   if (Tile::kKeyMasks || params.key_bias != nullptr) {
+    const LiveKeys live = live_keys(params, batch);
     mask.keys = params.key_bias + batch * params.key_bias_stride;
+    mask.plain_first = static_cast<int>(live.first);
+    mask.plain_end = static_cast<int>(live.plain_end);
     return mask;
   }
   const std::int64_t element = params.mask_kind == AttentionMask::additive
@@ -43,9 +51,33 @@ __device__ __forceinline__ float full_mask(const AttentionBackwardParams& params
   return apply_mask<T>(params, mask, query, key, 0.0F);
 }
 
-/// lse as the kernels subtract it: a query that sees no key has probabilities of 0.
-__device__ __forceinline__ float finite_or_infinite(float lse) {
-  return lse == -INFINITY ? INFINITY : lse;
+/// Scores to what they are powers of two of: score·scale - lse, and what the mask adds.
+template <class Tile>
+__device__ __forceinline__ void mask_query_scores(const AttentionBackwardParams& params,
+                                                  float scale, const RowValues<Tile>& lse,
+                                                  Scores<Tile>& score, const BatchMask& mask,
+                                                  std::int64_t row0, std::int64_t key0, int lane) {
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const int column = 8 * j + 2 * (lane & 3);
+    float2 bias = make_float2(0, 0);
+    if (mask.keys != nullptr) {
+      bias = __ldg(reinterpret_cast<const float2*>(mask.keys + key0 + column));
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float offset = (e % 2 == 0 ? bias.x : bias.y) - lse[i][e / 2];
+        if (!Tile::kKeyMasks && mask.keys == nullptr) {
+          offset += full_mask<typename Tile::T>(params, mask.full,
+                                                row0 + 16 * i + 8 * (e / 2) + (lane >> 2),
+                                                key0 + column + e % 2);
+        }
+        score[i][j][e] = fmaf(score[i][j][e], scale, offset);
+      }
+    }
+  }
 }
 
 /// The warp's scores with the 8·kColumnTiles keys from `key0` on to probabilities over 1-p. `edge`:
@@ -56,29 +88,17 @@ __device__ __forceinline__ void finish_query_probabilities(
     Scores<Tile>& score, const BatchMask& mask, std::int64_t row0, std::int64_t key0, int lane,
     bool edge) {
   constexpr int kKeys = 8 * Tile::kColumnTiles;
+  const bool masks = Tile::kMasks && mask.changes(key0, kKeys);
+  if (masks) mask_query_scores<Tile>(params, scale, lse, score, mask, row0, key0, lane);
 #pragma unroll
-  for (int j = 0; j < Tile::kColumnTiles; ++j) {
-    const int column = 8 * j + 2 * (lane & 3);
-    float2 bias = make_float2(0, 0);
-    if constexpr (Tile::kMasks) {
-      if (mask.keys != nullptr) {
-        bias = __ldg(reinterpret_cast<const float2*>(mask.keys + key0 + column));
-      }
-    }
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
-    for (int i = 0; i < Tile::kRowTiles; ++i) {
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        float offset = -lse[i][e / 2];
-        if constexpr (Tile::kMasks) {
-          offset += e % 2 == 0 ? bias.x : bias.y;
-          if (!Tile::kKeyMasks && mask.keys == nullptr) {
-            offset += full_mask<typename Tile::T>(params, mask.full,
-                                                  row0 + 16 * i + 8 * (e / 2) + (lane >> 2),
-                                                  key0 + column + e % 2);
-          }
-        }
-        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, offset));
+        float& s = score[i][j][e];
+        if (!masks) s = fmaf(s, scale, -lse[i][e / 2]);
+        s = exp2_approximate(s);
       }
     }
   }
@@ -174,23 +194,20 @@ __device__ __forceinline__ void mark_dropped(Scores<Tile>& probability, const un
   }
 }
 
-/// Scores of the warp's keys (rows) and 8·kColumnTiles queries to probabilities over 1-p, and what dropout
-/// keeps of them, rounded, to weights. `edge`: a query may come before a key.
+/// As mask_query_scores; `lse` is that of the tile's queries.
 template <class Tile>
-__device__ __forceinline__ void finish_key_probabilities(
-    const AttentionBackwardParams& params, float scale, Scores<Tile>& score, const float* lse,
-    const unsigned char* bits, const BatchMask& mask, std::int64_t row0, std::int64_t query0,
-    int lane, Weights<Tile>& weights, bool edge) {
+__device__ __forceinline__ void mask_key_scores(const AttentionBackwardParams& params, float scale,
+                                                Scores<Tile>& score, const float* lse,
+                                                const BatchMask& mask, std::int64_t row0,
+                                                std::int64_t query0, int lane) {
   RowValues<Tile> bias = {};  // of own keys
-  if constexpr (Tile::kMasks) {
 #pragma unroll
-    for (int i = 0; i < Tile::kRowTiles; ++i) {
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const std::int64_t key = row0 + 16 * i + 8 * h + (lane >> 2);
-        if (mask.keys != nullptr) {
-          bias[i][h] = key < params.key_bias_stride ? __ldg(mask.keys + key) : -INFINITY;
-        }
+    for (int h = 0; h < 2; ++h) {
+      const std::int64_t key = row0 + 16 * i + 8 * h + (lane >> 2);
+      if (mask.keys != nullptr) {
+        bias[i][h] = key < params.key_bias_stride ? __ldg(mask.keys + key) : -INFINITY;
       }
     }
   }
@@ -201,16 +218,37 @@ __device__ __forceinline__ void finish_key_probabilities(
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        float added = e % 2 == 0 ? -offset.x : -offset.y;
-        if constexpr (Tile::kMasks) {
-          added += bias[i][e / 2];
-          if (!Tile::kKeyMasks && mask.keys == nullptr) {
-            added += full_mask<typename Tile::T>(params, mask.full,
-                                                 query0 + 8 * j + 2 * (lane & 3) + e % 2,
-                                                 row0 + 16 * i + 8 * (e / 2) + (lane >> 2));
-          }
+        float added = bias[i][e / 2] - (e % 2 == 0 ? offset.x : offset.y);
+        if (!Tile::kKeyMasks && mask.keys == nullptr) {
+          added += full_mask<typename Tile::T>(params, mask.full,
+                                               query0 + 8 * j + 2 * (lane & 3) + e % 2,
+                                               row0 + 16 * i + 8 * (e / 2) + (lane >> 2));
         }
-        score[i][j][e] = exp2_approximate(fmaf(score[i][j][e], scale, added));
+        score[i][j][e] = fmaf(score[i][j][e], scale, added);
+      }
+    }
+  }
+}
+
+/// Scores of the warp's keys (rows) and 8·kColumnTiles queries to probabilities over 1-p, and what dropout
+/// keeps of them, rounded, to weights. `edge`: a query may come before a key.
+template <class Tile>
+__device__ __forceinline__ void finish_key_probabilities(
+    const AttentionBackwardParams& params, float scale, Scores<Tile>& score, const float* lse,
+    const unsigned char* bits, const BatchMask& mask, std::int64_t row0, std::int64_t query0,
+    int lane, Weights<Tile>& weights, bool edge) {
+  const bool masks = Tile::kMasks && mask.changes(row0, Tile::kWarpRows);
+  if (masks) mask_key_scores<Tile>(params, scale, score, lse, mask, row0, query0, lane);
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const float2 offset = *reinterpret_cast<const float2*>(lse + 8 * j + 2 * (lane & 3));
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& s = score[i][j][e];
+        if (!masks) s = fmaf(s, scale, e % 2 == 0 ? -offset.x : -offset.y);
+        s = exp2_approximate(s);
       }
     }
   }

@@ -19,7 +19,7 @@ namespace {
 enum class Pass : std::uint8_t { query, key, value, mask };
 
 /// Rows of a tile are queries, or keys in the passes for dK and dV; columns are of the other side.
-__device__ __forceinline__ bool rows_are_keys(Pass pass) {
+__host__ __device__ __forceinline__ bool rows_are_keys(Pass pass) {
   return pass == Pass::key || pass == Pass::value;
 }
 
@@ -45,6 +45,11 @@ struct Matrix {
   std::int64_t rows;
   std::int64_t columns;
 };
+
+/// Those that share keys are one batch of the passes for dK and dV.
+std::int64_t __host__ __device__ batches_of(const AttentionBackwardParams& p, Pass pass) {
+  return rows_are_keys(pass) ? p.key_batches : p.batches;
+}
 
 /// The operands of one batch, and how its tiles lie: as numbers that are loaded, because for a
 /// condition the compiler would write the kernel twice.
@@ -301,34 +306,24 @@ __device__ __forceinline__ Target target_of(const AttentionBackwardParams& p,
   return {&batch.grad, p.d_value, &p.d_value_strides, p.keys, 1};
 }
 
-/// kSimtRows rows of a gradient, kSlice columns of them.
+/// A slice of columns of a gradient's rows, and what is being added to it.
 template <class Tile>
-__global__ __launch_bounds__(kSimtThreads, Tile::kMinBlocks) void backward_rows_kernel(
-    const __grid_constant__ AttentionBackwardParams params, std::int64_t row_blocks,
-    std::int64_t slices, Pass pass, Elements<typename Tile::C> elements) {
-  using C = typename Tile::C;
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  auto& shared = *reinterpret_cast<BackwardShared<Tile>*>(shared_bytes);
-  if (block_index() >= params.batches * row_blocks * slices) return;
-  const std::int64_t tile = divide(block_index(), slices);
-  const std::int64_t slice0 = (block_index() - tile * slices) * Tile::kSlice;
-  const std::int64_t batch = divide(tile, row_blocks);
-  const std::int64_t row0 = (tile - batch * row_blocks) * kSimtRows;
-  if (threadIdx.x == 0) shared.batch = locate_batch<Tile>(params, elements, batch, pass);
-  __syncthreads();
-  const int y = static_cast<int>(threadIdx.x) / kAcross;
-  const int x = static_cast<int>(threadIdx.x) % kAcross;
-  const Target target = target_of(params, shared.batch, pass);
-  const Matrix& values = *target.values;
+using SliceSums = typename Tile::C[kThreadRows][Tile::kColumnSets][Tile::kLength];
 
-  C sum[kThreadRows][Tile::kColumnSets][Tile::kLength] = {};
+/// Adds to the rows from `row0` on what the tiles of the other side in the batch at hand give.
+template <class Tile>
+__device__ __forceinline__ void add_batch(const AttentionBackwardParams& params,
+                                          const Elements<typename Tile::C>& elements,
+                                          BackwardShared<Tile>& shared, Pass pass,
+                                          const Matrix& values, std::int64_t row0,
+                                          std::int64_t slice0, SliceSums<Tile>& sum, int y, int x) {
   // Causal: query i sees keys up to i, key j is seen by queries from j on.
   const bool keys_first = rows_are_keys(pass);
   const std::int64_t end = keys_first ? params.length : visible_keys(params, row0 + kSimtRows);
   std::int64_t column0 = 0;
   if (keys_first && params.is_causal) column0 = row0 / Tile::kColumns * Tile::kColumns;
   for (; column0 < end; column0 += Tile::kColumns) {
-    C weight[kThreadRows][Tile::kThreadColumns];
+    typename Tile::C weight[kThreadRows][Tile::kThreadColumns];
     compute_weights<Tile>(params, elements, shared, pass, row0, column0, weight, y, x);
 #pragma unroll
     for (int i = 0; i < kThreadRows; ++i) {
@@ -344,6 +339,34 @@ __global__ __launch_bounds__(kSimtThreads, Tile::kMinBlocks) void backward_rows_
     __syncthreads();
     add_weighted_rows<Tile>(shared.weights, shared.inputs.values, sum, Tile::kColumns, y, x);
   }
+}
+
+/// kSimtRows rows of a gradient, kSlice columns of them.
+template <class Tile>
+__global__ __launch_bounds__(kSimtThreads, Tile::kMinBlocks) void backward_rows_kernel(
+    const __grid_constant__ AttentionBackwardParams params, std::int64_t row_blocks,
+    std::int64_t slices, Pass pass, Elements<typename Tile::C> elements) {
+  using C = typename Tile::C;
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<BackwardShared<Tile>*>(shared_bytes);
+  if (block_index() >= batches_of(params, pass) * row_blocks * slices) return;
+  const std::int64_t tile = divide(block_index(), slices);
+  const std::int64_t slice0 = (block_index() - tile * slices) * Tile::kSlice;
+  const std::int64_t members = rows_are_keys(pass) ? params.group : 1;
+  const std::int64_t batch0 = divide(tile, row_blocks) * members;
+  const std::int64_t row0 = (tile - divide(tile, row_blocks) * row_blocks) * kSimtRows;
+  const int y = static_cast<int>(threadIdx.x) / kAcross;
+  const int x = static_cast<int>(threadIdx.x) % kAcross;
+  const Target target = target_of(params, shared.batch, pass);
+
+  SliceSums<Tile> sum = {};
+#pragma unroll 1
+  for (std::int64_t batch = batch0; batch < batch0 + members; ++batch) {
+    __syncthreads();  // the batch before this one is read no more
+    if (threadIdx.x == 0) shared.batch = locate_batch<Tile>(params, elements, batch, pass);
+    __syncthreads();
+    add_batch<Tile>(params, elements, shared, pass, *target.values, row0, slice0, sum, y, x);
+  }
   const C scale = static_cast<C>(target.scale);
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
@@ -356,9 +379,9 @@ __global__ __launch_bounds__(kSimtThreads, Tile::kMinBlocks) void backward_rows_
   __syncthreads();  // the last tiles are read no more
   const AttentionOperand& strides = *target.strides;
   const std::int64_t first =
-      batch_offset(params, strides, batch) + row0 * strides.row + slice0 * strides.column;
+      batch_offset(params, strides, batch0) + row0 * strides.row + slice0 * strides.column;
   store_tile<Tile>({static_cast<char*>(target.data) + first * elements.bytes(), strides.row,
-                    strides.column, target.rows - row0, values.columns - slice0},
+                    strides.column, target.rows - row0, target.values->columns - slice0},
                    elements, sum, shared.result, y, x);
 }
 
@@ -435,9 +458,7 @@ __global__ __launch_bounds__(kSimtThreads) void statistics_kernel(
     if (x != 0 || query >= params.length) continue;
     const std::int64_t index = batch * params.length + query;
     C of_scores = lse == nullptr ? top[i] + log2(total) : lse[index] * static_cast<C>(1 / kLn2);
-    // A query that the mask shows no key: any finite number gives probabilities of 0.
-    const bool masked = params.mask_kind != AttentionMask::none;
-    if (masked && of_scores == -static_cast<C>(INFINITY)) of_scores = C(0);
+    if (params.mask_kind != AttentionMask::none) of_scores = lse_of_masked(of_scores);
     statistics[index] = of_scores;
     statistics[params.batches * params.length + index] = delta;
   }
@@ -546,8 +567,8 @@ void launch_rows(const AttentionBackwardParams& params, Pass pass, std::int64_t 
   const std::int64_t row_blocks = ceil_div(rows, kSimtRows);
   const std::int64_t slices = ceil_div(columns, Tile::kSlice);
   launch(stream, "attention_backward", backward_rows_kernel<Tile>,
-         params.batches * row_blocks * slices, kSimtThreads, sizeof(BackwardShared<Tile>), params,
-         row_blocks, slices, pass, elements);
+         batches_of(params, pass) * row_blocks * slices, kSimtThreads,
+         sizeof(BackwardShared<Tile>), params, row_blocks, slices, pass, elements);
 }
 
 template <class C>

@@ -56,12 +56,6 @@ struct Tf32BackwardLayout {
   static constexpr int kBytes = kBlock + static_cast<int>(sizeof(BackwardBlock<float>));
 };
 
-/// A masked query's lse, in units of log2, as it is subtracted: probabilities are 0 where the query sees no
-/// key, or none but such as finite values hide: so far below 0, lse has lost how many there are.
-__device__ __forceinline__ float subtracted_lse(float lse) {
-  return lse < -0x1p17F ? INFINITY : lse;
-}
-
 /// Calls f with whether a call drops anything, and its mask.
 template <class F>
 void dispatch_drops_and_masks(const AttentionBackwardParams& params, const F& f) {

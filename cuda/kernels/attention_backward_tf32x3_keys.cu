@@ -126,8 +126,8 @@ __device__ __forceinline__ void mask_key_scores(const AttentionBackwardParams& p
     const auto* pairs = reinterpret_cast<const float*>(
         shared + Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes);
     add_mask<Tile>(params, score, lane, [&](int row, int column) {
-      return make_float2(pair_in_log2(pairs[column * kStride + row]),
-                         pair_in_log2(pairs[(column + 1) * kStride + row]));
+      return make_float2(mask_in_log2(pairs[column * kStride + row]),
+                         mask_in_log2(pairs[(column + 1) * kStride + row]));
     });
   } else {
     add_mask<Tile>(params, score, lane, [&](int row, int column) {
@@ -215,27 +215,13 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   using Layout = Tf32BackwardLayout<Tile>;
   extern __shared__ __align__(16) unsigned char shared[];
-  if (block_index() >= params.batches * tiles) return;
+  if (block_index() >= tiled_batches(params, true) * tiles) return;
   auto& block = *reinterpret_cast<BackwardBlock<float>*>(shared + Layout::kBlock);
-  if (threadIdx.x == 0)
-    block = locate_backward_block<float>(params, tiles, Tile::kRows, false, block_index());
-  __syncthreads();
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp_row = thread / 32 * Tile::kWarpRows;
 
   KeyState<Tile> state{};
-  // Causal: key j is seen by queries from j on.
-  const std::int64_t first = params.is_causal ? block.row0 : 0;
-  std::int64_t end = params.zero ? 0 : params.length;
-  if constexpr (Tile::kMasks) {
-    const LiveKeys live = live_keys(params, block.batch);
-    if (block.row0 >= live.end || block.row0 + Tile::kRows <= live.first) end = 0;
-    find_key_mask<Tile>(params, state, block.batch, block.row0 + warp_row, lane);
-    copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, block.row0 + warp_row,
-                          first, lane);
-  }
-  if (first < end) copy_keys<Tile, Tile::kRows>(params, block, shared_address(shared), block.row0);
   const auto copy = [&](std::uint32_t stage, std::int64_t query0) {
     copy_queries<Tile, Tile::kStageRows>(params, block, stage, query0);
     const std::int64_t query = query0 + thread % Tile::kStageRows;
@@ -255,7 +241,29 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
   const auto step = [&](int stage, std::int64_t query0) {
     add_queries<Tile>(params, block, state, shared, stage, warp_row, query0, lane);
   };
-  for_each_stage<Tile>(shared_address(shared), first, end, copy, step);
+#pragma unroll 1
+  for (std::int64_t member = 0; member < params.group; ++member) {
+    __syncthreads();  // the member before this one is read no more
+    if (thread == 0) {
+      block =
+          locate_backward_block<float>(params, tiles, Tile::kRows, true, block_index(), member);
+    }
+    __syncthreads();
+    // Causal: key j is seen by queries from j on.
+    const std::int64_t first = params.is_causal ? block.row0 : 0;
+    std::int64_t end = params.zero ? 0 : params.length;
+    if constexpr (Tile::kMasks) {
+      const LiveKeys live = live_keys(params, block.batch);
+      if (block.row0 >= live.end || block.row0 + Tile::kRows <= live.first) end = 0;
+      find_key_mask<Tile>(params, state, block.batch, block.row0 + warp_row, lane);
+      copy_async_wait<0>();  // the masks that the member before this one copied last
+      copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row,
+                            block.row0 + warp_row, first, lane);
+    }
+    if (first < end)
+      copy_keys<Tile, Tile::kRows>(params, block, shared_address(shared), block.row0);
+    for_each_stage<Tile>(shared_address(shared), first, end, copy, step);
+  }
   write_keys<Tile>(params, block, state, warp_row, lane);
 #endif
 }
@@ -263,7 +271,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
 template <class Tile>
 void launch_keys(const AttentionBackwardParams& params, Stream stream) {
   const std::int64_t tiles = ceil_div(params.keys, Tile::kRows);
-  launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>, params.batches * tiles,
+  launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>, tiled_batches(params, true) * tiles,
          Tile::kThreads, Tf32BackwardLayout<Tile>::kBytes, params, tiles);
 }
 

@@ -43,7 +43,7 @@ __device__ __forceinline__ void find_statistics(const AttentionBackwardParams& p
       const float lse =
           exists ? static_cast<const float*>(params.lse)[index] * static_cast<float>(1 / kLn2) : 0;
       state.delta[i][h] = delta;
-      state.lse[i][h] = Tile::kMasks ? subtracted_lse(lse) : lse;
+      state.lse[i][h] = Tile::kMasks ? lse_of_masked(lse) : lse;
       if (!exists || (lane & 3) != 0) continue;
       statistics[index] = state.lse[i][h];
       statistics[params.batches * params.length + index] = delta;
@@ -161,7 +161,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_que
   if (block_index() >= params.batches * tiles) return;
   auto& block = *reinterpret_cast<BackwardBlock<float>*>(shared + Layout::kBlock);
   if (threadIdx.x == 0)
-    block = locate_backward_block<float>(params, tiles, Tile::kRows, true, block_index());
+    block = locate_backward_block<float>(params, tiles, Tile::kRows, false, block_index());
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;

@@ -5,281 +5,19 @@
 //   warpgroup 0       copies an item's own rows, and tiles of 64 rows of the other side to a ring
 //   warpgroups 1, 2   hold 64 own rows each in registers, as A fragments, and walk over the tiles
 //
+// Keys that several batches share are an item for each of these in turn, whose sums go on.
+//
 // Products of a warpgroup are queued so that the tensor cores have work while scores are finished:
 //
 //   registers   P(i)             dS(i)                           P(i+1)
 //   queued           dV(i)             S(i+1)  dK(i)  dP(i+1)            dV(i+1)
 //
 // P waits for S alone, dS for dP; dQ takes the place of dK, and queries have no dV.
-#include "cuda/device/tma.cuh"
-#include "cuda/kernels/attention_backward_mma.cuh"
 #include "cuda/kernels/attention_backward_scores.cuh"
+#include "cuda/kernels/attention_backward_wgmma.cuh"
 
 namespace tenon::cuda {
-
-/// Compile-time facts of a kernel. kKeys: it sums dK and dV, else dQ.
-template <class T_, bool kDrops_, bool kKeys_, bool kMasks_>
-struct WarpgroupTile {
-  using T = T_;
-  static constexpr bool kDrops = kDrops_;
-  static constexpr bool kKeys = kKeys_;
-  static constexpr bool kMasks = kMasks_;
-  static constexpr bool kKeyMasks = kMasks_;  // the same for all queries
-  static constexpr int kHead = 64;
-  static constexpr int kRowTiles = 1;
-  static constexpr int kColumnTiles = kStageRows / 8;
-  static constexpr int kWarpRows = 16;
-  static constexpr int kGroupRows = 64;
-  static constexpr int kRows = 2 * kGroupRows;  // of an item
-  static constexpr int kStages = 4;
-
-  // Of three warpgroups, together the 504 that the block starts with.
-  static constexpr int kProducerRegisters = kKeys ? 24 : 56;
-  static constexpr int kConsumerRegisters = kKeys ? 240 : 224;
-
-  // Own rows: K and V; or Q, dO, O and lse.
-  static constexpr int kOwnBytes = kRows * kHead * 2;
-  static constexpr int kOwnLse = (kKeys ? 2 : 3) * kOwnBytes;
-  // A stage: Q and dO, or K and V; a bit for each pair; statistics of the queries.
-  static constexpr int kRing = kOwnLse + (kKeys ? 0 : 1024);
-  static constexpr int kOtherBytes = kStageRows * kHead * 2;
-  static constexpr int kBits = 2 * kOtherBytes;
-  static constexpr int kStatistics = kBits + (kDrops ? kStageRows * kRows / 8 : 0);
-  static constexpr int kStageBytes =
-      (kStatistics + (kKeys ? 2 * kStageRows * 4 : 0) + 1023) / 1024 * 1024;
-  // 16 rows for each warp, through which results are written.
-  static constexpr int kResults = kRing + kStages * kStageBytes;
-  static constexpr int kItems = kResults + kOwnBytes;
-  static constexpr int kBarriers = kItems + 2 * static_cast<int>(sizeof(BackwardBlock<T>));
-  static constexpr int kSharedBytes =
-      kBarriers + (2 * kStages + 2) * static_cast<int>(kBarrierBytes);
-  static_assert(kSharedBytes <= 227 * 1024 && kBarriers % 8 == 0);
-};
-
 namespace {
-
-constexpr int kGroupThreads = 128;
-constexpr int kBlockThreads = 3 * kGroupThreads;
-constexpr int kProducerWarps = 4;
-constexpr int kConsumerWarps = 8;
-
-/// Where the parts of a block's shared memory are.
-template <class Tile>
-struct Layout {
-  unsigned char* shared;
-  std::uint32_t address;
-  std::uint64_t descriptor;  // of a tile at `address`
-
-  __device__ __forceinline__ explicit Layout(unsigned char* shared_)
-      : shared(shared_), address(shared_address(shared_)), descriptor(wgmma_descriptor(address)) {}
-
-  __device__ __forceinline__ std::uint64_t tile(int offset) const {  // its descriptor
-    return descriptor + (static_cast<std::uint32_t>(offset) >> 4);
-  }
-
-  __device__ __forceinline__ int stage(int index) const {  // an offset
-    return Tile::kRing + index * Tile::kStageBytes;
-  }
-  __device__ __forceinline__ std::uint32_t full(int index) const {
-    return address + Tile::kBarriers + index * kBarrierBytes;
-  }
-  __device__ __forceinline__ std::uint32_t empty(int index) const {
-    return full(Tile::kStages + index);
-  }
-  __device__ __forceinline__ std::uint32_t own_full() const { return full(2 * Tile::kStages); }
-  __device__ __forceinline__ std::uint32_t own_empty() const { return full(2 * Tile::kStages + 1); }
-  __device__ __forceinline__ BackwardBlock<typename Tile::T>& item(int turn) const {
-    return reinterpret_cast<BackwardBlock<typename Tile::T>*>(shared + Tile::kItems)[turn & 1];
-  }
-};
-
-/// The rows of the other side that meet the own rows from `row0` on, `rows` of them. Both ends of
-/// causal walks are multiples of kStageRows, but for the last key, and the first key of masked ones.
-struct Walk {
-  std::int64_t first, end;
-};
-
-template <class Tile>
-__device__ __forceinline__ Walk walk_of(const AttentionBackwardParams& params, std::int64_t batch,
-                                        std::int64_t row0, int rows) {
-  if (params.zero) return {0, 0};
-  Walk walk = Tile::kKeys ? Walk{params.is_causal ? min(row0, params.length) : 0, params.length}
-                          : Walk{0, visible_keys(params, row0 + rows)};
-  if constexpr (Tile::kMasks) {
-    const LiveKeys live = live_keys(params, batch);
-    if (!Tile::kKeys) {
-      walk.first = live.first / kStageRows * kStageRows;
-      walk.end = max(min(walk.end, live.end), walk.first);
-    } else if (row0 >= live.end || row0 + rows <= live.first) {
-      walk.end = walk.first;
-    }
-  }
-  return walk;
-}
-
-/// How many tiles, the same in all lanes and known to be.
-[[maybe_unused]] __device__ __forceinline__ int count_tiles(std::int64_t first, std::int64_t end) {
-  const auto tiles = static_cast<int>((end - first + kStageRows - 1) / kStageRows);
-  return __shfl_sync(kFullWarp, tiles, 0);
-}
-
-/// Copies that a thread has started for a barrier. It arrives there when later copies are under way.
-template <class Tile>
-struct CopyQueue {
-  std::uint32_t pending = 0;
-
-  template <int kPending>
-  __device__ __forceinline__ void arrive() {
-    if (pending == 0) return;
-    copy_async_wait<kPending>();
-    fence_async_proxy();
-    barrier_arrive(pending);
-  }
-  /// The copies since the last commit are what `barrier` is for.
-  __device__ __forceinline__ void commit(std::uint32_t barrier) {
-    copy_async_commit();
-    arrive<1>();
-    pending = barrier;
-  }
-  __device__ __forceinline__ void flush() {
-    arrive<0>();
-    pending = 0;
-  }
-};
-
-/// The thread, read anew, and below a stride: what is computed of them is not worth a register between
-/// copies.
-[[maybe_unused]] __device__ __forceinline__ int read_thread() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
-/// Starts copying kTileRows rows of one operand from `row` on; what does not exist is 0.
-template <class Tile, int kTileRows>
-__device__ __forceinline__ void copy_operand(std::uint32_t shared, const typename Tile::T* data,
-                                             const AttentionOperand& strides, std::int64_t row,
-                                             std::int64_t rows, std::int64_t head) {
-  constexpr int kRowsAtOnce = kGroupThreads / kHeadTiles<Tile>;
-  static_assert(kRowsAtOnce % 8 == 0);  // the swizzle repeats
-  const int first = read_thread() / kHeadTiles<Tile>;
-  const int chunk = read_thread() % kHeadTiles<Tile>;
-  const int present =
-      8 * chunk < head ? static_cast<int>(min(rows - row, std::int64_t{kTileRows})) : 0;
-  const std::uint32_t target = shared + chunk_offset<Tile>(first, chunk);
-  std::int64_t stride = strides.row;
-  asm volatile("" : "+l"(stride));
-  const auto* source = data + (row + first) * stride + 8 * chunk;
-#pragma unroll
-  for (int i = 0; i < kTileRows; i += kRowsAtOnce) {
-    copy_async16(target + i * kRowBytes<Tile>, source, i < present - first);
-    source += kRowsAtOnce * stride;
-  }
-}
-
-/// Starts copying an item's own rows.
-template <class Tile>
-__device__ __forceinline__ void copy_own(const AttentionBackwardParams& params,
-                                         const BackwardBlock<typename Tile::T>& block,
-                                         std::uint32_t own) {
-  constexpr int kRows = Tile::kRows;
-  const std::int64_t row0 = block.row0;
-  if constexpr (Tile::kKeys) {
-    copy_operand<Tile, kRows>(own, block.key, params.key_strides, row0, params.keys, params.head);
-    copy_operand<Tile, kRows>(own + Tile::kOwnBytes, block.value, params.value_strides, row0,
-                              params.keys, params.head_v);
-  } else {
-    copy_operand<Tile, kRows>(own, block.query, params.query_strides, row0, params.length,
-                              params.head);
-    copy_operand<Tile, kRows>(own + Tile::kOwnBytes, block.grad, params.grad_strides, row0,
-                              params.length, params.head_v);
-    copy_operand<Tile, kRows>(own + 2 * Tile::kOwnBytes, block.output, params.output_strides, row0,
-                              params.length, params.head_v);
-    const int thread = read_thread();
-    const std::int64_t query = row0 + thread;
-    copy_async<4>(own + Tile::kOwnLse + 4 * thread,
-                  static_cast<const float*>(params.lse) + block.batch * params.length + query,
-                  query < params.length);
-  }
-}
-
-/// Starts copying one tile of the other side, its decisions and its statistics.
-template <class Tile>
-__device__ __forceinline__ void copy_stage(const AttentionBackwardParams& params,
-                                           const BackwardBlock<typename Tile::T>& block,
-                                           std::uint32_t stage, std::int64_t other) {
-  const int thread = read_thread();
-  const auto copy_bits = [&]<int kBytes>(std::int64_t query, std::int64_t key) {
-    const std::int64_t row = block.batch * params.length + query;
-    copy_async<kBytes>(stage + Tile::kBits + thread * kBytes,
-                       params.keep_bits + row * params.keep_bits_stride + key / 8,
-                       query < params.length);
-  };
-  if constexpr (Tile::kKeys) {
-    copy_operand<Tile, kStageRows>(stage, block.query, params.query_strides, other, params.length,
-                                   params.head);
-    copy_operand<Tile, kStageRows>(stage + Tile::kOtherBytes, block.grad, params.grad_strides,
-                                   other, params.length, params.head_v);
-    static_assert(2 * kStageRows == kGroupThreads);
-    const std::int64_t query = other + thread % kStageRows;
-    const std::int64_t plane = thread < kStageRows ? 0 : params.batches * params.length;
-    copy_async<4>(
-        stage + Tile::kStatistics + 4 * thread,
-        static_cast<const float*>(params.statistics) + plane + block.batch * params.length + query,
-        query < params.length);
-    if (Tile::kDrops && thread < kStageRows) {
-      copy_bits.template operator()<Tile::kRows / 8>(query, block.row0);
-    }
-  } else {
-    copy_operand<Tile, kStageRows>(stage, block.key, params.key_strides, other, params.keys,
-                                   params.head);
-    copy_operand<Tile, kStageRows>(stage + Tile::kOtherBytes, block.value, params.value_strides,
-                                   other, params.keys, params.head_v);
-    if (Tile::kDrops) copy_bits.template operator()<kStageRows / 8>(block.row0 + thread, other);
-  }
-}
-
-/// The copying warpgroup: everything that this block's items need.
-template <class Tile>
-__device__ __forceinline__ void copy_items(const AttentionBackwardParams& params,
-                                           std::uint32_t tiles, const Layout<Tile>& layout) {
-  const auto items = static_cast<std::uint32_t>(params.batches) * tiles;
-  RingPosition<Tile::kStages> ring;
-  CopyQueue<Tile> queue;
-  int turn = 0;
-  for (std::uint32_t index = blockIdx.x; index < items; index += gridDim.x) {
-    // Whoever waits for what is pending may be waited for here.
-    queue.flush();
-    barrier_wait(layout.own_empty(), (turn & 1) ^ 1U);
-    auto& item = layout.item(turn);
-    if (threadIdx.x == 0) {
-      auto block = locate_backward_block<typename Tile::T, std::uint32_t>(
-          params, tiles, Tile::kRows, !Tile::kKeys, index);
-      // What nobody reads is not computed: registers are few here.
-      if constexpr (Tile::kKeys) {
-        block.output = nullptr;
-        block.d_query = nullptr;
-      } else {
-        block.d_key = nullptr;
-        block.d_value = nullptr;
-      }
-      item = block;
-    }
-    asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
-    const BackwardBlock<typename Tile::T> block = item;
-    if (!params.zero) copy_own<Tile>(params, block, layout.address);
-    queue.commit(layout.own_full());
-    const Walk walk = walk_of<Tile>(params, block.batch, block.row0, Tile::kRows);
-    for (std::int64_t other = walk.first; other < walk.end; other += kStageRows) {
-      barrier_wait(layout.empty(ring.stage), ring.parity ^ 1U);
-      copy_stage<Tile>(params, block, layout.address + layout.stage(ring.stage), other);
-      queue.commit(layout.full(ring.stage));
-      ring.advance();
-    }
-    ++turn;
-  }
-  queue.flush();
-}
 
 /// The registers of a consumer warp. The first operand meets Q or K, the second dO or V.
 template <class Tile>
@@ -324,6 +62,34 @@ __device__ __forceinline__ void start_sums(Sums<Tile>& sums, const Weights<Tile>
   wgmma_commit();
 }
 
+/// Brings scores to units of log2, and adds the mask of pairs at `mask`.
+template <class Tile>
+__device__ __forceinline__ void add_pair_mask(Scores<Tile>& score, float scale, std::uint32_t mask,
+                                              int warp, int lane) {
+  constexpr float kLog2E = 1.4426950408889634F;
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; j += 2) {
+    std::uint32_t pairs[4];  // of 8 rows each: tile j, the rows after them; tile j + 1
+    if constexpr (Tile::kKeys) {
+      const int query = 8 * (j + (lane >> 4)) + (lane & 7);
+      const int chunk = 2 * (warp % 4) + (lane >> 3) % 2;
+      load_matrices_transposed(
+          pairs, mask + warp / 4 * Tile::kOtherBytes + chunk_offset<Tile>(query, chunk));
+    } else {
+      load_matrices(pairs, mask + chunk_offset<Tile>(warp * Tile::kWarpRows + (lane & 15),
+                                                     j + (lane >> 4)));
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 added = unpack_floats<typename Tile::T>(pairs[i]);
+      float& x = score[0][j + i / 2][2 * (i % 2)];
+      float& y = score[0][j + i / 2][2 * (i % 2) + 1];
+      x = fmaf(added.x, kLog2E, x * scale);
+      y = fmaf(added.y, kLog2E, y * scale);
+    }
+  }
+}
+
 /// P of the tile in a stage, and A fragments of what dropout keeps of it.
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
@@ -332,13 +98,18 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
                                                      int stage, std::int64_t row0,
                                                      std::int64_t other, bool edge, int warp,
                                                      int lane) {
+  if constexpr (Tile::kPairs) {
+    const std::uint32_t pairs = layout.address + stage + Tile::kPairMask;
+    add_pair_mask<Tile>(a.score, a.scale, pairs, warp, lane);
+  }
+  const float scale = Tile::kPairs ? 1.0F : a.scale;
   if constexpr (Tile::kKeys) {
     const unsigned char* start = layout.shared + stage;
     finish_key_probabilities<Tile>(
-        params, a.scale, a.score, reinterpret_cast<const float*>(start + Tile::kStatistics),
+        params, scale, a.score, reinterpret_cast<const float*>(start + Tile::kStatistics),
         start + Tile::kBits + warp * Tile::kWarpRows / 8, mask, row0, other, lane, a.kept, edge);
   } else {
-    finish_query_probabilities<Tile>(params, a.scale, a.lse, a.score, mask, row0, other, lane,
+    finish_query_probabilities<Tile>(params, scale, a.lse, a.score, mask, row0, other, lane,
                                      edge);
   }
 }
@@ -463,7 +234,7 @@ __device__ __forceinline__ void find_statistics(const AttentionBackwardParams& p
     delta[h] += __shfl_xor_sync(kFullWarp, delta[h], 2);
     const int row = 8 * h + (lane >> 2);
     const float lse = own_lse[warp_row + row] * static_cast<float>(1 / kLn2);
-    a.lse[0][h] = (Tile::kMasks ? finite_or_infinite(lse) : lse) - log2f(keep_scale);
+    a.lse[0][h] = (Tile::kMasks || Tile::kPairs ? lse_of_masked(lse) : lse) - log2f(keep_scale);
     a.delta[0][h] = delta[h] / keep_scale;
     if (row0 + row >= params.length || (lane & 3) != 0) continue;
     const std::int64_t index = batch * params.length + row0 + row;
@@ -487,18 +258,17 @@ __device__ __forceinline__ void write_sums(const Layout<Tile>& layout, const Sum
 
 /// A consumer warp, one of eight: its 16 rows of every item.
 template <class Tile>
-__device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
-                                          std::uint32_t tiles, float scale,
+__device__ __forceinline__ void add_items(const AttentionBackwardParams& params, float scale,
                                           const Layout<Tile>& layout, int warp, int lane) {
   const int warp_row = warp * Tile::kWarpRows;
   const int group_row = warp / 4 * Tile::kGroupRows;
-  const auto items = static_cast<std::uint32_t>(params.batches) * tiles;
   Accumulated<Tile> a;
   a.scale = scale;
-  std::uint32_t turn = 0;
-  for (std::uint32_t index = blockIdx.x; index < items; index += gridDim.x) {
-    barrier_wait(layout.own_full(), turn & 1U);
-    const auto& item = layout.item(static_cast<int>(turn));
+  bool ends = false;
+  for (std::uint32_t number = 0; !ends; ++number) {
+    barrier_wait(layout.own_full(), number & 1U);
+    const auto& turn = layout.turn(static_cast<int>(number));
+    const auto& item = turn.block;
     const std::int64_t row0 = item.row0 + warp_row;
     load_all_rows<Tile>(a.first, layout.address, warp_row, lane);
     load_all_rows<Tile>(a.second, layout.address + Tile::kOwnBytes, warp_row, lane);
@@ -508,18 +278,23 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     __syncwarp();
     barrier_arrive_for_warp(layout.own_empty(), lane);
 
-    clear_scores<Tile>(a.d_first);
-    clear_scores<Tile>(a.d_second);
+    if (turn.is_first) {
+      clear_scores<Tile>(a.d_first);
+      clear_scores<Tile>(a.d_second);
+    }
     const Walk all = walk_of<Tile>(params, item.batch, item.row0, Tile::kRows);
     const Walk walk = walk_of<Tile>(params, item.batch, item.row0 + group_row, Tile::kGroupRows);
     const BatchMask mask = mask_of_batch<Tile>(params, item.batch);
-    const int tiles_before = count_tiles(all.first, walk.first);
+    // Of an item whose keys are all hidden no tile comes, wherever a part of it would begin.
+    const int tiles_before = count_tiles(all.first, min(walk.first, all.end));
     const int own_tiles = count_tiles(walk.first, walk.end);
     skip_tiles<Tile>(layout, a, tiles_before, lane);
     add_tiles<Tile>(params, layout, a, mask, row0, walk.first, own_tiles, warp, lane);
     skip_tiles<Tile>(layout, a, count_tiles(all.first, all.end) - tiles_before - own_tiles, lane);
 
     const auto factor = static_cast<float>(params.scale);
+    ends = turn.ends;
+    if (!turn.is_last) continue;
     if constexpr (Tile::kKeys) {
       write_sums<Tile>(layout, a.d_first, factor, item.d_key, params.d_key_strides, row0,
                        params.keys, params.head, warp_row, lane);
@@ -529,7 +304,6 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
       write_sums<Tile>(layout, a.d_first, factor, item.d_query, params.d_query_strides, row0,
                        params.length, params.head, warp_row, lane);
     }
-    ++turn;
   }
 }
 
@@ -556,7 +330,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       copy_items<Tile>(params, tiles, layout);
     } else {
       take_registers<Tile::kConsumerRegisters>();
-      add_items<Tile>(params, tiles, scale, layout, uniform_warp() - kProducerWarps, thread % 32);
+      add_items<Tile>(params, scale, layout, uniform_warp() - kProducerWarps, thread % 32);
     }
   }
 }
@@ -568,19 +342,24 @@ void launch_tile(const AttentionBackwardParams& params, Stream stream) {
   const int multiprocessors = device_limits(stream.device).multiprocessors;
   launch(stream, Tile::kKeys ? "attention_backward_keys" : "attention_backward_queries",
          backward_wgmma_kernel<Tile>,
-         std::min<std::int64_t>(multiprocessors, params.batches * tiles), kBlockThreads,
+         std::min(std::int64_t{multiprocessors}, tiled_batches(params, Tile::kKeys) * tiles),
+         kBlockThreads,
          Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
+}
+
+template <class T, bool kKeys, BackwardMask kMask>
+void launch_mask(const AttentionBackwardParams& params, Stream stream) {
+  const bool drops = params.has_dropout && !params.zero;
+  if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, kMask>>(params, stream);
+  launch_tile<WarpgroupTile<T, false, kKeys, kMask>>(params, stream);
 }
 
 template <class T, bool kKeys>
 void launch_side(const AttentionBackwardParams& params, Stream stream) {
-  const bool drops = params.has_dropout && !params.zero;
-  if (params.key_bias != nullptr) {
-    if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, true>>(params, stream);
-    return launch_tile<WarpgroupTile<T, false, kKeys, true>>(params, stream);
-  }
-  if (drops) return launch_tile<WarpgroupTile<T, true, kKeys, false>>(params, stream);
-  launch_tile<WarpgroupTile<T, false, kKeys, false>>(params, stream);
+  using enum BackwardMask;
+  if (params.key_bias != nullptr) return launch_mask<T, kKeys, keys>(params, stream);
+  if (params.mask_kind != AttentionMask::none) return launch_mask<T, kKeys, pairs>(params, stream);
+  launch_mask<T, kKeys, none>(params, stream);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "cuda/device/convert.cuh"
 #include "cuda/kernels/attention_launch.h"
@@ -95,14 +96,23 @@ __device__ __forceinline__ std::int64_t visible_keys(const AttentionParams& para
   return params.is_causal && row_end < params.keys ? row_end : params.keys;
 }
 
-/// The keys that a batch's mask leaves, all of them where it is not known.
+/// The keys that a batch's mask leaves, all of them where it is not known; on [first, plain_end) it
+/// changes nothing.
 struct LiveKeys {
-  std::int64_t first, end;
+  std::int64_t first, end, plain_end;
 };
 __device__ __forceinline__ LiveKeys live_keys(const AttentionParams& params, std::int64_t batch) {
-  if (params.live_keys == nullptr) return {0, params.keys};
-  const auto live = *reinterpret_cast<const int2*>(params.live_keys + 2 * batch);
-  return {live.x, live.y};
+  if (params.live_keys == nullptr) return {0, params.keys, 0};
+  const auto live = *reinterpret_cast<const int4*>(params.live_keys + 4 * batch);
+  return {live.x, live.y, live.z};
+}
+
+/// A masked query's lse as the gradient's kernels subtract it, in units of log2. Probabilities are 0 where the query
+/// sees no key, or none but such as finite values hide: so far below 0, lse has lost how many there are.
+template <class C>
+__device__ __forceinline__ C lse_of_masked(C lse) {
+  constexpr C kLeast = sizeof(C) == 4 ? C(-0x1p17) : C(-0x1p46);
+  return lse < kLeast ? static_cast<C>(INFINITY) : lse;
 }
 
 /// How many of the `present` keys from `key0` on the query `row` sees.
@@ -120,6 +130,16 @@ __device__ __forceinline__ C row_factor(const AttentionParams& params, C sum) {
   return static_cast<C>(params.keep_scale) / sum;
 }
 
+/// What an additive mask adds in units of log2. A finite value stays finite: a query that sees nothing but
+/// lowest values weighs their keys equally.
+template <class C>
+__device__ __forceinline__ C mask_in_log2(C value) {
+  constexpr C kLog2E = static_cast<C>(1.4426950408889634074);
+  const C result = value * kLog2E;
+  const bool overflows = result == -static_cast<C>(INFINITY) && value != result;
+  return overflows ? std::numeric_limits<C>::lowest() : result;
+}
+
 /// A masked score: `score` is in units of log2; the mask's (row, column) must exist.
 template <class T, class C>
 __device__ __forceinline__ C apply_mask(const AttentionParams& params, const char* mask,
@@ -128,8 +148,7 @@ __device__ __forceinline__ C apply_mask(const AttentionParams& params, const cha
   if (params.mask_kind == AttentionMask::boolean) {
     return mask[index] != 0 ? score : -static_cast<C>(INFINITY);
   }
-  constexpr C kLog2E = static_cast<C>(1.4426950408889634074);
-  return score + static_cast<C>(widen(reinterpret_cast<const T*>(mask)[index])) * kLog2E;
+  return score + mask_in_log2(static_cast<C>(widen(reinterpret_cast<const T*>(mask)[index])));
 }
 
 }  // namespace tenon::cuda

@@ -229,6 +229,17 @@ class GraphOfCall {
     graph_.matmul(probability, value, memory(kOutput));
   }
 
+  /// A product whose heads are the query's; keys that several of these read get the sum.
+  void matmul_of_keys(Value a, Value b, Role role) {
+    const Value result = memory(role);
+    if (call_.operands[role].sizes[1] == call_.operands[kQuery].sizes[1]) {
+      return graph_.matmul(a, b, result);
+    }
+    // In float32, cuDNN plans a kernel whose sums are wrong.
+    const Value of_heads = graph_.rounded_matmul(a, b, type_);
+    graph_.reduce(CUDNN_REDUCE_TENSOR_ADD, of_heads, result);
+  }
+
   // d_query is the direct result of a product, not a float32 sum that blocks add to in any order: that
   // is how cuDNN is told to use its deterministic algorithm, which stores the scores' gradients.
   void add_gradients() {
@@ -246,13 +257,13 @@ class GraphOfCall {
     const Value scaled = graph_.pointwise(CUDNN_POINTWISE_MUL, {product, t_.scale});
     const Value below = graph_.pointwise(CUDNN_POINTWISE_SUB, {scaled, t_.lse});
     const Value probability = graph_.pointwise(CUDNN_POINTWISE_EXP, {hide_later_keys(below)});
-    graph_.matmul(graph_.transpose(probability, type_), grad, memory(kDValue));
+    matmul_of_keys(graph_.transpose(probability, type_), grad, kDValue);
 
     const Value d_probability = graph_.matmul(grad, transposed(kValue));
     const Value centred = graph_.pointwise(CUDNN_POINTWISE_SUB, {d_probability, t_.delta});
     const Value d_scaled = graph_.pointwise(CUDNN_POINTWISE_MUL, {centred, probability});
     const Value d_product = graph_.pointwise(CUDNN_POINTWISE_MUL, {d_scaled, t_.scale});
-    graph_.matmul(graph_.transpose(d_product, type_), query, memory(kDKey));
+    matmul_of_keys(graph_.transpose(d_product, type_), query, kDKey);
     graph_.matmul(d_product, graph_.transpose(key, type_), memory(kDQuery));
   }
 

@@ -15,7 +15,8 @@
 
 namespace tenon::cuda {
 
-inline constexpr int kMaxAttentionBatchAxes = 6;
+/// One more than operands have: heads that share keys are an axis of their own.
+inline constexpr int kMaxAttentionBatchAxes = 7;
 /// Shared memory in which a block of threads keeps what it computes.
 inline constexpr std::int64_t kAttentionBlockBytes = 64;
 
@@ -47,6 +48,10 @@ struct AttentionParams {
   int batch_axes;
   std::int64_t batch_sizes[kMaxAttentionBatchAxes];
   std::int64_t batches;
+  /// Batches that share keys and values, which follow each other. Where it is not 1, they are the last
+  /// batch axis, along which the strides of key and value are 0.
+  std::int64_t group;
+  std::int64_t key_batches;  // batches / group
   std::int64_t length;
   std::int64_t keys;
   std::int64_t head;
@@ -61,9 +66,9 @@ struct AttentionParams {
   double keep_scale;  // 1/(1-p); 0 when everything is dropped
 
   /// A mask that is the same for all queries, as tensor core kernels read it, in the workspace: what it
-  /// adds to scores in units of log2, (batches, key_bias_stride), -inf past the keys; and where the keys
-  /// [first, end) lie outside of which it hides all, (batches, 2). Null: none, or `mask` differs by
-  /// query.
+  /// adds to scores in units of log2, (batches, key_bias_stride), -inf past the keys; and (batches, 4):
+  /// where the keys [first, end) lie outside of which it hides all, and up to which key from first on it
+  /// adds 0. Null: none, or `mask` differs by query.
   const float* key_bias;
   std::int64_t key_bias_stride;  // a multiple of 128
   const std::int32_t* live_keys;
@@ -105,6 +110,10 @@ struct AttentionTiling {
 void launch_key_bias(const AttentionParams& params, DType dtype, Stream stream);
 /// Writes pair_bias, which is pair_bias_bytes long, from any mask of float32 or bools.
 void launch_pair_bias(const AttentionParams& params, Stream stream);
+/// Writes a mask of (queries, keys) to `workspace`, of pair_mask_bytes: additive, of a 16-bit dtype, rows
+/// dense and aligned to 16 bytes; params then has that one.
+void launch_pair_mask(AttentionParams& params, DType dtype, void* workspace, Stream stream);
+std::size_t pair_mask_bytes(const AttentionParams& params);
 /// Draws params.keep_bits, which is aligned to 16 bytes; those that causality hides are left as
 /// they are.
 void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
@@ -112,11 +121,33 @@ void launch_draw_keep_bits(const AttentionParams& params, Stream stream);
 /// > 0, keep_bits are drawn, and `tiling` comes from choose_flash_mma_tiling.
 void launch_flash_mma(const AttentionParams& params, DType dtype, const AttentionTiling& tiling,
                       Stream stream);
-/// wgmma: 16-bit floats, head sizes multiples of 8 up to 128, at most 3 batch axes, strides that are
-/// multiples of 8 and, but for those of batches, > 0. All sizes are > 0, the scale is positive, no
-/// dropout; a mask has row stride 0. The workspace is flash_wgmma_workspace's.
+/// wgmma: 16-bit floats, head sizes multiples of 8 up to 128, at most kWgmmaBatchAxes batch axes, strides
+/// that are multiples of 8 and, but for those of batches, > 0. All sizes are > 0, the scale is positive,
+/// no dropout. A mask has row stride 0, or is what a tensor map can describe, of bools
+/// or the same dtype. The workspace has key_tiles_bytes.
 void launch_flash_wgmma(const AttentionParams& params, DType dtype, void* workspace, Stream stream);
-std::size_t flash_wgmma_workspace(const AttentionParams& params);
+inline constexpr int kWgmmaBatchAxes = 3;
+/// Keys of one step of flash_wgmma.
+inline constexpr int kWgmmaKeys = 128;
+
+/// A mask of keys, row stride 0, as flash_wgmma reads it, for each of its own batches.
+struct KeyTiles {
+  /// (masks, tiles, kWgmmaKeys): what is added in units of log2, or for masks of bools what scores are at
+  /// most. -inf past the keys.
+  float* values;
+  /// (masks, list_size): how many tiles show a key, and the first key of each; plus 1 where the tile is
+  /// as without a mask. 16-byte loads read them.
+  int* lists;
+  std::int64_t batch_steps[kWgmmaBatchAxes];  // of a mask's number, along the batch axes
+  int tiles;
+  int list_size;  // 1 + tiles, rounded up to a multiple of 4
+};
+/// Fills them in. Tiles without a live key are left out; live_keys says which those are, and with
+/// causality only -inf hides for certain.
+KeyTiles launch_key_tiles(const AttentionParams& params, DType dtype, void* workspace,
+                          Stream stream);
+/// Memory for that; 0 without a mask of keys.
+std::size_t key_tiles_bytes(const AttentionParams& params);
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, otherwise as
 /// launch_flash_mma; `tiling` comes from choose_flash_tf32x3_tiling.
 void launch_flash_tf32x3(const AttentionParams& params, const AttentionTiling& tiling,

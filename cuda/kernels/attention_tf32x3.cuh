@@ -186,13 +186,6 @@ __device__ __forceinline__ void copy_pairs(const AttentionParams& params, std::u
   }
 }
 
-/// What a mask adds in units of log2; a finite value stays finite.
-__device__ __forceinline__ float pair_in_log2(float value) {
-  constexpr float kLog2E = 1.4426950408889634F, kLowest = -3.402823466e38F;
-  const float result = value * kLog2E;
-  return result == -INFINITY && value != result ? kLowest : result;
-}
-
 /// What a mask that is not copied adds; -inf where there is no score.
 __device__ __forceinline__ float read_mask(const AttentionParams& params, const char* first,
                                            std::int64_t query, std::int64_t key) {
@@ -237,7 +230,7 @@ __device__ __forceinline__ void mask_query_scores(const AttentionParams& params,
     add_mask<Tile>(params, score, lane, [&](int row, int column) {
       const float2 pair = *reinterpret_cast<const float2*>(
           shared + row * kPairStride<8 * Tile::kColumnTiles> + column);
-      return make_float2(pair_in_log2(pair.x), pair_in_log2(pair.y));
+      return make_float2(mask_in_log2(pair.x), mask_in_log2(pair.y));
     });
   } else {
     add_mask<Tile>(params, score, lane, [&](int row, int column) {

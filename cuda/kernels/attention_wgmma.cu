@@ -1,7 +1,6 @@
-// Scaled dot-product attention by wgmma, for heads up to 128, without a mask, with causality, or with a
-// mask. The order of a row's work is that of FlashAttention-3 (J. Shah
-// et al., 2024). A block stays on its multiprocessor and computes item after item, an item being 128
-// queries of one batch:
+// Scaled dot-product attention by wgmma, for heads up to 128, with or without causality and a mask. The
+// order of a row's work is that of FlashAttention-3 (J. Shah et al., 2024). A block stays on its
+// multiprocessor and computes item after item, an item being 128 queries of one batch:
 //
 //   warpgroup 0       one thread starts the copies: an item's queries, and tiles of 128 keys to a ring
 //   warpgroups 1, 2   hold 64 queries each in registers, as A fragments, and walk over the tiles
@@ -9,9 +8,9 @@
 //   queued      S(i+1) = Q·K(i+1)   O += P(i)·V(i)
 //   meanwhile                       P(i+1) of S(i+1)
 //
-// A mask of keys becomes 128 float32 for each tile of keys, and a list of the tiles that it shows anything of:
-// the others cost nothing. One of
-// (queries, keys) is copied with the keys. Batches have at most three axes; those without stride have size 1 in the maps.
+// A mask of keys comes as KeyTiles: tiles that it hides cost nothing, and those that it shows all of are
+// as without a mask. One of (queries, keys) is copied tile by tile. Batches have at most three axes;
+// those without stride have size 1 in the maps.
 #include <algorithm>
 
 #include "cuda/device/tma.cuh"
@@ -25,10 +24,10 @@ namespace tenon::cuda {
 namespace {
 
 constexpr int kRows = 128;  // of an item
-constexpr int kKeys = 128;  // of a tile
+constexpr int kKeys = kWgmmaKeys;
 constexpr int kBlockThreads = 384;
 constexpr int kConsumerWarps = 8;
-constexpr int kMapAxes = 3;  // of batches
+constexpr int kMapAxes = kWgmmaBatchAxes;
 constexpr int kHalfBytes = 128 * 128;  // 64 columns of a tile
 constexpr int kKeyMaskBytes = kKeys * 4;
 
@@ -51,6 +50,7 @@ struct AttentionWgmmaTile {
   static constexpr int kColumnTiles = kKeys / 8;
   static constexpr int kHalves = kHead / 64;
   static constexpr int kStages = kHead == 128 ? 2 : kMask == MaskForm::additive ? 3 : 4;
+  static constexpr int kMaskStages = kHead == 128 && kMask == MaskForm::additive ? 1 : kStages;
 
   static constexpr int kTileBytes = kHalves * kHalfBytes;  // of queries, keys, values or results
   static constexpr int kKeyTiles = kTileBytes;
@@ -61,10 +61,10 @@ struct AttentionWgmmaTile {
                                     : kMask == MaskForm::boolean ? kHalfBytes
                                     : kMasksKeys                 ? kKeyMaskBytes
                                                                  : 0;
-  static constexpr int kStarts = kMasks + kStages * kMaskBytes;  // an int per stage
+  static constexpr int kStarts = kMasks + kMaskStages * kMaskBytes;  // an int per stage
   static constexpr int kItem = kStarts + 16;
   static constexpr int kBarriers = kItem + 16;
-  static constexpr int kSharedBytes = kBarriers + (4 * kStages + 2) * kBarrierBytes;
+  static constexpr int kSharedBytes = kBarriers + (6 * kStages + 2) * kBarrierBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 };
 
@@ -75,19 +75,10 @@ struct Item {
   int batch, row_block, tiles;
 };
 
-/// The mask of keys, prepared: (masks, tiles, kKeys) float32, and (masks, 1 + tiles) int, how many
-/// tiles show anything and which.
-struct KeyMask {
-  float* values;
-  int* lists;
-  std::int64_t batch_steps[kMapAxes];  // of the mask's number along the batch axes
-  int tiles;
-};
-
 struct Params {
   CUtensorMap query, key, value, pairs;  // the last: a mask of pairs
   AttentionParams attention;
-  KeyMask mask;
+  KeyTiles mask;
   int batch_sizes[kMapAxes];
   int query_steps[kMapAxes];  // 0 or 1: what a batch index counts for in the map
   int key_steps[kMapAxes];
@@ -118,9 +109,16 @@ struct Layout {
   __device__ __forceinline__ std::uint32_t value_empty(int stage) const {
     return barrier(3 * Tile::kStages + stage);
   }
-  __device__ __forceinline__ std::uint32_t item_full() const { return barrier(4 * Tile::kStages); }
+  /// Of masks of pairs.
+  __device__ __forceinline__ std::uint32_t mask_full(int stage) const {
+    return barrier(4 * Tile::kStages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t mask_empty(int stage) const {
+    return barrier(5 * Tile::kStages + stage);
+  }
+  __device__ __forceinline__ std::uint32_t item_full() const { return barrier(6 * Tile::kStages); }
   __device__ __forceinline__ std::uint32_t item_empty() const {
-    return barrier(4 * Tile::kStages + 1);
+    return barrier(6 * Tile::kStages + 1);
   }
   __device__ __forceinline__ std::uint32_t keys(int stage) const {
     return address + Tile::kKeyTiles + stage * Tile::kTileBytes;
@@ -128,6 +126,10 @@ struct Layout {
   __device__ __forceinline__ std::uint32_t values(int stage) const {
     return address + Tile::kValueTiles + stage * Tile::kTileBytes;
   }
+  __device__ __forceinline__ int mask(int stage) const {  // an offset
+    return Tile::kMasks + stage * Tile::kMaskBytes;
+  }
+  /// The first key of the tile in a stage, plus 1 where the mask changes nothing there.
   __device__ __forceinline__ int& start(int stage) const {
     return reinterpret_cast<int*>(shared + Tile::kStarts)[stage];
   }
@@ -149,63 +151,104 @@ __device__ __forceinline__ void copy_rows(std::uint32_t shared, const CUtensorMa
   }
 }
 
+/// Starts the copy of a mask's (128 queries, 128 keys).
+template <class Tile>
+__device__ __forceinline__ void copy_pairs(const Params& p, const Layout<Tile>& layout, int stage,
+                                           int row, int key0, const int (&batch)[kMapAxes]) {
+  barrier_expect(layout.mask_full(stage), Tile::kMaskBytes);
+#pragma unroll
+  for (int part = 0; part < Tile::kMaskBytes / kHalfBytes; ++part) {
+    const int at[5] = {key0 + 64 * part, row, batch[0] * p.pair_steps[0],
+                       batch[1] * p.pair_steps[1], batch[2] * p.pair_steps[2]};
+    copy_tensor_async(layout.address + layout.mask(stage) + part * kHalfBytes, p.pairs, at,
+                      layout.mask_full(stage));
+  }
+}
+
+/// What the copying thread must know of an item.
+struct Plan {
+  Item item;
+  int at[kMapAxes];     // along the batch axes
+  int4 list;            // of KeyTiles: how many tiles of keys, and where the first three start
+  const int* entries;   // all of them
+  const float* values;  // of the mask of keys
+};
+
+/// Where tile number i of the list starts.
+template <class Tile>
+__device__ __forceinline__ int start_of(const Plan& plan, int i) {
+  const int4& list = plan.list;
+  return i == 0 ? list.y : i == 1 ? list.z : i == 2 ? list.w : plan.entries[i];
+}
+
+template <class Tile>
+__device__ __forceinline__ Plan plan_of(const Params& p, int index) {
+  Plan plan{};
+  const int batches = static_cast<int>(p.attention.batches);
+  // Causal items get shorter from block to block, so that the last ones to start end soon.
+  const bool is_causal = p.attention.is_causal;
+  const int batch = is_causal ? index % batches : index / p.row_blocks;
+  const int row_block =
+      is_causal ? p.row_blocks - 1 - index / batches : index - batch * p.row_blocks;
+  int rest = batch;
+#pragma unroll
+  for (int axis = kMapAxes - 1; axis >= 0; --axis) {
+    plan.at[axis] = rest % p.batch_sizes[axis];
+    rest /= p.batch_sizes[axis];
+  }
+  const int seen = static_cast<int>(visible_keys(p.attention, (row_block + 1) * kRows));
+  int tiles = (seen + kKeys - 1) / kKeys;
+  if constexpr (Tile::kMasksKeys) {
+    std::int64_t number = 0;
+    for (int axis = 0; axis < kMapAxes; ++axis) {
+      number += plan.at[axis] * p.mask.batch_steps[axis];
+    }
+    plan.values = p.mask.values + number * p.mask.tiles * kKeys;
+    plan.entries = p.mask.lists + number * p.mask.list_size + 1;
+    plan.list = *reinterpret_cast<const int4*>(plan.entries - 1);
+    tiles = min(tiles, plan.list.x);
+    while (is_causal && tiles > 0 && (start_of<Tile>(plan, tiles - 1) & ~1) >= seen) --tiles;
+  }
+  plan.item = {batch, row_block, tiles};
+  return plan;
+}
+
 /// The copying thread: everything that this block's items need.
 template <class Tile>
 __device__ __forceinline__ void copy_items(const Params& p, const Layout<Tile>& layout) {
   RingPosition<Tile::kStages> ring;
+  RingPosition<Tile::kMaskStages> masks;
   std::uint32_t turn = 0;
-  const int batches = static_cast<int>(p.attention.batches);
-  for (int index = static_cast<int>(blockIdx.x); index < p.items; index += gridDim.x, ++turn) {
-    // Causal items get shorter from block to block, so that the last ones to start end soon.
-    const bool is_causal = p.attention.is_causal;
-    const int batch = is_causal ? index % batches : index / p.row_blocks;
-    const int row_block =
-        is_causal ? p.row_blocks - 1 - index / batches : index - batch * p.row_blocks;
-    int at[kMapAxes];
-    int rest = batch;
-#pragma unroll
-    for (int axis = kMapAxes - 1; axis >= 0; --axis) {
-      at[axis] = rest % p.batch_sizes[axis];
-      rest /= p.batch_sizes[axis];
-    }
-    const int seen = static_cast<int>(visible_keys(p.attention, (row_block + 1) * kRows));
-    int tiles = (seen + kKeys - 1) / kKeys;
-    const int* list = nullptr;
-    const float* mask = nullptr;
-    if constexpr (Tile::kMasksKeys) {
-      int number = 0;
-      for (int axis = 0; axis < kMapAxes; ++axis) {
-        number += at[axis] * static_cast<int>(p.mask.batch_steps[axis]);
-      }
-      mask = p.mask.values + static_cast<std::int64_t>(number) * p.mask.tiles * kKeys;
-      list = p.mask.lists + static_cast<std::int64_t>(number) * (p.mask.tiles + 1) + 1;
-      tiles = min(tiles, list[-1]);
-      while (tiles > 0 && list[tiles - 1] * kKeys >= seen) --tiles;
-    }
+  const int step = static_cast<int>(gridDim.x);
+  Plan next = plan_of<Tile>(p, static_cast<int>(blockIdx.x));
+  for (int index = static_cast<int>(blockIdx.x); index < p.items; index += step, ++turn) {
+    const Plan plan = next;
+    // Its list comes from memory while this item's tiles are copied.
+    if (index + step < p.items) next = plan_of<Tile>(p, index + step);
+    const auto& [batch, row_block, tiles] = plan.item;
+    const auto& at = plan.at;
     barrier_wait(layout.item_empty(), (turn & 1U) ^ 1U);
-    layout.item() = {batch, row_block, tiles};
+    layout.item() = plan.item;
     barrier_expect(layout.item_full(), Tile::kTileBytes);
     copy_rows<Tile>(layout.address, p.query, row_block * kRows, at, p.query_steps,
                     layout.item_full());
     for (int i = 0; i < tiles; ++i) {
-      const int key0 = (Tile::kMasksKeys ? list[i] : i) * kKeys;
+      const int start = Tile::kMasksKeys ? start_of<Tile>(plan, i) : i * kKeys;
+      const int key0 = start & ~1;
+      const bool has_values = Tile::kMasksKeys && start == key0;
+      const std::uint32_t full = layout.key_full(ring.stage);
       barrier_wait(layout.key_empty(ring.stage), ring.parity ^ 1U);
-      layout.start(ring.stage) = key0;
-      barrier_expect(layout.key_full(ring.stage), Tile::kTileBytes + Tile::kMaskBytes);
-      copy_rows<Tile>(layout.keys(ring.stage), p.key, key0, at, p.key_steps,
-                      layout.key_full(ring.stage));
-      const std::uint32_t target = layout.address + Tile::kMasks + ring.stage * Tile::kMaskBytes;
-      if constexpr (Tile::kMasksKeys) {
-        copy_bytes_async(target, mask + key0, kKeyMaskBytes, layout.key_full(ring.stage));
+      layout.start(ring.stage) = start;
+      barrier_expect(full, Tile::kTileBytes + (has_values ? kKeyMaskBytes : 0));
+      copy_rows<Tile>(layout.keys(ring.stage), p.key, key0, at, p.key_steps, full);
+      if (has_values) {
+        copy_bytes_async(layout.address + layout.mask(ring.stage), plan.values + key0,
+                         kKeyMaskBytes, full);
       }
       if constexpr (Tile::kMasksPairs) {
-#pragma unroll
-        for (int part = 0; part < Tile::kMaskBytes / kHalfBytes; ++part) {
-          const int corner[5] = {key0 + 64 * part, row_block * kRows, at[0] * p.pair_steps[0],
-                                 at[1] * p.pair_steps[1], at[2] * p.pair_steps[2]};
-          copy_tensor_async(target + part * kHalfBytes, p.pairs, corner,
-                            layout.key_full(ring.stage));
-        }
+        barrier_wait(layout.mask_empty(masks.stage), masks.parity ^ 1U);
+        copy_pairs<Tile>(p, layout, masks.stage, row_block * kRows, key0, at);
+        masks.advance();
       }
       barrier_wait(layout.value_empty(ring.stage), ring.parity ^ 1U);
       barrier_expect(layout.value_full(ring.stage), Tile::kTileBytes);
@@ -264,31 +307,28 @@ __device__ __forceinline__ void start_sums(Sums<Tile>& sums, const Weights<Tile>
   wgmma_commit();
 }
 
-/// Applies a mask of keys, which is the same for all rows.
+/// Applies a mask of keys, which is the same for all rows. Additive masks bring scores to units of log2.
 template <class Tile>
 __device__ __forceinline__ void apply_key_mask(const unsigned char* shared, float scale,
                                                Scores<Tile>& scores, int lane) {
   const auto* mask = reinterpret_cast<const float2*>(shared) + (lane & 3);
+  const auto apply = [scale](float score, float value) {
+    return Tile::kAdds ? fmaf(score, scale, value) : fminf(score, value);
+  };
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const float2 m = mask[4 * j];
     float(&s)[4] = scores[0][j];
-    if constexpr (Tile::kAdds) {
-      s[0] = fmaf(s[0], scale, m.x), s[1] = fmaf(s[1], scale, m.y);
-      s[2] = fmaf(s[2], scale, m.x), s[3] = fmaf(s[3], scale, m.y);
-    } else {
-      s[0] = fminf(s[0], m.x), s[1] = fminf(s[1], m.y);
-      s[2] = fminf(s[2], m.x), s[3] = fminf(s[3], m.y);
-    }
+    s[0] = apply(s[0], m.x), s[1] = apply(s[1], m.y);
+    s[2] = apply(s[2], m.x), s[3] = apply(s[3], m.y);
   }
 }
 
-/// Applies a mask of pairs, of which the warp's rows start at `warp_row` of the swizzled tile.
+/// The same of pairs, of which the warp's rows start at `warp_row` of the swizzled tile.
 template <class Tile>
 __device__ __forceinline__ void apply_pair_mask(const unsigned char* shared, float scale,
                                                 Scores<Tile>& scores, int warp_row, int lane) {
   using T = typename Tile::T;
-  constexpr float kLog2E = 1.4426950408889634F;
   const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -300,8 +340,8 @@ __device__ __forceinline__ void apply_pair_mask(const unsigned char* shared, flo
       if constexpr (Tile::kAdds) {
         const auto* pair = reinterpret_cast<const T*>(row + j / 8 * kHalfBytes +
                                                       (((j % 8) ^ g) << 4) + 4 * t);
-        x = fmaf(x, scale, widen(pair[0]) * kLog2E);
-        y = fmaf(y, scale, widen(pair[1]) * kLog2E);
+        x = fmaf(x, scale, mask_in_log2(widen(pair[0])));
+        y = fmaf(y, scale, mask_in_log2(widen(pair[1])));
       } else {
         const auto pair = *reinterpret_cast<const std::uint16_t*>(
             row + (((j / 2) ^ g) << 4) + 8 * (j % 2) + 2 * t);
@@ -312,16 +352,10 @@ __device__ __forceinline__ void apply_pair_mask(const unsigned char* shared, flo
   }
 }
 
-/// Applies the mask of the tile in `stage`, and hides keys past the end or after the query. The warp's
-/// first query is `row0`.
+/// Hides keys past the end or after the query. The warp's first query is `row0`.
 template <class Tile>
-__device__ __forceinline__ void hide(const Params& p, const Layout<Tile>& layout, int stage,
-                                     int key0, Scores<Tile>& scores, int row0, int lane) {
-  const unsigned char* mask = layout.shared + Tile::kMasks + stage * Tile::kMaskBytes;
-  if constexpr (Tile::kMasksKeys) apply_key_mask<Tile>(mask, p.scale, scores, lane);
-  if constexpr (Tile::kMasksPairs) {
-    apply_pair_mask<Tile>(mask, p.scale, scores, row0 % kRows, lane);
-  }
+__device__ __forceinline__ void hide(const Params& p, int key0, Scores<Tile>& scores, int row0,
+                                     int lane) {
   const int keys = static_cast<int>(p.attention.keys);
   const bool is_causal = p.attention.is_causal;
   if (key0 + kKeys <= keys && (!is_causal || key0 + kKeys - 1 <= row0)) return;
@@ -387,23 +421,44 @@ __device__ __forceinline__ void pack(const Scores<Tile>& scores, Weights<Tile>& 
   asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory");
 }
 
+/// Which stages come next.
+template <class Tile>
+struct Rings {
+  RingPosition<Tile::kStages> tiles;
+  RingPosition<Tile::kMaskStages> masks;
+};
+
 /// A consumer warp's walk over the tiles of an item.
 template <class Tile>
 __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& layout,
                                           const AllRows<Tile>& query,
-                                          RingPosition<Tile::kStages>& ring, int tiles, int row0,
-                                          int group, int lane, OnlineSoftmax<1>& state, Sums<Tile>& sums) {
-  // Additive masks bring scores to units of log2 at once.
-  const float scale = Tile::kAdds ? 1.0F : p.scale;
+                                          Rings<Tile>& rings, int tiles, int row0, int group,
+                                          int lane, OnlineSoftmax<1>& state, Sums<Tile>& sums) {
+  RingPosition<Tile::kStages>& ring = rings.tiles;
   Scores<Tile> scores;
   Weights<Tile> weights;
   float factor[2];
   const auto finish_scores = [&](int stage) {
     wgmma_settle(part(scores[0], 0));
     wgmma_settle(part(scores[0], 1));
-    hide<Tile>(p, layout, stage, layout.start(stage), scores, row0, lane);
+    const int start = __shfl_sync(kFullWarp, layout.start(stage), 0);
+    const bool masks = Tile::kMasksPairs || (Tile::kMasksKeys && start % 2 == 0);
+    if (Tile::kMasksKeys && masks) {
+      apply_key_mask<Tile>(layout.shared + layout.mask(stage), p.scale, scores, lane);
+    }
+    if constexpr (Tile::kMasksPairs) {
+      RingPosition<Tile::kMaskStages>& masks = rings.masks;
+      barrier_wait(layout.mask_full(masks.stage), masks.parity);
+      apply_pair_mask<Tile>(layout.shared + layout.mask(masks.stage), p.scale, scores,
+                            row0 % kRows, lane);
+      __syncwarp();
+      barrier_arrive_for_warp(layout.mask_empty(masks.stage), lane);
+      masks.advance();
+    }
+    hide<Tile>(p, start & ~1, scores, row0, lane);
     __syncwarp();
     barrier_arrive_for_warp(layout.key_empty(stage), lane);
+    const float scale = Tile::kAdds && masks ? 1.0F : p.scale;
     const bool grew = raise_tops<Tile>(state, scores, scale, factor);
     exponentiate(state, scores, scale);
     return grew;
@@ -454,7 +509,7 @@ __device__ __forceinline__ void add_items(const Params& p, const Layout<Tile>& l
                                           int lane) {
   using T = typename Tile::T;
   const AttentionParams& attention = p.attention;
-  RingPosition<Tile::kStages> ring;
+  Rings<Tile> rings;
   std::uint32_t turn = 0;
   if (warp / 4 == 1) end_turn(1);
   for (int index = static_cast<int>(blockIdx.x); index < p.items; index += gridDim.x, ++turn) {
@@ -480,7 +535,9 @@ __device__ __forceinline__ void add_items(const Params& p, const Layout<Tile>& l
 #pragma unroll
       for (int c = 0; c < 4; ++c) sums[0][d][c] = 0.0F;
     }
-    if (tiles > 0) add_tiles<Tile>(p, layout, query, ring, tiles, row0, warp / 4, lane, state, sums);
+    if (tiles > 0) {
+      add_tiles<Tile>(p, layout, query, rings, tiles, row0, warp / 4, lane, state, sums);
+    }
     float factor[1][2];
     finish_softmax<1>(attention, state, item.batch, row0, lane, factor);
     const AttentionOperand& strides = attention.output_strides;
@@ -505,6 +562,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         barrier_init(layout.value_full(stage), 1);
         barrier_init(layout.key_empty(stage), kConsumerWarps * kWarpArrivals);
         barrier_init(layout.value_empty(stage), kConsumerWarps * kWarpArrivals);
+        barrier_init(layout.mask_full(stage), 1);
+        barrier_init(layout.mask_empty(stage), kConsumerWarps * kWarpArrivals);
       }
       barrier_init(layout.item_full(), 1);
       barrier_init(layout.item_empty(), kConsumerWarps * kWarpArrivals);
@@ -520,55 +579,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       add_items<Tile>(p, layout, warp - 4, thread % 32);
     }
   }
-}
-
-constexpr int kPrepareThreads = 1024;
-
-/// One block for each mask of keys: its values as the kernel above adds or compares them, and the tiles
-/// that show anything.
-template <class T>
-__global__ void __launch_bounds__(kPrepareThreads)
-    prepare_mask_kernel(const __grid_constant__ AttentionParams p, KeyMask mask) {
-  __shared__ unsigned shows[kPrepareThreads / 32];
-  const int number = static_cast<int>(blockIdx.x);
-  std::int64_t offset = 0;
-  int rest = number;
-  for (int axis = p.batch_axes - 1; axis >= 0; --axis) {
-    if (p.mask_strides.batch[axis] == 0) continue;
-    const int size = static_cast<int>(p.batch_sizes[axis]);
-    offset += rest % size * p.mask_strides.batch[axis];
-    rest /= size;
-  }
-  constexpr float kLog2E = 1.4426950408889634074F;
-  float* values = mask.values + static_cast<std::int64_t>(number) * mask.tiles * kKeys;
-  int* list = mask.lists + static_cast<std::int64_t>(number) * (mask.tiles + 1);
-  const int padded = mask.tiles * kKeys;
-  const int thread = static_cast<int>(threadIdx.x);
-  int count = 0;
-  for (int base = 0; base < padded; base += kPrepareThreads) {
-    const int key = base + thread;
-    float value = -INFINITY;
-    if (key < p.keys) {
-      const std::int64_t at = offset + key * p.mask_strides.column;
-      if (p.mask_kind == AttentionMask::boolean) {
-        value = static_cast<const bool*>(p.mask)[at] ? INFINITY : -INFINITY;
-      } else {
-        value = static_cast<float>(widen(static_cast<const T*>(p.mask)[at])) * kLog2E;
-      }
-    }
-    if (key < padded) values[key] = value;
-    const unsigned lanes = __ballot_sync(kFullWarp, value != -INFINITY);
-    if (thread % 32 == 0) shows[thread / 32] = lanes;
-    __syncthreads();
-    if (thread == 0) {
-      for (int i = 0; i < kPrepareThreads / kKeys; ++i) {
-        const unsigned* tile = shows + 4 * i;
-        if ((tile[0] | tile[1] | tile[2] | tile[3]) != 0) list[++count] = base / kKeys + i;
-      }
-    }
-    __syncthreads();
-  }
-  if (thread == 0) list[0] = count;
 }
 
 /// The map of one operand, and what batch indices count for in it.
@@ -607,33 +617,17 @@ void launch_head(const Params& p, Stream stream) {
       return launch_tile<AttentionWgmmaTile<T, kHead, boolean>>(p, stream);
     case AttentionMask::additive:
       if (of_keys) return launch_tile<AttentionWgmmaTile<T, kHead, additive_keys>>(p, stream);
-      if constexpr (kHead == 64) {
-        return launch_tile<AttentionWgmmaTile<T, kHead, additive>>(p, stream);
-      }
+      return launch_tile<AttentionWgmmaTile<T, kHead, additive>>(p, stream);
   }
 }
 
 template <class T>
-void launch_type(const Params& p, std::int64_t masks, Stream stream) {
-  if (masks > 0) {
-    launch(stream, "attention_key_mask", prepare_mask_kernel<T>, masks, kPrepareThreads, 0,
-           p.attention, p.mask);
-  }
+void launch_type(const Params& p, Stream stream) {
   if (std::max(p.attention.head, p.attention.head_v) <= 64) return launch_head<T, 64>(p, stream);
   launch_head<T, 128>(p, stream);
 }
 
 }  // namespace
-
-std::size_t flash_wgmma_workspace(const AttentionParams& p) {
-  if (p.mask_kind == AttentionMask::none || p.mask_strides.row != 0) return 0;
-  std::int64_t masks = 1;
-  for (int axis = 0; axis < p.batch_axes; ++axis) {
-    if (p.mask_strides.batch[axis] != 0) masks *= p.batch_sizes[axis];
-  }
-  const std::int64_t tiles = ceil_div(p.keys, kKeys);
-  return static_cast<std::size_t>(masks * (tiles * (kKeyMaskBytes + 4) + 4));
-}
 
 void launch_flash_wgmma(const AttentionParams& attention, DType dtype, void* workspace,
                         Stream stream) {
@@ -645,29 +639,24 @@ void launch_flash_wgmma(const AttentionParams& attention, DType dtype, void* wor
                  attention.head, p.key_steps);
   p.value = map_of(attention.value, dtype, attention, attention.value_strides, attention.keys,
                    attention.head_v, p.value_steps);
+  for (int axis = 0; axis < kMapAxes; ++axis) {
+    p.batch_sizes[axis] =
+        axis < attention.batch_axes ? static_cast<int>(attention.batch_sizes[axis]) : 1;
+  }
   p.row_blocks = static_cast<int>(ceil_div(attention.length, kRows));
   p.items = static_cast<int>(attention.batches) * p.row_blocks;
   p.scale = static_cast<float>(attention.scale_log2);
-  p.mask.tiles = static_cast<int>(ceil_div(attention.keys, kKeys));
-  const bool has_mask = attention.mask_kind != AttentionMask::none;
-  const bool has_pairs = has_mask && attention.mask_strides.row != 0;
-  if (has_pairs) {
-    const bool is_bool = attention.mask_kind == AttentionMask::boolean;
-    p.pairs = map_of(attention.mask, is_bool ? DType::boolean : dtype, attention,
-                     attention.mask_strides, attention.length, attention.keys, p.pair_steps);
+  if (attention.mask_kind != AttentionMask::none) {
+    if (attention.mask_strides.row == 0) {
+      p.mask = launch_key_tiles(attention, dtype, workspace, stream);
+    } else {
+      const bool is_bool = attention.mask_kind == AttentionMask::boolean;
+      p.pairs = map_of(attention.mask, is_bool ? DType::boolean : dtype, attention,
+                       attention.mask_strides, attention.length, attention.keys, p.pair_steps);
+    }
   }
-  std::int64_t masks = has_mask && !has_pairs ? 1 : 0;
-  for (int axis = kMapAxes - 1; axis >= 0; --axis) {
-    const bool exists = axis < attention.batch_axes;
-    p.batch_sizes[axis] = exists ? static_cast<int>(attention.batch_sizes[axis]) : 1;
-    if (!exists || masks == 0 || attention.mask_strides.batch[axis] == 0) continue;
-    p.mask.batch_steps[axis] = masks;
-    masks *= attention.batch_sizes[axis];
-  }
-  p.mask.values = static_cast<float*>(workspace);
-  p.mask.lists = reinterpret_cast<int*>(p.mask.values + masks * p.mask.tiles * kKeys);
-  if (dtype == DType::float16) return launch_type<Half>(p, masks, stream);
-  launch_type<BFloat16>(p, masks, stream);
+  if (dtype == DType::float16) return launch_type<Half>(p, stream);
+  launch_type<BFloat16>(p, stream);
 }
 
 }  // namespace tenon::cuda

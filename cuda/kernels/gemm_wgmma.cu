@@ -11,8 +11,8 @@
 // them. Every sum over k is one thread's, in order of k.
 #include "cuda/kernels/gemm_wgmma.h"
 
-#include "cuda/device/gelu.cuh"
 #include "cuda/device/mma.cuh"
+#include "cuda/device/product_epilogue.cuh"
 #include "cuda/device/tma.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/tensor_map.h"
@@ -221,82 +221,11 @@ __device__ __forceinline__ void multiply_tile(Accumulators<Tile>& c, int stages,
   wgmma_settle(c[1]);
 }
 
-/// 1/(1 + e^(-2u)) of gelu_tanh by the special function unit, of some 2^-22 relative error.
-__device__ __forceinline__ float gelu_sigmoid(float x, float square) {
-  constexpr float kScale = -2.0F * 0.79788456080286535588F * 1.44269504088896340736F;
-  const float exponent = x * fmaf(kScale * 0.044715F, square, kScale);
-  return reciprocal_approximate(1.0F + exp2_approximate(exponent));
-}
-
-__device__ __forceinline__ float fast_gelu(float x) { return x * gelu_sigmoid(x, x * x); }
-
-/// x kept in the reach of gelu_tanh_slope; NaN stays.
-__device__ __forceinline__ float within_reach(float x) {
-  constexpr float kReach = kGeluTanhReach;
-  asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(kReach));
-  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-kReach));
-  return x;
-}
-
-/// gelu_tanh_slope, and gelu_tanh.
-__device__ __forceinline__ float2 fast_gelu_slope(float x) {
-  constexpr float kScale = 2.0F * 0.79788456080286535588F;
-  const float near = within_reach(x);
-  const float square = near * near;
-  const float s = gelu_sigmoid(near, square);
-  const float slope = fmaf(kScale * 3 * 0.044715F, square, kScale);
-  return make_float2(fmaf(near * s * slope, 1.0F - s, s), x * s);
-}
-
-/// Φ(x), and e^(-x²/2) of which √(2π) is the density.
-struct Normal {
-  float cdf, power;
-
-  /// Of 1.2e-5 relative error in both tails: the lower one is e^(-x²/2) times a polynomial of
-  /// 1/(1 + 0.32|x|), the form of M. Abramowitz, I. Stegun, "Handbook of Mathematical Functions",
-  /// 7.1.26, fitted anew for the relative error.
-  __device__ __forceinline__ explicit Normal(float x) {
-    const float t = reciprocal_approximate(fmaf(0.32F, fabsf(x), 1.0F));
-    power = exp2_approximate(-0.72134752044448170368F * x * x);
-    float sum = fmaf(-0.0667719825F, t, 0.139579269F);
-    sum = fmaf(sum, t, 0.0496203403F);
-    sum = fmaf(sum, t, 0.123048523F);
-    sum = fmaf(sum, t, 0.1268287225F);
-    sum = fmaf(sum, t, 0.1276896645F);
-    const float tail = sum * t * power;
-    cdf = x >= 0 ? 1.0F - tail : tail;
-  }
-};
-
-/// gelu_slope, and gelu.
-__device__ __forceinline__ float2 exact_gelu_slope(float x) {
-  const Normal normal(x);
-  return make_float2(fmaf(x * 0.39894228040143267794F, normal.power, normal.cdf), x * normal.cdf);
-}
-
 /// This lane's address in ldmatrix and stmatrix of the 8-column tiles `tile` and `tile` + 1 of a slot,
 /// matrices in the order of a pair of fragments.
 __device__ __forceinline__ std::uint32_t fragment_offset(int tile, int lane) {
   const int row = lane & 15;
   return row * kRowBytes + (((tile + (lane >> 4)) ^ (row & 7)) << 4);
-}
-
-/// The values of one element as they are stored.
-struct Finished {
-  float d;
-  float second;
-};
-
-template <GemmEpilogue kEpilogue>
-__device__ __forceinline__ Finished finish(float x, float aux) {
-  if constexpr (kEpilogue == GemmEpilogue::gelu_tanh) return {fast_gelu(x), x};
-  if constexpr (kEpilogue == GemmEpilogue::gelu) return {x * Normal(x).cdf, x};
-  if constexpr (is_gelu_gradient(kEpilogue)) {
-    const float2 slope_and_value = is_exact_gelu(kEpilogue) ? exact_gelu_slope(aux)
-                                                            : fast_gelu_slope(aux);
-    return {x * slope_and_value.x, slope_and_value.y};
-  }
-  return {x, 0.0F};
 }
 
 /// One warp's part of a tile: 16 rows of 64 columns.
@@ -347,7 +276,7 @@ template <class Tile>
 __device__ __forceinline__ void finish_tile(const GemmParams& p, const Accumulators<Tile>& c,
                                             const Layout<Tile>& layout, Corner corner, int warp,
                                             int lane) {
-  constexpr bool kGradient = is_gelu_gradient(Tile::kEpilogue);
+  constexpr bool kGradient = is_gradient(Tile::kEpilogue);
 #pragma unroll
   for (int index = 0; index < Tile::kParts; ++index) {
     const Part<Tile> part(index, corner, warp);
@@ -401,7 +330,7 @@ __device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Layout
   if (turn == 1) give_turn(0);
   for (int tile = static_cast<int>(blockIdx.x) + turn * stride; tile < tiles; tile += 2 * stride) {
     const Corner corner = corner_of<Tile>(p, tile);
-    if (is_gelu_gradient(Tile::kEpilogue) && lane == 0) {
+    if (is_gradient(Tile::kEpilogue) && lane == 0) {
       copy_aux<Tile>(p, layout, Part<Tile>(0, corner, warp), warp);
     }
     Accumulators<Tile> c;
@@ -454,7 +383,7 @@ void launch_tile(Stream stream, const char* name, const GemmProblem& problem, vo
   const std::int64_t m = problem.m, n = problem.n, k = problem.k;
   const GemmOperand& a = problem.a;
   const GemmOperand& b = problem.b;
-  constexpr bool kGradient = is_gelu_gradient(Tile::kEpilogue);
+  constexpr bool kGradient = is_gradient(Tile::kEpilogue);
   GemmParams p{};
   p.a = map(a.data, m, k, a.leading, kRows);
   p.b = Tile::kTransposed ? map(b.data, k, n, b.leading, kDepth)
@@ -486,6 +415,12 @@ void launch_epilogue(Stream stream, const char* name, const GemmProblem& p, void
     case gelu: return launch_tile<Tile<T, kTransposed, gelu>>(stream, name, p, nullptr);
     case gelu_gradient:
       return launch_tile<Tile<T, kTransposed, gelu_gradient>>(stream, name, p, activation);
+    case relu: return launch_tile<Tile<T, kTransposed, relu>>(stream, name, p, nullptr);
+    case relu_gradient:
+      return launch_tile<Tile<T, kTransposed, relu_gradient>>(stream, name, p, activation);
+    case silu: return launch_tile<Tile<T, kTransposed, silu>>(stream, name, p, nullptr);
+    case silu_gradient:
+      return launch_tile<Tile<T, kTransposed, silu_gradient>>(stream, name, p, activation);
   }
 }
 
@@ -509,9 +444,14 @@ bool gemm_wgmma_takes(const GemmProblem& p, const DeviceLimits& limits) {
          is_aligned_row(p.bias, 0);
 }
 
+bool reads_whole_sectors(const GemmProblem& p) {
+  constexpr std::int64_t kSector = 16;  // elements
+  return p.a.leading % kSector == 0 && p.b.leading % kSector == 0;
+}
+
 bool gemm_wgmma_fills(const GemmProblem& p) {
   constexpr std::int64_t kFewest = 132 / 2;
-  return ceil_div(p.m, kRows) * ceil_div(p.n, kTileColumns) >= kFewest;
+  return ceil_div(p.m, kRows) * ceil_div(p.n, kTileColumns) >= kFewest && reads_whole_sectors(p);
 }
 
 bool gemm_wgmma_prefers(const GemmProblem& p) {
@@ -526,7 +466,7 @@ bool gemm_wgmma_prefers(const GemmProblem& p) {
   // The other kernels' epilogues cost more.
   const bool fits = p.epilogue == GemmEpilogue::none ? 10 * p.m * p.n >= 9 * covered
                                                      : 4 * p.m * p.n >= 3 * covered;
-  return p.k >= kShortestSum && tiles >= kFewestTiles && fits;
+  return p.k >= kShortestSum && tiles >= kFewestTiles && fits && reads_whole_sectors(p);
 }
 
 void gemm_wgmma(Stream stream, const char* name, const GemmProblem& problem, void* activation) {

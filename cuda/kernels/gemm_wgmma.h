@@ -11,7 +11,11 @@ namespace tenon::cuda {
 /// no addend, A not transposed, rows of all matrices aligned to 16 bytes.
 bool gemm_wgmma_takes(const GemmProblem& problem, const DeviceLimits& limits);
 
-/// Whether its tiles fill half of an H200's multiprocessors: with fewer, a kernel with smaller tiles and
+/// Whether rows of A and B begin at multiples of 32 bytes: of others the copy engine reads a fifth more,
+/// and takes up to twice as long.
+bool reads_whole_sectors(const GemmProblem& problem);
+
+/// Whether that is so and its tiles fill half of an H200's multiprocessors: with fewer, a kernel with smaller tiles and
 /// an activation of its own take less time.
 bool gemm_wgmma_fills(const GemmProblem& problem);
 

@@ -12,6 +12,9 @@
 #include "cuda/check.h"
 #include "cuda/gemm.h"
 #include "cuda/kernels/copy.h"
+#include "cuda/kernels/gemm_choice.h"
+#include "cuda/kernels/gemm_skinny.h"
+#include "cuda/kernels/gemm_split.h"
 #include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/register.h"
 #include "cuda/strides.h"
@@ -261,10 +264,26 @@ bool has_tanh(const KernelArgs& args) {
   return args.attributes<GeluAttrs>().approximate == Approximate::tanh;
 }
 
-/// linear_gelu, and linear_gelu_aux, whose second result is the activation's input.
-GemmProblem linear_gelu_problem(const KernelArgs& args) {
+/// An activation that products end in: its op, that of its slope, and what products do for it.
+struct Activation {
+  const char* value;
+  const char* slope;
+  GemmEpilogue (*epilogue)(const KernelArgs&);
+};
+constexpr Activation kGelu = {"gelu", "gelu_backward", [](const KernelArgs& args) {
+                                return has_tanh(args) ? GemmEpilogue::gelu_tanh
+                                                      : GemmEpilogue::gelu;
+                              }};
+constexpr Activation kRelu = {"relu", "relu_backward",
+                              [](const KernelArgs&) { return GemmEpilogue::relu; }};
+constexpr Activation kSilu = {"silu", "silu_backward",
+                              [](const KernelArgs&) { return GemmEpilogue::silu; }};
+
+/// linear_gelu and its like, and linear_gelu_aux, whose second result is the activation's input.
+template <const Activation& kActivation>
+GemmProblem linear_activation_problem(const KernelArgs& args) {
   GemmProblem p = linear_problem(args, args.outputs[0]);
-  p.epilogue = has_tanh(args) ? GemmEpilogue::gelu_tanh : GemmEpilogue::gelu;
+  p.epilogue = kActivation.epilogue(args);
   if (args.outputs.size() > 1) {
     p.aux = address_of(args.outputs[1]);
     p.aux_leading = p.n;
@@ -276,19 +295,20 @@ GemmProblem linear_gelu_problem(const KernelArgs& args) {
 bool supports_linear_gelu(const KernelArgs& args) {
   if (!has_tanh(args)) return false;
   if (size_of(args.outputs[0].dtype) != 2) return false;
-  return is_empty(args) || has_aligned_algorithm(args, linear_gelu_problem(args));
+  return is_empty(args) || has_aligned_algorithm(args, linear_activation_problem<kGelu>(args));
 }
 
-void run_linear_gelu(const KernelArgs& args) {
+template <const Activation& kActivation>
+void run_linear_activation(const KernelArgs& args) {
   if (args.outputs[0].numel() == 0) return;
   const Stream stream = stream_of(args);
   if (!is_empty(args)) {
-    const GemmProblem p = linear_gelu_problem(args);
+    const GemmProblem p = linear_activation_problem<kActivation>(args);
     if (has_algorithm(stream, p)) return gemm(stream, p);
   }
   const TensorView& activation_input = args.outputs.back();
   linear_into(args, activation_input);
-  run_elementwise("gelu", args, std::span(&activation_input, 1), args.outputs[0]);
+  run_elementwise(kActivation.value, args, std::span(&activation_input, 1), args.outputs[0]);
 }
 
 GemmProblem linear_residual_problem(const KernelArgs& args) {
@@ -331,108 +351,147 @@ GemmProblem row_product(const KernelArgs& args) {
   return p;
 }
 
-GemmProblem gelu_gradient_problem(const KernelArgs& args) {
+template <const Activation& kActivation>
+GemmProblem slope_problem(const KernelArgs& args) {
   GemmProblem p = row_product(args);
-  p.epilogue = has_tanh(args) ? GemmEpilogue::gelu_tanh_gradient : GemmEpilogue::gelu_gradient;
+  p.epilogue = gradient_of(kActivation.epilogue(args));
   p.aux = address_of(args.inputs[2]);
   p.aux_leading = p.n;
   return p;
 }
 
-bool accepts_gelu_gradient(int operand, const TensorView& view) {
+bool accepts_slope(int operand, const TensorView& view) {
   if (operand == 0) return as_row_operand(view).has_value();
   return operand == 1 ? as_operand(view).has_value() : view.is_contiguous();
 }
 
 /// See supports_linear_gelu; the matrix on the right must serve all rows.
-bool supports_gelu_gradient(const KernelArgs& args) {
+bool supports_gelu_slope(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
   if (!has_tanh(args)) return false;
   if (size_of(output.dtype) != 2 || args.inputs[1].rank() != 2) return false;
   if (args.inputs[2].sizes != output.sizes) return false;
   return output.numel() == 0 || args.inputs[1].size(0) == 0 ||
-         has_aligned_algorithm(args, gelu_gradient_problem(args));
+         has_aligned_algorithm(args, slope_problem<kGelu>(args));
 }
 
 /// With a second result that is gelu(input).
-void run_gelu_gradient(const KernelArgs& args) {
+template <const Activation& kActivation>
+void run_slope(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
   const Stream stream = stream_of(args);
   if (output.numel() == 0) return;
   if (args.outputs.size() > 1) {
-    run_elementwise("gelu", args, args.inputs.subspan(2, 1), args.outputs[1]);
+    run_elementwise(kActivation.value, args, args.inputs.subspan(2, 1), args.outputs[1]);
   }
   if (args.inputs[1].size(0) == 0) return clear(stream, output);
-  const GemmProblem p = gelu_gradient_problem(args);
+  const GemmProblem p = slope_problem<kActivation>(args);
   if (has_algorithm(stream, p)) return gemm(stream, p);
   gemm(stream, row_product(args));
   const TensorView factors[] = {output, args.inputs[2]};
-  run_elementwise("gelu_backward", args, factors, output);
+  run_elementwise(kActivation.slope, args, factors, output);
 }
 
-/// An op as one product for gemm_wgmma.
-struct WgmmaCall {
+/// An op as one product for Tenon's own kernels.
+struct ProductCall {
   bool (*fits)(const KernelArgs&);
   GemmProblem (*problem)(const KernelArgs&);
   void (*otherwise)(const KernelArgs&);  // where operands lie unaligned
 };
+
+/// One of those kernels.
+struct ProductKernel {
+  const char* name;
+  ProductChoice choice;
+  bool (*takes)(const GemmProblem&, const DeviceLimits&);
+  void (*run)(Stream, const char*, const GemmProblem&, void*);
+};
+
+constexpr ProductKernel kWgmma = {"cuda.wgmma", ProductChoice::wgmma, gemm_wgmma_takes,
+                                  gemm_wgmma};
+constexpr ProductKernel kSkinny = {
+    "cuda.skinny", ProductChoice::skinny,
+    [](const GemmProblem& p, const DeviceLimits&) { return gemm_skinny_takes(p); },
+    [](Stream stream, const char* name, const GemmProblem& p, void*) {
+      gemm_skinny(stream, name, p);
+    }};
+constexpr ProductKernel kSplit = {
+    "cuda.wgmma_split", ProductChoice::split, gemm_split_takes,
+    [](Stream stream, const char* name, const GemmProblem& p, void* activation) {
+      const int multiprocessors = device_limits(stream.device).multiprocessors;
+      gemm_split(stream, name, p, plan_split(p.m, p.n, p.k, multiprocessors), activation);
+    }};
 
 /// One matrix on the right for all rows.
 bool is_row_product(const KernelArgs& args) {
   return args.inputs[1].rank() == 2 && args.outputs[0].numel() > 0 && args.inputs[1].size(0) > 0;
 }
 
-constexpr WgmmaCall kMatmulCall = {is_row_product, row_product, run_matmul};
-constexpr WgmmaCall kLinearCall = {
-    [](const KernelArgs& args) { return !is_empty(args); },
-    [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); }, run_linear};
-constexpr WgmmaCall kLinearGeluCall = {
-    [](const KernelArgs& args) {
-      return !is_empty(args) && (has_tanh(args) || gemm_wgmma_fills(linear_gelu_problem(args)));
-    },
-    linear_gelu_problem, run_linear_gelu};
-constexpr WgmmaCall kGeluGradientCall = {[](const KernelArgs& args) {
-                                           return is_row_product(args) &&
-                                                  args.inputs[2].sizes == args.outputs[0].sizes &&
-                                                  (has_tanh(args) ||
-                                                   gemm_wgmma_fills(gelu_gradient_problem(args)));
-                                         },
-                                         gelu_gradient_problem, run_gelu_gradient};
+bool is_something(const KernelArgs& args) { return !is_empty(args); }
 
-template <const WgmmaCall& kCall>
-bool supports_wgmma(const KernelArgs& args) {
-  return kCall.fits(args) && gemm_wgmma_takes(aligned_problem(kCall.problem(args)),
-                                              device_limits(args.outputs[0].device.index));
+constexpr ProductCall kMatmulCall = {is_row_product, row_product, run_matmul};
+constexpr ProductCall kLinearCall = {
+    is_something, [](const KernelArgs& args) { return linear_problem(args, args.outputs[0]); },
+    run_linear};
+template <const Activation& kActivation>
+constexpr ProductCall kActivationCall = {is_something, linear_activation_problem<kActivation>,
+                                         run_linear_activation<kActivation>};
+template <const Activation& kActivation>
+constexpr ProductCall kSlopeCall = {[](const KernelArgs& args) {
+                                      return is_row_product(args) &&
+                                             args.inputs[2].sizes == args.outputs[0].sizes;
+                                    },
+                                    slope_problem<kActivation>, run_slope<kActivation>};
+constexpr ProductCall kLinearResidualCall = {is_something, linear_residual_problem,
+                                             run_linear_residual};
+
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+bool prefers_product(const KernelArgs& args) {
+  return kCall.fits(args) &&
+         choose_product(aligned_problem(kCall.problem(args)),
+                        device_limits(args.outputs[0].device.index)) == kKernel.choice;
 }
 
-template <const WgmmaCall& kCall>
-bool prefers_wgmma(const KernelArgs& args) {
-  return kCall.fits(args) && gemm_wgmma_prefers(kCall.problem(args));
+/// What cuBLASLt cannot end in is two ops where that is expected to take less time.
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+bool supports_product(const KernelArgs& args) {
+  if (!kCall.fits(args)) return false;
+  const GemmProblem p = aligned_problem(kCall.problem(args));
+  return kKernel.takes(p, device_limits(args.outputs[0].device.index)) &&
+         (is_plain_or_gelu_tanh(p.epilogue) || prefers_product<kCall, kKernel>(args));
 }
 
-template <const WgmmaCall& kCall>
-void run_wgmma(const KernelArgs& args) {
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+void run_product(const KernelArgs& args) {
   const GemmProblem p = kCall.problem(args);
   const Stream stream = stream_of(args);
-  const bool again = is_gelu_gradient(p.epilogue) && args.outputs.size() > 1;
+  const bool again = is_gradient(p.epilogue) && args.outputs.size() > 1;
   void* activation = again ? args.outputs[1].data : nullptr;
-  if (!gemm_wgmma_takes(p, device_limits(stream.device)) || !allows_vectors(activation)) {
+  if (!kKernel.takes(p, device_limits(stream.device)) || !allows_vectors(activation)) {
     return kCall.otherwise(args);
   }
-  gemm_wgmma(stream, args.op->name.c_str(), p, activation);
+  kKernel.run(stream, args.op->name.c_str(), p, activation);
 }
 
-template <const WgmmaCall& kCall>
-void register_wgmma(std::initializer_list<const char*> ops,
-                    bool (*accepts)(int, const TensorView&)) {
+template <const ProductCall& kCall, const ProductKernel& kKernel>
+void register_product(std::initializer_list<const char*> ops,
+                      bool (*accepts)(int, const TensorView&)) {
   for (const char* op : ops) {
     register_kernel(op, DeviceType::cuda,
-                    {.name = "cuda.wgmma",
-                     .run = run_wgmma<kCall>,
-                     .supports = supports_wgmma<kCall>,
+                    {.name = kKernel.name,
+                     .run = run_product<kCall, kKernel>,
+                     .supports = supports_product<kCall, kKernel>,
                      .accepts = accepts,
-                     .preferred = prefers_wgmma<kCall>});
+                     .preferred = prefers_product<kCall, kKernel>});
   }
+}
+
+template <const ProductCall& kCall>
+void register_products(std::initializer_list<const char*> ops,
+                       bool (*accepts)(int, const TensorView&)) {
+  register_product<kCall, kSkinny>(ops, accepts);
+  register_product<kCall, kWgmma>(ops, accepts);
+  register_product<kCall, kSplit>(ops, accepts);
 }
 
 }  // namespace
@@ -459,7 +518,7 @@ void register_matmul_kernels() {
   for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
     register_kernel(op, DeviceType::cuda,
                     {.name = "cuda.cublaslt",
-                     .run = run_linear_gelu,
+                     .run = run_linear_activation<kGelu>,
                      .supports = supports_linear_gelu,
                      .accepts = accepts_linear});
   }
@@ -470,14 +529,19 @@ void register_matmul_kernels() {
                    .accepts = accepts_linear});
   register_kernel("matmul_gelu_backward", DeviceType::cuda,
                   {.name = "cuda.cublaslt",
-                   .run = run_gelu_gradient,
-                   .supports = supports_gelu_gradient,
-                   .accepts = accepts_gelu_gradient});
-  register_wgmma<kMatmulCall>({"matmul"}, accepts_gelu_gradient);
-  register_wgmma<kLinearCall>({"linear"}, accepts_linear);
-  register_wgmma<kLinearGeluCall>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
-  register_wgmma<kGeluGradientCall>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
-                                    accepts_gelu_gradient);
+                   .run = run_slope<kGelu>,
+                   .supports = supports_gelu_slope,
+                   .accepts = accepts_slope});
+  register_products<kMatmulCall>({"matmul"}, accepts_slope);
+  register_products<kLinearCall>({"linear"}, accepts_linear);
+  register_products<kLinearResidualCall>({"linear_residual"}, accepts_linear);
+  register_products<kActivationCall<kGelu>>({"linear_gelu", "linear_gelu_aux"}, accepts_linear);
+  register_products<kActivationCall<kRelu>>({"linear_relu"}, accepts_linear);
+  register_products<kActivationCall<kSilu>>({"linear_silu", "linear_silu_aux"}, accepts_linear);
+  register_products<kSlopeCall<kGelu>>({"matmul_gelu_backward", "matmul_gelu_backward_again"},
+                                       accepts_slope);
+  register_products<kSlopeCall<kRelu>>({"matmul_relu_backward"}, accepts_slope);
+  register_products<kSlopeCall<kSilu>>({"matmul_silu_backward"}, accepts_slope);
 }
 
 }  // namespace tenon::cuda

@@ -7,6 +7,8 @@ void register_all_kernels() {
   register_unary_backward_kernels();
   register_binary_kernels();
   register_bias_gelu_kernels();
+  register_silu_mul_kernels();
+  register_rotary_embedding_kernels();
   register_comparison_kernels();
   register_select_kernels();
   register_cast_kernels();

@@ -10,6 +10,8 @@ void register_unary_kernels();
 void register_unary_backward_kernels();
 void register_binary_kernels();
 void register_bias_gelu_kernels();
+void register_silu_mul_kernels();
+void register_rotary_embedding_kernels();
 void register_comparison_kernels();
 void register_select_kernels();
 void register_cast_kernels();

@@ -5,14 +5,18 @@
 namespace tenon {
 namespace {
 
-class GeluGradientFuser {
+/// The ops of an activation that a product ends in, and which result of it the slope reads.
+struct ActivationOps {
+  const Op& slope;
+  const Op& activated;
+  const Op& fused;
+  std::size_t kept;
+};
+
+class ActivationGradientFuser {
  public:
-  explicit GeluGradientFuser(Graph& graph)
-      : graph_(graph),
-        matmul_(get_op("matmul")),
-        slope_(get_op("gelu_backward")),
-        activation_(get_op("linear_gelu_aux")),
-        fused_(get_op("matmul_gelu_backward")) {}
+  ActivationGradientFuser(Graph& graph, const ActivationOps& ops)
+      : graph_(graph), matmul_(get_op("matmul")), ops_(ops) {}
 
   int run() {
     int count = 0;
@@ -31,14 +35,14 @@ class GeluGradientFuser {
   }
 
   bool fits(const Node& slope) const {
-    if (slope.op != &slope_ || !slope.kernel.empty()) return false;
+    if (slope.op != &ops_.slope || !slope.kernel.empty()) return false;
     const Node* product = producer_of(slope.inputs[0]);
     const Node* activation = producer_of(slope.inputs[1]);
     if (product == nullptr || activation == nullptr) return false;
     const Value& gradient = graph_.value(slope.inputs[0]);
     return product->op == &matmul_ && product->gradient && product->kernel.empty() &&
-           product->recomputed == slope.recomputed && activation->op == &activation_ &&
-           activation->outputs[1] == slope.inputs[1] && gradient.uses.size() == 1 &&
+           product->recomputed == slope.recomputed && activation->op == &ops_.activated &&
+           activation->outputs[ops_.kept] == slope.inputs[1] && gradient.uses.size() == 1 &&
            !leaves_the_graph(slope.inputs[0]) &&
            gradient.spec.shape.same_as(graph_.value(slope.inputs[1]).spec.shape);
   }
@@ -56,7 +60,7 @@ class GeluGradientFuser {
     const Node slope = graph_.node(id);
     const Node product = *producer_of(slope.inputs[0]);
     const NodeId made =
-        graph_.add_node(fused_, {product.inputs[0], product.inputs[1], slope.inputs[1]},
+        graph_.add_node(ops_.fused, {product.inputs[0], product.inputs[1], slope.inputs[1]},
                         slope.attrs, slope.call, graph_.position(id));
     if (slope.gradient) graph_.mark_gradient(made);
     if (slope.recomputed) graph_.mark_recomputed(made);
@@ -68,14 +72,20 @@ class GeluGradientFuser {
 
   Graph& graph_;
   const Op& matmul_;
-  const Op& slope_;
-  const Op& activation_;
-  const Op& fused_;
+  const ActivationOps& ops_;
 };
 
 }  // namespace
 
-int fuse_gelu_gradients(Graph& graph) { return GeluGradientFuser(graph).run(); }
+int fuse_gelu_gradients(Graph& graph) {
+  const ActivationOps activations[] = {
+      {get_op("gelu_backward"), get_op("linear_gelu_aux"), get_op("matmul_gelu_backward"), 1},
+      {get_op("silu_backward"), get_op("linear_silu_aux"), get_op("matmul_silu_backward"), 1},
+      {get_op("relu_backward"), get_op("linear_relu"), get_op("matmul_relu_backward"), 0}};
+  int count = 0;
+  for (const ActivationOps& ops : activations) count += ActivationGradientFuser(graph, ops).run();
+  return count;
+}
 
 int fuse_gelus_again(Graph& graph) {
   const Op& fused = get_op("matmul_gelu_backward_again");

@@ -4,8 +4,10 @@
 //                      ▲
 //   linear_gelu_aux ─▶ p
 //
-// Only where the forward Graph has the product and its GELU as one op: then the schedule asked for it.
-// Where the activation is computed again from p (graph/passes/recompute.h), that reads p anyway:
+// Only where the forward Graph has the product and its GELU as one op: then the schedule asked for it. The
+// same of linear_silu_aux, and of linear_relu, whose slope is read off its result.
+//
+// Where GELU is computed again from p (graph/passes/recompute.h), that reads p anyway:
 //
 //   g, w, p ─▶ matmul_gelu_backward ─▶ dp      =>     g, w, p ─▶ matmul_gelu_backward_again ─▶ dp
 //         p ─▶ gelu ─▶ y                                                                    └▶ y

@@ -14,7 +14,7 @@ namespace tenon::cpu {
 namespace {
 
 constexpr std::int64_t kKeyBlock = 128;  // a multiple of every kPanelColumns and of 8
-/// Bytes of packed K and V at a time; heads are processed in groups of at most this, at least one.
+/// Bytes of packed K and V at a time, of one of their heads at least.
 constexpr std::int64_t kPackedBytes = std::int64_t{8} << 20;
 
 struct Problem : AttentionProblem {
@@ -28,11 +28,11 @@ struct Problem : AttentionProblem {
   }
 };
 
-/// Packed K and V of some heads: K as panels (keys, depth, kPanelColumns), V as panels
+/// Packed K and V of some of their heads: K as panels (keys, depth, kPanelColumns), V as panels
 /// (value_depth, keys, kPanelColumns).
 template <class C>
 struct PackedHeads {
-  std::int64_t first_head = 0;
+  std::int64_t first = 0;
   std::int64_t key_size = 0, value_size = 0;  // values per head
   C* keys = nullptr;
   C* values = nullptr;
@@ -41,12 +41,12 @@ struct PackedHeads {
 template <class T>
 void pack_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed, std::int64_t heads) {
   parallel_for(2 * heads, [&](std::int64_t task) {
-    const std::int64_t head = packed.first_head + task / 2;
+    const std::int64_t head = packed.first + task / 2;
     if (task % 2 == 0) {
-      pack_lines<T>(p.key.as<const T>() + p.offset(p.key, head), p.keys, p.key.stride(-2), p.depth,
+      pack_lines<T>(p.key.as<const T>() + p.key_offset(p.key, head), p.keys, p.key.stride(-2), p.depth,
                     p.key.stride(-1), packed.keys + task / 2 * packed.key_size);
     } else {
-      pack_lines<T>(p.value.as<const T>() + p.offset(p.value, head), p.value_depth,
+      pack_lines<T>(p.value.as<const T>() + p.key_offset(p.value, head), p.value_depth,
                     p.value.stride(-1), p.keys, p.value.stride(-2),
                     packed.values + task / 2 * packed.value_size);
     }
@@ -112,7 +112,7 @@ void attend(const Problem& p, const PackedHeads<compute_type<T>>& packed,
   std::fill_n(block.max, kQueryBlock, -std::numeric_limits<C>::infinity());
   std::fill_n(block.sum, kQueryBlock, 0.0);
 
-  const std::int64_t local_head = block.head - packed.first_head;
+  const std::int64_t local_head = block.head / p.group - packed.first;
   const C* keys = packed.keys + local_head * packed.key_size;
   const C* values = packed.values + local_head * packed.value_size;
   const std::int64_t end = p.visible_keys(block.first + block.rows);
@@ -147,18 +147,18 @@ void write_rows(const Problem& p, const QueryBlock<compute_type<T>>& block) {
   }
 }
 
-/// Runs heads [packed.first_head, + heads) on their packed keys and values.
+/// Runs all heads that read the `key_heads` packed ones.
 template <class T>
 void attend_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed,
-                  std::int64_t heads) {
+                  std::int64_t key_heads) {
   using C = compute_type<T>;
   const std::int64_t blocks = round_up(p.queries, kQueryBlock) / kQueryBlock;
-  parallel_for(heads * blocks, [&](std::int64_t task) {
+  parallel_for(key_heads * p.group * blocks, [&](std::int64_t task) {
     thread_local Scratch query_scratch, score_scratch, sum_scratch;
     // The last blocks of queries see most keys under a causal mask; they go first.
     const std::int64_t first = (blocks - 1 - task % blocks) * kQueryBlock;
     QueryBlock<C> block;
-    block.head = packed.first_head + task / blocks;
+    block.head = packed.first * p.group + task / blocks;
     block.first = first;
     block.rows = std::min(kQueryBlock, p.queries - first);
     block.value_columns = round_up(p.value_depth, kPanelColumns<C>);
@@ -194,13 +194,14 @@ void attention(const KernelArgs& args) {
     packed.value_size = round_up(p.value_depth, kPanelColumns<C>) * p.keys;
     const auto bytes =
         static_cast<std::int64_t>(sizeof(C)) * (packed.key_size + packed.value_size) + 1;
-    const std::int64_t group = std::clamp<std::int64_t>(kPackedBytes / bytes, 1, heads);
+    const std::int64_t key_heads = p.key_heads.product();
+    const std::int64_t most = std::clamp<std::int64_t>(kPackedBytes / bytes, 1, key_heads);
     thread_local Scratch key_scratch, value_scratch;
-    packed.keys = key_scratch.get<C>(group * packed.key_size);
-    packed.values = value_scratch.get<C>(group * packed.value_size);
-    for (std::int64_t head = 0; head < heads; head += group) {
-      const std::int64_t count = std::min(group, heads - head);
-      packed.first_head = head;
+    packed.keys = key_scratch.get<C>(most * packed.key_size);
+    packed.values = value_scratch.get<C>(most * packed.value_size);
+    for (std::int64_t head = 0; head < key_heads; head += most) {
+      const std::int64_t count = std::min(most, key_heads - head);
+      packed.first = head;
       pack_heads<T>(p, packed, count);
       attend_heads<T>(p, packed, count);
     }

@@ -4,8 +4,9 @@
 //   dV += (P∘D)ᵀ·dO                      dS = P∘(D∘(dO·Vᵀ) - Σ dO∘O)
 //   dQ = dS·K·scale                      dK += dSᵀ·Q·scale
 //
-// One task runs the blocks of one head in order, or, where heads are few, a slice of them: then the
-// slices' dK and dV are added up in order. How many slices there are depends on the shape alone.
+// One task runs, in order, the blocks of all queries that read one head of the keys or, where those heads are
+// few, a slice of them: then the slices' dK and dV are added up in order. How many slices there are depends
+// on the shape alone.
 #include "tensor/cpu/attention_backward.h"
 
 #include <cmath>
@@ -27,7 +28,6 @@ struct Problem : AttentionProblem {
   TensorView d_query, d_key, d_value;
   TensorView d_mask;  // broadcast to the scores' rank; present only when it is wanted
 
-  std::int64_t heads_count() const { return heads.product(); }
   std::int64_t blocks() const { return round_up(queries, kQueryBlock) / kQueryBlock; }
 };
 
@@ -68,12 +68,12 @@ struct PackedHead {
 };
 
 template <class T>
-PackedHead<compute_type<T>> pack_head(const Problem& p, std::int64_t head, bool with_columns) {
+PackedHead<compute_type<T>> pack_head(const Problem& p, std::int64_t key_head, bool with_columns) {
   using C = compute_type<T>;
   thread_local Scratch keys, values, key_columns;
   const Sizes<C> sizes(p);
-  const T* key = p.key.as<const T>() + p.offset(p.key, head);
-  const T* value = p.value.as<const T>() + p.offset(p.value, head);
+  const T* key = p.key.as<const T>() + p.key_offset(p.key, key_head);
+  const T* value = p.value.as<const T>() + p.key_offset(p.value, key_head);
   const PackedHead<C> packed{keys.get<C>(sizes.scores * p.depth),
                              values.get<C>(sizes.scores * p.value_depth),
                              key_columns.get<C>(sizes.depth * p.keys)};
@@ -240,18 +240,19 @@ struct KeySums {
   C* value;  // (key_rows, value_depth)
 };
 
-/// Runs blocks [begin, end) of a head: writes their dQ, adds to dK and dV.
+/// Runs blocks [begin, end) of those that read a head of the keys: writes their dQ, adds to dK and dV.
 template <class T>
-void run_blocks(const Problem& p, std::int64_t head, std::int64_t begin, std::int64_t end,
+void run_blocks(const Problem& p, std::int64_t key_head, std::int64_t begin, std::int64_t end,
                 const KeySums<compute_type<T>>& sums) {
   using C = compute_type<T>;
   const Sizes<C> sizes(p);
-  const PackedHead<C> packed = pack_head<T>(p, head, true);
+  const PackedHead<C> packed = pack_head<T>(p, key_head, true);
   QueryBlock<C> block = allocate_block<C>(p);
   std::fill_n(sums.key, sizes.key_rows * sizes.depth, C{0});
   std::fill_n(sums.value, sizes.key_rows * sizes.value_depth, C{0});
   for (std::int64_t i = begin; i < end; ++i) {
-    compute_scores<T>(p, packed, head, i * kQueryBlock, block);
+    const std::int64_t head = key_head * p.group + i / p.blocks();
+    compute_scores<T>(p, packed, head, i % p.blocks() * kQueryBlock, block);
     write_query_gradient<T>(p, packed, block);
     // [rows,keys]^T x [rows,depth] -> [keys,depth]
     add_key_sums(block, block.d_scores, sizes.scores, block.query, p.depth, sums.key);
@@ -260,9 +261,9 @@ void run_blocks(const Problem& p, std::int64_t head, std::int64_t begin, std::in
 }
 
 template <class T>
-void store_rows(const Problem& p, std::int64_t head, const compute_type<T>* rows,
+void store_rows(const Problem& p, std::int64_t key_head, const compute_type<T>* rows,
                 std::int64_t stride, std::int64_t columns, const TensorView& target) {
-  T* data = target.as<T>() + p.offset(target, head);
+  T* data = target.as<T>() + p.key_offset(target, key_head);
   for (std::int64_t i = 0; i < p.keys; ++i) {
     store_row(rows + i * stride, columns, data + i * target.stride(-2), target.stride(-1));
   }
@@ -279,10 +280,11 @@ void store_key_sums(const Problem& p, std::int64_t head, const KeySums<compute_t
 template <class T>
 void run_heads(const Problem& p) {
   using C = compute_type<T>;
-  const std::int64_t heads = p.heads_count();
+  const std::int64_t heads = p.key_heads.product();
+  const std::int64_t blocks = p.group * p.blocks();
   const std::int64_t wanted = (kEnoughTasks + heads - 1) / heads;
-  const std::int64_t per_slice = (p.blocks() + wanted - 1) / wanted;
-  const std::int64_t slices = (p.blocks() + per_slice - 1) / per_slice;
+  const std::int64_t per_slice = (blocks + wanted - 1) / wanted;
+  const std::int64_t slices = (blocks + per_slice - 1) / per_slice;
   const Sizes<C> sizes(p);
   const std::int64_t key_size = sizes.key_rows * sizes.depth;
   const std::int64_t task_size = key_size + sizes.key_rows * sizes.value_depth;
@@ -290,7 +292,7 @@ void run_heads(const Problem& p) {
     parallel_for(heads, [&](std::int64_t head) {
       thread_local Scratch scratch;
       C* data = scratch.get<C>(task_size);
-      run_blocks<T>(p, head, 0, p.blocks(), {data, data + key_size});
+      run_blocks<T>(p, head, 0, blocks, {data, data + key_size});
       store_key_sums<T>(p, head, {data, data + key_size});
     });
     return;
@@ -300,7 +302,7 @@ void run_heads(const Problem& p) {
   parallel_for(heads * slices, [&](std::int64_t task) {
     const std::int64_t begin = task % slices * per_slice;
     C* sums = data + task * task_size;
-    run_blocks<T>(p, task / slices, begin, std::min(p.blocks(), begin + per_slice),
+    run_blocks<T>(p, task / slices, begin, std::min(blocks, begin + per_slice),
                   {sums, sums + key_size});
   });
   parallel_for(heads, [&](std::int64_t head) {
@@ -370,7 +372,7 @@ void run_mask(const Problem& p) {
     for (std::int64_t i = 0; i < groups.shared_sizes.product(); ++i) {
       const std::int64_t head =
           first_head + offset_of(i, groups.shared_sizes, groups.shared_strides);
-      const PackedHead<C> packed = pack_head<T>(p, head, false);
+      const PackedHead<C> packed = pack_head<T>(p, head / p.group, false);
       for (std::int64_t b = first_block; b < first_block + blocks; ++b) {
         compute_scores<T>(p, packed, head, b * kQueryBlock, block);
         add_scores(p, block, sums.data());
@@ -393,7 +395,7 @@ void run_mask(const Problem& p) {
 void attention_backward(const KernelArgs& args) {
   const Problem p = make_problem(args);
   const bool dropped = p.dropout.active && p.dropout.scale == 0;
-  if (p.heads_count() == 0 || p.queries == 0 || p.keys == 0 || dropped) {
+  if (p.heads.product() == 0 || p.queries == 0 || p.keys == 0 || dropped) {
     for (const TensorView& output : args.outputs) {  // dense, whatever the order of its axes
       if (output.numel() == 0) continue;
       std::memset(output.data, 0, static_cast<std::size_t>(output.numel()) * size_of(output.dtype));

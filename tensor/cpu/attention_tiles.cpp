@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "tensor/detail/attention_rules.h"
+
 namespace tenon::cpu {
 
 TensorView broadcast_mask(const TensorView& mask, const Extents& scores) {
@@ -28,6 +30,8 @@ AttentionProblem attention_problem(std::string_view op, const KernelArgs& args,
                      .value = operands[2],
                      .mask = broadcast_mask(mask, scores),
                      .heads = first_axes(query.sizes, query.rank() - 2),
+                     .key_heads = first_axes(key.sizes, key.rank() - 2),
+                     .group = ops::heads_of_a_key(query, key),
                      .queries = query.size(-2),
                      .keys = key.size(-2),
                      .depth = query.size(-1),

@@ -20,11 +20,14 @@ constexpr std::int64_t round_up(std::int64_t n, std::int64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-/// Sizes and strides of one call. "Head" is one index of all leading axes together.
+/// Sizes and strides of one call. "Head" is one index of all leading axes together; `group` heads that follow
+/// each other read the same head of key and value.
 struct AttentionProblem {
   TensorView query, key, value;
   TensorView mask;  // broadcast to the scores' rank, stride 0 along broadcast axes
-  Extents heads;    // sizes of the leading axes
+  Extents heads;      // sizes of the leading axes
+  Extents key_heads;  // of key and value
+  std::int64_t group;
   std::int64_t queries, keys, depth, value_depth;
   double scale;
   bool causal;
@@ -32,6 +35,10 @@ struct AttentionProblem {
 
   std::int64_t offset(const TensorView& view, std::int64_t head) const {
     return offset_of(head, heads, view.strides);
+  }
+  /// Of key, value or their gradients.
+  std::int64_t key_offset(const TensorView& view, std::int64_t key_head) const {
+    return offset_of(key_head, key_heads, view.strides);
   }
   /// Keys that queries before `end` see, counted from the first.
   std::int64_t visible_keys(std::int64_t end) const { return causal ? std::min(keys, end) : keys; }

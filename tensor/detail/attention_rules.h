@@ -24,6 +24,12 @@ Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Ten
 /// softmax along `dim`, whose rows of -inf, and rows of no elements, are zeros with zero gradients.
 Tensor softmax_or_zeros(const Tensor& scores, std::int64_t dim);
 
+/// How many heads of the query read each head of the key.
+std::int64_t heads_of_a_key(const TensorView& query, const TensorView& key);
+
+/// A key or value with each head repeated for its group, as this query reads it. In a pattern, itself.
+Tensor repeat_heads(const Tensor& key, const Tensor& query);
+
 /// How many (query, key) pairs one call of attention scores, over all heads.
 double attention_pairs(const TensorView& query, const TensorView& key, bool is_causal);
 

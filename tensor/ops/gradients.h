@@ -46,6 +46,10 @@ Tensor gelu_backward(const Tensor& grad, const Tensor& input, Approximate approx
 /// The gradient of bias_gelu's sum: grad times the slope of gelu at input + bias.
 Tensor bias_gelu_backward(const Tensor& grad, const Tensor& input, const Tensor& bias,
                           Approximate approximate);
+/// The gradients of silu_mul by gate and by other.
+std::vector<Tensor> silu_mul_backward(const Tensor& grad, const Tensor& gate, const Tensor& other);
+/// The gradient of rotary_embedding by its input.
+Tensor rotary_embedding_backward(const Tensor& grad, const Tensor& cos, const Tensor& sin);
 Tensor relu_backward(const Tensor& grad, const Tensor& output);
 Tensor sigmoid_backward(const Tensor& grad, const Tensor& output);
 Tensor silu_backward(const Tensor& grad, const Tensor& input);

@@ -43,9 +43,14 @@
   X(matmul_add) \
   X(matmul_gelu_backward) \
   X(matmul_gelu_backward_again) \
+  X(matmul_relu_backward) \
+  X(matmul_silu_backward) \
   X(linear) \
   X(linear_gelu) \
   X(linear_gelu_aux) \
+  X(linear_relu) \
+  X(linear_silu) \
+  X(linear_silu_aux) \
   X(linear_residual) \
   X(sum) \
   X(mean) \
@@ -89,6 +94,8 @@
   X(bias_dropout_residual_layer_norm) \
   X(bias_dropout_residual_layer_norm_backward) \
   X(bias_gelu) \
+  X(silu_mul) \
+  X(rotary_embedding) \
   X(view) \
   X(reshape) \
   X(permute) \
@@ -116,6 +123,8 @@
   X(silu_backward) \
   X(gelu_backward) \
   X(bias_gelu_backward) \
+  X(silu_mul_backward) \
+  X(rotary_embedding_backward) \
   X(softplus_backward) \
   X(index_select) \
   X(index_select_backward) \

@@ -45,7 +45,28 @@ bool broadcasts_to(const Shape& shape, const Shape& target) {
   return true;
 }
 
+/// Whether heads of these numbers can attend: as many keys, or some for each group of queries.
+bool pairs_heads(const Dim& query, const Dim& key) {
+  return unify(query, key) || (key > 0 && query > 0 && query % key == 0);
+}
+
 }  // namespace
+
+std::int64_t heads_of_a_key(const TensorView& query, const TensorView& key) {
+  if (query.rank() < 3 || query.size(-3) == key.size(-3)) return 1;
+  return query.size(-3) / key.size(-3);
+}
+
+Tensor repeat_heads(const Tensor& key, const Tensor& query) {
+  if (in_pattern() || query.dim() < 3) return key;
+  const Dim& heads = query.shape()[-3];
+  Shape merged = key.shape();
+  if (merged[-3].same_as(heads)) return key;
+  Shape repeated = merged;
+  repeated.insert(repeated.rank() - 2, heads / merged[-3]);
+  merged[-3] = heads;
+  return reshape(expand(unsqueeze(key, -3), repeated), merged);
+}
 
 std::vector<TensorSpec> infer_attention(const InferContext& context) {
   const std::string& op = context.op().name;
@@ -56,12 +77,15 @@ std::vector<TensorSpec> infer_attention(const InferContext& context) {
   const Shape& value = context[2].shape;
   bool fits = query.rank() >= 2 && key.rank() == query.rank() && value.rank() == query.rank();
   for (int axis = 0; fits && axis < query.rank() - 2; ++axis) {
-    fits = unify(query[axis], key[axis]) && unify(query[axis], value[axis]);
+    fits = axis < query.rank() - 3
+               ? unify(query[axis], key[axis]) && unify(query[axis], value[axis])
+               : pairs_heads(query[axis], key[axis]) && unify(key[axis], value[axis]);
   }
   fits = fits && unify(query[-1], key[-1]) && unify(key[-2], value[-2]);
   TENON_CHECK(fits, ShapeError,
               "[{}] query {}, key {} and value {}; needed (…, L, E), (…, S, E) and (…, S, Ev) with "
-              "equal leading axes",
+              "equal leading axes, or a whole number of the query's heads (axis -3) for each of key and "
+              "value",
               op, query.to_string(), key.to_string(), value.to_string());
   if (context.has(3)) {
     const TensorSpec& mask = context[3];
@@ -105,7 +129,7 @@ std::vector<Tensor> decompose_attention(std::span<const Tensor> inputs, const At
   if (attrs.dropout_p != 0) {
     probabilities = dropout_with(probabilities, {attrs.dropout_p, attrs.mode, attrs.site});
   }
-  return {matmul(probabilities, inputs[2])};
+  return {matmul(probabilities, repeat_heads(inputs[2], inputs[0]))};
 }
 
 std::vector<Attrs> attention_patterns() {
@@ -130,7 +154,8 @@ Tensor softmax_or_zeros(const Tensor& scores, std::int64_t dim) {
 Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Tensor& attn_mask,
                                const AttentionAttrs& attrs) {
   Tensor mask = attn_mask;
-  Tensor scores = matmul(query, transpose(key, -2, -1)) * attrs.scale;
+  Tensor scores =
+      matmul(query, transpose(repeat_heads(key, query), -2, -1)) * attrs.scale;
   if (attrs.is_causal) mask = causal_mask(scores, query.device());
   if (mask && mask.dtype() == DType::boolean) {
     constexpr double kHidden = -std::numeric_limits<double>::infinity();
@@ -160,11 +185,13 @@ Op define_scaled_dot_product_attention() {
   return OpBuilder("scaled_dot_product_attention")
       .doc(
           "softmax(query·keyᵀ·scale + attn_mask)·value: (…, L, E), (…, S, E), (…, S, Ev) -> "
-          "(…, L, Ev), with dropout on the probabilities. A bool mask lets through where true, a "
-          "floating one is added; it broadcasts to (…, L, S). is_causal: query i sees keys j <= i. "
-          "A query that sees no key, because the mask hides all or S = 0, gives zeros, and a log-"
-          "sum-exp of -inf. The CPU kernel is FlashAttention's online softmax; a NaN in the value "
-          "of a masked key may or may not reach the output.")
+          "(…, L, Ev), with dropout on the probabilities. Key and value may have fewer heads (axis "
+          "-3), each for a group of the query's: of H, head h reads head h / (H / Hkv), as with "
+          "PyTorch's enable_gqa. A bool mask lets through where true, a floating one is added; it "
+          "broadcasts to (…, L, S). is_causal: query i sees keys j <= i. A query that sees no key, "
+          "because the mask hides all or S = 0, gives zeros, and a log-sum-exp of -inf. The CPU "
+          "kernel is FlashAttention's online softmax; a NaN in the value of a masked key may or may "
+          "not reach the output.")
       .operand("query")
       .operand("key")
       .operand("value")

@@ -75,6 +75,15 @@ std::vector<TensorSpec> infer_backward(const InferContext& context) {
   return specs;
 }
 
+/// The gradient of heads that repeat_heads repeated.
+Tensor sum_heads(const Tensor& gradient, const Tensor& key) {
+  const Shape& heads = key.shape();
+  if (heads.rank() < 3 || gradient.shape()[-3].same_as(heads[-3])) return gradient;
+  Shape apart = heads;
+  apart.insert(apart.rank() - 2, gradient.shape()[-3] / heads[-3]);
+  return sum(reshape(gradient, apart), {-3});
+}
+
 /// The same by plain ops, with all scores in memory: what second derivatives go through. lse and
 /// keep_bits are functions of the other operands, so they are not read.
 std::vector<Tensor> decompose_attention_backward(std::span<const Tensor> inputs,
@@ -86,14 +95,18 @@ std::vector<Tensor> decompose_attention_backward(std::span<const Tensor> inputs,
     return attrs.dropout_p == 0 ? x : dropout_with(x, {attrs.dropout_p, attrs.mode, attrs.site});
   };
   const Tensor p = attention_probabilities(inputs[kQuery], inputs[kKey], mask, attrs);
+  const Tensor key = repeat_heads(inputs[kKey], inputs[kQuery]);
+  const Tensor value = repeat_heads(inputs[kValue], inputs[kQuery]);
   // [L,Ev] x [S,Ev]^T -> [L,S]
-  const Tensor d_p = drop(matmul(grad, transpose(inputs[kValue], -2, -1)));
+  const Tensor d_p = drop(matmul(grad, transpose(value, -2, -1)));
   const Tensor d_scores = p * (d_p - sum(d_p * p, {-1}, /*keepdim=*/true));
   std::vector<Tensor> gradients{
-      matmul(d_scores, inputs[kKey]) * attrs.scale,                       // [L,S] x [S,E]
+      matmul(d_scores, key) * attrs.scale,                                // [L,S] x [S,E]
       matmul(transpose(d_scores, -2, -1), inputs[kQuery]) * attrs.scale,  // [L,S]^T x [L,E]
       matmul(transpose(drop(p), -2, -1), grad),                           // [L,S]^T x [L,Ev]
   };
+  gradients[1] = sum_heads(gradients[1], inputs[kKey]);
+  gradients[2] = sum_heads(gradients[2], inputs[kValue]);
   if (attrs.mask_gradient) gradients.push_back(sum_to(d_scores, mask.shape()));
   return gradients;
 }

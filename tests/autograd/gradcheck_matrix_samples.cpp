@@ -58,6 +58,17 @@ void add_fused_products(Samples& samples) {
       add(op, "no rows", {leaf({0, 3}), leaf({2, 3}, kDense, 2), leaf({2}, kDense, 3)}, attrs);
     }
   }
+  for (const char* op : {"linear_relu", "linear_silu", "linear_silu_aux"}) {
+    add(op, "leading axes",
+        {leaf({2, 2, 3}, kPermuted), leaf({2, 3}, kDense, 2), leaf({2}, kNarrowed, 3)});
+    add(op, "without bias", {leaf({2, 3}), leaf({4, 3}, kPermuted, 2), {}});
+    add(op, "no rows", {leaf({0, 3}), leaf({2, 3}, kDense, 2), leaf({2}, kDense, 3)});
+  }
+  for (const char* slope : {"matmul_relu_backward", "matmul_silu_backward"}) {
+    add(slope, "leading axes",
+        {leaf({2, 2, 3}, kPermuted), leaf({3, 2}, kPermuted, 2), leaf({2, 2, 2}, kDense, 3)});
+    add(slope, "no rows", {leaf({0, 3}), leaf({3, 2}, kDense, 2), leaf({0, 2}, kDense, 3)});
+  }
   for (const Approximate form : {Approximate::none, Approximate::tanh}) {
     for (const char* slope : {"matmul_gelu_backward", "matmul_gelu_backward_again"}) {
       add(slope, "leading axes",

@@ -48,6 +48,10 @@ void add_attention(Samples& samples) {
   add("expanded", square, kExpanded, {}, attention(true));
   add("dropout", square, kDense, {}, attention(true, 0.4));
   add("no queries", {{1, 0, 2}, {1, 3, 2}, {1, 3, 2}}, kDense, {}, attention(false));
+  const Heads grouped = {{2, 4, 2, 2}, {2, 2, 3, 2}, {2, 2, 3, 1}};
+  add("grouped heads", grouped, kPermuted, {}, attention(true));
+  add("grouped heads, mask of each", grouped, kDense, leaf({4, 1, 3}, kDense, 4),
+      attention(false, 0.4));
 }
 
 void add_attention_gradient(Samples& samples) {
@@ -73,6 +77,8 @@ void add_attention_gradient(Samples& samples) {
   add("additive mask", {{2, 2}, {3, 2}, {3, 1}}, leaf({1, 3}, kDense, 4), attention(false));
   add("dropout", square, {}, attention(false, 0.4));
   add("no queries", {{1, 0, 2}, {1, 3, 2}, {1, 3, 2}}, {}, attention(false));
+  add("one head for all", {{2, 2, 2}, {1, 2, 2}, {1, 2, 1}}, leaf({2, 1, 2}, kDense, 4),
+      attention(false));
 }
 
 const CrossEntropyOptions kLossOptions[] = {

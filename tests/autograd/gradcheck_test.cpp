@@ -180,6 +180,20 @@ TEST(SecondDerivative, OfLinearGelu) {
   }
 }
 
+TEST(SecondDerivative, OfLinearReluAndSilu) {
+  for (const auto layer : {linear_relu, linear_silu}) {
+    const auto f = [layer](const std::vector<Tensor>& in) {
+      const Tensor output = layer(in[0], in[1], in[2]);
+      return grad(std::vector{output}, std::vector{in[0], in[1], in[2]}, std::vector{in[3]},
+                  {.create_graph = true});
+    };
+    const GradcheckResult result =
+        gradcheck(f, {leaf({2, 3}), leaf({2, 3}, Memory::permuted, 2),
+                      leaf({2}, Memory::narrowed, 3), leaf({2, 2}, Memory::contiguous, 4)});
+    EXPECT_TRUE(result) << result.report;
+  }
+}
+
 TEST(SecondDerivative, OfBroadcastProductsAndPowers) {
   const auto f = [](const std::vector<Tensor>& in) {
     const Tensor output = mul(pow(in[0], in[1]), div(in[1], in[0]));

@@ -43,6 +43,8 @@ constexpr Acceptance kAcceptances[] = {
     {"linear_gelu", "cuda.cublaslt", 2, DType::bfloat16, 0x1002, false},
     {"linear_gelu_aux", "cuda.wgmma", 2, DType::bfloat16, 0x1002, false},
     {"linear_residual", "cuda.cublaslt", 2, DType::float32, 0x1004, false},
+    {"linear_residual", "cuda.wgmma_split", 2, DType::bfloat16, 0x1002, false},
+    {"linear", "cuda.skinny", 2, DType::bfloat16, 0x1010, true},
 };
 
 TEST(CudaAlignment, OperandsOfVectorCopiesAreAccepted) {
@@ -197,7 +199,7 @@ TEST_P(CudaAlignment, OfProductsWithABias) {
     const Tensor weight = random({n, k}), bias = random({n}), residual = random({m, n});
     const std::string call = std::string(name(GetParam())) + " " + std::to_string(m) + " x " +
                              std::to_string(n) + " x " + std::to_string(k);
-    const GeluAttrs gelu{Approximate::tanh};
+    const GeluAttrs gelu{Approximate::tanh}, exact{Approximate::none};
     const struct {
       const char* op;
       std::vector<Tensor> inputs;
@@ -208,7 +210,10 @@ TEST_P(CudaAlignment, OfProductsWithABias) {
                    {"linear_gelu", {x, weight, bias}, gelu, 1},
                    {"linear_gelu_aux", {x, weight, bias}, gelu, 2},
                    {"matmul_gelu_backward", {residual, weight, x}, gelu, 1},
-                   {"matmul_gelu_backward_again", {residual, weight, x}, gelu, 2}};
+                   {"matmul_gelu_backward_again", {residual, weight, x}, gelu, 2},
+                   {"linear_gelu", {x, weight, bias}, exact, 1},
+                   {"linear_gelu_aux", {x, weight, bias}, exact, 2},
+                   {"matmul_gelu_backward_again", {residual, weight, x}, exact, 2}};
     for (const auto& sample : samples) {
       const std::vector<Tensor> expected = apply(get_op(sample.op), sample.inputs, sample.attrs);
       std::vector<Shift> of_inputs, of_results;

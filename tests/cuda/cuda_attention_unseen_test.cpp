@@ -245,5 +245,114 @@ TEST_P(CudaAttentionUnseen, ScoresThatOverflowWithoutAMaskAreSoftmaxs) {
   }
 }
 
+/// Numbers that programs hide keys with. They hide nothing where all keys of a query have the same one.
+std::vector<double> low_numbers(DType dtype) {
+  std::vector<double> result = {-1e4};
+  if (largest_finite(dtype) > 1e9) result.push_back(-1e9);
+  result.push_back(-largest_finite(dtype));
+  return result;
+}
+
+/// The sample with a mask of keys, of the second head's whole and of a part of the others', or, by
+/// queries, of the hidden ones' whole and of a part of the others'.
+void lower_keys(Sample& s, bool by_queries, double low) {
+  std::vector<double> values;
+  for (std::int64_t i = 0; i < (by_queries ? kQueries : kHeads); ++i) {
+    const bool is_low = by_queries ? is_hidden(i) : i == 1;
+    for (std::int64_t key = 0; key < kKeys; ++key) {
+      values.push_back(is_low || key < 40 || key % 7 == i % 7 ? low : 0);
+    }
+  }
+  const Sizes sizes = by_queries ? Sizes{kQueries, kKeys} : Sizes{kHeads, 1, kKeys};
+  s.operands[3] = tensor(values, to_shape(sizes), {s.operands[0].dtype(), kCpu});
+  // A mean of them is no small number.
+  s.operands[2] = (s.operands[2].to(DType::float64) + 2.0).to(s.operands[0].dtype());
+}
+
+/// Calls f(sample, allowed share of the largest number, what) for all such masks.
+template <class F>
+void for_each_low_mask(DType dtype, F f) {
+  for (const double low : low_numbers(dtype)) {
+    // Scores are rounded at the number's place. Far below, nothing is left of their differences.
+    const double rounding = -low * 4 * unit_roundoff(accumulation_dtype(dtype));
+    const double place = rounding < 0.1 ? rounding : 0;
+    for (const bool by_queries : {false, true}) {
+      for (const std::int64_t head : {64, 128, 20, 200}) {
+        Sample s(kMasks[3], dtype, head, 0);
+        lower_keys(s, by_queries, low);
+        f(s, tolerance(dtype) + place,
+          std::to_string(low) + (by_queries ? " by queries" : " by keys") + ", head " +
+              std::to_string(head));
+        if (::testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+/// On the CPU in the type that is computed in.
+std::vector<Tensor> exact_operands(const Sample& s) {
+  std::vector<Tensor> result;
+  for (const Tensor& operand : s.operands) {
+    result.push_back(operand.to(accumulation_dtype(operand.dtype())).detach());
+  }
+  return result;
+}
+
+void expect_all_near(const Tensor& got, const Tensor& want, double share, const std::string& what) {
+  const auto values = got.to_doubles(), exact = want.to_doubles();
+  ASSERT_EQ(values.size(), exact.size()) << what;
+  double largest = 0;
+  for (const double x : exact) largest = std::max(largest, std::abs(x));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    ASSERT_NEAR(values[i], exact[i], share * largest) << what << ", element " << i;
+  }
+}
+
+TEST_P(CudaAttentionUnseen, LowNumbersAloneHideNothingInAnyKernel) {
+  for_each_low_mask(GetParam(), [](const Sample& s, double share, const std::string& what) {
+    const Tensor want =
+        apply(get_op("scaled_dot_product_attention"), exact_operands(s), s.attrs)[0];
+    const auto results = outputs_of_kernels(s);
+    ASSERT_FALSE(results.empty());
+    for (const auto& [kernel, got] : results) {
+      expect_all_near(got, want, 4 * share, kernel + " " + what);
+    }
+  });
+}
+
+TEST_P(CudaAttentionUnseen, LowNumbersAloneHideNothingFromAnyGradient) {
+  const Op& op = get_op("scaled_dot_product_attention_backward");
+  for_each_low_mask(GetParam(), [&](const Sample& s, double share, const std::string& what) {
+    std::vector<Tensor> leaves = exact_operands(s);
+    for (Tensor& leaf : leaves) leaf.requires_grad_();
+    const Attrs forward = s.attrs;
+    backward(apply(get_op("scaled_dot_product_attention"), leaves, forward)[0],
+             s.cotangent.to(leaves[0].dtype()));
+    const auto x = s.on(kCuda, false);
+    const auto kept = apply(get_op("scaled_dot_product_attention_lse"), x, forward);
+    const std::vector<Tensor> inputs = {
+        s.cotangent.to(kCuda), x[0], x[1], x[2], kept[0], x[3], kept[1], kept[2]};
+    for (const bool of_mask : {false, true}) {
+      int kernels = 0;
+      for (const Kernel& kernel : op.kernels(DeviceType::cuda)) {
+        std::vector<Tensor> outputs;
+        for (std::size_t i = 0; i < (of_mask ? 4 : 3); ++i) {
+          outputs.push_back(empty(x[i].shape(), {x[i].dtype(), kCuda}));
+        }
+        const Attrs attrs = AttentionBackwardAttrs{s.attrs, of_mask};
+        if (!run_kernel(op.name.c_str(), kernel.name, inputs, outputs, attrs)) continue;
+        ++kernels;
+        for (std::size_t i = 0; i < outputs.size(); ++i) {
+          // A mask's gradient sums over heads or queries, and cancels.
+          expect_all_near(outputs[i], leaves[i].grad(), (i == 3 ? 16 : 4) * share,
+                          std::string(kernel.name) + " " + what + ", operand " + std::to_string(i));
+          if (HasFatalFailure()) return;
+        }
+      }
+      ASSERT_GT(kernels, 0);
+    }
+  });
+}
+
 }  // namespace cuda_attention_unseen_test
 }  // namespace tenon::test

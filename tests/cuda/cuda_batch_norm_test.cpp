@@ -130,6 +130,27 @@ TEST(CudaBatchNorm, WithRelu) {
   }
 }
 
+/// In little work, for tools/sanitize_cuda.py: planes and columns, of one split and of several.
+TEST(CudaBatchNorm, SmallShapesOfEveryOp) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(58);
+  for (const Sizes& sizes : std::vector<Sizes>{{2, 24, 6, 6}, {3, 5, 7}, {70, 16}, {2, 1, 4099}}) {
+    const DType dtype = sizes.size() == 3 ? DType::float32 : DType::bfloat16;
+    for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
+      const Call call = make_call(sizes, dtype, generator);
+      check_ordered("batch_norm", "cuda.batch_norm", {call.x, call.mean, call.var, call.w, call.b},
+                    BatchNormAttrs{mode, 0.1, 0.1}, {128, 8}, "small");
+      check_ordered("batch_norm_backward", "cuda.batch_norm_backward",
+                    {call.grad, call.x, call.w, call.used_mean, call.factor},
+                    BatchNormBackwardAttrs{mode, true, true, true}, {128, 512}, "small gradient");
+      const bool adds = mode == DropoutMode::train;
+      check_fused(sizes, dtype, mode, adds, adds ? 15 : 7, generator);
+      check_fused(sizes, dtype, mode, !adds, adds ? 7 : 15, generator);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST(CudaBatchNorm, GradientsWithReluThatAreNotWanted) {
   SKIP_WITHOUT_GPU();
   Generator generator(57);

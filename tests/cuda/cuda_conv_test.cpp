@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "tensor/ops/vision_attributes.h"
-#include "tests/cuda/cuda_outputs.h"
+#include "tests/cuda/cuda_layouts.h"
 
 namespace tenon::test {
 namespace {
@@ -76,6 +76,62 @@ TEST(CudaConv, EveryImplementationAgrees) {
       args.workspace = workspace.view_of_data().data;
       kernel.run(args);
       expect_near(result, exact, {8, 4 * 27}, std::string(kernel.name));
+    }
+  }
+}
+
+/// Tenon's own kernels in both layouts, in little work: also for tools/sanitize_cuda.py.
+TEST(CudaConv, SmallOnesWithoutCudnn) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(44);
+  for (std::size_t i = 1; i < 5; ++i) {
+    const ConvCase& c = kConvCases[i];
+    for (const DType dtype : {DType::bfloat16, DType::float32}) {
+      const auto make = [&](const Sizes& sizes) {
+        return make_operand(sizes, dtype, Placement::contiguous, generator);
+      };
+      const Operand2 x = make(c.input), w = make(c.weight), b = make({c.weight[0]});
+      const Operand2 grad = make(c.output);
+      const std::string what = describe("conv2d", dtype, c.input, Placement::contiguous);
+      check_ordered("conv2d", "cuda.conv2d", {x, w, b}, c.attrs, {8, 256}, what);
+      check_ordered("conv2d_backward_input", "cuda.conv2d_backward_input", {grad, w},
+                    backward_attrs(c.attrs, c.input), {8, 1024}, what + ", input");
+      check_ordered("conv2d_backward_weight", "cuda.conv2d_backward_weight", {grad, x},
+                    backward_attrs(c.attrs, c.weight), {8, 256}, what + ", weight");
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+/// cuDNN's kernel with what Tenon computes for it; and, where it cannot read vectors, Tenon's own.
+TEST(CudaConv, SmallOnesWithBatchNorm) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(45);
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    const auto make = [&](const Sizes& sizes, double low) {
+      return make_operand(sizes, dtype, Placement::contiguous, generator, low, 2);
+    };
+    std::vector<Operand2> operands = {make({2, 16, 5, 6}, -2), make({24, 16, 3, 3}, -2),
+                                      make({24}, -2),          make({24}, 0.5),
+                                      make({24}, -2),          make({24}, -2)};
+    const Attrs attrs = Conv2dBatchNormAttrs{{{1, 1}, {1, 1}, {1, 1}, 1}, DropoutMode::eval};
+    for (const char* op :
+         {"conv2d_batch_norm", "conv2d_batch_norm_relu", "conv2d_batch_norm_add_relu"}) {
+      if (std::string(op) == "conv2d_batch_norm_add_relu")
+        operands.push_back(make({2, 24, 5, 6}, -2));
+      const std::vector<Tensor> exact = exact_outputs(op, operands, attrs);
+      for (const std::int64_t shift : {0, 1}) {
+        const std::vector<Tensor> got = run_ordered(op, (std::string("cudnn.") + op).c_str(),
+                                                    operands, attrs, Order::channels_last, shift);
+        // Without cuDNN the sum is rounded before it is normalized.
+        const double early = shift == 0 ? 0 : unit_roundoff(dtype) / unit_roundoff(DType::float32);
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          expect_near(got[i], exact[i].to_doubles(),
+                      {64, 4 * 144 + (i == 0 ? 144 * early / 16 : 0)},
+                      std::string(op) + " output " + std::to_string(i));
+          if (HasFatalFailure()) return;
+        }
+      }
     }
   }
 }

@@ -64,6 +64,20 @@ TEST(CudaCopy, OverlapBehavesAsIfTheSourceHadBeenCopiedFirst) {
 }
 
 /// Images and filters between (N, C, H, W) and (N, H, W, C): one of the axes that are contiguous is short.
+void check_orders(const std::vector<std::int64_t>& shape, DType dtype, Generator& generator) {
+  for (const std::vector<std::int64_t>& order :
+       {std::vector<std::int64_t>{0, 2, 3, 1}, {0, 3, 1, 2}, {2, 3, 0, 1}, {3, 1, 0, 2}}) {
+    Operand2 x = make_operand(shape, dtype, Placement::contiguous, generator, 0, 200);
+    expect_bit_equal(x.cuda.permute(order).contiguous(), x.cpu.permute(order).contiguous(),
+                     describe("permute", dtype, shape, Placement::contiguous));
+    const Tensor part = x.cuda.narrow(3, 1, x.cuda.size(3) - Dim(1));
+    const Tensor same = x.cpu.narrow(3, 1, x.cpu.size(3) - Dim(1));
+    expect_bit_equal(part.permute(order).contiguous(), same.permute(order).contiguous(),
+                     describe("permute of a part", dtype, shape, Placement::contiguous));
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
 TEST(CudaCopy, ImagesAndFiltersToChannelsLastAndBack) {
   SKIP_WITHOUT_GPU();
   Generator generator(6);
@@ -72,18 +86,20 @@ TEST(CudaCopy, ImagesAndFiltersToChannelsLastAndBack) {
                                               {33, 48, 4, 4}, {2, 70, 1, 9},   {70, 5, 7, 7}};
   for (const DType dtype : {DType::uint8, DType::bfloat16, DType::float32, DType::float64}) {
     for (const auto& shape : shapes) {
-      for (const std::vector<std::int64_t>& order :
-           {std::vector<std::int64_t>{0, 2, 3, 1}, {0, 3, 1, 2}, {2, 3, 0, 1}, {3, 1, 0, 2}}) {
-        Operand2 x = make_operand(shape, dtype, Placement::contiguous, generator, 0, 200);
-        expect_bit_equal(x.cuda.permute(order).contiguous(), x.cpu.permute(order).contiguous(),
-                         describe("permute", dtype, shape, Placement::contiguous));
-        const Tensor part = x.cuda.narrow(3, 1, x.cuda.size(3) - Dim(1));
-        const Tensor same = x.cpu.narrow(3, 1, x.cpu.size(3) - Dim(1));
-        expect_bit_equal(part.permute(order).contiguous(), same.permute(order).contiguous(),
-                         describe("permute of a part", dtype, shape, Placement::contiguous));
-        if (HasFatalFailure()) return;
-      }
+      check_orders(shape, dtype, generator);
+      if (HasFatalFailure()) return;
     }
+  }
+}
+
+/// In little work, for tools/sanitize_cuda.py.
+TEST(CudaCopy, SmallImagesToChannelsLastAndBack) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(7);
+  for (const DType dtype : {DType::bfloat16, DType::float32}) {
+    check_orders({1, 3, 20, 33}, dtype, generator);
+    check_orders({2, 40, 5, 8}, dtype, generator);
+    if (HasFatalFailure()) return;
   }
 }
 

@@ -1,5 +1,6 @@
 // matmul, linear and what is fused with them on CUDA against the CPU in float64: shapes, storage orders,
 // batches and alignments; small integers exactly; the number of kernels.
+#include "cuda/device_limits.h"
 #include "tensor/ops/attributes.h"
 #include "tests/cuda/cuda_outputs.h"
 #include "tests/cuda/cuda_support.h"
@@ -165,9 +166,13 @@ TEST(CudaGemm, LinearGeluWritesItsResultsOnly) {
       const Operand2 weight = make_operand({24, 64}, dtype, placement, generator, -0.5, 0.5);
       const Operand2 bias = make_operand({24}, dtype, placement, generator, -1, 1);
       const double rounding = 8 * unit_roundoff(dtype) / unit_roundoff(DType::float32);
-      check_op("linear_gelu", {x, weight, bias}, GeluAttrs{Approximate::tanh},
-               {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
-               describe("linear_gelu", dtype, {33, 64}, placement));
+      for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+        // An exact form that lies unaligned is two ops.
+        const auto check = form == Approximate::tanh ? check_op : check_outputs;
+        check("linear_gelu", {x, weight, bias}, GeluAttrs{form},
+              {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
+              describe("linear_gelu", dtype, {33, 64}, placement));
+      }
       if (HasFatalFailure()) return;
     }
   }
@@ -186,14 +191,55 @@ TEST(CudaGemm, MatmulGeluBackward) {
             make_operand({sizes.back(), 24}, dtype, placement, generator, -0.5, 0.5);
         const Operand2 input = make_operand(result, dtype, placement, generator, -4, 4);
         const double rounding = 4 * unit_roundoff(dtype) / unit_roundoff(DType::float32);
-        check_op("matmul_gelu_backward", {grad, weight, input}, GeluAttrs{Approximate::tanh},
-                 {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
-                 describe("matmul_gelu_backward", dtype, sizes, placement));
-        check_outputs("matmul_gelu_backward_again", {grad, weight, input},
-                      GeluAttrs{Approximate::tanh},
-                      {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
-                      describe("matmul_gelu_backward_again", dtype, sizes, placement));
+        for (const Approximate form : {Approximate::none, Approximate::tanh}) {
+          const auto check = form == Approximate::tanh ? check_op : check_outputs;
+          check("matmul_gelu_backward", {grad, weight, input}, GeluAttrs{form},
+                {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
+                describe("matmul_gelu_backward", dtype, sizes, placement));
+          check_outputs("matmul_gelu_backward_again", {grad, weight, input}, GeluAttrs{form},
+                        {kGeluTolerance.roundings + rounding, kGeluTolerance.floor},
+                        describe("matmul_gelu_backward_again", dtype, sizes, placement));
+        }
         if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+/// ReLU's and SiLU's products, and their gradients'.
+TEST(CudaGemm, ReluAndSilu) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(43);
+  const std::vector<std::pair<Sizes, std::int64_t>> shapes = {
+      {{4, 16}, 8},    {{2, 3, 64}, 48}, {{128, 256}, 64}, {{7}, 16},
+      {{77, 33}, 5},   {{300, 72}, 200}, {{5, 0}, 8},      {{0, 8}, 8}};
+  for (const DType dtype : kFloats) {
+    // A decomposition rounds the activation's input, at most 8 here, as well.
+    const double rounding = 8 * unit_roundoff(dtype) / unit_roundoff(accumulation_dtype(dtype));
+    const Tolerance tolerance{kGeluTolerance.roundings + rounding, kGeluTolerance.floor};
+    for (const auto& [sizes, outputs] : shapes) {
+      for (const Placement placement : kPlacements) {
+        const Operand2 x = make_operand(sizes, dtype, placement, generator, -0.5, 0.5);
+        const Operand2 weight =
+            make_operand({outputs, sizes.back()}, dtype, placement, generator, -0.5, 0.5);
+        const Operand2 bias = make_operand({outputs}, dtype, placement, generator, -1, 1);
+        for (const char* op : {"linear_relu", "linear_silu", "linear_silu_aux"}) {
+          const std::string what = describe(op, dtype, sizes, placement);
+          check_outputs(op, {x, weight, bias}, {}, tolerance, what);
+          check_outputs(op, {x, weight, {}}, {}, tolerance, what + ", no bias");
+          if (HasFatalFailure()) return;
+        }
+        Sizes result = sizes;
+        result.back() = outputs;
+        const Operand2 other =
+            make_operand({sizes.back(), outputs}, dtype, placement, generator, -0.5, 0.5);
+        const Operand2 kept = make_operand(result, dtype, placement, generator, -4, 4);
+        for (const char* op : {"matmul_relu_backward", "matmul_silu_backward"}) {
+          if (sizes.size() < 2) continue;
+          check_outputs(op, {x, other, kept}, {}, tolerance,
+                        describe(op, dtype, sizes, placement));
+          if (HasFatalFailure()) return;
+        }
       }
     }
   }
@@ -301,6 +347,19 @@ TEST(CudaGemm, IsOneKernel) {
     };
     call();
     EXPECT_EQ(backend.count_kernels(0, call), 1) << op;
+  }
+  if (cuda::has_wgmma(cuda::device_limits(0))) {
+    for (const char* op : {"linear_relu", "linear_silu", "linear_silu_aux"}) {
+      const auto call = [&] { result = apply(get_op(op), operands, {}).at(0); };
+      call();
+      EXPECT_EQ(backend.count_kernels(0, call), 1) << op;
+    }
+  }
+  if (cuda::has_wgmma(cuda::device_limits(0))) {
+    const Tensor many = ones({4096, 1024}, {DType::bfloat16, kCuda});
+    const Tensor wide = ones({3072, 1024}, {DType::bfloat16, kCuda});
+    result = linear_gelu(many, wide, {});
+    EXPECT_EQ(backend.count_kernels(0, [&] { result = linear_gelu(many, wide, {}); }), 1);
   }
   const Tensor left = ones({6, 64, 64}, {DType::float32, kCuda});
   result = matmul(left, left);

@@ -60,16 +60,33 @@ constexpr Form kForms[] = {{"plain", GemmEpilogue::none, false, false},
                            {"exact gelu", GemmEpilogue::gelu, false, false},
                            {"bias, exact gelu and its input", GemmEpilogue::gelu, true, true},
                            {"exact gelu gradient", GemmEpilogue::gelu_gradient, false, false},
-                           {"exact gelu gradient and gelu", GemmEpilogue::gelu_gradient, false, true}};
+                           {"exact gelu gradient and gelu", GemmEpilogue::gelu_gradient, false, true},
+                           {"bias and relu", GemmEpilogue::relu, true, false},
+                           {"relu gradient", GemmEpilogue::relu_gradient, false, false},
+                           {"bias, silu and its input", GemmEpilogue::silu, true, true},
+                           {"silu gradient", GemmEpilogue::silu_gradient, false, false}};
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double normal_cdf(double x) { return std::erfc(-x / std::sqrt(2.0)) / 2; }
 
 double activation_of(GemmEpilogue epilogue, double x) {
-  return cuda::is_exact_gelu(epilogue) ? x * std::erfc(-x / std::sqrt(2.0)) / 2 : gelu_tanh(x);
+  switch (epilogue) {
+    case GemmEpilogue::gelu:
+    case GemmEpilogue::gelu_gradient: return x * normal_cdf(x);
+    case GemmEpilogue::relu: return std::max(x, 0.0);
+    case GemmEpilogue::silu: return x * sigmoid(x);
+    default: return gelu_tanh(x);
+  }
 }
 
 double slope_of(GemmEpilogue epilogue, double x) {
-  if (!cuda::is_exact_gelu(epilogue)) return gelu_tanh_slope(x);
-  return std::erfc(-x / std::sqrt(2.0)) / 2 +
-         x * std::exp(-x * x / 2) / std::sqrt(2 * std::acos(-1.0));
+  switch (epilogue) {
+    case GemmEpilogue::gelu_gradient:
+      return normal_cdf(x) + x * std::exp(-x * x / 2) / std::sqrt(2 * std::acos(-1.0));
+    case GemmEpilogue::relu_gradient: return x > 0 ? 1 : 0;
+    case GemmEpilogue::silu_gradient: return sigmoid(x) * (1 + x * (1 - sigmoid(x)));
+    default: return gelu_tanh_slope(x);
+  }
 }
 
 /// One problem with results of its own.
@@ -101,7 +118,7 @@ struct Run {
     GemmProblem p = problem(form);
     p.d = d.view_of_data().data;
     p.d_leading = n;
-    const bool gradient = cuda::is_gelu_gradient(form.epilogue);
+    const bool gradient = cuda::is_gradient(form.epilogue);
     if (gradient) p.aux = input.view_of_data().data;
     if (form.second && !gradient) p.aux = second.view_of_data().data;
     if (p.aux != nullptr) p.aux_leading = n;
@@ -141,7 +158,7 @@ void check(const Sample& size, const Form& form, DType dtype, bool transposed,
   const auto [d, second] = run.results(form);
   const std::vector<double> sums = run.sums(form);
   const std::vector<double> input = run.input.to_doubles();
-  const bool gradient = cuda::is_gelu_gradient(form.epilogue);
+  const bool gradient = cuda::is_gradient(form.epilogue);
   std::vector<double> expected, other;
   for (std::size_t i = 0; i < sums.size(); ++i) {
     expected.push_back(gradient ? sums[i] * slope_of(form.epilogue, input[i])

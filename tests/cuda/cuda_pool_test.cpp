@@ -26,26 +26,40 @@ const std::vector<PoolCase> kCases = {
     {{0, 8, 5, 5}, {0, 8, 2, 2}, {{2, 2}, {2, 2}, {0, 0}}},
 };
 
+void check_pooling(const PoolCase& c, DType dtype, Generator& generator) {
+  const Pool2dBackwardAttrs backward{c.attrs.kernel_size, c.attrs.stride, c.attrs.padding,
+                                     to_shape(c.input)};
+  const Operand2 x = make_operand(c.input, dtype, Placement::contiguous, generator);
+  const Operand2 grad = make_operand(c.output, dtype, Placement::contiguous, generator);
+  const std::string what = describe("pooling", dtype, c.input, Placement::contiguous);
+  check_ordered("max_pool2d", "cuda.max_pool2d", {x}, c.attrs, {0, 0}, what);
+  const Tensor operands[] = {x.cpu};
+  const Operand2 indices = from_cpu(apply(get_op("max_pool2d"), operands, c.attrs).at(1));
+  check_ordered("max_pool2d_backward", "cuda.max_pool2d_backward", {grad, indices}, backward,
+                {8, 8}, what + ", max gradient");
+  check_ordered("avg_pool2d", "cuda.avg_pool2d", {x}, c.attrs, {64, 2}, what + ", mean");
+  check_ordered("avg_pool2d_backward", "cuda.avg_pool2d_backward", {grad}, backward, {8, 8},
+                what + ", mean gradient");
+}
+
 TEST(CudaPool, BothOrders) {
   SKIP_WITHOUT_GPU();
   Generator generator(61);
   for (const PoolCase& c : kCases) {
-    const Pool2dBackwardAttrs backward{c.attrs.kernel_size, c.attrs.stride, c.attrs.padding,
-                                       to_shape(c.input)};
     for (const DType dtype : kFloats) {
-      const Operand2 x = make_operand(c.input, dtype, Placement::contiguous, generator);
-      const Operand2 grad = make_operand(c.output, dtype, Placement::contiguous, generator);
-      const std::string what = describe("pooling", dtype, c.input, Placement::contiguous);
-      check_ordered("max_pool2d", "cuda.max_pool2d", {x}, c.attrs, {0, 0}, what);
-      const Tensor operands[] = {x.cpu};
-      const Operand2 indices = from_cpu(apply(get_op("max_pool2d"), operands, c.attrs).at(1));
-      check_ordered("max_pool2d_backward", "cuda.max_pool2d_backward", {grad, indices}, backward,
-                    {8, 8}, what + ", max gradient");
-      check_ordered("avg_pool2d", "cuda.avg_pool2d", {x}, c.attrs, {64, 2}, what + ", mean");
-      check_ordered("avg_pool2d_backward", "cuda.avg_pool2d_backward", {grad}, backward, {8, 8},
-                    what + ", mean gradient");
+      check_pooling(c, dtype, generator);
       if (HasFatalFailure()) return;
     }
+  }
+}
+
+/// In little work, for tools/sanitize_cuda.py: each case in one dtype.
+TEST(CudaPool, EachCaseOnce) {
+  SKIP_WITHOUT_GPU();
+  Generator generator(62);
+  for (std::size_t i = 0; i < kCases.size(); ++i) {
+    check_pooling(kCases[i], i % 2 == 0 ? DType::bfloat16 : DType::float32, generator);
+    if (HasFatalFailure()) return;
   }
 }
 

@@ -58,11 +58,14 @@ void expect_columns(const Tensor& got, const std::vector<double>& want,
   }
 }
 
-/// tanh's GELU fused with a product, and its slope, by one implementation: at inputs up to
-/// `largest` and NaN.
-void check_products(const std::string& kernel, double largest) {
+/// An activation fused with a product, and its slope, by one implementation: at inputs up to `largest`
+/// and NaN. `form` counts in saturated_ops(), tanh's GELU first.
+void check_products(const std::string& kernel, double largest, std::size_t form = 0) {
+  const SaturatedOp& activation = saturated_ops()[form];
+  const std::string forward_op = std::string("linear_") + activation.op;
+  const std::string backward_op = std::string("matmul_") + activation.op + "_backward";
   for (const DType dtype : {DType::float16, DType::bfloat16}) {
-    SaturatedCase expected(saturated_ops()[0], dtype);
+    SaturatedCase expected(activation, dtype);
     for (std::size_t i = expected.inputs.size(); i-- > 0;) {
       if (!(std::abs(expected.inputs[i]) > largest)) continue;
       for (auto* list : {&expected.inputs, &expected.values, &expected.slopes}) {
@@ -75,29 +78,31 @@ void check_products(const std::string& kernel, double largest) {
     const auto results = [&] {
       return std::vector<Tensor>{empty(shape, options), empty(shape, options)};
     };
-    const Attrs attrs = saturated_ops()[0].attrs;
+    const Attrs attrs = activation.attrs;
     const std::string what = " by " + kernel + ", " + std::string(name(dtype));
     const std::vector<Tensor> forward = {in_first_column(at, dtype), selector(false, dtype),
                                          zeros({kColumns}, options)};
-    for (const char* op : {"linear_gelu", "linear_gelu_aux"}) {
+    for (const std::string& op : {forward_op, forward_op + "_aux"}) {
+      if (find_op(op) == nullptr) continue;
       auto outputs = results();
-      if (std::string(op) == "linear_gelu") outputs.pop_back();
-      if (!run_kernel(op, kernel, forward, outputs, attrs)) continue;
+      if (op == forward_op) outputs.pop_back();
+      if (!run_kernel(op.c_str(), kernel, forward, outputs, attrs)) continue;
       expect_columns(outputs[0], expected.values, at, op + what);
       if (outputs.size() > 1) expect_columns(outputs[1], at, at, op + what + ", its input");
     }
+    const std::vector<double>& kept = activation.slope_from_output ? expected.values : at;
     const std::vector<double> ones_(at.size(), 1.0);
     const std::vector<Tensor> backward = {
         in_first_column(ones_, dtype), selector(true, dtype),
-        tensor(at, {shape[0].value(), 1}, {dtype}).to(kCuda).expand(shape).contiguous()};
-    for (const char* op : {"matmul_gelu_backward", "matmul_gelu_backward_again"}) {
+        tensor(kept, {shape[0].value(), 1}, {dtype}).to(kCuda).expand(shape).contiguous()};
+    for (const std::string& op : {backward_op, backward_op + "_again"}) {
+      const bool again = op != backward_op;
+      if (again && (find_op(op) == nullptr || kernel == "cuda.cublaslt")) continue;
       auto outputs = results();
-      const bool again = std::string(op) == "matmul_gelu_backward_again";
-      if (again && kernel != "cuda.wgmma") continue;
       if (!again) outputs.pop_back();
-      if (!run_kernel(op, kernel, backward, outputs, attrs)) continue;
+      if (!run_kernel(op.c_str(), kernel, backward, outputs, attrs)) continue;
       expect_columns(outputs[0], expected.slopes, at, op + what);
-      if (again) expect_columns(outputs[1], expected.values, at, op + what + ", gelu");
+      if (again) expect_columns(outputs[1], expected.values, at, op + what + ", the value");
     }
   }
 }
@@ -110,7 +115,12 @@ TEST(CudaSaturation, ProductsByCublasLt) {
 
 TEST(CudaSaturation, ProductsByWgmma) {
   SKIP_WITHOUT_GPU();
-  check_products("cuda.wgmma", std::numeric_limits<double>::max());
+  for (const char* kernel : {"cuda.wgmma", "cuda.wgmma_split"}) {
+    for (std::size_t form = 0; form < saturated_ops().size(); ++form) {
+      if (find_op(std::string("linear_") + saturated_ops()[form].op) == nullptr) continue;
+      check_products(kernel, std::numeric_limits<double>::max(), form);
+    }
+  }
 }
 
 }  // namespace cuda_saturation_test

@@ -27,6 +27,7 @@ struct PassCase {
   const char* name;
   Tensor (*function)(const Tensor&);
   int fused;
+  std::string activation = "gelu";
 };
 
 Tensor mlp(const Tensor& x) {
@@ -46,6 +47,18 @@ Tensor used_twice(const Tensor& x) {
 /// No product follows.
 Tensor no_product(const Tensor& x) { return sin(linear_gelu(x, weight(1), {}, Approximate::tanh)); }
 
+Tensor relu_form(const Tensor& x) { return linear(linear_relu(x, weight(1), {}), weight(2)); }
+Tensor silu_form(const Tensor& x) { return linear(linear_silu(x, weight(1), {}), weight(2)); }
+Tensor separate_relu(const Tensor& x) { return linear(relu(linear(x, weight(1))), weight(2)); }
+/// The second relu is of the first one's result, whose slope is not the product's.
+Tensor relu_of_relu(const Tensor& x) {
+  return linear(relu(linear_relu(x, weight(1), {})), weight(2));
+}
+Tensor silu_used_twice(const Tensor& x) {
+  const Tensor y = linear_silu(x, weight(1), {});
+  return linear(y, weight(2)) * sin(y);
+}
+
 class FuseGeluGradient : public ::testing::TestWithParam<PassCase> {};
 
 TEST_P(FuseGeluGradient, KeepsTheNumbers) {
@@ -57,11 +70,12 @@ TEST_P(FuseGeluGradient, KeepsTheNumbers) {
   Graph graph =
       differentiate(forward, {}, {.fuse_gelu_gradient = false, .accumulate = false}).graph;
   const Graph before = graph;
-  const int slopes = count_nodes(before, "gelu_backward");
+  const std::string slope = sample.activation + "_backward";
+  const int slopes = count_nodes(before, slope);
   EXPECT_EQ(fuse_gelu_gradients(graph), sample.fused) << to_text(before);
   verify(graph);
-  EXPECT_EQ(count_nodes(graph, "matmul_gelu_backward"), sample.fused);
-  EXPECT_EQ(count_nodes(graph, "gelu_backward"), slopes - sample.fused);
+  EXPECT_EQ(count_nodes(graph, "matmul_" + slope), sample.fused);
+  EXPECT_EQ(count_nodes(graph, slope), slopes - sample.fused);
   if (sample.fused == 0) {
     EXPECT_EQ(to_text(graph), to_text(before));
   }
@@ -82,7 +96,12 @@ INSTANTIATE_TEST_SUITE_P(Cases, FuseGeluGradient,
                                            PassCase{"ExactForm", exact_form, 1},
                                            PassCase{"SeparateGelu", separate_gelu, 0},
                                            PassCase{"UsedTwice", used_twice, 0},
-                                           PassCase{"NoProduct", no_product, 0}),
+                                           PassCase{"NoProduct", no_product, 0},
+                                           PassCase{"Relu", relu_form, 1, "relu"},
+                                           PassCase{"SeparateRelu", separate_relu, 0, "relu"},
+                                           PassCase{"ReluOfRelu", relu_of_relu, 0, "relu"},
+                                           PassCase{"Silu", silu_form, 1, "silu"},
+                                           PassCase{"SiluUsedTwice", silu_used_twice, 0, "silu"}),
                          [](const auto& info) { return info.param.name; });
 
 /// A weight that gradients reach.

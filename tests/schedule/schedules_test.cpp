@@ -194,7 +194,7 @@ struct Tail {
   const char* name;
   bool bias;
   Tensor (*forward)(const Tensor& x, const nn::Child<nn::Linear>& dense);
-  int gelus, residuals;
+  int activated, residuals;
 };
 
 std::ostream& operator<<(std::ostream& stream, const Tail& tail) { return stream << tail.name; }
@@ -216,7 +216,9 @@ TEST_P(Tails, AreFusedWhereNothingElseNeedsTheProduct) {
   const Tail& tail = GetParam();
   Schedule sch = create_schedule(nn::make<TailModel>(tail), {{"x", randn({2, 5, kHidden})}});
   schedules::gpt(sch);
-  EXPECT_EQ(count(sch.graph(), "linear_gelu"), tail.gelus) << to_text(sch.graph());
+  const int activated = count(sch.graph(), "linear_gelu") + count(sch.graph(), "linear_relu") +
+                        count(sch.graph(), "linear_silu");
+  EXPECT_EQ(activated, tail.activated) << to_text(sch.graph());
   EXPECT_EQ(count(sch.graph(), "linear_residual"), tail.residuals) << to_text(sch.graph());
   expect_verified(sch);
 }
@@ -229,6 +231,21 @@ INSTANTIATE_TEST_SUITE_P(
         Tail{"Gelu", true,
              [](const Tensor& x, const Dense& dense) { return gelu(dense(x), Approximate::tanh); },
              1, 0},
+        Tail{"GeluWithoutBias", false,
+             [](const Tensor& x, const Dense& dense) { return gelu(dense(x), Approximate::tanh); },
+             1, 0},
+        Tail{"ExactGeluWithoutBias", false,
+             [](const Tensor& x, const Dense& dense) { return gelu(dense(x)); }, 1, 0},
+        Tail{"Relu", true, [](const Tensor& x, const Dense& dense) { return relu(dense(x)); }, 1,
+             0},
+        Tail{"ReluWithoutBias", false,
+             [](const Tensor& x, const Dense& dense) { return relu(dense(x)); }, 1, 0},
+        Tail{"Silu", true, [](const Tensor& x, const Dense& dense) { return silu(dense(x)); }, 1,
+             0},
+        Tail{"SiluWithoutBias", false,
+             [](const Tensor& x, const Dense& dense) { return silu(dense(x)); }, 1, 0},
+        Tail{"SiluThatGates", false,
+             [](const Tensor& x, const Dense& dense) { return silu(dense(x)) * sin(x); }, 0, 0},
         Tail{"InputOfGeluUsedElsewhere", true,
              [](const Tensor& x, const Dense& dense) {
                const Tensor y = dense(x);

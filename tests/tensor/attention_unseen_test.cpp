@@ -253,6 +253,37 @@ TEST(AttentionUnseen, LargeNegativeNumbersHideNothing) {
   }
 }
 
+/// Far below zero nothing is left of the scores' differences in float32: a plain mean, whose gradients by
+/// queries and keys are those of scores that stand still together.
+TEST(AttentionUnseen, KeysThatAreAllFarBelowZeroHaveTheSameWeight) {
+  for (const DType dtype : kFloats) {
+    if (dtype == DType::float16) continue;  // its numbers are not so low
+    for (const double low : {-1e9, dtype == DType::bfloat16 ? -0x1.fep127 : -0x1.fffffep127}) {
+      if (dtype == DType::float64 && low == -1e9) continue;  // keeps the differences
+      Sample s(kMasks[0], dtype, 0);
+      for (const Extents& sizes : {Extents{kQueries, kKeys}, Extents{kHeads, 1, kKeys}}) {
+        const Shape shape(std::vector<Dim>(sizes.begin(), sizes.end()));
+        std::vector<Tensor> leaves = {s.q, s.k, s.v, full(shape, low, {dtype, kCpu})};
+        for (Tensor& leaf : leaves) leaf = leaf.detach().requires_grad_();
+        const Attrs attrs = s.attrs;
+        const Tensor y = tenon::apply(attention_op(), leaves, attrs)[0];
+        backward(y, ones(y.shape(), {dtype, kCpu}));
+        const Values got = y.to_doubles(), mean_of = mean(s.v.to(DType::float64), {1}).to_doubles();
+        const double allowed = 4 * unit_roundoff(dtype) + 1e-6 * (dtype == DType::float64 ? 0 : 1);
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          const std::size_t head = i / (kQueries * kDepth);
+          ASSERT_NEAR(got[i], mean_of[head * kDepth + i % kDepth], allowed)
+              << name(dtype) << " " << low << ", element " << i;
+        }
+        for (const double weight : leaves[2].grad().to_doubles()) {
+          const double exact = static_cast<double>(kQueries) / kKeys;
+          ASSERT_NEAR(weight, exact, 4 * unit_roundoff(dtype) + 1e-6) << name(dtype) << " " << low;
+        }
+      }
+    }
+  }
+}
+
 TEST(AttentionUnseen, NanAmongHiddenKeysStays) {
   const Tensor v = ones({2, 2});
   const Attrs attrs = AttentionAttrs{.scale = 1.0};

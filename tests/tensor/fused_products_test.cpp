@@ -1,4 +1,4 @@
-// linear_gelu, linear_gelu_aux, linear_residual and matmul_add against references in double: dtype x
+// linear_gelu, linear_relu, linear_silu, what autograd records, linear_residual and matmul_add against references in double: dtype x
 // layout; their gradients against those of the composition; what autograd records; what they refuse.
 #include <gtest/gtest.h>
 
@@ -78,6 +78,18 @@ TEST(FusedProducts, AgreeWithTheReferenceInEveryLayout) {
             expect_product(both[0], activated, kMagnitude);
             expect_product(both[1], sum, kMagnitude);
           }
+          std::vector<double> positive, smooth;
+          for (const double value : sum) {
+            positive.push_back(std::max(value, 0.0));
+            smooth.push_back(value / (1 + std::exp(-value)));
+          }
+          expect_product(linear_relu(x, w, b), positive, kMagnitude);
+          expect_product(linear_silu(x, w, b), smooth, kMagnitude);
+          const Tensor layer[] = {x, w, b};
+          const auto recorded = apply(get_op("linear_silu_aux"), layer, {});
+          ASSERT_EQ(recorded.size(), 2U);
+          expect_product(recorded[0], smooth, kMagnitude);
+          expect_product(recorded[1], sum, kMagnitude);
           std::vector<double> total = sum;
           const auto added = values_of(residual);
           for (std::size_t i = 0; i < total.size(); ++i) total[i] += added[i];
@@ -148,6 +160,26 @@ TEST(FusedProducts, GradientsAreThoseOfTheComposition) {
     expect_equal({got}, gradients(activate, {input}, cotangent));
     expect_equal(apply(get_op("matmul_gelu_backward_again"), through, GeluAttrs{form.approximate}),
                  {got, gelu(input, form.approximate)});
+  }
+  struct Activated {
+    Tensor (*value)(const Tensor&);
+    Tensor (*product)(const Tensor&, const Tensor&, const Tensor&);
+    const char* slope;
+    bool from_output;
+  };
+  for (const Activated& a : {Activated{relu, linear_relu, "matmul_relu_backward", true},
+                             Activated{silu, linear_silu, "matmul_silu_backward", false}}) {
+    const auto fused = [&](const Operands& in) { return a.product(in[0], in[1], in[2]); };
+    const auto composed = [&](const Operands& in) { return a.value(linear(in[0], in[1], in[2])); };
+    expect_equal(gradients(fused, first_three, cotangent),
+                 gradients(composed, first_three, cotangent));
+    const Tensor weight = random({kColumns, 4}, 6);
+    const Tensor input = random({2, 3, 4}, 7);
+    const Tensor through[] = {cotangent, weight, a.from_output ? a.value(input) : input};
+    const auto activate = [&](const Operands& in) {
+      return matmul(a.value(in[0]), weight.transpose(0, 1));
+    };
+    expect_equal(apply(get_op(a.slope), through, {}), gradients(activate, {input}, cotangent));
   }
   const auto fused = [](const Operands& in) { return linear_residual(in[0], in[1], in[2], in[3]); };
   const auto composed = [](const Operands& in) { return linear(in[0], in[1], in[2]) + in[3]; };

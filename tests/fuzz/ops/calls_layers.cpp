@@ -286,12 +286,20 @@ bool draw_attention(Drawing& d, Step& step) {
     return a.dtype == b.dtype && a.rank() == b.rank() &&
            std::equal(a.sizes.begin(), a.sizes.end() - 2, b.sizes.begin());
   };
+  // As many heads, or some for each group of the query's.
+  const auto is_led = [&](const Array& k) {
+    if (leads(q, k)) return true;
+    if (q.dtype != k.dtype || q.rank() != k.rank() || q.rank() < 3) return false;
+    const std::int64_t heads = q.sizes[at(q.rank() - 3)], key_heads = k.sizes[at(q.rank() - 3)];
+    return std::equal(q.sizes.begin(), q.sizes.end() - 3, k.sizes.begin()) && heads > 0 &&
+           key_heads > 0 && heads % key_heads == 0;
+  };
   const auto key = d.that([&](const Handle& h) {
-    return small(h) && leads(q, h.array) && h.array.sizes.back() == q.sizes.back();
+    return small(h) && is_led(h.array) && h.array.sizes.back() == q.sizes.back();
   });
   const Array& k = d.array(*key);
   const auto value = d.that([&](const Handle& h) {
-    return small(h) && leads(q, h.array) && h.array.sizes.back() > 0 &&
+    return small(h) && leads(k, h.array) && h.array.sizes.back() > 0 &&
            h.array.sizes[at(q.rank() - 2)] == k.sizes[at(q.rank() - 2)];
   });
   if (!value) return false;
@@ -320,6 +328,9 @@ class Attention {
     depth_ = q.back();
     keys_ = e_.array(1).sizes[q.size() - 2];
     width_ = e_.array(2).sizes.back();
+    if (q.size() > 2 && e_.array(1).sizes[q.size() - 3] > 0) {
+      group_ = q[q.size() - 3] / e_.array(1).sizes[q.size() - 3];
+    }
     sizes_ = q;
     sizes_.back() = width_;
     scale_ = 1 / std::sqrt(static_cast<Number>(depth_));
@@ -386,7 +397,7 @@ class Attention {
   }
 
   std::int64_t key_row(std::int64_t row, std::int64_t key) const {
-    return row / queries_ * keys_ + key;
+    return row / queries_ / group_ * keys_ + key;
   }
 
   void run_row(std::int64_t row) {
@@ -445,6 +456,7 @@ class Attention {
   const DType dtype_;
   const Numbers q_, k_, v_;
   std::int64_t queries_ = 0, keys_ = 0, depth_ = 0, width_ = 0;
+  std::int64_t group_ = 1;  // heads of the query for each of the keys
   Number scale_ = 1;
   bool finite_ = true;
   Sizes sizes_;
