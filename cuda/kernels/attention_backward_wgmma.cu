@@ -296,8 +296,7 @@ __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params
         block.d_value = nullptr;
       }
       const TurnPlace next = place_of<Tile>(params, turn + 1);
-      item = {block, member == 0, next.member == 0,
-              next.index >= count_items<Tile>(params, tiles)};
+      item = {block, member == 0, next.member == 0, next.index >= count_items<Tile>(params, tiles)};
     }
     asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
     const BackwardBlock<typename Tile::T> block = item.block;
@@ -605,8 +604,7 @@ void launch_tile(const AttentionBackwardParams& params, Stream stream) {
   launch(stream, Tile::kKeys ? "attention_backward_keys" : "attention_backward_queries",
          backward_wgmma_kernel<Tile>,
          std::min(std::int64_t{multiprocessors}, tiled_batches(params, Tile::kKeys) * tiles),
-         kBlockThreads,
-         Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
+         kBlockThreads, Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
 }
 
 template <class T, bool kKeys>

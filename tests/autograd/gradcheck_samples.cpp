@@ -182,19 +182,16 @@ void add_bias_gelu(Samples& samples) {
 
 void add_gates(Samples& samples) {
   for (const Extents& sizes : {Extents{3, 4}, {2, 2, 3}, {0, 3}}) {
-    const std::vector<Tensor> both = {leaf(sizes, Memory::permuted, 7), leaf(sizes, Memory::contiguous, 9)};
-    samples.push_back({"silu_mul",
-                       "gates",
-                       [](const std::vector<Tensor>& in) {
-                         return std::vector{silu_mul(in[0], in[1])};
-                       },
-                       both});
-    samples.push_back({"silu_mul_backward",
-                       "gates",
-                       [](const std::vector<Tensor>& in) {
-                         return ops::silu_mul_backward(in[0], in[1], in[2]);
-                       },
-                       {leaf(sizes, Memory::contiguous, 5), both[0], both[1]}});
+    const std::vector<Tensor> both = {leaf(sizes, Memory::permuted, 7),
+                                      leaf(sizes, Memory::contiguous, 9)};
+    samples.push_back(
+        {"silu_mul", "gates",
+         [](const std::vector<Tensor>& in) { return std::vector{silu_mul(in[0], in[1])}; }, both});
+    samples.push_back(
+        {"silu_mul_backward",
+         "gates",
+         [](const std::vector<Tensor>& in) { return ops::silu_mul_backward(in[0], in[1], in[2]); },
+         {leaf(sizes, Memory::contiguous, 5), both[0], both[1]}});
   }
 }
 
@@ -204,14 +201,12 @@ void add_rotations(Samples& samples) {
     const std::vector<Tensor> operands = {leaf({2, 3, width}, Memory::permuted, 7),
                                           leaf(table, Memory::contiguous, 8),
                                           leaf(table, Memory::contiguous, 9)};
-    samples.push_back({"rotary_embedding",
-                       "tables",
+    samples.push_back({"rotary_embedding", "tables",
                        [](const std::vector<Tensor>& in) {
                          return std::vector{rotary_embedding(in[0], in[1], in[2])};
                        },
                        operands});
-    samples.push_back({"rotary_embedding_backward",
-                       "tables",
+    samples.push_back({"rotary_embedding_backward", "tables",
                        [](const std::vector<Tensor>& in) {
                          return std::vector{ops::rotary_embedding_backward(in[0], in[1], in[2])};
                        },

@@ -25,7 +25,9 @@ std::ostream& operator<<(std::ostream& stream, const Spelling& s) { return strea
 
 struct Model : nn::Module {
   explicit Model(Rotation how)
-      : a(add<nn::Linear>("a", kWidth, kWidth)), b(add<nn::Linear>("b", kWidth, kWidth)), rotate(how) {}
+      : a(add<nn::Linear>("a", kWidth, kWidth)),
+        b(add<nn::Linear>("b", kWidth, kWidth)),
+        rotate(how) {}
   Tensor forward(const Tensor& x, const Tensor& cos, const Tensor& sin) const {
     return b(tanh(rotate(tanh(a(x)), cos, sin)));
   }
@@ -43,7 +45,8 @@ class Rotations : public ::testing::TestWithParam<Spelling> {};
 TEST_P(Rotations, BecomeOneOp) {
   const auto model = initialized<Model>(GetParam().rotate);
   model->requires_grad_();
-  const std::vector<Tensor> inputs = {randn({2, 5, kWidth}), randn({5, kWidth}), randn({5, kWidth})};
+  const std::vector<Tensor> inputs = {randn({2, 5, kWidth}), randn({5, kWidth}),
+                                      randn({5, kWidth})};
   Schedule sch = create_schedule(model, {{"x", inputs[0]}, {"cos", inputs[1]}, {"sin", inputs[2]}});
   if (!GetParam().recognized) {
     EXPECT_THROW(schedules::gpt(sch), ScheduleError);

@@ -116,7 +116,9 @@ TEST(GatesAndRotations, RefuseOtherShapesAndDTypes) {
   expect_error<DTypeError>([&] { silu_mul(x.to(DType::int64), x.to(DType::int64)); },
                            "[silu_mul] operand 'gate' is int64");
   expect_error<ShapeError>(
-      [&] { rotary_embedding(zeros({2, 3}), zeros({3}), zeros({3})); },
+      [&] {
+        rotary_embedding(zeros({2, 3}), zeros({3}), zeros({3}));
+      },
       "[rotary_embedding] input (2, 3), cos (3,) and sin (3,); needed (…, 2·N), and shapes that "
       "broadcast to it");
   expect_error<ShapeError>([&] { rotary_embedding(x, zeros({3, 1, 4}), x); }, "[rotary_embedding]");
