@@ -122,8 +122,8 @@ ordered_json measure(const Options& o) {
                           ? Executor(differentiate(sch.graph(), detail::state_tree(sch)).graph)
                           : build(sch, {.verify = false});
   Program& program = executor.program(inputs, o.trains());
-  const bench::StepTimes times = bench::time_steps(
-      device, o.runs, 1, [&](std::int64_t) { executor.run(inputs, o.trains()); });
+  const bench::StepTimes times =
+      bench::time_steps(device, o.runs, 1, [&](std::int64_t) { executor.run(inputs, o.trains()); });
   bench::profile_if_asked(o, program, inputs);
   ordered_json kernels = ordered_json::array();
   for (const InstructionInfo& info : program.instructions()) kernels.push_back(info.kernel);

@@ -209,7 +209,8 @@ Tensor ordered(const Tensor& x, const std::vector<std::int64_t>& order) {
 
 /// Keys and values whose heads are repeated for groups of the query's are read where they are.
 void read_groups_once(Schedule& sch, Summary& summary) {
-  using Numbers = std::tuple<std::string, std::vector<std::int64_t>, std::vector<std::int64_t>, bool>;
+  using Numbers =
+      std::tuple<std::string, std::vector<std::int64_t>, std::vector<std::int64_t>, bool>;
   std::map<Numbers, std::vector<detail::GroupedAttention>> by_numbers;
   for (auto& call : detail::find_grouped_attention(sch.graph(), sch.path())) {
     call.attrs.site = 0;  // replace carries sites over
@@ -360,7 +361,7 @@ void fuse_residuals(Schedule& sch, Summary& summary) {
 void fuse_gates(Schedule& sch, Summary& summary) {
   std::vector<Subgraph> gates;
   for (const Subgraph& match :
-       sch.find([](const Tensor& gate, const Tensor& up) { return silu(gate) * up; })) {
+       sch.find([](const Tensor&gate, const Tensor&up) { return silu(gate) * up; })) {
     const TensorSpec& gate = sch.graph().value(match.inputs[0]).spec;
     const TensorSpec& up = sch.graph().value(match.inputs[1]).spec;
     if (gate.shape.same_as(up.shape) && gate.dtype == up.dtype) gates.push_back(match);

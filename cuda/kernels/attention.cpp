@@ -9,9 +9,9 @@
 #include "cuda/check.h"
 #include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/register.h"
+#include "tensor/cpu/dropout.h"
 #include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
-#include "tensor/cpu/dropout.h"
 
 namespace tenon::cuda {
 namespace {

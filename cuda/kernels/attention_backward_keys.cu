@@ -166,8 +166,7 @@ __device__ __forceinline__ void compute_keys(const AttentionBackwardParams& para
   for (std::int64_t member = 0; member < params.group; ++member) {
     __syncthreads();  // the member before this one is read no more
     if (threadIdx.x == 0) {
-      block =
-          locate_backward_block<T>(params, tiles, Tile::kRows, true, block_index(), member);
+      block = locate_backward_block<T>(params, tiles, Tile::kRows, true, block_index(), member);
     }
     __syncthreads();
     add_batch<Tile>(params, block, state, shared, warp_row, lane);
@@ -189,8 +188,8 @@ constexpr std::size_t kSharedBytes = Tile::kBlock + sizeof(BackwardBlock<typenam
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream) {
   dispatch_backward_tile(params, dtype, [&]<class Tile> {
     const std::int64_t tiles = ceil_div(params.keys, Tile::kRows);
-    launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>, tiled_batches(params, true) * tiles,
-           Tile::kThreads, kSharedBytes<Tile>, params, tiles);
+    launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>,
+           tiled_batches(params, true) * tiles, Tile::kThreads, kSharedBytes<Tile>, params, tiles);
   });
 }
 

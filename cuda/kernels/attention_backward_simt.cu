@@ -567,8 +567,8 @@ void launch_rows(const AttentionBackwardParams& params, Pass pass, std::int64_t 
   const std::int64_t row_blocks = ceil_div(rows, kSimtRows);
   const std::int64_t slices = ceil_div(columns, Tile::kSlice);
   launch(stream, "attention_backward", backward_rows_kernel<Tile>,
-         batches_of(params, pass) * row_blocks * slices, kSimtThreads,
-         sizeof(BackwardShared<Tile>), params, row_blocks, slices, pass, elements);
+         batches_of(params, pass) * row_blocks * slices, kSimtThreads, sizeof(BackwardShared<Tile>),
+         params, row_blocks, slices, pass, elements);
 }
 
 template <class C>

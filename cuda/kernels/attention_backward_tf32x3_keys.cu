@@ -245,8 +245,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
   for (std::int64_t member = 0; member < params.group; ++member) {
     __syncthreads();  // the member before this one is read no more
     if (thread == 0) {
-      block =
-          locate_backward_block<float>(params, tiles, Tile::kRows, true, block_index(), member);
+      block = locate_backward_block<float>(params, tiles, Tile::kRows, true, block_index(), member);
     }
     __syncthreads();
     // Causal: key j is seen by queries from j on.
@@ -271,8 +270,9 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
 template <class Tile>
 void launch_keys(const AttentionBackwardParams& params, Stream stream) {
   const std::int64_t tiles = ceil_div(params.keys, Tile::kRows);
-  launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>, tiled_batches(params, true) * tiles,
-         Tile::kThreads, Tf32BackwardLayout<Tile>::kBytes, params, tiles);
+  launch(stream, "attention_backward_keys", backward_keys_kernel<Tile>,
+         tiled_batches(params, true) * tiles, Tile::kThreads, Tf32BackwardLayout<Tile>::kBytes,
+         params, tiles);
 }
 
 /// Calls f with the Tf32BackwardTile of a call.

@@ -47,10 +47,16 @@ __global__ void __launch_bounds__(kPointwiseThreads)
   store_narrowed<kLength>(d_other + offsets[0], of_other);
 }
 
+/// Two vectors of each operand a thread: with one, too few loads are under way to fill the memory's rate.
 void run_silu_mul(const KernelArgs& args) {
   dispatch_float(args.outputs[0].dtype, [&]<typename T>() {
-    run_pointwise<T, T, T>(stream_of(args), "silu_mul", args.outputs[0],
-                           {args.inputs[0], args.inputs[1]}, SiluMul{});
+    constexpr int kLength = vector_length<T>, kChunks = 2;
+    PointwiseParams<2> p;
+    const std::int64_t blocks =
+        plan_call<2>({kLength, kLength * kChunks * kPointwiseThreads}, args.outputs[0],
+                     {args.inputs[0], args.inputs[1]}, {}, p);
+    launch(stream_of(args), "silu_mul", pointwise_kernel<kLength, kChunks, SiluMul, T, T, T>,
+           blocks, kPointwiseThreads, 0, p, SiluMul{});
   });
 }
 

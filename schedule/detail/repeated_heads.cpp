@@ -138,9 +138,8 @@ class Walk {
     for (const double i : index.tensor.to_doubles()) {
       indices.push_back(static_cast<std::int64_t>(i));
     }
-    return with_axis(node.attrs.as<AxisAttrs>().dim, from, [&](const Dim& size, int axis) {
-      return repeated(indices, size, axis);
-    });
+    return with_axis(node.attrs.as<AxisAttrs>().dim, from,
+                     [&](const Dim& size, int axis) { return repeated(indices, size, axis); });
   }
 
   template <class F>
@@ -261,7 +260,7 @@ std::optional<std::vector<std::int64_t>> order_of_heads(const Axes& axes, const 
     }
     if ((repeats > 0) != (i == rank - 3)) return std::nullopt;
   }
-  for (int free = 0; std::int64_t& axis : order) {
+  for (int free = 0; std::int64_t & axis : order) {
     if (axis >= 0) continue;
     while (taken[static_cast<std::size_t>(free)]) ++free;
     if (!source[free].same_as(1)) return std::nullopt;

@@ -43,8 +43,8 @@ void pack_heads(const Problem& p, const PackedHeads<compute_type<T>>& packed, st
   parallel_for(2 * heads, [&](std::int64_t task) {
     const std::int64_t head = packed.first + task / 2;
     if (task % 2 == 0) {
-      pack_lines<T>(p.key.as<const T>() + p.key_offset(p.key, head), p.keys, p.key.stride(-2), p.depth,
-                    p.key.stride(-1), packed.keys + task / 2 * packed.key_size);
+      pack_lines<T>(p.key.as<const T>() + p.key_offset(p.key, head), p.keys, p.key.stride(-2),
+                    p.depth, p.key.stride(-1), packed.keys + task / 2 * packed.key_size);
     } else {
       pack_lines<T>(p.value.as<const T>() + p.key_offset(p.value, head), p.value_depth,
                     p.value.stride(-1), p.keys, p.value.stride(-2),

@@ -25,7 +25,7 @@ constexpr std::int64_t round_up(std::int64_t n, std::int64_t unit) {
 struct AttentionProblem {
   TensorView query, key, value;
   TensorView mask;  // broadcast to the scores' rank, stride 0 along broadcast axes
-  Extents heads;      // sizes of the leading axes
+  Extents heads;    // sizes of the leading axes
   Extents key_heads;  // of key and value
   std::int64_t group;
   std::int64_t queries, keys, depth, value_depth;

@@ -97,27 +97,27 @@ void run(const KernelArgs& args) {
   const Extents rows = cpu::first_axes(output.sizes, output.rank() - 1);
   dispatch_float(output.dtype, [&]<typename T>() {
     using C = compute_type<T>;
-    parallel_ranges(rows.product(), cpu::rows_per_task(width), [&](std::int64_t begin,
-                                                                   std::int64_t end) {
-      thread_local cpu::Scratch scratch;
-      C* const x = scratch.get<C>(4 * width);
-      C *const cos = x + width, *const sin = x + 2 * width, *const y = x + 3 * width;
-      for (std::int64_t row = begin; row < end; ++row) {
-        C* const targets[] = {x, cos, sin};
-        for (int i = 0; i < 3; ++i) {
-          const TensorView& view = views[i];
-          cpu::load_row(view.as<const T>() + cpu::offset_of(row, rows, view.strides),
-                        view.stride(-1), width, targets[i]);
-        }
-        for (std::int64_t i = 0; i < half; ++i) {
-          const std::int64_t j = i + half;
-          y[i] = kBack ? x[i] * cos[i] + x[j] * sin[j] : x[i] * cos[i] - x[j] * sin[i];
-          y[j] = kBack ? x[j] * cos[j] - x[i] * sin[i] : x[j] * cos[j] + x[i] * sin[j];
-        }
-        cpu::store_row(y, width, output.as<T>() + cpu::offset_of(row, rows, output.strides),
-                       output.stride(-1));
-      }
-    });
+    parallel_ranges(
+        rows.product(), cpu::rows_per_task(width), [&](std::int64_t begin, std::int64_t end) {
+          thread_local cpu::Scratch scratch;
+          C* const x = scratch.get<C>(4 * width);
+          C *const cos = x + width, *const sin = x + 2 * width, *const y = x + 3 * width;
+          for (std::int64_t row = begin; row < end; ++row) {
+            C* const targets[] = {x, cos, sin};
+            for (int i = 0; i < 3; ++i) {
+              const TensorView& view = views[i];
+              cpu::load_row(view.as<const T>() + cpu::offset_of(row, rows, view.strides),
+                            view.stride(-1), width, targets[i]);
+            }
+            for (std::int64_t i = 0; i < half; ++i) {
+              const std::int64_t j = i + half;
+              y[i] = kBack ? x[i] * cos[i] + x[j] * sin[j] : x[i] * cos[i] - x[j] * sin[i];
+              y[j] = kBack ? x[j] * cos[j] - x[i] * sin[i] : x[j] * cos[j] + x[i] * sin[j];
+            }
+            cpu::store_row(y, width, output.as<T>() + cpu::offset_of(row, rows, output.strides),
+                           output.stride(-1));
+          }
+        });
   });
 }
 

@@ -82,11 +82,12 @@ std::vector<TensorSpec> infer_attention(const InferContext& context) {
                : pairs_heads(query[axis], key[axis]) && unify(key[axis], value[axis]);
   }
   fits = fits && unify(query[-1], key[-1]) && unify(key[-2], value[-2]);
-  TENON_CHECK(fits, ShapeError,
-              "[{}] query {}, key {} and value {}; needed (…, L, E), (…, S, E) and (…, S, Ev) with "
-              "equal leading axes, or a whole number of the query's heads (axis -3) for each of key and "
-              "value",
-              op, query.to_string(), key.to_string(), value.to_string());
+  TENON_CHECK(
+      fits, ShapeError,
+      "[{}] query {}, key {} and value {}; needed (…, L, E), (…, S, E) and (…, S, Ev) with "
+      "equal leading axes, or a whole number of the query's heads (axis -3) for each of key and "
+      "value",
+      op, query.to_string(), key.to_string(), value.to_string());
   if (context.has(3)) {
     const TensorSpec& mask = context[3];
     TENON_CHECK(
@@ -154,8 +155,7 @@ Tensor softmax_or_zeros(const Tensor& scores, std::int64_t dim) {
 Tensor attention_probabilities(const Tensor& query, const Tensor& key, const Tensor& attn_mask,
                                const AttentionAttrs& attrs) {
   Tensor mask = attn_mask;
-  Tensor scores =
-      matmul(query, transpose(repeat_heads(key, query), -2, -1)) * attrs.scale;
+  Tensor scores = matmul(query, transpose(repeat_heads(key, query), -2, -1)) * attrs.scale;
   if (attrs.is_causal) mask = causal_mask(scores, query.device());
   if (mask && mask.dtype() == DType::boolean) {
     constexpr double kHidden = -std::numeric_limits<double>::infinity();
@@ -190,7 +190,8 @@ Op define_scaled_dot_product_attention() {
           "PyTorch's enable_gqa. A bool mask lets through where true, a floating one is added; it "
           "broadcasts to (…, L, S). is_causal: query i sees keys j <= i. A query that sees no key, "
           "because the mask hides all or S = 0, gives zeros, and a log-sum-exp of -inf. The CPU "
-          "kernel is FlashAttention's online softmax; a NaN in the value of a masked key may or may "
+          "kernel is FlashAttention's online softmax; a NaN in the value of a masked key may or "
+          "may "
           "not reach the output.")
       .operand("query")
       .operand("key")

@@ -73,7 +73,8 @@ std::vector<Tensor> vjp_silu_mul(const VjpContext& call) {
 Op define_silu_mul() {
   return OpBuilder("silu_mul")
       .doc(
-          "silu(gate)·other, elementwise, for operands of one shape. 16-bit floats are rounded once, "
+          "silu(gate)·other, elementwise, for operands of one shape. 16-bit floats are rounded "
+          "once, "
           "at the end.")
       .operand("gate")
       .operand("other")
@@ -89,7 +90,8 @@ Op define_silu_mul() {
 Op define_silu_mul_backward() {
   return OpBuilder("silu_mul_backward")
       .doc(
-          "The gradients of silu_mul by gate, grad·other·silu'(gate), and by other, grad·silu(gate).")
+          "The gradients of silu_mul by gate, grad·other·silu'(gate), and by other, "
+          "grad·silu(gate).")
       .operand("grad")
       .operand("gate")
       .operand("other")

@@ -180,6 +180,40 @@ void add_bias_gelu(Samples& samples) {
   }
 }
 
+void add_gates(Samples& samples) {
+  for (const Extents& sizes : {Extents{3, 4}, {2, 2, 3}, {0, 3}}) {
+    const std::vector<Tensor> both = {leaf(sizes, Memory::permuted, 7),
+                                      leaf(sizes, Memory::contiguous, 9)};
+    samples.push_back(
+        {"silu_mul", "gates",
+         [](const std::vector<Tensor>& in) { return std::vector{silu_mul(in[0], in[1])}; }, both});
+    samples.push_back(
+        {"silu_mul_backward",
+         "gates",
+         [](const std::vector<Tensor>& in) { return ops::silu_mul_backward(in[0], in[1], in[2]); },
+         {leaf(sizes, Memory::contiguous, 5), both[0], both[1]}});
+  }
+}
+
+void add_rotations(Samples& samples) {
+  for (const Extents& table : {Extents{2, 3, 4}, {3, 4}, {2, 1, 4}, {1}, {3, 0}}) {
+    const std::int64_t width = table.back() == 1 ? 4 : table.back();
+    const std::vector<Tensor> operands = {leaf({2, 3, width}, Memory::permuted, 7),
+                                          leaf(table, Memory::contiguous, 8),
+                                          leaf(table, Memory::contiguous, 9)};
+    samples.push_back({"rotary_embedding", "tables",
+                       [](const std::vector<Tensor>& in) {
+                         return std::vector{rotary_embedding(in[0], in[1], in[2])};
+                       },
+                       operands});
+    samples.push_back({"rotary_embedding_backward", "tables",
+                       [](const std::vector<Tensor>& in) {
+                         return std::vector{ops::rotary_embedding_backward(in[0], in[1], in[2])};
+                       },
+                       operands});
+  }
+}
+
 void add_activations(Samples& samples) {
   add_unary(samples, "tanh", tanh, -2, 2);
   add_unary(samples, "sigmoid", sigmoid, -2, 2);
@@ -240,6 +274,8 @@ Samples pointwise_samples() {
   add_unary(samples, "cos", cos, -2, 2);
   add_activations(samples);
   add_bias_gelu(samples);
+  add_gates(samples);
+  add_rotations(samples);
   add_selections(samples);
   add_casts(samples);
   return samples;

@@ -30,7 +30,9 @@ struct Case {
     return AttentionAttrs{dropout_p, is_causal, Scalar(1 / std::sqrt(static_cast<double>(head))),
                           DropoutMode::train, 3};
   }
-  Attrs backward_attrs() const { return AttentionBackwardAttrs{attrs().as<AttentionAttrs>(), false}; }
+  Attrs backward_attrs() const {
+    return AttentionBackwardAttrs{attrs().as<AttentionAttrs>(), false};
+  }
   Shape rows(std::int64_t columns) const { return {batch, heads, length, columns}; }
 };
 
@@ -70,9 +72,7 @@ Tensor make_mask(const Case& c, Generator* generator) {
   return {};
 }
 
-Tensor wide(const Tensor& t) {
-  return t && is_floating(t.dtype()) ? t.to(DType::float64) : t;
-}
+Tensor wide(const Tensor& t) { return t && is_floating(t.dtype()) ? t.to(DType::float64) : t; }
 
 /// Head h of the result is head h / group.
 Tensor repeated(const Case& c, const Tensor& x) {
@@ -177,9 +177,9 @@ void check_forward(const Case& c, const Call& call) {
 void check_backward(const Case& c, const Call& call) {
   const std::vector<Tensor> kept = empty_results(c, c.dtype);
   run_kernel(kForwardOp, "cuda.flash_simt", call.operands, kept, c.attrs());
-  const std::vector<Tensor> inputs = {call.grad, call.operands[0], call.operands[1],
-                                      call.operands[2], kept[0], call.operands[3],
-                                      kept[1], kept[2]};
+  const std::vector<Tensor> inputs = {call.grad,        call.operands[0], call.operands[1],
+                                      call.operands[2], kept[0],          call.operands[3],
+                                      kept[1],          kept[2]};
   for (const Kernel& kernel : get_op(kBackwardOp).kernels(DeviceType::cuda)) {
     const std::string what = text(c) + " by " + std::string(kernel.name);
     const std::vector<Tensor> got = empty_gradients(c, c.key_heads, c.dtype);
@@ -215,15 +215,14 @@ TEST_F(AttentionGroups, EveryKernelAndFeature) {
   int turn = 0;
   for (const DType dtype : kFloats) {
     for (const std::int64_t group : {1, 2, 4, 8}) {
-      for (const Mask mask :
-           {Mask::none, Mask::padding, Mask::bias, Mask::pairs, Mask::of_heads}) {
+      for (const Mask mask : {Mask::none, Mask::padding, Mask::bias, Mask::pairs, Mask::of_heads}) {
         for (const double dropout_p : {0.0, 0.2}) {
           const int t = turn++;
           const std::int64_t key_heads = 1 + t % 3;
           const bool is_causal = mask == Mask::none && t % 2 == 0;
-          check({1 + t % 2, key_heads * group, key_heads, kLengths[t % 7], kLengths[(t + t / 7) % 7],
-                 kHeads[t % 5], kHeads[(t % 4 == 0 ? t + 1 : t) % 5], dtype, mask, is_causal,
-                 dropout_p});
+          check({1 + t % 2, key_heads * group, key_heads, kLengths[t % 7],
+                 kLengths[(t + t / 7) % 7], kHeads[t % 5], kHeads[(t % 4 == 0 ? t + 1 : t) % 5],
+                 dtype, mask, is_causal, dropout_p});
         }
       }
     }

@@ -18,9 +18,15 @@ INSTANTIATE_TEST_SUITE_P(DTypes, CudaRotary, testing::ValuesIn(kFloats),
 TEST_P(CudaRotary, Rotations) {
   Generator generator(5);
   const std::vector<std::pair<Sizes, Sizes>> shapes = {
-      {{2, 3, 5, 64}, {5, 64}},     {{2, 3, 7, 64}, {2, 1, 7, 64}}, {{300, 6}, {300, 6}},
-      {{4, 2}, {2}},                {{1, 130, 2, 128}, {130, 1, 128}}, {{3, 40}, {1, 1}},
-      {{2, 2, 3, 48}, {3, 48}},     {{0, 8}, {8}},                  {{3, 0}, {1, 1}},
+      {{2, 3, 5, 64}, {5, 64}},
+      {{2, 3, 7, 64}, {2, 1, 7, 64}},
+      {{300, 6}, {300, 6}},
+      {{4, 2}, {2}},
+      {{1, 130, 2, 128}, {130, 1, 128}},
+      {{3, 40}, {1, 1}},
+      {{2, 2, 3, 48}, {3, 48}},
+      {{0, 8}, {8}},
+      {{3, 0}, {1, 1}},
   };
   for (const auto& [sizes, table] : shapes) {
     for (const Placement placement : kPlacements) {
@@ -51,7 +57,8 @@ TEST_P(CudaRotary, Gates) {
 /// Gradients of a gate and what it gates, as parts of one product: slices of one tensor.
 TEST_P(CudaRotary, GateGradientsAreWrittenAsSlices) {
   Generator generator(7);
-  for (const auto& [rows, width] : {std::pair<std::int64_t, std::int64_t>{5, 64}, {3, 33}, {257, 2048}}) {
+  for (const auto& [rows, width] :
+       {std::pair<std::int64_t, std::int64_t>{5, 64}, {3, 33}, {257, 2048}}) {
     const Operand2 grad = make_operand({rows, width}, GetParam(), Placement::contiguous, generator);
     const Operand2 both =
         make_operand({rows, 2 * width}, GetParam(), Placement::contiguous, generator, -6, 6);
@@ -65,8 +72,8 @@ TEST_P(CudaRotary, GateGradientsAreWrittenAsSlices) {
     const Tensor joined = full({rows, 2 * width + 3}, 77.0, {GetParam(), kCuda});
     const Tensor apart = full({width, rows}, 77.0, {GetParam(), kCuda});
     const std::vector<std::vector<Tensor>> places = {
-        {half(joined, 1), half(joined, 0)},             // at one distance
-        {half(joined, 0), apart.transpose(0, 1)}};      // not alike
+        {half(joined, 1), half(joined, 0)},         // at one distance
+        {half(joined, 0), apart.transpose(0, 1)}};  // not alike
     for (const auto& outputs : places) {
       ASSERT_TRUE(run_kernel("silu_mul_backward", "cuda.silu_mul_backward", inputs, outputs, {}));
       for (std::size_t i = 0; i < 2; ++i) {

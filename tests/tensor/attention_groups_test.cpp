@@ -43,8 +43,12 @@ struct Problem {
 };
 
 const Problem kProblems[] = {
-    {{2}, 4, 2, 7, 9, 8, 8},      {{}, 6, 1, 50, 70, 16, 5}, {{2, 3}, 8, 8, 5, 6, 4, 4},
-    {{1}, 8, 2, 130, 129, 24, 8}, {{2}, 6, 3, 1, 40, 8, 16}, {{3}, 5, 1, 33, 2, 12, 12},
+    {{2}, 4, 2, 7, 9, 8, 8},
+    {{}, 6, 1, 50, 70, 16, 5},
+    {{2, 3}, 8, 8, 5, 6, 4, 4},
+    {{1}, 8, 2, 130, 129, 24, 8},
+    {{2}, 6, 3, 1, 40, 8, 16},
+    {{3}, 5, 1, 33, 2, 12, 12},
     // More packed keys than are held at a time.
     {{1}, 8, 4, 3, 5000, 128, 64},
 };
@@ -110,10 +114,10 @@ void check(const Problem& p, const Options& o, DType dtype) {
   std::vector<Tensor> exact_operands;
   for (const Tensor& x : operands) exact_operands.push_back(wide(x));
   std::vector<Tensor> exact = leaves_of(exact_operands), leaves = leaves_of(operands);
-  const Tensor want = apply(get_op(kOp),
-                            std::vector{exact[0], repeated(exact[1], p.heads),
-                                        repeated(exact[2], p.heads), exact[3]},
-                            attrs)[0];
+  const Tensor want = apply(
+      get_op(kOp),
+      std::vector{exact[0], repeated(exact[1], p.heads), repeated(exact[2], p.heads), exact[3]},
+      attrs)[0];
   const Tensor got = apply(get_op(kOp), leaves, attrs)[0];
   expect_near(got, want, 4, what);
   backward(want, wide(cotangent));
@@ -198,10 +202,10 @@ TEST(AttentionGroupsErrors, NameShapesAndNeeds) {
     Shape query, key, value;
   };
   const Refused kRefused[] = {
-      {{2, 8, 5, 4}, {2, 3, 5, 4}, {2, 3, 5, 4}},   // 3 does not divide 8
+      {{2, 8, 5, 4}, {2, 3, 5, 4}, {2, 3, 5, 4}},    // 3 does not divide 8
       {{2, 8, 5, 4}, {2, 16, 5, 4}, {2, 16, 5, 4}},  // more keys than queries
-      {{2, 8, 5, 4}, {2, 4, 5, 4}, {2, 2, 5, 4}},   // not the same for both
-      {{2, 8, 5, 4}, {1, 8, 5, 4}, {1, 8, 5, 4}},   // another axis
+      {{2, 8, 5, 4}, {2, 4, 5, 4}, {2, 2, 5, 4}},    // not the same for both
+      {{2, 8, 5, 4}, {1, 8, 5, 4}, {1, 8, 5, 4}},    // another axis
       {{2, 8, 5, 4}, {2, 0, 5, 4}, {2, 0, 5, 4}},
       {{2, 0, 5, 4}, {2, 2, 5, 4}, {2, 2, 5, 4}},
       {{8, 5, 4}, {5, 4}, {5, 4}},

@@ -469,7 +469,8 @@ TEST(AttentionErrors, NameShapesAndNeeds) {
   EXPECT_ERROR(
       ShapeError,
       "[scaled_dot_product_attention] query (2, 3, 4), key (2, 3, 5) and value (2, 3, 4); needed "
-      "(…, L, E), (…, S, E) and (…, S, Ev) with equal leading axes, or a whole number of the query's "
+      "(…, L, E), (…, S, E) and (…, S, Ev) with equal leading axes, or a whole number of the "
+      "query's "
       "heads (axis -3) for each of key and value",
       scaled_dot_product_attention(x, zeros({2, 3, 5}), x));
   EXPECT_ERROR(ShapeError, "[scaled_dot_product_attention] query (4,); needed (…, L, E)",

@@ -28,6 +28,8 @@ const std::map<std::string, std::string> kOracleTests = {
     {"batch_norm_relu", "tensor_norm: naive double reference"},
     {"batch_norm_add_relu", "tensor_norm: naive double reference"},
     {"bias_gelu", "tensor_bias_gelu: naive double reference"},
+    {"silu_mul", "tensor_elementwise: naive double reference"},
+    {"rotary_embedding", "tensor_elementwise: naive double reference"},
     {"linear_gelu", "tensor_fused_products: naive double reference"},
     {"linear_gelu_aux", "tensor_fused_products: naive double reference"},
     {"linear_relu", "tensor_fused_products: naive double reference"},
