@@ -1,6 +1,7 @@
 #include "cuda/cudnn_graph.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace tenon::cuda {
@@ -33,6 +34,8 @@ template <>
 constexpr auto kAttributeType<cudnnBackendHeurMode_t> = CUDNN_TYPE_HEUR_MODE;
 template <>
 constexpr auto kAttributeType<cudnnBackendNumericalNote_t> = CUDNN_TYPE_NUMERICAL_NOTE;
+template <>
+constexpr auto kAttributeType<cudnnBackendBehaviorNote_t> = CUDNN_TYPE_BEHAVIOR_NOTE;
 template <>
 constexpr auto kAttributeType<cudnnBackendDescriptor_t> = CUDNN_TYPE_BACKEND_DESCRIPTOR;
 
@@ -85,13 +88,26 @@ std::string last_refusal(cudnnStatus_t status) {
   return std::string(cudnnGetErrorString(status)) + ": " + reason.data();
 }
 
-/// Whether the engine of this configuration is one of `engines`.
-bool is_allowed(cudnnBackendDescriptor_t configuration, const CudnnEngines& engines) {
-  const CudnnDescriptor engine = create(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+CudnnDescriptor engine_of(cudnnBackendDescriptor_t configuration) {
+  CudnnDescriptor engine = create(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
   cudnnBackendDescriptor_t raw = engine.get();
   get(configuration, CUDNN_ATTR_ENGINECFG_ENGINE, 1, &raw);
+  return engine;
+}
+
+/// Whether a plan of this engine is compiled when it is made.
+bool is_compiled(cudnnBackendDescriptor_t engine) {
+  std::array<cudnnBackendBehaviorNote_t, CUDNN_BEHAVIOR_NOTE_TYPE_COUNT> notes{};
+  const std::int64_t count = get(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE,
+                                 static_cast<std::int64_t>(notes.size()), notes.data());
+  return std::find(notes.begin(), notes.begin() + count,
+                   CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != notes.begin() + count;
+}
+
+/// Whether an engine is one of `engines`.
+bool is_allowed(cudnnBackendDescriptor_t engine, const CudnnEngines& engines) {
   std::array<cudnnBackendNumericalNote_t, CUDNN_NUMERICAL_NOTE_TYPE_COUNT> notes{};
-  const std::int64_t count = get(raw, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
+  const std::int64_t count = get(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
                                  static_cast<std::int64_t>(notes.size()), notes.data());
   return std::none_of(notes.begin(), notes.begin() + count, [&](auto note) {
     switch (note) {
@@ -131,6 +147,27 @@ std::vector<CudnnDescriptor> configurations(cudnnBackendDescriptor_t graph,
   results.resize(static_cast<std::size_t>(std::min(count, written)));
   return results;
 }
+
+/// What cuDNN calls a convolution's operation and its attributes.
+struct ConvolutionNames {
+  cudnnBackendDescriptorType_t operation;
+  cudnnBackendAttributeName_t windows, images, filters, result, alpha, beta;
+};
+/// By CudnnConvolution.
+constexpr ConvolutionNames kConvolutionNames[] = {
+    {CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA},
+    {CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA},
+    {CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA},
+};
 
 }  // namespace
 
@@ -304,46 +341,17 @@ cudnnBackendDescriptor_t CudnnGraph::make_windows(const CudnnWindows& windows,
   return settings;
 }
 
-void CudnnGraph::convolution(Value images, Value filters, Value result,
+void CudnnGraph::convolution(CudnnConvolution computes, Value images, Value filters, Value result,
                              const CudnnWindows& windows, cudnnDataType_t sums) {
+  const ConvolutionNames& names = kConvolutionNames[static_cast<std::size_t>(computes)];
   cudnnBackendDescriptor_t settings = make_windows(windows, sums);
-  cudnnBackendDescriptor_t node = make(CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, settings);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, tensor(images).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, tensor(filters).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, tensor(result).descriptor);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1, sums);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0, sums);
-  finalize(node);
-  operations_.push_back(node);
-}
-
-void CudnnGraph::convolution_of_gradients(Value d_images, Value filters, Value d_result,
-                                          const CudnnWindows& windows, cudnnDataType_t sums) {
-  cudnnBackendDescriptor_t settings = make_windows(windows, sums);
-  cudnnBackendDescriptor_t node =
-      make(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, settings);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, tensor(d_images).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, tensor(filters).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, tensor(d_result).descriptor);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, 1, sums);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, 0, sums);
-  finalize(node);
-  operations_.push_back(node);
-}
-
-void CudnnGraph::convolution_of_filters(Value images, Value d_filters, Value d_result,
-                                        const CudnnWindows& windows, cudnnDataType_t sums) {
-  cudnnBackendDescriptor_t settings = make_windows(windows, sums);
-  cudnnBackendDescriptor_t node =
-      make(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, settings);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, tensor(images).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, tensor(d_filters).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, tensor(d_result).descriptor);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, 1, sums);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0, sums);
+  cudnnBackendDescriptor_t node = make(names.operation);
+  set(node, names.windows, settings);
+  set(node, names.images, tensor(images).descriptor);
+  set(node, names.filters, tensor(filters).descriptor);
+  set(node, names.result, tensor(result).descriptor);
+  set_factor(node, names.alpha, 1, sums);
+  set_factor(node, names.beta, 0, sums);
   finalize(node);
   operations_.push_back(node);
 }
@@ -360,13 +368,17 @@ CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle, const CudnnEngines&
     return;
   }
   check_cudnn(status, "cudnnBackendFinalize of the operation graph");
+  std::vector<CudnnDescriptor> last;
   for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
     if (mode != CUDNN_HEUR_MODE_A && !engines.with_fallbacks) break;
     for (CudnnDescriptor& configuration : configurations(operations, mode)) {
-      if (!is_allowed(configuration.get(), engines)) continue;
-      configurations_.push_back(std::move(configuration));
+      const CudnnDescriptor engine = engine_of(configuration.get());
+      if (!is_allowed(engine.get(), engines)) continue;
+      const bool is_last = engines.compiled_last && is_compiled(engine.get());
+      (is_last ? last : configurations_).push_back(std::move(configuration));
     }
   }
+  std::move(last.begin(), last.end(), std::back_inserter(configurations_));
   if (configurations_.empty()) refusal_ = "no deterministic engine: " + last_refusal(status);
 }
 

@@ -37,6 +37,9 @@ using ops::ConvGeometry;
 /// Plans are never dropped, since captured graphs may launch their kernels; calls that would make
 /// more go to conv2d.cu.
 constexpr std::size_t kMaxPlans = 4096;
+/// Products of a call that is done before a kernel for it could be compiled ten thousand times over: it
+/// takes those that are there.
+constexpr std::int64_t kFewProducts = std::int64_t{1} << 24;
 constexpr std::size_t kMostWorkspaceBytes = std::size_t{1} << 29;
 /// The residual's place in conv2d_batch_norm_add_relu.
 constexpr std::size_t kNormResidual = 6;
@@ -105,6 +108,13 @@ struct Call {
 };
 static_assert(sizeof(Call) == (7 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
 
+bool is_small(const Call& call) {
+  const auto& [images, filters, result] = call.sizes;
+  std::int64_t products = filters[1] * filters[2] * filters[3];
+  for (const std::int64_t size : result) products *= size;
+  return products <= kFewProducts;
+}
+
 struct CallHash {
   std::size_t operator()(const Call& call) const {
     return std::hash<std::string_view>{}({reinterpret_cast<const char*>(&call), sizeof(Call)});
@@ -139,7 +149,8 @@ struct Planned {
       : plan(graph_of(call), handle,
              {.with_fallbacks = true,
               .exact = !has_16_bits(static_cast<DType>(call.dtype)),
-              .most_workspace_bytes = kMostWorkspaceBytes}) {}
+              .most_workspace_bytes = kMostWorkspaceBytes,
+              .compiled_last = is_small(call)}) {}
 
   CudnnGraph graph_of(const Call& call) {
     const auto dtype = static_cast<DType>(call.dtype);
@@ -154,10 +165,10 @@ struct Planned {
       case Computes::activated_result:
       case Computes::normalized_result: add_forward(graph, call, sums); break;
       case Computes::d_images:
-        graph.convolution_of_gradients(images, filters, result, call.windows, sums);
+        graph.convolution(CudnnConvolution::d_images, images, filters, result, call.windows, sums);
         break;
       case Computes::d_filters:
-        graph.convolution_of_filters(images, filters, result, call.windows, sums);
+        graph.convolution(CudnnConvolution::d_filters, images, filters, result, call.windows, sums);
         break;
     }
     return graph;
@@ -176,7 +187,7 @@ struct Planned {
                           {sizes[1], 1, sizes[1], sizes[1]});
     };
     CudnnGraph::Value value = next();
-    graph.convolution(images, filters, value, call.windows, sums);
+    graph.convolution(CudnnConvolution::result, images, filters, value, call.windows, sums);
     const auto then = [&](cudnnPointwiseMode_t mode, CudnnGraph::Value operand) {
       --left;
       const CudnnGraph::Value before = std::exchange(value, next());
@@ -266,7 +277,7 @@ Planned* planned(const KernelArgs& args) {
   if (!has_elements(args)) return nullptr;
   const bool channels_last = is_channels_last_call<kComputes>(args);
   Call call = call_of<kComputes>(args, channels_last);
-  const bool fuses = channels_last && has_whole_vectors(call);
+  const bool fuses = channels_last && has_whole_vectors(call) && !is_small(call);
   if constexpr (kComputes == Computes::result) {
     call.tail = tail_of<kComputes>(args);
     if (fuses && call.tail.count() > 0) {

@@ -365,7 +365,7 @@ TEST(Schedules, EveryPrimitiveIsListedOnce) {
     names += std::string(info.name) + " ";
   }
   EXPECT_EQ(names,
-            "annotate bind checkpoint decompose find fuse fuse_parallel print replace replace_all "
+            "annotate bind checkpoint decompose find fold fuse fuse_parallel print replace replace_all "
             "trace undo ");
 }
 
