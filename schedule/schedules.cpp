@@ -477,37 +477,6 @@ void fuse_batch_norms(Schedule& sch, Summary& summary) {
   }
 }
 
-/// A convolution without a bias and the batch norm behind it, with what fuse_batch_norms put there.
-void fuse_normalized_convolutions(Schedule& sch, Summary& summary) {
-  const auto results = [](const char* norm, DropoutMode mode, std::span<const Tensor> in) {
-    const Conv2dAttrs windows{{any()}, {any()}, {any()}, any()};
-    std::vector<Tensor> operands = {ops::conv2d_with(in[0], in[1], Tensor(), windows)};
-    operands.insert(operands.end(), in.begin() + 2, in.end());
-    return all_results(apply(get_op(norm), operands, BatchNormAttrs{mode, any(), any()}));
-  };
-  for (const DropoutMode mode : {DropoutMode::follow, DropoutMode::eval}) {
-    const Matches added =
-        sch.find([&](const Tensor& x, const Tensor& f, const Tensor& mean, const Tensor& var,
-                     const Tensor& w, const Tensor& b, const Tensor& residual) {
-          const Tensor operands[] = {x, f, mean, var, w, b, residual};
-          return results("batch_norm_add_relu", mode, operands);
-        });
-    attempt(summary, as_list(added), [&](const std::vector<Subgraph>& chosen) {
-      sch.fuse({chosen, {}}, {.name = "FusedConvNormAddReLU"});
-    });
-    for (const char* norm : {"batch_norm_relu", "batch_norm"}) {
-      const Matches plain = sch.find([&](const Tensor& x, const Tensor& f, const Tensor& mean,
-                                         const Tensor& var, const Tensor& w, const Tensor& b) {
-        const Tensor operands[] = {x, f, mean, var, w, b};
-        return results(norm, mode, operands);
-      });
-      attempt(summary, as_list(plain), [&](const std::vector<Subgraph>& chosen) {
-        sch.fuse({chosen, {}}, {.name = "FusedConvNorm"});
-      });
-    }
-  }
-}
-
 }  // namespace
 
 Summary attention(Schedule sch) {
@@ -547,7 +516,6 @@ Summary convolutional(Schedule sch) {
     fuse_activated_convolutions(sch, summary);
   }
   fuse_batch_norms(sch, summary);
-  fuse_normalized_convolutions(sch, summary);
   require_rewrites(summary, "convolutional");
   return summary;
 }
