@@ -199,9 +199,8 @@ void Schedule::fuse(const Matches& matches, const FuseOptions& options) {
 
 void Schedule::fold(const Matches& matches, const FuseOptions& options) {
   const bool training = state_->model->training();
-  state_->transact(
-      {"fold", path_, fmt::format("{} as {}", matches.to_string(), options.name)},
-      [&](Graph& graph) { fold_matches(graph, matches, options.name, training); });
+  state_->transact({"fold", path_, fmt::format("{} as {}", matches.to_string(), options.name)},
+                   [&](Graph& graph) { fold_matches(graph, matches, options.name, training); });
 }
 
 void Schedule::apply_replace_module(const Replacement& replacement, const ReplaceOptions& options) {

@@ -381,8 +381,9 @@ void fold_batch_norms(Schedule& sch, Summary& summary) {
     return node.op->name == "batch_norm" &&
            node.attrs.as<BatchNormAttrs>().mode != DropoutMode::train;
   });
-  attempt(summary, as_list(norms),
-          [&](const std::vector<Subgraph>& chosen) { sch.fold({chosen, {}}); });
+  attempt(summary, as_list(norms), [&](const std::vector<Subgraph>& chosen) {
+    sch.fold({chosen, {}});
+  });
 }
 
 /// Of the one convolution in a match.
@@ -422,8 +423,8 @@ void fuse_activated_convolutions(Schedule& sch, Summary& summary) {
   const Conv2dAttrs any_windows{{any()}, {any()}, {any()}, any()};
   const auto ends = [&] {
     std::vector<Subgraph> chosen;
-    for (const Subgraph& match : sch.find([&](const Tensor& x, const Tensor& f, const Tensor& b,
-                                              const Tensor& residual) {
+    for (const Subgraph& match :
+         sch.find([&](const Tensor&x, const Tensor&f, const Tensor&b, const Tensor&residual) {
            return relu(ops::conv2d_with(x, f, b, any_windows) + residual);
          })) {
       const Shape& result = sch.graph().value(match.outputs[0]).spec.shape;

@@ -352,11 +352,12 @@ void run(const KernelArgs& args) {
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
   const auto& values = plan->operands;
-  const CudnnBinding bindings[] = {{values[0], images.data}, {values[1], filters.data},
-                                   {values[2], result.data}, {values[3], data(2)},
+  const CudnnBinding bindings[] = {{values[0], images.data},
+                                   {values[1], filters.data},
+                                   {values[2], result.data},
+                                   {values[3], data(2)},
                                    {values[4], data(3)}};
-  plan->plan.run(library.handle(), bindings,
-                 args.workspace);
+  plan->plan.run(library.handle(), bindings, args.workspace);
   if (kComputes == Computes::result && args.inputs[2].present && values[3] == 0) {
     add_bias(library.handle(), call_of<kComputes>(args, channels_last), args.inputs[2],
              result.data);

@@ -83,8 +83,9 @@ Pair pair_of(const Graph& graph, const Node& norm, bool training) {
   check_evaluates(graph, norm, training);
   const ValueId input = norm.inputs[kInput];
   const NodeId producer = graph.value(input).producer;
-  TENON_CHECK(producer != kNone, ScheduleError, "{} reads {}; needed the result of a conv2d or linear",
-              name, graph.value_name(input));
+  TENON_CHECK(producer != kNone, ScheduleError,
+              "{} reads {}; needed the result of a conv2d or linear", name,
+              graph.value_name(input));
   const Pair pair{norm, graph.node(producer)};
   const std::string& op = pair.product.op->name;
   TENON_CHECK(op == "conv2d" || op == "linear", ScheduleError,

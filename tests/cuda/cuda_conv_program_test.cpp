@@ -230,10 +230,10 @@ TEST(CudaConvPrograms, WhatFollowsIsPartOfTheConvolution) {
     Executor run = build(sch, {.verify = false});
     const Tensor found = run(inputs[0], inputs[1]);
     EXPECT_LE(relative_distance(found, wanted), 4 * unit_roundoff(dtype));
-    const double products = static_cast<double>(wanted.layout().numel() * (c.in / c.groups) *
-                                                c.kernel_h * c.kernel_w);
-    const bool is_fused = c.in / c.groups % 8 == 0 && c.out % 8 == 0 && c.groups == 1 &&
-                          products > 0x1p24;
+    const double products =
+        static_cast<double>(wanted.layout().numel() * (c.in / c.groups) * c.kernel_h * c.kernel_w);
+    const bool is_fused =
+        c.in / c.groups % 8 == 0 && c.out % 8 == 0 && c.groups == 1 && products > 0x1p24;
     for (const InstructionInfo& info : run.program(inputs).instructions()) {
       if (!is_fused || info.kernel.find("conv2d") == std::string::npos) continue;
       ++all;

@@ -164,10 +164,10 @@ TEST(ConvolutionalSchedule, InEvaluationConvolutionsDoWhatFollowsThem) {
     EXPECT_TRUE(report.ok()) << report.to_string();
     Executor run = build(sch, {.log = nullptr});
     EXPECT_LE(test::max_difference(run(x), model(x)), 1e-5);
-    EXPECT_THROW(build_training(sch, {.loss = [](std::span<const Tensor> y, std::span<const Tensor>) {
-                                  return mean(square(y[0]));
-                                }}),
-                 StaleProgram);
+    EXPECT_THROW(
+        build_training(sch, {.loss = [](std::span<const Tensor> y,
+                                        std::span<const Tensor>) { return mean(square(y[0])); }}),
+        StaleProgram);
   }
 }
 

@@ -112,7 +112,8 @@ TEST(Conv2d, WhatFollowsItAgreesWithTheReference) {
         Values values;
         bound.clear();
         for (std::size_t i = 0; i < conv.values.size(); ++i) {
-          const double y = conv.values[i] + bias[at(static_cast<std::int64_t>(i) / plane % filters)] +
+          const double y = conv.values[i] +
+                           bias[at(static_cast<std::int64_t>(i) / plane % filters)] +
                            (adds ? residual[i] : 0);
           values.push_back(std::max(y, 0.0));
           bound.push_back(100 * compute_roundoff(dtype) * (conv.magnitudes[i] + 5) +
