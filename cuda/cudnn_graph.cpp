@@ -125,17 +125,18 @@ bool is_allowed(cudnnBackendDescriptor_t engine, const CudnnEngines& engines) {
   });
 }
 
-/// cuDNN's own choices for a graph, best first; none where this heuristic refuses it.
+/// cuDNN's own choices for a graph, best first, at most so many; none where this heuristic refuses it.
 std::vector<CudnnDescriptor> configurations(cudnnBackendDescriptor_t graph,
-                                            cudnnBackendHeurMode_t mode) {
+                                            cudnnBackendHeurMode_t mode, std::int64_t most) {
   const CudnnDescriptor heuristic = create(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   set(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
   set(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_MODE, mode);
   const cudnnStatus_t status = cudnnBackendFinalize(heuristic.get());
   if (is_unsupported(status)) return {};
   check_cudnn(status, "cudnnBackendFinalize of a heuristic");
-  const std::int64_t count =
-      get<cudnnBackendDescriptor_t>(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, 0, nullptr);
+  const std::int64_t count = std::min(most, get<cudnnBackendDescriptor_t>(
+                                                heuristic.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, 0,
+                                                nullptr));
   std::vector<CudnnDescriptor> results;
   std::vector<cudnnBackendDescriptor_t> raw;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -360,7 +361,7 @@ void CudnnGraph::convolution(CudnnConvolution computes, Value images, Value filt
 }
 
 CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle, const CudnnEngines& engines)
-    : graph_(std::move(graph.owned_)), most_workspace_bytes_(engines.most_workspace_bytes) {
+    : graph_(std::move(graph.owned_)), engines_(engines) {
   graph_.push_back(create(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR));
   cudnnBackendDescriptor_t operations = graph_.back().get();
   set(operations, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle);
@@ -371,26 +372,41 @@ CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle, const CudnnEngines&
     return;
   }
   check_cudnn(status, "cudnnBackendFinalize of the operation graph");
+  while (configurations_.empty() && ask_further()) {
+  }
+  if (configurations_.empty()) refusal_ = "no deterministic engine: " + last_refusal(status);
+}
+
+/// What each heuristic names costs a millisecond or more to list.
+bool CudnnPlan::ask_further() {
+  constexpr std::int64_t kFew = 8;
+  constexpr std::pair<cudnnBackendHeurMode_t, std::int64_t> kQuestions[] = {
+      {CUDNN_HEUR_MODE_A, kFew},
+      {CUDNN_HEUR_MODE_A, INT64_MAX},
+      {CUDNN_HEUR_MODE_B, INT64_MAX},
+      {CUDNN_HEUR_MODE_FALLBACK, INT64_MAX}};
+  const std::size_t questions = engines_.with_fallbacks ? std::size(kQuestions) : 2;
+  if (asked_ >= questions) return false;
+  const auto [mode, most] = kQuestions[asked_++];
   std::vector<CudnnDescriptor> last;
-  for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
-    if (mode != CUDNN_HEUR_MODE_A && !engines.with_fallbacks) break;
-    for (CudnnDescriptor& configuration : configurations(operations, mode)) {
-      const CudnnDescriptor engine = engine_of(configuration.get());
-      if (!is_allowed(engine.get(), engines)) continue;
-      const bool is_last = engines.compiled_last && is_compiled(engine.get());
-      (is_last ? last : configurations_).push_back(std::move(configuration));
-    }
+  for (CudnnDescriptor& configuration : configurations(graph_.back().get(), mode, most)) {
+    const CudnnDescriptor engine = engine_of(configuration.get());
+    if (!is_allowed(engine.get(), engines_)) continue;
+    const bool is_last = engines_.compiled_last && is_compiled(engine.get());
+    (is_last ? last : configurations_).push_back(std::move(configuration));
   }
   std::move(last.begin(), last.end(), std::back_inserter(configurations_));
-  if (configurations_.empty()) refusal_ = "no deterministic engine: " + last_refusal(status);
+  return true;
 }
 
 bool CudnnPlan::compile(cudnnHandle_t handle) {
   if (plan_) return true;
-  for (const CudnnDescriptor& configuration : configurations_) {
-    if (compile(handle, configuration.get())) return true;
-  }
-  configurations_.clear();
+  do {
+    for (const CudnnDescriptor& configuration : configurations_) {
+      if (compile(handle, configuration.get())) return true;
+    }
+    configurations_.clear();
+  } while (ask_further());
   return false;
 }
 
@@ -404,7 +420,7 @@ bool CudnnPlan::compile(cudnnHandle_t handle, cudnnBackendDescriptor_t configura
   }
   std::int64_t bytes = 0;
   get(plan.get(), CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, 1, &bytes);
-  if (static_cast<std::size_t>(bytes) > most_workspace_bytes_) {
+  if (static_cast<std::size_t>(bytes) > engines_.most_workspace_bytes) {
     refusal_ = "needed a workspace of " + std::to_string(bytes) + " bytes";
     return false;
   }

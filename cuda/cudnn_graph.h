@@ -131,9 +131,13 @@ class CudnnPlan {
  private:
   bool compile(cudnnHandle_t handle, cudnnBackendDescriptor_t configuration);
 
+  /// Adds configurations that were not asked for yet; false when there are no more to ask for.
+  bool ask_further();
+
   std::vector<CudnnDescriptor> graph_;           // what the plan is made from
   std::vector<CudnnDescriptor> configurations_;  // still to be tried, in order
-  std::size_t most_workspace_bytes_;
+  CudnnEngines engines_;
+  std::size_t asked_ = 0;
   std::string refusal_;
   CudnnDescriptor plan_;
   std::size_t workspace_bytes_ = 0;

@@ -5,7 +5,7 @@
 //
 // In channels-last memory 16-bit convolutions do before they round what follows them, in one kernel where
 // cuDNN has one: conv2d adds the bias, conv2d_relu also the residual and the relu. Where cuDNN has none,
-// and in small calls, conv2d's bias is added after it, and conv2d_relu is expanded.
+// conv2d's bias is added after it, and conv2d_relu is expanded.
 //
 // A call is planned once for each device, sizes and strides. In a Program 16-bit images are channels-last,
 // the layout of its kernels for tensor cores.
@@ -173,12 +173,13 @@ struct Planned {
       if (operand == 0) return graph.pointwise(mode, {before}, value);
       graph.pointwise(mode, {before, operand}, value);
     };
+    // In this order, in which cuDNN has kernels that need no compilation.
+    if (call.tail.adds_residual != 0) {
+      then(CUDNN_POINTWISE_ADD, residual = graph.memory(type, sizes, strides));
+    }
     if (call.tail.adds_bias != 0) {
       bias = graph.memory(type, {1, sizes[1], 1, 1}, {sizes[1], 1, sizes[1], sizes[1]});
       then(CUDNN_POINTWISE_ADD, bias);
-    }
-    if (call.tail.adds_residual != 0) {
-      then(CUDNN_POINTWISE_ADD, residual = graph.memory(type, sizes, strides));
     }
     if (call.tail.relu != 0) then(CUDNN_POINTWISE_RELU_FWD, 0);
   }
@@ -249,7 +250,7 @@ Planned* planned(const KernelArgs& args) {
   if (!has_elements(args)) return nullptr;
   const bool channels_last = is_channels_last_call<kComputes>(args);
   Call call = call_of<kComputes>(args, channels_last);
-  const bool fuses = channels_last && has_whole_vectors(call) && !is_small(call);
+  const bool fuses = channels_last && has_whole_vectors(call);
   if constexpr (kComputes == Computes::result) {
     call.tail = tail_of<kComputes>(args);
     if (fuses && call.tail.count() > 0) {

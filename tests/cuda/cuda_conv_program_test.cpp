@@ -200,7 +200,7 @@ TEST(CudaConvPrograms, WhatFollowsIsPartOfTheConvolution) {
   int fused = 0, all = 0;
   for (int i = 0; i < 60; ++i) {
     RandomConvolution c(random);
-    if (i % 3 != 0) {  // large enough that a kernel is compiled
+    if (i % 3 != 0) {  // also as large as those of models
       c.groups = 1, c.in = 64 * (i % 2 + 1), c.out = 8 * (i % 7 + 6);
       c.samples = 2, c.height += 26, c.width += 27;
     }
@@ -230,10 +230,7 @@ TEST(CudaConvPrograms, WhatFollowsIsPartOfTheConvolution) {
     Executor run = build(sch, {.verify = false});
     const Tensor found = run(inputs[0], inputs[1]);
     EXPECT_LE(relative_distance(found, wanted), 4 * unit_roundoff(dtype));
-    const double products =
-        static_cast<double>(wanted.layout().numel() * (c.in / c.groups) * c.kernel_h * c.kernel_w);
-    const bool is_fused =
-        c.in / c.groups % 8 == 0 && c.out % 8 == 0 && c.groups == 1 && products > 0x1p24;
+    const bool is_fused = c.in / c.groups % 8 == 0 && c.out % 8 == 0 && c.groups == 1;
     for (const InstructionInfo& info : run.program(inputs).instructions()) {
       if (!is_fused || info.kernel.find("conv2d") == std::string::npos) continue;
       ++all;
@@ -244,7 +241,7 @@ TEST(CudaConvPrograms, WhatFollowsIsPartOfTheConvolution) {
     }
     if (HasFailure()) return;
   }
-  EXPECT_GE(all, 20);
+  EXPECT_GE(all, 40);
   EXPECT_GE(fused, all * 9 / 10) << "of " << all;
 }
 
