@@ -1,6 +1,7 @@
 #include "cuda/cudnn_graph.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace tenon::cuda {
@@ -33,6 +34,8 @@ template <>
 constexpr auto kAttributeType<cudnnBackendHeurMode_t> = CUDNN_TYPE_HEUR_MODE;
 template <>
 constexpr auto kAttributeType<cudnnBackendNumericalNote_t> = CUDNN_TYPE_NUMERICAL_NOTE;
+template <>
+constexpr auto kAttributeType<cudnnBackendBehaviorNote_t> = CUDNN_TYPE_BEHAVIOR_NOTE;
 template <>
 constexpr auto kAttributeType<cudnnBackendDescriptor_t> = CUDNN_TYPE_BACKEND_DESCRIPTOR;
 
@@ -85,13 +88,26 @@ std::string last_refusal(cudnnStatus_t status) {
   return std::string(cudnnGetErrorString(status)) + ": " + reason.data();
 }
 
-/// Whether the engine of this configuration is one of `engines`.
-bool is_allowed(cudnnBackendDescriptor_t configuration, const CudnnEngines& engines) {
-  const CudnnDescriptor engine = create(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+CudnnDescriptor engine_of(cudnnBackendDescriptor_t configuration) {
+  CudnnDescriptor engine = create(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
   cudnnBackendDescriptor_t raw = engine.get();
   get(configuration, CUDNN_ATTR_ENGINECFG_ENGINE, 1, &raw);
+  return engine;
+}
+
+/// Whether a plan of this engine is compiled when it is made.
+bool is_compiled(cudnnBackendDescriptor_t engine) {
+  std::array<cudnnBackendBehaviorNote_t, CUDNN_BEHAVIOR_NOTE_TYPE_COUNT> notes{};
+  const std::int64_t count = get(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE,
+                                 static_cast<std::int64_t>(notes.size()), notes.data());
+  return std::find(notes.begin(), notes.begin() + count, CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) !=
+         notes.begin() + count;
+}
+
+/// Whether an engine is one of `engines`.
+bool is_allowed(cudnnBackendDescriptor_t engine, const CudnnEngines& engines) {
   std::array<cudnnBackendNumericalNote_t, CUDNN_NUMERICAL_NOTE_TYPE_COUNT> notes{};
-  const std::int64_t count = get(raw, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
+  const std::int64_t count = get(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
                                  static_cast<std::int64_t>(notes.size()), notes.data());
   return std::none_of(notes.begin(), notes.begin() + count, [&](auto note) {
     switch (note) {
@@ -109,17 +125,18 @@ bool is_allowed(cudnnBackendDescriptor_t configuration, const CudnnEngines& engi
   });
 }
 
-/// cuDNN's own choices for a graph, best first; none where this heuristic refuses it.
+/// cuDNN's own choices for a graph, best first, at most so many; none where this heuristic refuses it.
 std::vector<CudnnDescriptor> configurations(cudnnBackendDescriptor_t graph,
-                                            cudnnBackendHeurMode_t mode) {
+                                            cudnnBackendHeurMode_t mode, std::int64_t most) {
   const CudnnDescriptor heuristic = create(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   set(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
   set(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_MODE, mode);
   const cudnnStatus_t status = cudnnBackendFinalize(heuristic.get());
   if (is_unsupported(status)) return {};
   check_cudnn(status, "cudnnBackendFinalize of a heuristic");
-  const std::int64_t count =
-      get<cudnnBackendDescriptor_t>(heuristic.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, 0, nullptr);
+  const std::int64_t count = std::min(most, get<cudnnBackendDescriptor_t>(
+                                                heuristic.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, 0,
+                                                nullptr));
   std::vector<CudnnDescriptor> results;
   std::vector<cudnnBackendDescriptor_t> raw;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -131,6 +148,30 @@ std::vector<CudnnDescriptor> configurations(cudnnBackendDescriptor_t graph,
   results.resize(static_cast<std::size_t>(std::min(count, written)));
   return results;
 }
+
+/// What cuDNN calls a convolution's operation and its attributes.
+struct ConvolutionNames {
+  cudnnBackendDescriptorType_t operation;
+  cudnnBackendAttributeName_t windows, images, filters, result, alpha, beta;
+};
+/// By CudnnConvolution.
+constexpr ConvolutionNames kConvolutionNames[] = {
+    {CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA},
+    {CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA},
+    {CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA,
+     CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA},
+};
 
 }  // namespace
 
@@ -312,52 +353,23 @@ cudnnBackendDescriptor_t CudnnGraph::make_windows(const CudnnWindows& windows,
   return settings;
 }
 
-void CudnnGraph::convolution(Value images, Value filters, Value result,
+void CudnnGraph::convolution(CudnnConvolution computes, Value images, Value filters, Value result,
                              const CudnnWindows& windows, cudnnDataType_t sums) {
+  const ConvolutionNames& names = kConvolutionNames[static_cast<std::size_t>(computes)];
   cudnnBackendDescriptor_t settings = make_windows(windows, sums);
-  cudnnBackendDescriptor_t node = make(CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, settings);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, tensor(images).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, tensor(filters).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, tensor(result).descriptor);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1, sums);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0, sums);
-  finalize(node);
-  operations_.push_back(node);
-}
-
-void CudnnGraph::convolution_of_gradients(Value d_images, Value filters, Value d_result,
-                                          const CudnnWindows& windows, cudnnDataType_t sums) {
-  cudnnBackendDescriptor_t settings = make_windows(windows, sums);
-  cudnnBackendDescriptor_t node =
-      make(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, settings);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, tensor(d_images).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, tensor(filters).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, tensor(d_result).descriptor);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, 1, sums);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, 0, sums);
-  finalize(node);
-  operations_.push_back(node);
-}
-
-void CudnnGraph::convolution_of_filters(Value images, Value d_filters, Value d_result,
-                                        const CudnnWindows& windows, cudnnDataType_t sums) {
-  cudnnBackendDescriptor_t settings = make_windows(windows, sums);
-  cudnnBackendDescriptor_t node =
-      make(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, settings);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, tensor(images).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, tensor(d_filters).descriptor);
-  set(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, tensor(d_result).descriptor);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, 1, sums);
-  set_factor(node, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0, sums);
+  cudnnBackendDescriptor_t node = make(names.operation);
+  set(node, names.windows, settings);
+  set(node, names.images, tensor(images).descriptor);
+  set(node, names.filters, tensor(filters).descriptor);
+  set(node, names.result, tensor(result).descriptor);
+  set_factor(node, names.alpha, 1, sums);
+  set_factor(node, names.beta, 0, sums);
   finalize(node);
   operations_.push_back(node);
 }
 
 CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle, const CudnnEngines& engines)
-    : graph_(std::move(graph.owned_)), most_workspace_bytes_(engines.most_workspace_bytes) {
+    : graph_(std::move(graph.owned_)), engines_(engines) {
   graph_.push_back(create(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR));
   cudnnBackendDescriptor_t operations = graph_.back().get();
   set(operations, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle);
@@ -368,22 +380,41 @@ CudnnPlan::CudnnPlan(CudnnGraph graph, cudnnHandle_t handle, const CudnnEngines&
     return;
   }
   check_cudnn(status, "cudnnBackendFinalize of the operation graph");
-  for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
-    if (mode != CUDNN_HEUR_MODE_A && !engines.with_fallbacks) break;
-    for (CudnnDescriptor& configuration : configurations(operations, mode)) {
-      if (!is_allowed(configuration.get(), engines)) continue;
-      configurations_.push_back(std::move(configuration));
-    }
+  while (configurations_.empty() && ask_further()) {
   }
   if (configurations_.empty()) refusal_ = "no deterministic engine: " + last_refusal(status);
 }
 
+/// What each heuristic names costs a millisecond or more to list.
+bool CudnnPlan::ask_further() {
+  constexpr std::int64_t kFew = 8;
+  constexpr std::pair<cudnnBackendHeurMode_t, std::int64_t> kQuestions[] = {
+      {CUDNN_HEUR_MODE_A, kFew},
+      {CUDNN_HEUR_MODE_A, INT64_MAX},
+      {CUDNN_HEUR_MODE_B, INT64_MAX},
+      {CUDNN_HEUR_MODE_FALLBACK, INT64_MAX}};
+  const std::size_t questions = engines_.with_fallbacks ? std::size(kQuestions) : 2;
+  if (asked_ >= questions) return false;
+  const auto [mode, most] = kQuestions[asked_++];
+  std::vector<CudnnDescriptor> last;
+  for (CudnnDescriptor& configuration : configurations(graph_.back().get(), mode, most)) {
+    const CudnnDescriptor engine = engine_of(configuration.get());
+    if (!is_allowed(engine.get(), engines_)) continue;
+    const bool is_last = engines_.compiled_last && is_compiled(engine.get());
+    (is_last ? last : configurations_).push_back(std::move(configuration));
+  }
+  std::move(last.begin(), last.end(), std::back_inserter(configurations_));
+  return true;
+}
+
 bool CudnnPlan::compile(cudnnHandle_t handle) {
   if (plan_) return true;
-  for (const CudnnDescriptor& configuration : configurations_) {
-    if (compile(handle, configuration.get())) return true;
-  }
-  configurations_.clear();
+  do {
+    for (const CudnnDescriptor& configuration : configurations_) {
+      if (compile(handle, configuration.get())) return true;
+    }
+    configurations_.clear();
+  } while (ask_further());
   return false;
 }
 
@@ -397,7 +428,7 @@ bool CudnnPlan::compile(cudnnHandle_t handle, cudnnBackendDescriptor_t configura
   }
   std::int64_t bytes = 0;
   get(plan.get(), CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, 1, &bytes);
-  if (static_cast<std::size_t>(bytes) > most_workspace_bytes_) {
+  if (static_cast<std::size_t>(bytes) > engines_.most_workspace_bytes) {
     refusal_ = "needed a workspace of " + std::to_string(bytes) + " bytes";
     return false;
   }

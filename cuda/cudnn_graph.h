@@ -29,6 +29,9 @@ struct CudnnWindows {
   std::array<std::int64_t, 2> padding, stride, dilation;
 };
 
+/// Which of a convolution's three tensors is computed from the others.
+enum class CudnnConvolution : std::uint8_t { result, d_images, d_filters };
+
 /// Results that are not given are virtual: float32 values that need not be stored.
 class CudnnGraph {
  public:
@@ -66,14 +69,10 @@ class CudnnGraph {
   /// x with rows and columns exchanged, as `type`.
   Value transpose(Value x, cudnnDataType_t type);
 
-  /// Cross-correlation of images with filters (filters, channels of a group, height, width), and its
-  /// gradients; sums are of type `sums`. One of the three operands is the result.
-  void convolution(Value images, Value filters, Value result, const CudnnWindows& windows,
-                   cudnnDataType_t sums);
-  void convolution_of_gradients(Value d_images, Value filters, Value d_result,
-                                const CudnnWindows& windows, cudnnDataType_t sums);
-  void convolution_of_filters(Value images, Value d_filters, Value d_result,
-                              const CudnnWindows& windows, cudnnDataType_t sums);
+  /// Cross-correlation of images with filters (filters, channels of a group, height, width), or one of
+  /// its gradients; sums are of type `sums`.
+  void convolution(CudnnConvolution computes, Value images, Value filters, Value result,
+                   const CudnnWindows& windows, cudnnDataType_t sums);
 
  private:
   friend class CudnnPlan;
@@ -112,6 +111,8 @@ struct CudnnEngines {
   /// Products of float32 by the units for float32: no TF32, no Winograd transforms.
   bool exact = false;
   std::size_t most_workspace_bytes = SIZE_MAX;
+  /// Those that are there before those that are compiled for the graph, which takes a third of a second.
+  bool compiled_last = false;
 };
 
 /// A graph planned for the handle's device: the first of cuDNN's own choices among `engines`. Nothing
@@ -134,9 +135,13 @@ class CudnnPlan {
  private:
   bool compile(cudnnHandle_t handle, cudnnBackendDescriptor_t configuration);
 
+  /// Adds configurations that were not asked for yet; false when there are no more to ask for.
+  bool ask_further();
+
   std::vector<CudnnDescriptor> graph_;           // what the plan is made from
-  std::vector<CudnnDescriptor> configurations_;  // still to be tried, best first
-  std::size_t most_workspace_bytes_;
+  std::vector<CudnnDescriptor> configurations_;  // still to be tried, in order
+  CudnnEngines engines_;
+  std::size_t asked_ = 0;
   std::string refusal_;
   CudnnDescriptor plan_;
   std::size_t workspace_bytes_ = 0;

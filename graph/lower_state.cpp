@@ -1,7 +1,9 @@
 // Lowering's last part: which results leave the arena, how state is written back, and the arena.
 #include <algorithm>
-#include <set>
 #include <cstddef>
+#include <iterator>
+#include <map>
+#include <set>
 
 #include "graph/detail/lowering.h"
 #include "tensor/detail/check.h"
@@ -166,34 +168,57 @@ void Lowering::place_writes() {
   }
 }
 
-/// Copies of state that no run of this Program writes, such as filters for channels-last images, come
-/// first and stay from run to run.
-void Lowering::keep_copies_of_state() {
+/// What is made of state alone that no run of this Program writes, such as filters for channels-last
+/// images, or folded ones, comes first and stays from run to run.
+void Lowering::keep_what_state_makes() {
   auto& instructions = program_->instructions;
-  std::set<int> copies;
-  for (const auto& [original, copy] : copies_) {
-    const auto state = std::ranges::find(program_->states, original.buffer, &StateSlot::buffer);
-    if (state == program_->states.end()) continue;  // of an input
-    if (std::ranges::binary_search(program_->written, state->storage)) continue;
-    copies.insert(copy.buffer);
-    program_->kept_state.push_back(state->storage);
+  std::map<int, StateSlot> states;
+  for (const StateSlot& state : program_->states) states.emplace(state.buffer, state);
+  std::map<int, int> writers;  // of a buffer
+  for (const Instruction& instruction : instructions) {
+    for (const Place& place : instruction.output_places) ++writers[place.buffer];
   }
-  const auto is_kept = [&](std::size_t i) {
-    const Instruction& instruction = instructions[i];
-    return instruction.op->name == "clone" && copies.contains(instruction.output_places[0].buffer);
+  std::set<int> kept;
+  std::set<std::shared_ptr<Storage>> sources;
+  const auto stays = [&](int buffer) {
+    if (kept.contains(buffer)) return true;
+    const auto state = states.find(buffer);
+    return state != states.end() &&
+           !std::ranges::binary_search(program_->written, state->second.storage);
   };
-  std::vector<Instruction> ordered;
-  std::vector<InstructionInfo> infos;
-  for (const bool first : {true, false}) {
-    for (std::size_t i = 0; i < instructions.size(); ++i) {
-      if (is_kept(i) != first) continue;
-      ordered.push_back(instructions[i]);
-      infos.push_back(program_->infos[i]);
+  const auto is_kept = [&](const Instruction& instruction) {
+    if (instruction.op->has(Trait::random) || instruction.op->has(Trait::effect)) return false;
+    bool reads = false;
+    for (std::size_t k = 0; k < instruction.inputs.size(); ++k) {
+      if (!instruction.inputs[k].present) continue;
+      if (!stays(instruction.input_places[k].buffer)) return false;
+      reads = true;
     }
-    if (first) program_->kept = ordered.size();
+    return reads && std::ranges::all_of(instruction.output_places, [&](const Place& place) {
+             const auto kind = program_->buffers[static_cast<std::size_t>(place.buffer)].kind;
+             return kind == BufferKind::arena && writers[place.buffer] == 1;
+           });
+  };
+  std::vector<Instruction> first, rest;
+  std::vector<InstructionInfo> first_infos, rest_infos;
+  for (std::size_t i = 0; i < instructions.size(); ++i) {
+    const bool is_first = is_kept(instructions[i]);
+    (is_first ? first_infos : rest_infos).push_back(std::move(program_->infos[i]));
+    if (is_first) {
+      for (const Place& place : instructions[i].output_places) kept.insert(place.buffer);
+      for (std::size_t k = 0; k < instructions[i].inputs.size(); ++k) {
+        const auto state = states.find(instructions[i].input_places[k].buffer);
+        if (state != states.end()) sources.insert(state->second.storage);
+      }
+    }
+    (is_first ? first : rest).push_back(std::move(instructions[i]));
   }
-  instructions = std::move(ordered);
-  program_->infos = std::move(infos);
+  program_->kept = first.size();
+  program_->kept_state.assign(sources.begin(), sources.end());
+  std::ranges::move(rest, std::back_inserter(first));
+  std::ranges::move(rest_infos, std::back_inserter(first_infos));
+  instructions = std::move(first);
+  program_->infos = std::move(first_infos);
 }
 
 void Lowering::plan() {
@@ -219,10 +244,14 @@ void Lowering::plan() {
       touch(instruction.workspace.buffer, static_cast<int>(i));
     }
   }
-  for (std::size_t i = 0; i < program_->kept; ++i) {
-    const int kept = program_->instructions[i].output_places[0].buffer;
-    touch(kept, static_cast<int>(program_->instructions.size()) - 1);
-    lifetimes[static_cast<std::size_t>(kept)].first = 0;
+  const auto kept = static_cast<int>(program_->kept);
+  for (int i = 0; i < kept; ++i) {  // what the others read stays; the rest is made again with it
+    for (const Place& place : program_->instructions[static_cast<std::size_t>(i)].output_places) {
+      BufferLifetime& lifetime = lifetimes[static_cast<std::size_t>(place.buffer)];
+      if (lifetime.last < kept) continue;
+      lifetime.first = 0;
+      lifetime.last = static_cast<int>(program_->instructions.size()) - 1;
+    }
   }
   std::vector<std::size_t> planned;
   std::vector<BufferLifetime> needed;

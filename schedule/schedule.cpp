@@ -15,6 +15,7 @@
 #include "schedule/primitives/bind.h"
 #include "schedule/primitives/checkpoint.h"
 #include "schedule/primitives/decompose.h"
+#include "schedule/primitives/fold.h"
 #include "schedule/primitives/fuse.h"
 #include "schedule/primitives/fuse_parallel.h"
 #include "schedule/primitives/print.h"
@@ -194,6 +195,12 @@ void Schedule::trace(const TraceOptions& options) {
 void Schedule::fuse(const Matches& matches, const FuseOptions& options) {
   state_->transact({"fuse", path_, fmt::format("{} as {}", matches.to_string(), options.name)},
                    [&](Graph& graph) { fuse_matches(graph, matches, options.name); });
+}
+
+void Schedule::fold(const Matches& matches, const FuseOptions& options) {
+  const bool training = state_->model->training();
+  state_->transact({"fold", path_, fmt::format("{} as {}", matches.to_string(), options.name)},
+                   [&](Graph& graph) { fold_matches(graph, matches, options.name, training); });
 }
 
 void Schedule::apply_replace_module(const Replacement& replacement, const ReplaceOptions& options) {

@@ -142,6 +142,9 @@ class Schedule {
   void trace(const TraceOptions& options);
   /// Replaces each match by the one fused op that is registered for that composition.
   void fuse(const Matches& matches, const FuseOptions& options = {});
+  /// Folds each batch norm among the matches into the convolution or Linear in front of it; the model
+  /// must be in eval mode, and what is built runs in that mode only.
+  void fold(const Matches& matches, const FuseOptions& options = {.name = "Folded"});
   /// Joins Linears of one input into one; default name "FusedLinear".
   void fuse_parallel(const Matches& matches, const FuseOptions& options = {.name = "FusedLinear"});
   /// Runs this module, or each match, again in backward instead of keeping what it computes.

@@ -506,6 +506,83 @@ std::vector<Tensor> norm_results(std::span<const Tensor> operands, DropoutMode m
   return all_results(apply(get_op("batch_norm"), operands, BatchNormAttrs{mode, Any(0), Any(1)}));
 }
 
+/// Into the convolutions and Linears before them; others stay for fuse_batch_norms.
+void fold_batch_norms(Schedule& sch, Summary& summary) {
+  const Matches norms = sch.find([](const Node& node) {
+    return node.op->name == "batch_norm" &&
+           node.attrs.as<BatchNormAttrs>().mode != DropoutMode::train;
+  });
+  attempt(summary, as_list(norms), [&](const std::vector<Subgraph>& chosen) {
+    sch.fold({chosen, {}});
+  });
+}
+
+/// Of the one convolution in a match.
+Conv2dAttrs windows_of(const Schedule& sch, const Subgraph& match) {
+  for (const NodeId id : match.nodes) {
+    const Node& node = sch.graph().node(id);
+    if (node.op->name == "conv2d") return node.attrs.as<Conv2dAttrs>();
+  }
+  detail::fail<ScheduleError>("there is no conv2d in the match");
+}
+
+/// Puts `replacement(windows)` in place of what `find` gives, those of one kind of windows at a time:
+/// each replacement changes what others read.
+template <class Find, class Replacement>
+void replace_convolutions(Schedule& sch, Summary& summary, const Find& find,
+                          const Replacement& replacement) {
+  std::set<std::string> tried;
+  while (true) {
+    std::vector<Subgraph> alike;
+    std::string kind;
+    for (const Subgraph& match : find()) {
+      const std::string text = Attrs(windows_of(sch, match)).to_string();
+      if (alike.empty() && tried.insert(text).second) kind = text;
+      if (text == kind) alike.push_back(match);
+    }
+    if (alike.empty()) return;
+    const Conv2dAttrs windows = windows_of(sch, alike.front());
+    attempt(summary, alike, [&](const std::vector<Subgraph>& chosen) {
+      sch.replace(replacement(windows), {chosen, {}}, {.name = "FusedConvReLU"});
+    });
+  }
+}
+
+/// relu(conv2d(x) + residual) and relu(conv2d(x)), as folding leaves them.
+void fuse_activated_convolutions(Schedule& sch, Summary& summary) {
+  static const Op& op = get_op("conv2d_relu");
+  const Conv2dAttrs any_windows{{any()}, {any()}, {any()}, any()};
+  const auto ends = [&] {
+    std::vector<Subgraph> chosen;
+    for (const Subgraph& match :
+         sch.find([&](const Tensor&x, const Tensor&f, const Tensor&b, const Tensor&residual) {
+           return relu(ops::conv2d_with(x, f, b, any_windows) + residual);
+         })) {
+      const Shape& result = sch.graph().value(match.outputs[0]).spec.shape;
+      const Shape& residual = sch.graph().value(match.inputs.back()).spec.shape;
+      bool same = residual.rank() == result.rank();
+      for (int i = 0; same && i < result.rank(); ++i) same = residual[i].same_as(result[i]);
+      if (same) chosen.push_back(match);
+    }
+    return chosen;
+  };
+  replace_convolutions(sch, summary, ends, [](const Conv2dAttrs& windows) {
+    return [windows](const Tensor& x, const Tensor& f, const Tensor& b, const Tensor& residual) {
+      return apply1(op, {x, f, b, residual}, windows);
+    };
+  });
+  const auto plain = [&] {
+    return as_list(sch.find([&](const Tensor& x, const Tensor& f, const Tensor& b) {
+      return relu(ops::conv2d_with(x, f, b, any_windows));
+    }));
+  };
+  replace_convolutions(sch, summary, plain, [](const Conv2dAttrs& windows) {
+    return [windows](const Tensor& x, const Tensor& f, const Tensor& b) {
+      return apply1(op, {x, f, b, Tensor()}, windows);
+    };
+  });
+}
+
 void fuse_batch_norms(Schedule& sch, Summary& summary) {
   for (const DropoutMode mode : {DropoutMode::follow, DropoutMode::train, DropoutMode::eval}) {
     const Matches added =
@@ -529,37 +606,6 @@ void fuse_batch_norms(Schedule& sch, Summary& summary) {
     attempt(summary, as_list(plain), [&](const std::vector<Subgraph>& chosen) {
       sch.fuse({chosen, {}}, {.name = "FusedNormReLU"});
     });
-  }
-}
-
-/// A convolution without a bias and the batch norm behind it, with what fuse_batch_norms put there.
-void fuse_normalized_convolutions(Schedule& sch, Summary& summary) {
-  const auto results = [](const char* norm, DropoutMode mode, std::span<const Tensor> in) {
-    const Conv2dAttrs windows{{any()}, {any()}, {any()}, any()};
-    std::vector<Tensor> operands = {ops::conv2d_with(in[0], in[1], Tensor(), windows)};
-    operands.insert(operands.end(), in.begin() + 2, in.end());
-    return all_results(apply(get_op(norm), operands, BatchNormAttrs{mode, any(), any()}));
-  };
-  for (const DropoutMode mode : {DropoutMode::follow, DropoutMode::eval}) {
-    const Matches added =
-        sch.find([&](const Tensor& x, const Tensor& f, const Tensor& mean, const Tensor& var,
-                     const Tensor& w, const Tensor& b, const Tensor& residual) {
-          const Tensor operands[] = {x, f, mean, var, w, b, residual};
-          return results("batch_norm_add_relu", mode, operands);
-        });
-    attempt(summary, as_list(added), [&](const std::vector<Subgraph>& chosen) {
-      sch.fuse({chosen, {}}, {.name = "FusedConvNormAddReLU"});
-    });
-    for (const char* norm : {"batch_norm_relu", "batch_norm"}) {
-      const Matches plain = sch.find([&](const Tensor& x, const Tensor& f, const Tensor& mean,
-                                         const Tensor& var, const Tensor& w, const Tensor& b) {
-        const Tensor operands[] = {x, f, mean, var, w, b};
-        return results(norm, mode, operands);
-      });
-      attempt(summary, as_list(plain), [&](const std::vector<Subgraph>& chosen) {
-        sch.fuse({chosen, {}}, {.name = "FusedConvNorm"});
-      });
-    }
   }
 }
 
@@ -601,8 +647,11 @@ Summary gpt(Schedule sch) {
 Summary convolutional(Schedule sch) {
   Summary summary;
   sch.trace({.flatten = true});
+  if (!sch.model().training()) {  // what it computes then is for evaluation alone
+    fold_batch_norms(sch, summary);
+    fuse_activated_convolutions(sch, summary);
+  }
   fuse_batch_norms(sch, summary);
-  fuse_normalized_convolutions(sch, summary);
   require_rewrites(summary, "convolutional");
   return summary;
 }

@@ -37,9 +37,10 @@ Summary transformer_encoder(Schedule sch);
 /// cross_entropy(linear(x), targets), without storing the logits.
 Summary gpt(Schedule sch);
 
-/// batch_norm followed by relu, or by the addition of a residual of its shape and relu, as one op each,
-/// wherever nothing else needs what lies between; then, with a convolution before them that has no bias, as
-/// one op, which is one kernel in evaluation. ScheduleError when there is neither below `sch`.
+/// Of a model in eval mode, batch norms become part of the convolutions and Linears before them, and these
+/// one op with the relu and the residual behind: what is built then runs in eval mode only. Elsewhere
+/// batch_norm followed by relu, or by the addition of a residual of its shape and relu, becomes one op.
+/// Both wherever nothing else needs what lies between. ScheduleError when there is neither below `sch`.
 Summary convolutional(Schedule sch);
 
 }  // namespace tenon::schedules

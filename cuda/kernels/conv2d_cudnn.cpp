@@ -4,9 +4,8 @@
 // accumulate in float32. What cuDNN refuses goes to conv2d.cu.
 //
 // In channels-last memory 16-bit convolutions do before they round what follows them, in one kernel where
-// cuDNN has one: conv2d adds the bias, conv2d_relu and conv2d_batch_norm… the rest of their names, the
-// latter in evaluation, where batch norm is a factor and an addend for each channel. Where cuDNN has none,
-// conv2d's bias is added after it, and the others are expanded.
+// cuDNN has one: conv2d adds the bias, conv2d_relu also the residual and the relu. Where cuDNN has none,
+// conv2d's bias is added after it, and conv2d_relu is expanded.
 //
 // A call is planned once for each device, sizes and strides. In a Program 16-bit images are channels-last,
 // the layout of its kernels for tensor cores.
@@ -21,13 +20,10 @@
 
 #include "cuda/context.h"
 #include "cuda/cudnn_graph.h"
-#include "cuda/kernels/channel_affine.h"
 #include "cuda/kernels/conv2d.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/detail/batch_norm_call.h"
 #include "tensor/detail/window.h"
-#include "tensor/ops/norm_attributes.h"
 
 namespace tenon::cuda {
 namespace {
@@ -37,27 +33,21 @@ using ops::ConvGeometry;
 /// Plans are never dropped, since captured graphs may launch their kernels; calls that would make
 /// more go to conv2d.cu.
 constexpr std::size_t kMaxPlans = 4096;
+/// Products of a call that is done before a kernel for it could be compiled ten thousand times over: it
+/// takes those that are there.
+constexpr std::int64_t kFewProducts = std::int64_t{1} << 24;
 constexpr std::size_t kMostWorkspaceBytes = std::size_t{1} << 29;
-/// The residual's place in conv2d_batch_norm_add_relu.
-constexpr std::size_t kNormResidual = 6;
 
-enum class Computes : std::uint8_t {
-  result,
-  activated_result,
-  normalized_result,
-  d_images,
-  d_filters
-};
+enum class Computes : std::uint8_t { result, activated_result, d_images, d_filters };
 
-constexpr bool is_forward(Computes computes) { return computes <= Computes::normalized_result; }
+constexpr bool is_forward(Computes computes) { return computes <= Computes::activated_result; }
 
 /// What follows the sums of a forward call, in this order: as words, for a Call.
 struct Tail {
-  std::int64_t scales = 0;  // by channel, as float32; then what is added is float32 too
   std::int64_t adds_bias = 0;
   std::int64_t adds_residual = 0;
   std::int64_t relu = 0;
-  std::int64_t count() const { return scales + adds_bias + adds_residual + relu; }
+  std::int64_t count() const { return adds_bias + adds_residual + relu; }
 };
 
 /// A convolution's three tensors, whichever of them is the result.
@@ -71,8 +61,7 @@ template <Computes kComputes>
 Tensors tensors_of(const KernelArgs& args) {
   switch (kComputes) {
     case Computes::result:
-    case Computes::activated_result:
-    case Computes::normalized_result: return {args.inputs[0], args.inputs[1], args.outputs[0]};
+    case Computes::activated_result: return {args.inputs[0], args.inputs[1], args.outputs[0]};
     case Computes::d_images: return {args.outputs[0], args.inputs[1], args.inputs[0]};
     case Computes::d_filters: return {args.inputs[1], args.outputs[0], args.inputs[0]};
   }
@@ -81,9 +70,7 @@ Tensors tensors_of(const KernelArgs& args) {
 template <Computes kComputes>
 ConvGeometry geometry_of(const KernelArgs& args) {
   const auto [images, filters, result] = tensors_of<kComputes>(args);
-  if constexpr (kComputes == Computes::normalized_result) {
-    return {args.attributes<Conv2dBatchNormAttrs>(), images, filters, result};
-  } else if constexpr (is_forward(kComputes)) {
+  if constexpr (is_forward(kComputes)) {
     return {args.attributes<Conv2dAttrs>(), images, filters, result};
   } else {
     return {args.attributes<Conv2dBackwardAttrs>(), images, filters, result};
@@ -103,7 +90,14 @@ struct Call {
     return std::memcmp(&a, &b, sizeof(Call)) == 0;
   }
 };
-static_assert(sizeof(Call) == (7 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
+static_assert(sizeof(Call) == (6 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
+
+bool is_small(const Call& call) {
+  const auto& [images, filters, result] = call.sizes;
+  std::int64_t products = filters[1] * filters[2] * filters[3];
+  for (const std::int64_t size : result) products *= size;
+  return products <= kFewProducts;
+}
 
 struct CallHash {
   std::size_t operator()(const Call& call) const {
@@ -139,7 +133,8 @@ struct Planned {
       : plan(graph_of(call), handle,
              {.with_fallbacks = true,
               .exact = !has_16_bits(static_cast<DType>(call.dtype)),
-              .most_workspace_bytes = kMostWorkspaceBytes}) {}
+              .most_workspace_bytes = kMostWorkspaceBytes,
+              .compiled_last = is_small(call)}) {}
 
   CudnnGraph graph_of(const Call& call) {
     const auto dtype = static_cast<DType>(call.dtype);
@@ -148,16 +143,15 @@ struct Planned {
     for (std::size_t i = 0; i < 3; ++i) {
       operands[i] = graph.memory(cudnn_type(dtype), call.sizes[i], call.strides[i]);
     }
-    const auto [images, filters, result, scale, bias, residual] = operands;
+    const auto [images, filters, result, bias, residual] = operands;
     switch (static_cast<Computes>(call.computes)) {
       case Computes::result:
-      case Computes::activated_result:
-      case Computes::normalized_result: add_forward(graph, call, sums); break;
+      case Computes::activated_result: add_forward(graph, call, sums); break;
       case Computes::d_images:
-        graph.convolution_of_gradients(images, filters, result, call.windows, sums);
+        graph.convolution(CudnnConvolution::d_images, images, filters, result, call.windows, sums);
         break;
       case Computes::d_filters:
-        graph.convolution_of_filters(images, filters, result, call.windows, sums);
+        graph.convolution(CudnnConvolution::d_filters, images, filters, result, call.windows, sums);
         break;
     }
     return graph;
@@ -167,32 +161,31 @@ struct Planned {
     const CudnnAxes& sizes = call.sizes[2];
     const CudnnAxes& strides = call.strides[2];
     const cudnnDataType_t type = cudnn_type(static_cast<DType>(call.dtype));
-    auto& [images, filters, result, scale, bias, residual] = operands;
+    auto& [images, filters, result, bias, residual] = operands;
     const CudnnGraph::Value last = result;
     std::int64_t left = call.tail.count();
     const auto next = [&] { return left == 0 ? last : graph.intermediate(sizes, strides); };
-    const auto of_channels = [&] {
-      return graph.memory(call.tail.scales != 0 ? CUDNN_DATA_FLOAT : type, {1, sizes[1], 1, 1},
-                          {sizes[1], 1, sizes[1], sizes[1]});
-    };
     CudnnGraph::Value value = next();
-    graph.convolution(images, filters, value, call.windows, sums);
+    graph.convolution(CudnnConvolution::result, images, filters, value, call.windows, sums);
     const auto then = [&](cudnnPointwiseMode_t mode, CudnnGraph::Value operand) {
       --left;
       const CudnnGraph::Value before = std::exchange(value, next());
       if (operand == 0) return graph.pointwise(mode, {before}, value);
       graph.pointwise(mode, {before, operand}, value);
     };
-    if (call.tail.scales != 0) then(CUDNN_POINTWISE_MUL, scale = of_channels());
-    if (call.tail.adds_bias != 0) then(CUDNN_POINTWISE_ADD, bias = of_channels());
+    // In this order, in which cuDNN has kernels that need no compilation.
     if (call.tail.adds_residual != 0) {
       then(CUDNN_POINTWISE_ADD, residual = graph.memory(type, sizes, strides));
+    }
+    if (call.tail.adds_bias != 0) {
+      bias = graph.memory(type, {1, sizes[1], 1, 1}, {sizes[1], 1, sizes[1], sizes[1]});
+      then(CUDNN_POINTWISE_ADD, bias);
     }
     if (call.tail.relu != 0) then(CUDNN_POINTWISE_RELU_FWD, 0);
   }
 
-  /// Images, filters, result, scale, bias and residual; before `plan`, whose graph fills them.
-  std::array<CudnnGraph::Value, 6> operands{};
+  /// Images, filters, result, bias and residual; before `plan`, whose graph fills them.
+  std::array<CudnnGraph::Value, 5> operands{};
   CudnnPlan plan;
   bool has_run = false;
 };
@@ -235,13 +228,10 @@ bool is_channels_last_call(const KernelArgs& args) {
 template <Computes kComputes>
 Tail tail_of(const KernelArgs& args) {
   const auto has = [&](std::size_t i) { return i < args.inputs.size() && args.inputs[i].present; };
-  if constexpr (kComputes == Computes::normalized_result) {
-    const bool has_residual = has(kNormResidual);
-    return {1, 1, has_residual, has_residual || args.op->name != "conv2d_batch_norm"};
-  } else if constexpr (kComputes == Computes::activated_result) {
-    return {0, has(2), has(3), 1};
+  if constexpr (kComputes == Computes::activated_result) {
+    return {has(2), has(3), 1};
   } else if constexpr (kComputes == Computes::result) {
-    return {0, has(2), 0, 0};
+    return {has(2), 0, 0};
   }
   return {};
 }
@@ -253,12 +243,6 @@ bool has_whole_vectors(const Call& call) {
   const auto& [images, filters, result] = call.sizes;
   return has_16_bits(static_cast<DType>(call.dtype)) && images[1] == filters[1] &&
          images[1] % kVector == 0 && result[1] % kVector == 0;
-}
-
-/// The call has running statistics and goes by them.
-bool normalizes_by_running(const KernelArgs& args) {
-  const DropoutMode mode = args.attributes<Conv2dBatchNormAttrs>().mode;
-  return args.inputs[2].present && !ops::uses_batch_statistics(mode, args.training);
 }
 
 template <Computes kComputes>
@@ -275,9 +259,6 @@ Planned* planned(const KernelArgs& args) {
     call.tail = {};
   } else if constexpr (is_forward(kComputes)) {
     if (!fuses) return nullptr;
-    if constexpr (kComputes == Computes::normalized_result) {
-      if (!normalizes_by_running(args)) return nullptr;
-    }
     call.tail = tail_of<kComputes>(args);
   }
   return find_plan(call);
@@ -294,19 +275,10 @@ ImageLayout image_layout(const KernelArgs& args) {
                                                 : ImageLayout::row_major;
 }
 
-/// Of the two vectors that batch norm is turned into, before cuDNN's part of the workspace.
-template <Computes kComputes>
-std::size_t affine_bytes(const KernelArgs& args) {
-  if (kComputes != Computes::normalized_result) return 0;
-  constexpr std::size_t kAlignment = 256;
-  const auto channels = static_cast<std::size_t>(args.outputs[0].size(1));
-  return 2 * ((channels * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment);
-}
-
 template <Computes kComputes>
 std::size_t workspace_bytes(const KernelArgs& args) {
   const Planned* plan = planned<kComputes>(args);
-  return plan == nullptr ? 0 : affine_bytes<kComputes>(args) + plan->plan.workspace_bytes();
+  return plan == nullptr ? 0 : plan->plan.workspace_bytes();
 }
 
 /// cuDNN reads vectors; a view may start at any element.
@@ -334,41 +306,6 @@ void conv2d_relu_directly(const KernelArgs& args) {
   const TensorView sum[] = {args.outputs[0], args.inputs[3]};
   if (args.inputs[3].present) run_kernel(args, "add", sum, kNone);
   run_kernel(args, "relu", {sum, 1}, kNone);
-}
-
-void conv2d_batch_norm_directly(const KernelArgs& args) {
-  const auto& a = args.attributes<Conv2dBatchNormAttrs>();
-  const Attrs windows = static_cast<const Conv2dAttrs&>(a);
-  const TensorView operands[] = {args.inputs[0], args.inputs[1], {}};
-  KernelArgs call{&get_op("conv2d"), operands, args.outputs, &windows};
-  call.stream = args.stream;
-  conv2d_directly(call);
-  std::vector<TensorView> rest = {args.outputs[0]};
-  rest.insert(rest.end(), args.inputs.begin() + 2, args.inputs.end());
-  const Tail tail = tail_of<Computes::normalized_result>(args);
-  run_kernel(args,
-             tail.adds_residual != 0 ? "batch_norm_add_relu"
-             : tail.relu != 0        ? "batch_norm_relu"
-                                     : "batch_norm",
-             rest, BatchNormAttrs{a.mode, a.momentum, a.eps});
-}
-
-/// Batch norm's factors and addends, at the start of the workspace; its results beside the first.
-ChannelAffine affine_of(const KernelArgs& args) {
-  const auto half = affine_bytes<Computes::normalized_result>(args) / 2;
-  auto* const scale = static_cast<std::byte*>(args.workspace);
-  return {.channels = args.outputs[0].size(1),
-          .running_mean = args.inputs[2].data,
-          .running_var = args.inputs[3].data,
-          .weight = args.inputs[4].present ? args.inputs[4].data : nullptr,
-          .bias = args.inputs[5].present ? args.inputs[5].data : nullptr,
-          .eps = args.attributes<Conv2dBatchNormAttrs>().eps,
-          .mean = args.outputs[1].as<float>(),
-          .factor = args.outputs[2].as<float>(),
-          .new_mean = args.outputs[3].data,
-          .new_var = args.outputs[4].data,
-          .scale = reinterpret_cast<float*>(scale),
-          .shift = reinterpret_cast<float*>(scale + half)};
 }
 
 using TensorDesc = Handle<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor>;
@@ -399,18 +336,6 @@ void add_bias(cudnnHandle_t handle, const Call& call, const TensorView& bias, vo
       cudnnAddTensor(handle, one, addend.get(), bias.data, one, target.get(), result));
 }
 
-/// What the plan reads beside images and filters: scale, bias and residual.
-template <Computes kComputes>
-std::array<void*, 3> tail_data(const KernelArgs& args, const Stream& stream) {
-  const auto data = [&](std::size_t operand) {
-    return operand < args.inputs.size() ? args.inputs[operand].data : nullptr;
-  };
-  if constexpr (kComputes != Computes::normalized_result) return {nullptr, data(2), data(3)};
-  const ChannelAffine affine = affine_of(args);
-  compute_channel_affine(stream, args.name(), args.inputs[0].dtype, affine);
-  return {affine.scale, affine.shift, data(kNormResidual)};
-}
-
 template <Computes kComputes, auto kDirectly>
 void run(const KernelArgs& args) {
   require_alive();
@@ -420,17 +345,21 @@ void run(const KernelArgs& args) {
   if (plan == nullptr) return kDirectly(args);
   const Stream stream = stream_of(args);
   use_device(stream.device);
-  const auto [scale, bias, residual] = tail_data<kComputes>(args, stream);
+  const auto data = [&](std::size_t operand) {
+    return is_forward(kComputes) && operand < args.inputs.size() ? args.inputs[operand].data
+                                                                 : nullptr;
+  };
   CudnnLibrary& library = cudnn_library(stream.device);
   const std::lock_guard lock(library.mutex);
   TENON_CUDNN_CHECK(cudnnSetStream(library.handle(), stream.handle));
   const auto& values = plan->operands;
-  const CudnnBinding bindings[] = {{values[0], images.data}, {values[1], filters.data},
-                                   {values[2], result.data}, {values[3], scale},
-                                   {values[4], bias},        {values[5], residual}};
-  plan->plan.run(library.handle(), bindings,
-                 static_cast<std::byte*>(args.workspace) + affine_bytes<kComputes>(args));
-  if (kComputes == Computes::result && args.inputs[2].present && values[4] == 0) {
+  const CudnnBinding bindings[] = {{values[0], images.data},
+                                   {values[1], filters.data},
+                                   {values[2], result.data},
+                                   {values[3], data(2)},
+                                   {values[4], data(3)}};
+  plan->plan.run(library.handle(), bindings, args.workspace);
+  if (kComputes == Computes::result && args.inputs[2].present && values[3] == 0) {
     add_bias(library.handle(), call_of<kComputes>(args, channels_last), args.inputs[2],
              result.data);
   }
@@ -452,12 +381,6 @@ void add(const char* op, const char* name) {
 void register_conv2d_cudnn_kernels() {
   add<Computes::result, conv2d_directly>("conv2d", "cudnn.conv2d");
   add<Computes::activated_result, conv2d_relu_directly>("conv2d_relu", "cudnn.conv2d_relu");
-  for (const auto& [op, name] : std::initializer_list<std::pair<const char*, const char*>>{
-           {"conv2d_batch_norm", "cudnn.conv2d_batch_norm"},
-           {"conv2d_batch_norm_relu", "cudnn.conv2d_batch_norm_relu"},
-           {"conv2d_batch_norm_add_relu", "cudnn.conv2d_batch_norm_add_relu"}}) {
-    add<Computes::normalized_result, conv2d_batch_norm_directly>(op, name);
-  }
   add<Computes::d_images, conv2d_backward_input_directly>("conv2d_backward_input",
                                                           "cudnn.conv2d_backward_input");
   add<Computes::d_filters, conv2d_backward_weight_directly>("conv2d_backward_weight",

@@ -51,7 +51,7 @@ class Lowering final : public Interpreter {
     for (NodeId id : graph_.order()) lower_node(graph_.node(id));
     place_outputs();
     place_writes();
-    keep_copies_of_state();
+    keep_what_state_makes();
     plan();
     return std::move(program_);
   }
@@ -104,7 +104,7 @@ class Lowering final : public Interpreter {
   bool tile_the_buffer(int index, std::span<const Location> results) const;
   void place_writes();
   bool write_in_place(const Location& value, const Location& state);
-  void keep_copies_of_state();
+  void keep_what_state_makes();
   void plan();
   void allocate_arena(const MemoryPlan& plan);
 

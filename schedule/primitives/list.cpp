@@ -12,6 +12,7 @@ std::span<const PrimitiveInfo> list_primitives() {
       {"checkpoint", "run a module or each match again in backward instead of keeping its values"},
       {"decompose", "split a module's ops into the plainer ops they consist of"},
       {"find", "modules by name or class, nodes by predicate, subgraphs by a function on Tensors"},
+      {"fold", "let a convolution or Linear do the batch norm behind it, in evaluation"},
       {"fuse", "put the one fused op that is registered for a composition in its place"},
       {"fuse_parallel", "join Linears of one input into one product"},
       {"print", "write a line about a value whenever the Graph runs"},

@@ -74,9 +74,6 @@
   X(batch_norm_add_relu_backward) \
   X(conv2d) \
   X(conv2d_relu) \
-  X(conv2d_batch_norm) \
-  X(conv2d_batch_norm_relu) \
-  X(conv2d_batch_norm_add_relu) \
   X(conv2d_backward_input) \
   X(conv2d_backward_weight) \
   X(max_pool2d) \

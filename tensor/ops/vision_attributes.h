@@ -39,19 +39,6 @@ struct Conv2dBackwardAttrs {
   }
 };
 
-/// conv2d_batch_norm and what may follow it: conv2d's, then batch_norm's.
-struct Conv2dBatchNormAttrs : Conv2dAttrs {
-  DropoutMode mode = DropoutMode::follow;
-  double momentum = 0.1;
-  double eps = 1e-5;
-  static constexpr auto fields() {
-    using A = Conv2dBatchNormAttrs;
-    return std::tuple_cat(Conv2dAttrs::fields(),
-                          std::tuple{field("mode", &A::mode), field("momentum", &A::momentum),
-                                     field("eps", &A::eps)});
-  }
-};
-
 struct Pool2dAttrs {
   std::vector<std::int64_t> kernel_size = {1, 1};
   std::vector<std::int64_t> stride = {1, 1};

@@ -69,22 +69,6 @@ void add_what_follows_convolutions(Samples& samples) {
     };
     samples.push_back({"conv2d_relu", c.what, activated, {x, w, bias, residual}});
     samples.push_back({"conv2d_relu", c.what, activated, {x, w, {}, {}}});
-    for (const DropoutMode mode : {DropoutMode::train, DropoutMode::eval}) {
-      for (const char* op :
-           {"conv2d_batch_norm", "conv2d_batch_norm_relu", "conv2d_batch_norm_add_relu"}) {
-        const auto normalized = [a = c.attrs, mode, op](const std::vector<Tensor>& in) {
-          return std::vector{apply(get_op(op), in, Conv2dBatchNormAttrs{a, mode, 0.1, 0.1})[0]};
-        };
-        std::vector<Tensor> operands = {x,
-                                        w,
-                                        leaf(vector, kDense, 8).detach(),
-                                        leaf_in(0.5, 2, vector, kDense, 9).detach(),
-                                        leaf(vector, kNarrowed, 5),
-                                        bias};
-        if (std::string(op) == "conv2d_batch_norm_add_relu") operands.push_back(residual);
-        samples.push_back({op, c.what, normalized, operands});
-      }
-    }
   }
 }
 

@@ -381,9 +381,10 @@ TEST(Schedules, EveryPrimitiveIsListedOnce) {
     EXPECT_FALSE(info.description.empty()) << info.name;
     names += std::string(info.name) + " ";
   }
-  EXPECT_EQ(names,
-            "annotate bind checkpoint decompose find fuse fuse_parallel print replace replace_all "
-            "trace undo ");
+  EXPECT_EQ(
+      names,
+      "annotate bind checkpoint decompose find fold fuse fuse_parallel print replace replace_all "
+      "trace undo ");
 }
 
 }  // namespace
