@@ -248,6 +248,33 @@ TEST(Tree, MarksOnNodes) {
 6. replace: [[('', add)]] by function)tree");
 }
 
+/// A convolution with the norm that it can do.
+struct NormalizedConv : nn::Module {
+  Tensor forward(const Tensor& x) const { return norm(conv(x)); }
+  nn::Child<nn::Conv2d> conv = add<nn::Conv2d>("conv", 3, 4, 3);
+  nn::Child<nn::BatchNorm2d> norm = add<nn::BatchNorm2d>("norm", 4);
+};
+
+std::string printed_fold() {
+  const auto model = nn::make<NormalizedConv>();
+  model->eval();
+  Schedule sch = create_schedule(model, {{"x", randn({2, 3, 5, 5})}});
+  sch.fold(sch.find("norm"));
+  return printed(sch);
+}
+
+TEST(Tree, FoldedNorms) {
+  EXPECT_EQ(
+      printed_fold(),
+      R"tree(  NormalizedConv(
+-   (conv): Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))                     # replaced by Folded_0
+-   (norm): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)  # replaced by Folded_0
++   (Folded_0): Folded(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)  # by fold
+  )
+
+1. fold: [[('', norm)]] as Folded)tree");
+}
+
 TEST(Tree, EveryPrimitiveIsListed) {
   Schedule sch = schedule_of_attention();
   sch.fuse_parallel(sch.find("[qkv]_proj"));
@@ -259,7 +286,7 @@ TEST(Tree, EveryPrimitiveIsListed) {
   sch["proj.layer_norm"].print();
   sch["proj.dropout"].replace(nn::make<nn::Dropout>(0.1));
   schedule_tail(sch["proj"]);
-  const std::string text = printed(sch);
+  const std::string text = printed(sch) + "\n" + printed_fold();
   for (const PrimitiveInfo& primitive : list_primitives()) {
     if (primitive.name == "find" || primitive.name == "undo") continue;
     const std::string name = ". " + std::string(primitive.name);
