@@ -17,6 +17,9 @@
 #include "cuda/device/wgmma.cuh"
 #include "cuda/tensor_map.h"
 
+// A pass over an architecture without wgmma uses none of this.
+#pragma nv_diag_suppress 177
+
 namespace tenon::cuda {
 namespace {
 
