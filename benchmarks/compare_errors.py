@@ -121,7 +121,8 @@ def without_rows(results, empty):
 
 
 def compare(options, number, call, found, note):
-    """Lines about what is wrong, and the largest share of the allowed error with its result's name."""
+    """Lines about what is wrong, and the largest share of the allowed error with its result's name; None
+    instead of these where PyTorch does not take the call."""
     if "error" in note:
         return [f"error: {note['error']}"], (float("inf"), "")
     wrong = []
@@ -131,7 +132,8 @@ def compare(options, number, call, found, note):
     try:
         peer = call.peer()
     except RuntimeError as error:
-        return [*wrong, f"PyTorch refuses: {str(error)[:200]}"], (0.0, "")
+        print(f"{number}: PyTorch refuses {call.text}: {str(error)[:200]}", flush=True)
+        return wrong, None
     wanted = exact
     if call.exact_by_tenon:
         wanted = {name.removeprefix("exact."): value for name, value in found.items() if name.startswith("exact.")}
@@ -202,10 +204,11 @@ def main():
             calls[number] = random_calls.DRAW[options.what](rng, generator, options.device, options.pairs)
         results, notes = run_tenon(options, calls)
         for number, call in calls.items():
-            wrong, (share, name) = compare(options, number, call, results[number], notes[number])
-            compared += 1
+            wrong, most = compare(options, number, call, results[number], notes[number])
             bad += bool(wrong)
-            shares.append((share, number, name, call.text))
+            if most is not None:
+                compared += 1
+                shares.append((most[0], number, most[1], call.text))
             if wrong:
                 print(f"{number}: {call.text}\n    kernels: {', '.join(notes[number].get('kernels', []))}")
                 print("".join(f"    {line}\n" for line in wrong), end="", flush=True)
