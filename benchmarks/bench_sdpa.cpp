@@ -39,7 +39,8 @@ struct Options : bench::CommonOptions {
   bool mask_gradient = false;
   double dropout = 0;
   std::string mode = "fwd";
-  std::string kernel;  // "": the chosen one
+  std::string kernel;           // "": the chosen one
+  std::string backward_kernel;  // the same
   int runs = 20;
 
   bool trains() const { return mode == "train"; }
@@ -96,6 +97,19 @@ struct Attention : nn::Module {
   Tensor mask;
 };
 
+/// Forward and backward, the latter bound to the kernel that is asked for.
+Graph joint_graph(const Options& o, const Schedule& sch) {
+  Graph graph = differentiate(sch.graph(), detail::state_tree(sch)).graph;
+  if (o.backward_kernel.empty()) return graph;
+  const std::vector<NodeId> nodes = graph.order();
+  for (const NodeId id : nodes) {
+    if (graph.node(id).op->name == "scaled_dot_product_attention_backward") {
+      graph.bind_kernel(id, o.backward_kernel);
+    }
+  }
+  return graph;
+}
+
 ordered_json measure(const Options& o) {
   const Device device = o.chosen_device();
   const DType dtype = parse_dtype(o.dtype);
@@ -118,9 +132,7 @@ ordered_json measure(const Options& o) {
     sch.bind(sch.find(is_attention), o.kernel);
   }
   if (o.is_grouped() && o.schedule == "full") schedules::attention(sch);
-  Executor executor = o.trains()
-                          ? Executor(differentiate(sch.graph(), detail::state_tree(sch)).graph)
-                          : build(sch, {.verify = false});
+  Executor executor = o.trains() ? Executor(joint_graph(o, sch)) : build(sch, {.verify = false});
   Program& program = executor.program(inputs, o.trains());
   const bench::StepTimes times =
       bench::time_steps(device, o.runs, 1, [&](std::int64_t) { executor.run(inputs, o.trains()); });
@@ -169,6 +181,9 @@ int main(int argc, char** argv) {
   line.option("--dropout", o.dropout, "probability, in training").probability();
   line.option("--mode", o.mode, "fwd or train").one_of({"fwd", "train"});
   line.option("--kernel", o.kernel, "the forward's implementation, such as cuda.flash_mma")
+      .without_default();
+  line.option("--backward-kernel", o.backward_kernel,
+              "the gradient's, such as cuda.flash_backward_mma")
       .without_default();
   line.option("--runs", o.runs, "single steps of which the median counts").positive();
   o.add_profile_to(line);

@@ -65,6 +65,18 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
   } while (done == 0);
 }
 
+/// Whether the phase of that parity has ended; what came before its end may be read then.
+__device__ __forceinline__ bool barrier_ended(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;"
+      " selp.u32 %0, 1, 0, done; }"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 /// A position in a ring of kStages stages, each with a barrier; rounds alternate parity.
 template <int kStages>
 struct RingPosition {

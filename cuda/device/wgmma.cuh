@@ -127,30 +127,31 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
 #define TENON_TILES(i)                                                                       \
   TENON_TILE(i), TENON_TILE(i + 1), TENON_TILE(i + 2), TENON_TILE(i + 3), TENON_TILE(i + 4), \
       TENON_TILE(i + 5), TENON_TILE(i + 6), TENON_TILE(i + 7)
-#define TENON_WGMMA_SHARED(n, type, registers, a, b, transposed, ...)                        \
+#define TENON_WGMMA_SHARED(n, type, registers, a, b, transposed, accumulate, ...)            \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" registers \
-               "}, " a ", " b ", 1, 1, 1, 0, " transposed ";"                                \
+               "}, " a ", " b ", " accumulate ", 1, 1, 0, " transposed ";"                   \
                : __VA_ARGS__                                                                 \
-               : "l"(a_descriptor), "l"(b_descriptor), "n"(kTransposed ? 1 : 0)              \
+               : "l"(a_descriptor), "l"(b_descriptor), "n"(kTransposed ? 1 : 0),             \
+                 "n"(kAccumulate ? 1 : 0)                                                    \
                : "memory")
 
-/// c (64, kColumns) += A·B with 64 rows of 16 elements of a tile A and, as above, kColumns of B in shared
-/// memory. kColumns is 64, 128 or 192; T is Half or BFloat16.
-template <class T, int kColumns, bool kTransposed>
+/// c (64, kColumns) += A·B, or c = A·B, with 64 rows of 16 elements of a tile A and, as above, kColumns of
+/// B in shared memory. kColumns is 64, 128 or 192; T is Half or BFloat16.
+template <class T, int kColumns, bool kTransposed, bool kAccumulate = true>
 __device__ __forceinline__ void wgmma_shared(float (&c)[kColumns / 8][4],
                                              std::uint64_t a_descriptor,
                                              std::uint64_t b_descriptor) {
   static_assert(kColumns == 64 || kColumns == 128 || kColumns == 192);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TENON_WGMMA_64(type) \
-  TENON_WGMMA_SHARED("64", type, TENON_REGISTERS_0, "%32", "%33", "%34", TENON_TILES(0))
+  TENON_WGMMA_SHARED("64", type, TENON_REGISTERS_0, "%32", "%33", "%34", "%35", TENON_TILES(0))
 #define TENON_WGMMA_128(type)                                                                     \
   TENON_WGMMA_SHARED("128", type, TENON_REGISTERS_0 ", " TENON_REGISTERS_32, "%64", "%65", "%66", \
-                     TENON_TILES(0), TENON_TILES(8))
+                     "%67", TENON_TILES(0), TENON_TILES(8))
 #define TENON_WGMMA_192(type)                                                                  \
   TENON_WGMMA_SHARED("192", type,                                                              \
                      TENON_REGISTERS_0 ", " TENON_REGISTERS_32 ", " TENON_REGISTERS_64, "%96", \
-                     "%97", "%98", TENON_TILES(0), TENON_TILES(8), TENON_TILES(16))
+                     "%97", "%98", "%99", TENON_TILES(0), TENON_TILES(8), TENON_TILES(16))
   if constexpr (kColumns == 64 && std::is_same_v<T, Half>) {
     TENON_WGMMA_64("f16");
   } else if constexpr (kColumns == 64) {

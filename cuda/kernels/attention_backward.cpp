@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/register.h"
 #include "tensor/detail/attention_rules.h"
 #include "tensor/detail/check.h"
@@ -239,6 +240,22 @@ bool supports_wgmma(const KernelArgs& args) {
          query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1);
 }
 
+bool goes_to_cudnn(const KernelArgs& args) {
+  return std::ranges::any_of(args.op->kernels(DeviceType::cuda), [&](const Kernel& kernel) {
+    return kernel.name == kCudnnAttention && kernel.preferred(args) && kernel.supports(args);
+  });
+}
+
+/// Before cuDNN too with heads up to 64, where it was measured to be ahead. With larger ones it was not
+/// measured yet beside cuDNN, which keeps its calls: long rows without mask and dropout.
+bool prefers_wgmma(const KernelArgs& args) {
+  constexpr std::int64_t kMeasuredHead = 64;
+  if (!supports_wgmma(args)) return false;
+  const std::int64_t head =
+      std::max(args.inputs[kQuery].size(-1), args.inputs[kValue].size(-1));
+  return head <= kMeasuredHead || !goes_to_cudnn(args);
+}
+
 bool accepts_mma(int operand, const TensorView& view) {
   switch (operand) {
     case kMask: return true;
@@ -290,8 +307,7 @@ bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v) {
 
 bool backward_wgmma_takes(DType dtype, std::int64_t head, std::int64_t head_v,
                           const DeviceLimits& limits) {
-  return backward_mma_takes(dtype, head, head_v) && std::max(head, head_v) <= 64 &&
-         has_wgmma(limits);
+  return backward_mma_takes(dtype, head, head_v) && has_wgmma(limits);
 }
 
 void register_attention_backward_kernels() {
@@ -309,7 +325,7 @@ void register_attention_backward_kernels() {
   wgmma.name = "cuda.flash_backward_wgmma";
   wgmma.run = run_wgmma;
   wgmma.supports = supports_wgmma;
-  wgmma.preferred = supports_wgmma;  // before cuDNN too
+  wgmma.preferred = prefers_wgmma;
   add(mma);
   add(wgmma);
   Kernel tf32x3 = mma;

@@ -53,7 +53,7 @@ MaskGradientPlan plan_mask_gradient(const AttentionBackwardParams& params, DType
 
 /// Whether backward_mma can take a call: 16-bit floats, head sizes multiples of 8 up to 128.
 bool backward_mma_takes(DType dtype, std::int64_t head, std::int64_t head_v);
-/// Whether backward_wgmma can: head sizes up to 64, compute capability 9.0.
+/// Whether backward_wgmma can: the same sizes, compute capability 9.0.
 bool backward_wgmma_takes(DType dtype, std::int64_t head, std::int64_t head_v,
                           const DeviceLimits& limits);
 
@@ -63,9 +63,11 @@ bool backward_wgmma_takes(DType dtype, std::int64_t head, std::int64_t head_v,
 void launch_backward_queries(const AttentionBackwardParams& params, DType dtype, Stream stream);
 void launch_backward_keys(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
-/// Both launches by wgmma, not `zero`: head sizes at most 64, compute capability 9.0, fewer than 2^31
-/// queries and keys. A mask is in key_bias, or as launch_pair_mask leaves it.
+/// Both launches by wgmma, not `zero`: compute capability 9.0, fewer than 2^31 queries and keys. A mask is
+/// in key_bias, or as launch_pair_mask leaves it.
 void launch_backward_wgmma(const AttentionBackwardParams& params, DType dtype, Stream stream);
+/// The same for heads above 64, which are compiled apart; called by the one above.
+void launch_backward_wgmma_wide(const AttentionBackwardParams& params, DType dtype, Stream stream);
 
 /// Tensor cores at float32's accuracy: sizes that flash_tf32x3_takes, lse given, and keep_bits
 /// where something is dropped; aligned as for launch_backward_queries, which comes first here too.

@@ -78,7 +78,8 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
   Weights<Tile> kept, d_score;
   multiply_own<Tile>(score, address, warp_row, queries, lane);
   finish_key_probabilities<Tile>(params, static_cast<float>(params.scale_log2), score, lse, bits,
-                                 mask, row0, query0, lane, kept, params.is_causal);
+                                 mask, row0, query0, lane, params.is_causal);
+  pack_kept<Tile>(score, kept);
   add_weighted_rows<Tile>(state.d_value, kept, grads, lane);
   multiply_own<Tile>(d_weight, values, warp_row, grads, lane);
   finish_key_weights<Tile>(score, d_weight, lse + kStageRows, lane, d_score);

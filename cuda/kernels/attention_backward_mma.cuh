@@ -1,7 +1,7 @@
 // The gradient of attention on tensor cores for float16 and bfloat16, heads that are multiples of 8 up to
-// 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync here, and for heads up to 64 and masks
-// that are the same for all queries on compute capability 9.0 by wgmma (attention_backward_wgmma.cu), whose
-// fragments are the same. Keys that such a mask hides at either end are passed over.
+// 128, zero-padded to 64 or 128; float32 accumulators. By mma.sync here, and on compute capability 9.0 by
+// wgmma (attention_backward_wgmma_sums.cuh), whose fragments are the same. Keys that a mask hides from all
+// queries at either end are passed over.
 //
 //   P  = 2^((Q·Kᵀ·scale + mask)·log2(e) - lse) / (1-p)      K = what dropout keeps of P, else 0
 //   dV = Kᵀ·dO      dS = K∘(dO·Vᵀ) - P∘((1-p)·Σ dO∘O)      dQ = dS·K·scale      dK = dSᵀ·Q·scale

@@ -230,13 +230,13 @@ __device__ __forceinline__ void mask_key_scores(const AttentionBackwardParams& p
   }
 }
 
-/// Scores of the warp's keys (rows) and 8·kColumnTiles queries to probabilities over 1-p, and what dropout
-/// keeps of them, rounded, to weights. `edge`: a query may come before a key.
+/// Scores of the warp's keys (rows) and 8·kColumnTiles queries to probabilities over 1-p, with a minus sign
+/// where dropout drops them. `edge`: a query may come before a key.
 template <class Tile>
 __device__ __forceinline__ void finish_key_probabilities(
     const AttentionBackwardParams& params, float scale, Scores<Tile>& score, const float* lse,
     const unsigned char* bits, const BatchMask& mask, std::int64_t row0, std::int64_t query0,
-    int lane, Weights<Tile>& weights, bool edge) {
+    int lane, bool edge) {
   const bool masks = Tile::kMasks && mask.changes(row0, Tile::kWarpRows);
   if (masks) mask_key_scores<Tile>(params, scale, score, lse, mask, row0, query0, lane);
 #pragma unroll
@@ -268,6 +268,11 @@ __device__ __forceinline__ void finish_key_probabilities(
     }
   }
   if constexpr (Tile::kDrops) mark_dropped<Tile>(score, bits, lane);
+}
+
+/// What dropout keeps of such probabilities, rounded.
+template <class Tile>
+__device__ __forceinline__ void pack_kept(const Scores<Tile>& score, Weights<Tile>& weights) {
 #pragma unroll
   for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
@@ -276,6 +281,47 @@ __device__ __forceinline__ void finish_key_probabilities(
       for (int h = 0; h < 2; ++h) {
         weights[i][j][h] = pack_floats<typename Tile::T>(kept<Tile>(score[i][j][2 * h]),
                                                          kept<Tile>(score[i][j][2 * h + 1]));
+      }
+    }
+  }
+}
+
+/// dS of one pair, of whose probability the sign is dropout's decision.
+template <class Tile>
+__device__ __forceinline__ float key_weight(float probability, float d_weight, float delta) {
+  return fmaf(kept<Tile>(probability), d_weight, -fabsf(probability) * delta);
+}
+
+/// dS of the same tile, in place of dO·Vᵀ.
+template <class Tile>
+__device__ __forceinline__ void replace_key_weights(const Scores<Tile>& probability,
+                                                    Scores<Tile>& d_weight, const float* delta,
+                                                    int lane) {
+#pragma unroll
+  for (int j = 0; j < Tile::kColumnTiles; ++j) {
+    const float2 offset = *reinterpret_cast<const float2*>(delta + 8 * j + 2 * (lane & 3));
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& weight = d_weight[i][j][e];
+        weight = key_weight<Tile>(probability[i][j][e], weight, e % 2 == 0 ? offset.x : offset.y);
+      }
+    }
+  }
+}
+
+/// Scores, rounded.
+template <class Tile>
+__device__ __forceinline__ void pack_scores(const Scores<Tile>& score, Weights<Tile>& weights) {
+#pragma unroll
+  for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        weights[i][j][h] =
+            pack_floats<typename Tile::T>(score[i][j][2 * h], score[i][j][2 * h + 1]);
       }
     }
   }
@@ -296,9 +342,8 @@ __device__ __forceinline__ void finish_key_weights(const Scores<Tile>& probabili
         float d_score[2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float p = probability[i][j][2 * h + c];
-          d_score[c] = fmaf(kept<Tile>(p), d_weight[i][j][2 * h + c],
-                            -fabsf(p) * (c == 0 ? offset.x : offset.y));
+          d_score[c] = key_weight<Tile>(probability[i][j][2 * h + c], d_weight[i][j][2 * h + c],
+                                        c == 0 ? offset.x : offset.y);
         }
         weights[i][j][h] = pack_floats<typename Tile::T>(d_score[0], d_score[1]);
       }

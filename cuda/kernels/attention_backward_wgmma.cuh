@@ -1,5 +1,5 @@
 // Attention's gradient by wgmma: the tiles of its kernels, and the warpgroup that copies what the others
-// compute with; see attention_backward_wgmma.cu.
+// compute with; see attention_backward_wgmma_sums.cuh.
 #pragma once
 
 #include "cuda/device/tma.cuh"
@@ -19,8 +19,11 @@ struct BackwardTurn {
   bool ends;               // the block's turns
 };
 
+inline constexpr int kPartColumns = 64;  // of a swizzled row of a tile, whose parts lie one by one
+inline constexpr int kPartRowBytes = 2 * kPartColumns;
+
 /// Compile-time facts of a kernel. kKeys: it sums dK and dV, else dQ.
-template <class T_, bool kDrops_, bool kKeys_, BackwardMask kMask_>
+template <class T_, int kHead_, bool kDrops_, bool kKeys_, BackwardMask kMask_>
 struct WarpgroupTile {
   using T = T_;
   static constexpr bool kDrops = kDrops_;
@@ -28,32 +31,41 @@ struct WarpgroupTile {
   static constexpr bool kMasks = kMask_ == BackwardMask::keys;
   static constexpr bool kKeyMasks = kMasks;
   static constexpr bool kPairs = kMask_ == BackwardMask::pairs;
-  static constexpr int kHead = 64;
+  static constexpr int kHead = kHead_;
+  static constexpr int kParts = kHead / kPartColumns;
+  static constexpr bool kWide = kParts > 1;
   static constexpr int kRowTiles = 1;
   static constexpr int kColumnTiles = kStageRows / 8;
   static constexpr int kWarpRows = 16;
   static constexpr int kGroupRows = 64;
   static constexpr int kRows = 2 * kGroupRows;  // of an item
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kWide && kPairs ? 3 : 4;
+  // The sums of wide keys leave no registers for own rows: products read them where they lie.
+  static constexpr bool kTight = kWide && kKeys;
+  // Own rows stay until an item is written, through their memory; else the next item's come early.
+  static constexpr bool kKeepsOwn = kWide && (kKeys || kPairs);
 
   // Of three warpgroups, together the 504 that the block starts with.
-  static constexpr int kProducerRegisters = !kKeys ? 56 : kPairs ? 40 : 24;
-  static constexpr int kConsumerRegisters = !kKeys ? 224 : kPairs ? 232 : 240;
+  static constexpr int kProducerRegisters = kKeys || kWide ? 24 : 56;
+  static constexpr int kConsumerRegisters = (504 - kProducerRegisters) / 2;
 
-  // Own rows: K and V; or Q, dO, O and lse.
-  static constexpr int kOwnBytes = kRows * kHead * 2;
-  static constexpr int kOwnLse = (kKeys ? 2 : 3) * kOwnBytes;
+  // Own rows: K and V; or Q, dO, O and lse. A wide O comes as a stage before those of the keys.
+  static constexpr int kOwnPart = kRows * kPartRowBytes;
+  static constexpr int kOwnBytes = kParts * kOwnPart;
+  static constexpr int kOwnLse = (kKeys || kWide ? 2 : 3) * kOwnBytes;
   // A stage: Q and dO, or K and V; a mask of pairs; a bit for each pair; statistics of the queries.
   static constexpr int kRing = kOwnLse + (kKeys ? 0 : 1024);
-  static constexpr int kOtherBytes = kStageRows * kHead * 2;
+  static constexpr int kOtherPart = kStageRows * kPartRowBytes;
+  static constexpr int kOtherBytes = kParts * kOtherPart;
   static constexpr int kPairMask = 2 * kOtherBytes;
   static constexpr int kBits = kPairMask + (kPairs ? kStageRows * kRows * 2 : 0);
   static constexpr int kStatistics = kBits + (kDrops ? kStageRows * kRows / 8 : 0);
   static constexpr int kStageBytes =
       (kStatistics + (kKeys ? 2 * kStageRows * 4 : 0) + 1023) / 1024 * 1024;
-  // 16 rows for each warp, through which results are written.
-  static constexpr int kResults = kRing + kStages * kStageBytes;
-  static constexpr int kItems = kResults + kOwnBytes;
+  // 16 rows for each warp, through which results are written, part by part.
+  static constexpr int kRingEnd = kRing + kStages * kStageBytes;
+  static constexpr int kResults = kKeepsOwn ? 0 : kRingEnd;
+  static constexpr int kItems = kRingEnd + (kKeepsOwn ? 0 : kOwnPart);
   static constexpr int kBarriers = kItems + 2 * static_cast<int>(sizeof(BackwardTurn<T>));
   static constexpr int kSharedBytes =
       kBarriers + (2 * kStages + 2) * static_cast<int>(kBarrierBytes);
@@ -64,6 +76,14 @@ inline constexpr int kGroupThreads = 128;
 inline constexpr int kBlockThreads = 3 * kGroupThreads;
 inline constexpr int kProducerWarps = 4;
 inline constexpr int kConsumerWarps = 8;
+
+/// Byte offset of a 16-byte chunk in a tile of kTileRows rows, swizzled as wgmma reads it.
+template <int kTileRows>
+__device__ __forceinline__ int swizzled_offset(int row, int chunk) {
+  constexpr int kChunks = kPartRowBytes / 16;
+  return chunk / kChunks * (kTileRows * kPartRowBytes) + row * kPartRowBytes +
+         (((chunk % kChunks) ^ (row & 7)) << 4);
+}
 
 /// Where the parts of a block's shared memory are.
 template <class Tile>
@@ -169,6 +189,12 @@ struct CopyQueue {
     arrive<0>();
     pending = 0;
   }
+  /// Waits until a stage is empty. What is pending is not kept back meanwhile: its readers may be those
+  /// who empty the stage, where stages are few.
+  __device__ __forceinline__ void wait_for_empty(std::uint32_t barrier, std::uint32_t parity) {
+    if (Tile::kWide && !barrier_ended(barrier, parity)) flush();
+    barrier_wait(barrier, parity);
+  }
 };
 
 /// The thread, read anew, and below a stride: what is computed of them is not worth a register between
@@ -179,24 +205,25 @@ struct CopyQueue {
   return thread;
 }
 
-/// Starts copying kTileRows rows of one operand from `row` on; what does not exist is 0.
-template <class Tile, int kTileRows>
+/// Starts copying kTileRows rows of kColumns of one operand from `row` on; what does not exist is 0.
+template <class Tile, int kTileRows, int kColumns = Tile::kHead>
 __device__ __forceinline__ void copy_operand(std::uint32_t shared, const typename Tile::T* data,
                                              const AttentionOperand& strides, std::int64_t row,
                                              std::int64_t rows, std::int64_t head) {
-  constexpr int kRowsAtOnce = kGroupThreads / kHeadTiles<Tile>;
+  constexpr int kChunks = kColumns / 8;
+  constexpr int kRowsAtOnce = kGroupThreads / kChunks;
   static_assert(kRowsAtOnce % 8 == 0);  // the swizzle repeats
-  const int first = read_thread() / kHeadTiles<Tile>;
-  const int chunk = read_thread() % kHeadTiles<Tile>;
+  const int first = read_thread() / kChunks;
+  const int chunk = read_thread() % kChunks;
   const int present =
       8 * chunk < head ? static_cast<int>(min(rows - row, std::int64_t{kTileRows})) : 0;
-  const std::uint32_t target = shared + chunk_offset<Tile>(first, chunk);
+  const std::uint32_t target = shared + swizzled_offset<kTileRows>(first, chunk);
   std::int64_t stride = strides.row;
   asm volatile("" : "+l"(stride));
   const auto* source = data + (row + first) * stride + 8 * chunk;
 #pragma unroll
   for (int i = 0; i < kTileRows; i += kRowsAtOnce) {
-    copy_async16(target + i * kRowBytes<Tile>, source, i < present - first);
+    copy_async16(target + i * kPartRowBytes, source, i < present - first);
     source += kRowsAtOnce * stride;
   }
 }
@@ -217,8 +244,10 @@ __device__ __forceinline__ void copy_own(const AttentionBackwardParams& params,
                               params.head);
     copy_operand<Tile, kRows>(own + Tile::kOwnBytes, block.grad, params.grad_strides, row0,
                               params.length, params.head_v);
-    copy_operand<Tile, kRows>(own + 2 * Tile::kOwnBytes, block.output, params.output_strides, row0,
-                              params.length, params.head_v);
+    if constexpr (!Tile::kWide) {
+      copy_operand<Tile, kRows>(own + 2 * Tile::kOwnBytes, block.output, params.output_strides, row0,
+                                params.length, params.head_v);
+    }
     const int thread = read_thread();
     const std::int64_t query = row0 + thread;
     copy_async<4>(own + Tile::kOwnLse + 4 * thread,
@@ -240,12 +269,13 @@ __device__ __forceinline__ void copy_pair_mask(const AttentionBackwardParams& pa
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const std::int64_t key = block.row0 + part * kStageRows;
-      copy_operand<Tile, kStageRows>(target + part * Tile::kOtherBytes, mask + key,
-                                     params.mask_strides, other, params.length, params.keys - key);
+      copy_operand<Tile, kStageRows, kStageRows>(target + part * Tile::kOtherPart, mask + key,
+                                                 params.mask_strides, other, params.length,
+                                                 params.keys - key);
     }
   } else {
-    copy_operand<Tile, Tile::kRows>(target, mask + other, params.mask_strides, block.row0,
-                                    params.length, params.keys - other);
+    copy_operand<Tile, Tile::kRows, kStageRows>(target, mask + other, params.mask_strides,
+                                                block.row0, params.length, params.keys - other);
   }
 }
 
@@ -318,9 +348,18 @@ __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params
     const BackwardBlock<typename Tile::T> block = item.block;
     if (!params.zero) copy_own<Tile>(params, block, layout.address);
     queue.commit(layout.own_full());
+    if constexpr (Tile::kWide && !Tile::kKeys) {
+      static_assert(Tile::kOwnBytes <= Tile::kStageBytes);
+      queue.wait_for_empty(layout.empty(ring.stage), ring.parity ^ 1U);
+      copy_operand<Tile, Tile::kRows>(layout.address + layout.stage(ring.stage), block.output,
+                                      params.output_strides, block.row0, params.length,
+                                      params.head_v);
+      queue.commit(layout.full(ring.stage));
+      ring.advance();
+    }
     const Walk walk = walk_of<Tile>(params, block.batch, block.row0, Tile::kRows);
     for (std::int64_t other = walk.first; other < walk.end; other += kStageRows) {
-      barrier_wait(layout.empty(ring.stage), ring.parity ^ 1U);
+      queue.wait_for_empty(layout.empty(ring.stage), ring.parity ^ 1U);
       copy_stage<Tile>(params, block, layout.address + layout.stage(ring.stage), other);
       queue.commit(layout.full(ring.stage));
       ring.advance();

@@ -17,7 +17,15 @@ namespace {
 constexpr const char* kForwardOp = "scaled_dot_product_attention_lse";
 constexpr const char* kBackwardOp = "scaled_dot_product_attention_backward";
 
-enum class Mask { none, padding, bias, pairs, of_heads };
+enum class Mask {
+  none,
+  padding,
+  bias,
+  pairs,
+  of_heads,
+  late,  ///< keys of one batch before its last ones are hidden, and all but a few in the middle of another
+  unseen  ///< all keys of the first batch are hidden, and all but the last of others
+};
 
 struct Case {
   std::int64_t batch, heads, key_heads, length, keys, head, head_v;
@@ -67,6 +75,19 @@ Tensor make_mask(const Case& c, Generator* generator) {
       for (std::int64_t i = 0; i < c.length * row; ++i) values.push_back(i * 7 % 11 < 8 ? 1 : 0);
       return tensor(values, {c.length, row}, {DType::boolean, kCpu}).to(kCuda).narrow(1, 0, c.keys);
     }
+    case Mask::late:
+      for (std::int64_t i = 0; i < c.batch * c.keys; ++i) {
+        const std::int64_t key = i % c.keys;
+        const bool shown =
+            i < c.keys ? key >= c.keys * 3 / 5 : key >= c.keys / 3 && key <= c.keys / 2;
+        values.push_back(shown ? 0 : -std::numeric_limits<double>::infinity());
+      }
+      return tensor(values, {c.batch, 1, 1, c.keys}, {c.dtype, kCpu}).to(kCuda);
+    case Mask::unseen:
+      for (std::int64_t i = 0; i < c.batch * c.keys; ++i) {
+        values.push_back(i >= c.keys && i % c.keys == c.keys - 1 ? 1 : 0);
+      }
+      return tensor(values, {c.batch, 1, 1, c.keys}, {DType::boolean, kCpu}).to(kCuda);
     case Mask::of_heads:  // the members of a group differ
       return randn({c.heads, c.length, c.keys}, {}, generator).to(c.dtype).to(kCuda);
   }
@@ -101,8 +122,7 @@ std::vector<Tensor> empty_gradients(const Case& c, std::int64_t key_heads, DType
   const auto make = [&](std::int64_t heads, std::int64_t rows, std::int64_t columns) {
     return full({c.batch, rows, heads, columns}, 77.0, {dtype, kCuda}).transpose(1, 2);
   };
-  std::vector<Tensor> gradients = {make(c.heads, c.length, c.head),
-                                   make(key_heads, c.keys, c.head),
+  std::vector<Tensor> gradients = {make(c.heads, c.length, c.head), make(key_heads, c.keys, c.head),
                                    make(key_heads, c.keys, c.head_v)};
   if (c.has_mask_gradient()) {
     const Shape shape = c.mask == Mask::bias ? Shape{c.keys} : Shape{c.heads, c.length, c.keys};
@@ -181,13 +201,15 @@ void check_forward(const Case& c, const Call& call) {
   }
 }
 
-void check_backward(const Case& c, const Call& call) {
+/// By all kernels, or by `only`.
+void check_backward(const Case& c, const Call& call, std::string_view only = "") {
   const std::vector<Tensor> kept = empty_results(c, c.dtype);
   run_kernel(kForwardOp, "cuda.flash_simt", call.operands, kept, c.attrs());
   const std::vector<Tensor> inputs = {call.grad,        call.operands[0], call.operands[1],
                                       call.operands[2], kept[0],          call.operands[3],
                                       kept[1],          kept[2]};
   for (const Kernel& kernel : get_op(kBackwardOp).kernels(DeviceType::cuda)) {
+    if (!only.empty() && kernel.name != only) continue;
     const std::string what = text(c) + " by " + std::string(kernel.name);
     const std::vector<Tensor> got = empty_gradients(c, c.key_heads, c.dtype);
     if (!run_kernel(kBackwardOp, kernel.name, inputs, got, c.backward_attrs())) continue;
@@ -252,6 +274,51 @@ TEST_F(AttentionGroups, LongRows) {
   check({1, 16, 1, 700, 700, 128, 128, DType::bfloat16, Mask::none, true});
   check({3, 32, 8, 1000, 1000, 64, 64, DType::bfloat16, Mask::padding});
   check({2, 32, 8, 700, 700, 64, 64, DType::bfloat16, Mask::none, true, 0.1});
+}
+
+void check_wgmma(const Case& c) {
+  SCOPED_TRACE(text(c));
+  check_backward(c, make_call(c), "cuda.flash_backward_wgmma");
+}
+
+// Heads above 64, whose tiles have two parts, in every kind of its kernels.
+TEST_F(AttentionGroups, WideHeadsByWgmma) {
+  constexpr std::int64_t kLengths[] = {1, 63, 64, 65, 127, 129, 200, 257, 300};
+  constexpr std::int64_t kGroups[] = {1, 2, 8};
+  constexpr std::int64_t kHeads[][2] = {{128, 128}, {72, 72},  {96, 40},
+                                        {128, 64},  {64, 128}, {96, 96}};
+  constexpr Mask kMasks[] = {Mask::none,     Mask::padding, Mask::bias,  Mask::pairs,
+                             Mask::of_heads, Mask::late,    Mask::unseen};
+  int turn = 0;
+  for (const DType dtype : {DType::bfloat16, DType::float16}) {
+    for (const Mask mask : kMasks) {
+      for (const double dropout_p : {0.0, 0.2}) {
+        for (const std::int64_t length : kLengths) {
+          const int t = turn++;
+          const std::int64_t group = kGroups[t % 3], key_heads = 1 + t % 2;
+          const auto& [head, head_v] = kHeads[(t + t / 6) % 6];
+          check_wgmma({2, key_heads * group, key_heads, length, kLengths[(t * 4 + t / 9) % 9], head,
+                       head_v, dtype, mask, t % 5 < 2, dropout_p});
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// More of them than a GPU has multiprocessors: blocks compute several items one after another.
+TEST_F(AttentionGroups, ManyWideHeadsByWgmma) {
+  for (const Mask mask : {Mask::none, Mask::padding, Mask::late, Mask::pairs}) {
+    for (const bool is_causal : {false, true}) {
+      const double dropout_p = is_causal == (mask == Mask::padding) ? 0.2 : 0;
+      const DType dtype = is_causal ? DType::bfloat16 : DType::float16;
+      check_wgmma({2, 70, 70, 270, 330, 128, 96, dtype, mask, is_causal, dropout_p});
+      check_wgmma({2, 144, 72, 140, 130, 72, 128, dtype, mask, is_causal, dropout_p});
+      if (HasFailure()) return;
+    }
+  }
+  check_wgmma({1, 2, 2, 1500, 1700, 128, 128, DType::bfloat16, Mask::none, true});
+  check_wgmma({1, 4, 2, 1100, 900, 128, 128, DType::float16, Mask::pairs, false, 0.1});
 }
 
 TEST_F(AttentionGroups, EveryKernelTakesSome) {

@@ -74,7 +74,7 @@ bool cancels(Kind kind, const Problem& p) {
 }
 
 constexpr Problem kProblems[] = {{1, 31, 8},     {31, 1, 64},     {64, 65, 64},  {65, 64, 72},
-                                 {200, 384, 64}, {384, 200, 128}, {330, 330, 64}, {129, 70, 40}};
+                                 {200, 384, 64}, {384, 200, 128}, {330, 330, 64}, {129, 70, 40}, {65, 300, 96}};
 
 Tensor normal(const Sizes& sizes, DType dtype, Generator& generator) {
   return randn(to_shape(sizes), {DType::float64, kCpu}, &generator).to(dtype);
@@ -229,8 +229,7 @@ TEST_P(CudaAttentionMask, IsExactInEveryTensorCoreKernel) {
       double floor = 0;
       for (const Tensor& t : call.expected) floor = std::max(floor, 0.1 * largest(t.to_doubles()));
       if (cancels(mask.kind, problem)) floor = std::max(floor, static_cast<double>(problem.head));
-      std::vector<const char*> kernels = {"cuda.flash_backward_mma"};
-      if (problem.head <= 64) kernels.push_back("cuda.flash_backward_wgmma");
+      std::vector<const char*> kernels = {"cuda.flash_backward_mma", "cuda.flash_backward_wgmma"};
       if (wide) kernels = {"cuda.flash_backward_tf32x3"};
       for (const char* kernel : kernels) {
         const auto results = call.backward(kernel, kept);
@@ -304,13 +303,15 @@ TEST(CudaAttentionMaskChoice, TensorCoresTakeMasksAndTheirGradients) {
 
 TEST(CudaAttentionMaskChoice, TwentyRunsGiveTheSameBits) {
   SKIP_WITHOUT_GPU();
-  const Call call({384, 384, 64}, Kind::left_padding, DType::bfloat16, false, 0.25);
-  const auto kept = call.forward("cuda.flash_mma");
-  for (const char* kernel : {"cuda.flash_backward_mma", "cuda.flash_backward_wgmma"}) {
-    const auto first = call.backward(kernel, kept);
-    for (int run = 0; run < 20; ++run) {
-      const auto again = call.backward(kernel, kept);
-      for (std::size_t i = 0; i < first.size(); ++i) expect_bit_equal(first[i], again[i], kernel);
+  for (const std::int64_t head : {64, 128}) {
+    const Call call({384, 384, head}, Kind::left_padding, DType::bfloat16, false, 0.25);
+    const auto kept = call.forward("cuda.flash_mma");
+    for (const char* kernel : {"cuda.flash_backward_mma", "cuda.flash_backward_wgmma"}) {
+      const auto first = call.backward(kernel, kept);
+      for (int run = 0; run < 20; ++run) {
+        const auto again = call.backward(kernel, kept);
+        for (std::size_t i = 0; i < first.size(); ++i) expect_bit_equal(first[i], again[i], kernel);
+      }
     }
   }
 }

@@ -232,11 +232,13 @@ TEST(CudaLimits, WgmmaOnComputeCapability90Only) {
     }
     EXPECT_EQ(gemm_wgmma_takes(product(4096, 3072, 1024), limits), has_wgmma(limits))
         << name_of(limits);
-    for (const std::int64_t head : {8, 64}) {
+    for (const std::int64_t head : {8, 64, 72, 128}) {
       EXPECT_EQ(backward_wgmma_takes(DType::bfloat16, head, head, limits), has_wgmma(limits))
           << name_of(limits);
     }
-    EXPECT_FALSE(backward_wgmma_takes(DType::bfloat16, 128, 64, limits)) << name_of(limits);
+    EXPECT_EQ(backward_wgmma_takes(DType::bfloat16, 128, 40, limits), has_wgmma(limits));
+    EXPECT_FALSE(backward_wgmma_takes(DType::bfloat16, 136, 64, limits)) << name_of(limits);
+    EXPECT_FALSE(backward_wgmma_takes(DType::bfloat16, 64, 100, limits)) << name_of(limits);
     EXPECT_FALSE(backward_wgmma_takes(DType::float32, 64, 64, limits)) << name_of(limits);
   }
   // Code for 9.0 with wgmma runs on no other number.
