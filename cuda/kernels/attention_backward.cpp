@@ -251,8 +251,7 @@ bool goes_to_cudnn(const KernelArgs& args) {
 bool prefers_wgmma(const KernelArgs& args) {
   constexpr std::int64_t kMeasuredHead = 64;
   if (!supports_wgmma(args)) return false;
-  const std::int64_t head =
-      std::max(args.inputs[kQuery].size(-1), args.inputs[kValue].size(-1));
+  const std::int64_t head = std::max(args.inputs[kQuery].size(-1), args.inputs[kValue].size(-1));
   return head <= kMeasuredHead || !goes_to_cudnn(args);
 }
 

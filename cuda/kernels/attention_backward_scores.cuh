@@ -233,10 +233,12 @@ __device__ __forceinline__ void mask_key_scores(const AttentionBackwardParams& p
 /// Scores of the warp's keys (rows) and 8·kColumnTiles queries to probabilities over 1-p, with a minus sign
 /// where dropout drops them. `edge`: a query may come before a key.
 template <class Tile>
-__device__ __forceinline__ void finish_key_probabilities(
-    const AttentionBackwardParams& params, float scale, Scores<Tile>& score, const float* lse,
-    const unsigned char* bits, const BatchMask& mask, std::int64_t row0, std::int64_t query0,
-    int lane, bool edge) {
+__device__ __forceinline__ void finish_key_probabilities(const AttentionBackwardParams& params,
+                                                         float scale, Scores<Tile>& score,
+                                                         const float* lse,
+                                                         const unsigned char* bits,
+                                                         const BatchMask& mask, std::int64_t row0,
+                                                         std::int64_t query0, int lane, bool edge) {
   const bool masks = Tile::kMasks && mask.changes(row0, Tile::kWarpRows);
   if (masks) mask_key_scores<Tile>(params, scale, score, lse, mask, row0, query0, lane);
 #pragma unroll

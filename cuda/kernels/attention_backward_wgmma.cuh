@@ -245,8 +245,8 @@ __device__ __forceinline__ void copy_own(const AttentionBackwardParams& params,
     copy_operand<Tile, kRows>(own + Tile::kOwnBytes, block.grad, params.grad_strides, row0,
                               params.length, params.head_v);
     if constexpr (!Tile::kWide) {
-      copy_operand<Tile, kRows>(own + 2 * Tile::kOwnBytes, block.output, params.output_strides, row0,
-                                params.length, params.head_v);
+      copy_operand<Tile, kRows>(own + 2 * Tile::kOwnBytes, block.output, params.output_strides,
+                                row0, params.length, params.head_v);
     }
     const int thread = read_thread();
     const std::int64_t query = row0 + thread;

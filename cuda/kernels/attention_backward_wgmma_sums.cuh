@@ -61,7 +61,7 @@ __device__ __forceinline__ constexpr std::uint64_t head_step(int k) {
 /// 64 columns of a warp's sums, the accumulators of one product.
 template <class Tile>
 __device__ __forceinline__ float (&part_of(Sums<Tile>& sums, int part))[8][4] {
-  return reinterpret_cast<float (&)[8][4]>(sums[0][8 * part]);
+  return reinterpret_cast<float(&)[8][4]>(sums[0][8 * part]);
 }
 
 /// scores = own rows · tileᵀ, started. Zeros that were written to the scores first would make the
@@ -121,8 +121,8 @@ __device__ __forceinline__ void add_pair_mask(Scores<Tile>& score, float scale, 
       load_matrices_transposed(
           pairs, mask + warp / 4 * Tile::kOtherPart + swizzled_offset<kStageRows>(query, chunk));
     } else {
-      load_matrices(pairs, mask + swizzled_offset<Tile::kRows>(
-                                      warp * Tile::kWarpRows + (lane & 15), j + (lane >> 4)));
+      load_matrices(pairs, mask + swizzled_offset<Tile::kRows>(warp * Tile::kWarpRows + (lane & 15),
+                                                               j + (lane >> 4)));
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -154,8 +154,7 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
         params, scale, a.score, reinterpret_cast<const float*>(start + Tile::kStatistics),
         start + Tile::kBits + warp * Tile::kWarpRows / 8, mask, row0, other, lane, edge);
   } else {
-    finish_query_probabilities<Tile>(params, scale, a.lse, a.score, mask, row0, other, lane,
-                                     edge);
+    finish_query_probabilities<Tile>(params, scale, a.lse, a.score, mask, row0, other, lane, edge);
   }
 }
 
@@ -404,7 +403,8 @@ __device__ __forceinline__ void take_own_rows(const AttentionBackwardParams& par
     a.second = layout.tile(group_row * kPartRowBytes + Tile::kOwnBytes);
   }
   if constexpr (!Tile::kKeys && !Tile::kWide) {
-    find_statistics<Tile>(params, layout, a, own + 2 * Tile::kOwnBytes, batch, row0, warp_row, lane);
+    find_statistics<Tile>(params, layout, a, own + 2 * Tile::kOwnBytes, batch, row0, warp_row,
+                          lane);
   } else if constexpr (!Tile::kKeys) {
     barrier_wait(layout.full(a.ring.stage), a.ring.parity);
     find_statistics<Tile>(params, layout, a, own + layout.stage(a.ring.stage), batch, row0,
@@ -516,8 +516,7 @@ void launch_tile(const AttentionBackwardParams& params, Stream stream) {
   launch(stream, Tile::kKeys ? "attention_backward_keys" : "attention_backward_queries",
          backward_wgmma_kernel<Tile>,
          std::min(std::int64_t{multiprocessors}, tiled_batches(params, Tile::kKeys) * tiles),
-         kBlockThreads,
-         Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
+         kBlockThreads, Tile::kSharedBytes, params, tiles, static_cast<float>(params.scale_log2));
 }
 
 template <class T, int kHead, bool kKeys, BackwardMask kMask>

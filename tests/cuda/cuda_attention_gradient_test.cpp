@@ -474,9 +474,8 @@ TEST_P(CudaGradient, OfMaskedAttentionRunsOnTensorCores) {
 
 /// The same in little work, for tools/sanitize_cuda.py: rings that turn twice, warpgroups that pass
 /// tiles, and more tiles than multiprocessors.
-constexpr KernelSizes kSmallSizes[] = {
-    {1, 580, 70, 64},  {1, 70, 580, 64},  {1, 330, 330, 64}, {1, 70, 90, 128},
-    {150, 20, 24, 16}, {1, 330, 390, 128}};
+constexpr KernelSizes kSmallSizes[] = {{1, 580, 70, 64}, {1, 70, 580, 64},  {1, 330, 330, 64},
+                                       {1, 70, 90, 128}, {150, 20, 24, 16}, {1, 330, 390, 128}};
 
 TEST_P(CudaGradient, OfSmallAttentionInEveryKernel) {
   if (GetParam() == DType::float64) GTEST_SKIP() << "one kernel takes it";

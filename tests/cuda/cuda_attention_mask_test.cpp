@@ -73,8 +73,9 @@ bool cancels(Kind kind, const Problem& p) {
   return kind == Kind::column || kind == Kind::of_heads || p.keys == 1;
 }
 
-constexpr Problem kProblems[] = {{1, 31, 8},     {31, 1, 64},     {64, 65, 64},  {65, 64, 72},
-                                 {200, 384, 64}, {384, 200, 128}, {330, 330, 64}, {129, 70, 40}, {65, 300, 96}};
+constexpr Problem kProblems[] = {{1, 31, 8},     {31, 1, 64},    {64, 65, 64},
+                                 {65, 64, 72},   {200, 384, 64}, {384, 200, 128},
+                                 {330, 330, 64}, {129, 70, 40},  {65, 300, 96}};
 
 Tensor normal(const Sizes& sizes, DType dtype, Generator& generator) {
   return randn(to_shape(sizes), {DType::float64, kCpu}, &generator).to(dtype);

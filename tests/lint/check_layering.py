@@ -41,7 +41,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 EIGEN = re.compile(r"^(unsupported/)?Eigen/")
 CLI11 = re.compile(r"^CLI/")
 NOT_IN_PUBLIC = re.compile(r"^(unsupported/)?Eigen/|^cuda|^cublas|^cudnn|^nvrtc|^nlohmann/json\.hpp$|^fmt/")
-DEVICE_CODE = re.compile(r"__global__|__device__")
+DEVICE_CODE = re.compile(r"__global__|__device__|^#include \".*\.cuh\"")
 
 
 def is_public_header(path):
