@@ -66,6 +66,8 @@ GROUPS = [
           tuple(f"DTypes/CudaGradient.OfSmallMaskedDroppedAttentionInEveryKernel/{dtype}"
                 for dtype in ("bfloat16", "float32")),
           ("memcheck", "racecheck", "synccheck")),
+    Group("attention gradient, wide heads", "test_cuda_attention_groups",
+          ("AttentionGroups.SmallWideHeadsByWgmma",), ("memcheck", "racecheck", "synccheck")),
     Group("attention by wgmma", "test_cuda_attention_wgmma",
           ("AttentionWgmma.SmallCasesOfEveryMask",)),
     # Results are stored by the copy engine: initcheck (2025.3) misses those stores, and racecheck

@@ -370,6 +370,35 @@ TEST(CudnnAttentionChoice, IsPreferredForLongRowsInPrograms) {
   EXPECT_FALSE(cuda::cudnn_attention_preferred(2048, 2048, false));
 }
 
+/// The gradient's kernel as a Program chooses it, for (2, 2, length, head) with a mask of keys or none.
+std::string chosen_gradient(std::int64_t length, std::int64_t head, bool masked) {
+  const Tensor x = empty(Shape{2, 2, length, head}, {DType::bfloat16, kCuda});
+  const Tensor lse = empty(Shape{2, 2, length}, {DType::float32, kCuda});
+  const Tensor mask = masked ? ones(Shape{2, 1, 1, length}, {DType::boolean, kCuda}) : Tensor();
+  std::vector<TensorView> inputs, outputs(3, x.view_of_data());
+  for (const Tensor& t : {x, x, x, x, x, mask, lse, Tensor()}) {
+    inputs.push_back(t ? t.view_of_data() : TensorView{});
+  }
+  for (TensorView& view : inputs) view.data = nullptr;
+  const Op& op = get_op("scaled_dot_product_attention_backward");
+  AttentionAttrs forward = attributes(head, false);
+  forward.mode = DropoutMode::train;
+  const Attrs attrs = AttentionBackwardAttrs{forward, false};
+  const KernelArgs args{&op, inputs, outputs, &attrs, true};
+  return std::string(select_kernel(op, DeviceType::cuda, args)->name);
+}
+
+TEST(CudnnAttentionChoice, WgmmaHasTheGradientsOfSmallHeadsAndOfMasks) {
+  SKIP_WITHOUT_GPU();
+  const std::string ours = chosen_gradient(96, 64, false);
+  if (ours != "cuda.flash_backward_wgmma") GTEST_SKIP() << "not on this GPU: " << ours;
+  EXPECT_EQ(chosen_gradient(1024, 64, false), ours);
+  EXPECT_EQ(chosen_gradient(1024, 128, true), ours);
+  EXPECT_EQ(chosen_gradient(96, 128, false), ours);
+  EXPECT_EQ(chosen_gradient(1024, 128, false), "cudnn");
+  EXPECT_NE(chosen_gradient(1024, 136, false), ours);
+}
+
 // --- in Programs ----------------------------------------------------------------------------------
 
 Tensor self_attention(const Tensor& x) { return scaled_dot_product_attention(x, x, x); }

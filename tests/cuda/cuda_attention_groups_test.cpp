@@ -306,6 +306,19 @@ TEST_F(AttentionGroups, WideHeadsByWgmma) {
   }
 }
 
+// The same in little work, for tools/sanitize_cuda.py: rings that turn, and blocks with several items.
+TEST_F(AttentionGroups, SmallWideHeadsByWgmma) {
+  for (const Mask mask : {Mask::none, Mask::late, Mask::pairs}) {
+    for (const double dropout_p : {0.0, 0.2}) {
+      const bool is_causal = (mask == Mask::none) == (dropout_p > 0);
+      check_wgmma({1, 2, 1, 150, 330, 96, 72, DType::bfloat16, mask, is_causal, dropout_p});
+      check_wgmma({1, 1, 1, 330, 150, 72, 128, DType::float16, mask, is_causal, dropout_p});
+      check_wgmma({1, 140, 140, 20, 24, 128, 128, DType::bfloat16, mask, is_causal, dropout_p});
+      if (HasFailure()) return;
+    }
+  }
+}
+
 // More of them than a GPU has multiprocessors: blocks compute several items one after another.
 TEST_F(AttentionGroups, ManyWideHeadsByWgmma) {
   for (const Mask mask : {Mask::none, Mask::padding, Mask::late, Mask::pairs}) {
