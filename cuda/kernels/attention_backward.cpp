@@ -240,6 +240,7 @@ bool supports_wgmma(const KernelArgs& args) {
          query.numel() < kMostRows * query.size(-1) && key.numel() < kMostRows * key.size(-1);
 }
 
+/// Whether cuDNN's kernel is there and wants the call.
 bool goes_to_cudnn(const KernelArgs& args) {
   return std::ranges::any_of(args.op->kernels(DeviceType::cuda), [&](const Kernel& kernel) {
     return kernel.name == kCudnnAttention && kernel.preferred(args) && kernel.supports(args);

@@ -388,7 +388,7 @@ __device__ __forceinline__ void write_sums(const Layout<Tile>& layout, Sums<Tile
   }
 }
 
-/// Own rows for the products of an item's walk; in registers they are statistics' too.
+/// The own rows of an item as operands, and the statistics of queries.
 template <class Tile>
 __device__ __forceinline__ void take_own_rows(const AttentionBackwardParams& params,
                                               const Layout<Tile>& layout, Accumulated<Tile>& a,
@@ -430,7 +430,7 @@ __device__ __forceinline__ void write_item(const AttentionBackwardParams& params
                                            std::int64_t row0, int warp_row, int lane) {
   const auto factor = static_cast<float>(params.scale);
   if constexpr (Tile::kKeys) {
-    if constexpr (Tile::kKeepsOwn) wait_for_group(warp_row / Tile::kGroupRows);
+    if constexpr (Tile::kTight) wait_for_group(warp_row / Tile::kGroupRows);
     write_sums<Tile>(layout, a.d_first, factor, item.d_key, params.d_key_strides, row0, params.keys,
                      params.head, warp_row, lane);
     write_sums<Tile>(layout, a.d_second, 1.0F, item.d_value, params.d_value_strides, row0,
@@ -473,9 +473,7 @@ __device__ __forceinline__ void add_items(const AttentionBackwardParams& params,
     skip_tiles<Tile>(layout, a, count_tiles(all.first, all.end) - tiles_before - own_tiles, lane);
 
     ends = turn.ends;
-    if (turn.is_last) {
-      write_item<Tile>(params, layout, a, item, row0, warp_row, lane);
-    }
+    if (turn.is_last) write_item<Tile>(params, layout, a, item, row0, warp_row, lane);
     if constexpr (Tile::kKeepsOwn) release_own_rows<Tile>(layout, lane);
   }
 }
