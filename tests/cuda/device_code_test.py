@@ -19,7 +19,8 @@ import tempfile
 # Those for wgmma, which do too, have none of it in PTX.
 SIZES_SHARED_MEMORY = {
     "row_ring_places",  # cuda/device/row_stream.cuh
-    "attention_backward_keys", "attention_backward_queries", "attention_backward_simt",
+    "attention_backward_keys", "attention_backward_mask_mma", "attention_backward_mask_tf32x3",
+    "attention_backward_queries", "attention_backward_simt",
     "attention_backward_tf32x3_keys", "attention_backward_tf32x3_queries", "attention_mma",
     "attention_simt", "attention_tf32x3", "cross_entropy"}
 REGISTERS = 65536  # of a multiprocessor, on every compute capability from 8.0 to 12.0
