@@ -10,8 +10,9 @@
 #include "cuda/handle.h"
 #include "cuda/kernels/hold_back.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
+#include "tensor/support/check.h"
+#include "tensor/support/seams.h"
 
 namespace tenon::cuda {
 namespace {

@@ -7,7 +7,7 @@
 #include <unordered_set>
 #include <utility>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

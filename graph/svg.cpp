@@ -14,7 +14,7 @@
 #include <fstream>
 #include <string_view>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -5,8 +5,8 @@
 
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/detail/check.h"
+#include "tensor/rules/attention_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

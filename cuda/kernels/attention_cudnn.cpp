@@ -21,7 +21,7 @@
 #include "cuda/cudnn_graph.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include "graph/tracer.h"
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/state.h"
 #include "tensor/functional.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/norm_attributes.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -5,8 +5,8 @@
 
 #include "tensor/cpu/rows.h"
 #include "tensor/cpu/vector.h"
-#include "tensor/detail/check.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cpu {
 namespace {

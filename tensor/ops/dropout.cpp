@@ -1,13 +1,13 @@
 // dropout: random zeros in training, the identity in evaluation.
 #include "tensor/cpu/dropout.h"
 
-#include "tensor/detail/check.h"
-#include "tensor/detail/dropout_call.h"
-#include "tensor/detail/taken_numbers.h"
+#include "tensor/calls/dropout_call.h"
+#include "tensor/calls/taken_numbers.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,12 +1,12 @@
 // scaled_dot_product_attention_backward: the gradients of attention, without storing its scores.
+#include "tensor/calls/dropout_call.h"
 #include "tensor/cpu/attention_backward.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/attention_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon::ops {
 
