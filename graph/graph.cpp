@@ -368,6 +368,28 @@ void Graph::replace_all_uses(ValueId from, ValueId to) {
   }
 }
 
+NodeId Graph::replace_node(NodeId id, const Op& op, std::vector<ValueId> inputs, Attrs attrs,
+                           std::size_t position) {
+  const Node old = node(id);
+  const std::size_t place = position == SIZE_MAX ? this->position(id) : position;
+  const NodeId made = add_node(op, std::move(inputs), std::move(attrs), old.call, place);
+  Node& added = mutable_node(made);
+  const std::size_t count = std::min(old.outputs.size(), added.outputs.size());
+  for (std::size_t i = count; i < old.outputs.size(); ++i) {
+    if (value(old.outputs[i]).uses.empty() && !is_output(old.outputs[i])) continue;
+    erase_node(made);
+    TENON_CHECK(false, GraphError, "{} cannot be replaced by {}: its result {} is used",
+                full_name(id), op.name, i);
+  }
+  added.region = old.region;
+  added.gradient = old.gradient;
+  added.recomputed = old.recomputed;
+  for (std::size_t i = 0; i < count; ++i) replace_all_uses(old.outputs[i], added.outputs[i]);
+  erase_node(id);
+  rename(made, old.name);
+  return made;
+}
+
 void Graph::erase_node(NodeId id) {
   for (ValueId output : node(id).outputs) {
     TENON_CHECK(value(output).uses.empty() && !is_output(output), GraphError,
