@@ -11,7 +11,7 @@
 namespace tenon::cuda {
 namespace {
 
-enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask, kLse, kKeepBits };
+using namespace ops::attention_backward;
 
 void set_layout(AttentionBackwardParams& params, const KernelArgs& args) {
   const TensorView* mask = args.inputs[kMask].present ? &args.inputs[kMask] : nullptr;

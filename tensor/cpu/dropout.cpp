@@ -50,7 +50,7 @@ void apply_bits(C* x, std::uint32_t bits, C scale) {
 DropoutPlan plan_dropout(std::string_view op, const DropoutAttrs& attrs, const KernelArgs& args,
                          std::int64_t rows, std::int64_t cols) {
   DropoutPlan plan;
-  if (!acts(attrs.mode, args.training) || attrs.p == 0) return plan;
+  if (!drops(attrs.mode, attrs.p, args.training)) return plan;
   TENON_CHECK(rows <= kMaxDropoutRows && cols <= kMaxDropoutCols, ShapeError,
               "[{}] dropout of {} rows of {} elements; needed at most {} rows of {}", op, rows,
               cols, kMaxDropoutRows, kMaxDropoutCols);

@@ -50,7 +50,7 @@ namespace {
 
 bool does_nothing(const Attrs& attrs, bool training) {
   const auto& a = attrs.as<DropoutAttrs>();
-  return a.p == 0 || !acts(a.mode, training);
+  return !drops(a.mode, a.p, training);
 }
 
 /// The same call on the gradient: at the same site it draws the same mask.

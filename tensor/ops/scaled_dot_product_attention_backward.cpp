@@ -24,7 +24,7 @@ std::vector<Tensor> scaled_dot_product_attention_backward(const Tensor& grad, co
 
 namespace {
 
-enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask, kLse, kKeepBits };
+using namespace attention_backward;
 
 /// lse and keep_bits are of scaled_dot_product_attention_lse, or absent.
 void check_statistics(const InferContext& context) {

@@ -10,6 +10,12 @@
 
 namespace tenon::ops {
 
+/// The operands of attention's gradient, in their order. lse and keep_bits are of
+/// scaled_dot_product_attention_lse, or absent.
+namespace attention_backward {
+enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask, kLse, kKeepBits };
+}  // namespace attention_backward
+
 /// The output's spec from those of (query, key, value, attn_mask); refuses operands that do not fit.
 std::vector<TensorSpec> infer_attention(const InferContext& context);
 
