@@ -6,8 +6,8 @@
 #include <unordered_set>
 
 #include "autograd/detail/tape.h"
-#include "tensor/detail/check.h"
 #include "tensor/functional.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace autograd {

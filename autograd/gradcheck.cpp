@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "autograd/autograd.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

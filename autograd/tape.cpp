@@ -4,8 +4,9 @@
 #include <mutex>
 
 #include "autograd/detail/tape.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/new_handle.h"
+#include "tensor/support/check.h"
+#include "tensor/support/new_handle.h"
+#include "tensor/support/seams.h"
 
 namespace tenon::autograd {
 namespace {

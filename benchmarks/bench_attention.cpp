@@ -22,8 +22,8 @@
 
 #include "benchmarks/attention_block.h"
 #include "benchmarks/measure.h"
-#include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
+#include "schedule/rewriting/state.h"
 #include "schedule/schedules.h"
 #include "schedule/verification.h"
 #include "tensor/device_backend.h"

@@ -12,8 +12,8 @@
 
 #include "benchmarks/gpt2_model.h"
 #include "benchmarks/measure.h"
-#include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
+#include "schedule/rewriting/state.h"
 #include "schedule/schedules.h"
 #include "tensor/device_backend.h"
 #include "tensor/interpreter.h"

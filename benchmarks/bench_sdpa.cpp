@@ -17,8 +17,8 @@
 
 #include "benchmarks/measure.h"
 #include "nn/nn.h"
-#include "schedule/detail/state.h"
 #include "schedule/joint_graph.h"
+#include "schedule/rewriting/state.h"
 #include "schedule/schedule.h"
 #include "schedule/schedules.h"
 #include "schedule/verification.h"

@@ -4,7 +4,7 @@
 #include <cstdlib>
 
 #include "cuda/check.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -10,8 +10,9 @@
 #include "cuda/handle.h"
 #include "cuda/kernels/hold_back.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
+#include "tensor/support/check.h"
+#include "tensor/support/seams.h"
 
 namespace tenon::cuda {
 namespace {
@@ -46,7 +47,6 @@ class CudaGraph final : public CapturedWork {
     write_.width = 1;
     write_.height = 1;
     graph_ = stream.capture([&] { work(stream.forward_cell()); });
-    num_kernels_ = count_kernel_nodes(graph_.get());
     add_write();
     cudaGraphExec_t exec = nullptr;
     TENON_CUDA_CHECK(cudaGraphInstantiate(&exec, graph_.get(), 0));
@@ -61,7 +61,6 @@ class CudaGraph final : public CapturedWork {
     }
     TENON_CUDA_CHECK(cudaGraphLaunch(exec_.get(), stream_.stream()));
   }
-  std::int64_t num_kernels() const override { return num_kernels_; }
 
  private:
   /// Puts the write before everything that waits for nothing yet.
@@ -83,7 +82,6 @@ class CudaGraph final : public CapturedWork {
   GraphExecHandle exec_;
   cudaMemsetParams write_{};
   cudaGraphNode_t write_node_ = nullptr;
-  std::int64_t num_kernels_ = 0;
 };
 
 /// Pinned memory is read by the device itself, after the call; pageable memory is staged within it.

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <thread>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -7,7 +7,7 @@
 #include <mutex>
 
 #include "cuda/check.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -7,7 +7,7 @@
 #include <unordered_map>
 
 #include "cuda/context.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 

@@ -9,7 +9,7 @@
 #include "cuda/context.h"
 #include "cuda/gemm_plan.h"
 #include "cuda/gemm_rank.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -4,7 +4,7 @@
 #include <bit>
 
 #include "cuda/context.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cuda/gemm_plan.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

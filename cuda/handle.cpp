@@ -2,7 +2,7 @@
 
 #include <string_view>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 

@@ -9,7 +9,7 @@
 #include "cuda/check.h"
 #include "cuda/device_limits.h"
 #include "cuda/launch_cluster.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

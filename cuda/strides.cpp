@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 

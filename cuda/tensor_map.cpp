@@ -3,7 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/check.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -1,8 +1,8 @@
 #include "cuda/work_stream.h"
 
 #include "cuda/context.h"
-#include "tensor/detail/check.h"
 #include "tensor/storage.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -1,4 +1,4 @@
-#include "graph/detail/evaluate_attrs.h"
+#include "graph/evaluate_attrs.h"
 
 namespace tenon {
 

@@ -7,7 +7,7 @@
 #include <unordered_set>
 #include <utility>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {
@@ -366,6 +366,28 @@ void Graph::replace_all_uses(ValueId from, ValueId to) {
     std::replace(call.inputs.begin(), call.inputs.end(), from, to);
     std::replace(call.outputs.begin(), call.outputs.end(), from, to);
   }
+}
+
+NodeId Graph::replace_node(NodeId id, const Op& op, std::vector<ValueId> inputs, Attrs attrs,
+                           std::size_t position) {
+  const Node old = node(id);
+  const std::size_t place = position == SIZE_MAX ? this->position(id) : position;
+  const NodeId made = add_node(op, std::move(inputs), std::move(attrs), old.call, place);
+  Node& added = mutable_node(made);
+  const std::size_t count = std::min(old.outputs.size(), added.outputs.size());
+  for (std::size_t i = count; i < old.outputs.size(); ++i) {
+    if (value(old.outputs[i]).uses.empty() && !is_output(old.outputs[i])) continue;
+    erase_node(made);
+    TENON_CHECK(false, GraphError, "{} cannot be replaced by {}: its result {} is used",
+                full_name(id), op.name, i);
+  }
+  added.region = old.region;
+  added.gradient = old.gradient;
+  added.recomputed = old.recomputed;
+  for (std::size_t i = 0; i < count; ++i) replace_all_uses(old.outputs[i], added.outputs[i]);
+  erase_node(id);
+  rename(made, old.name);
+  return made;
 }
 
 void Graph::erase_node(NodeId id) {

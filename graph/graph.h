@@ -125,6 +125,8 @@ class Graph {
   const std::vector<StateWrite>& writes() const { return writes_; }
   const std::vector<ModuleCall>& calls() const { return calls_; }
   const ModuleCall& call(CallId id) const { return calls_.at(static_cast<std::size_t>(id)); }
+  /// A run returns the value or writes it to a state, or it is a state that a run writes to.
+  bool is_output(ValueId id) const;
   /// The node's place in order().
   std::size_t position(NodeId id) const;
   /// Whether this entry is the very one of `other`, a copy of this Graph or its origin.
@@ -202,6 +204,12 @@ class Graph {
   const std::vector<std::pair<ValueId, ValueId>>& replaced_values() const {
     return replaced_values_;
   }
+  /// Puts a call of `op` in place of a node, with the node's module call, region, name and marks; not
+  /// its kernel, which is another op's. Uses of its results become uses of as many results of the new
+  /// node. That stands where the old one did, or at `position` of the order. Throws what inference
+  /// throws, or GraphError where a result is used that `op` has not; the Graph is as it was then.
+  NodeId replace_node(NodeId id, const Op& op, std::vector<ValueId> inputs, Attrs attrs,
+                      std::size_t position = SIZE_MAX);
   /// Removes a node none of whose outputs is used; GraphError otherwise.
   void erase_node(NodeId id);
   /// Removes nodes and state that no output and no effect depends on.
@@ -215,8 +223,6 @@ class Graph {
   std::string unique_name(const std::string& base, CallId visible, NodeId except) const;
   /// Every node of call `id` and, to that depth, of the calls inside it; in no order.
   void collect_nodes(CallId id, int depth, std::vector<NodeId>& found) const;
-  /// Returned or written by a run.
-  bool is_output(ValueId id) const;
   /// Takes out a node and its results; remove_dropped() then takes them from the lists.
   void drop_node(NodeId id);
   void remove_dropped();

@@ -3,10 +3,10 @@
 // interpreter.
 #include <algorithm>
 
-#include "graph/detail/evaluate_attrs.h"
 #include "graph/detail/lowering.h"
-#include "tensor/detail/check.h"
+#include "graph/evaluate_attrs.h"
 #include "tensor/device_backend.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

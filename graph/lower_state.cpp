@@ -6,7 +6,7 @@
 #include <set>
 
 #include "graph/detail/lowering.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -17,10 +17,10 @@
 
 #include "graph/detail/concatenation_axis.h"
 #include "graph/program.h"
-#include "tensor/detail/check.h"
 #include "tensor/functional.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

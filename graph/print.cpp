@@ -2,7 +2,7 @@
 #include <ostream>
 
 #include "graph/graph.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "graph/detail/program_impl.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -6,9 +6,9 @@
 
 #include "graph/detail/program_impl.h"
 #include "graph/detail/writing_run.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/launch_count.h"
 #include "tensor/device_backend.h"
+#include "tensor/support/check.h"
+#include "tensor/support/launch_count.h"
 
 namespace tenon {
 namespace {

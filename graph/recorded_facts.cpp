@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

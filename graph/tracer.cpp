@@ -6,10 +6,10 @@
 #include <limits>
 #include <utility>
 
-#include "tensor/detail/check.h"
-#include "tensor/detail/new_handle.h"
 #include "tensor/functional.h"
 #include "tensor/ops/attributes.h"
+#include "tensor/support/check.h"
+#include "tensor/support/new_handle.h"
 
 namespace tenon {
 

@@ -31,7 +31,7 @@
 #include <map>
 #include <tuple>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -18,7 +18,7 @@
 #include <iterator>
 #include <unordered_set>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -4,7 +4,7 @@
 #include <mutex>
 #include <thread>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -10,14 +10,14 @@
 #include "nn/detail/safetensors.h"
 #include "nn/detail/sha256.h"
 #include "nn/detail/tensor_json.h"
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn {
 
 namespace fs = std::filesystem;
 using detail::InputFile;
-using detail::quote;
+using text::quote;
 
 namespace {
 
@@ -87,12 +87,12 @@ Checkpoint load_safetensors(InputFile& file, const std::string& path, const std:
   for (const detail::SafetensorsEntry& entry : header.entries) {
     const char* fault = detail::fault_of_name(entry.name);
     TENON_CHECK(fault == nullptr, CheckpointError, "{}: tensor {}: the name {}", where,
-                quote(entry.name), fault);
+                text::quote(entry.name), fault);
     if (!entry.dtype) {
       checkpoint.tensors.add_skipped(entry.name, entry.spec());
       continue;
     }
-    requests.push_back(request_for("tensor " + quote(entry.name), *entry.dtype, entry.sizes,
+    requests.push_back(request_for("tensor " + text::quote(entry.name), *entry.dtype, entry.sizes,
                                    entry.begin, entry.end));
     checkpoint.tensors.add(entry.name, requests.back().tensor);
   }
@@ -205,7 +205,7 @@ void resolve_files(detail::Manifest& manifest, const fs::path& path, const std::
                    bool verify) {
   for (const detail::ManifestFile& file : manifest.files) {
     const std::string side_where =
-        fmt::format("{}: file {} ({})", where, quote(file.key), detail::escape(file.path));
+        fmt::format("{}: file {} ({})", where, text::quote(file.key), text::escape(file.path));
     SideFileReader reader(file, side_where);
     std::vector<detail::ManifestTensor*> targets;
     const auto request = [&](detail::ManifestTensor& tensor, const std::string* name) {
@@ -256,7 +256,7 @@ Checkpoint load_manifest(InputFile& file, const std::string& path, const std::st
 }  // namespace
 
 Checkpoint load_checkpoint(const std::string& path, const LoadCheckpointOptions& options) {
-  const std::string where = "[load_checkpoint] " + detail::escape(path);
+  const std::string where = "[load_checkpoint] " + text::escape(path);
   InputFile file(path, where);
   TENON_CHECK(file.size() > 0, CheckpointError, "{}: is empty", where);
   std::array<std::byte, 16> start{};
@@ -281,7 +281,7 @@ LoadReport load_into(Module& module, const Checkpoint& checkpoint, const LoadOpt
   const StateDict state = checkpoint.state_dict();
   const LoadReport report = module.check_state_dict(state, options);
   TENON_CHECK(report.ok(), ModuleError, "[load_into] {} does not fit {}, nothing was changed:{}",
-              checkpoint.path.empty() ? "the checkpoint" : detail::escape(checkpoint.path),
+              checkpoint.path.empty() ? "the checkpoint" : text::escape(checkpoint.path),
               module.type_name(), report.problems());
   return module.load_state_dict(state, options);
 }

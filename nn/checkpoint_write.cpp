@@ -8,22 +8,22 @@
 #include <unordered_set>
 
 #include "nn/checkpoint.h"
-#include "nn/detail/base64.h"
 #include "nn/detail/files.h"
-#include "nn/detail/json_stream.h"
 #include "nn/detail/manifest.h"
 #include "nn/detail/safetensors.h"
 #include "nn/detail/sha256.h"
 #include "nn/detail/tensor_bytes.h"
 #include "nn/detail/tensor_json.h"
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/base64.h"
+#include "tensor/support/check.h"
+#include "tensor/support/json_stream.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn {
 
 namespace fs = std::filesystem;
 using detail::AtomicFile;
-using detail::quote;
+using text::quote;
 
 namespace {
 
@@ -40,7 +40,7 @@ class CheckpointWriter {
  public:
   CheckpointWriter(const std::string& path, const Checkpoint& checkpoint,
                    const SaveCheckpointOptions& options)
-      : where_("[save_checkpoint] " + detail::escape(path)),
+      : where_("[save_checkpoint] " + text::escape(path)),
         path_(detail::follow_links(path, where_)),
         is_bare_(detail::is_named_safetensors(path) || detail::is_named_safetensors(path_)),
         checkpoint_(checkpoint),
@@ -81,15 +81,15 @@ class CheckpointWriter {
 
 void CheckpointWriter::check(const std::string& name, const Tensor& tensor) const {
   const char* fault = detail::fault_of_name(name);
-  TENON_CHECK(fault == nullptr, CheckpointError, "{}: tensor {}: the name {}", where_, quote(name),
+  TENON_CHECK(fault == nullptr, CheckpointError, "{}: tensor {}: the name {}", where_, text::quote(name),
               fault);
   TENON_CHECK(tensor.is_eager(), CheckpointError, "{}: tensor {}: has no data", where_,
-              quote(name));
+              text::quote(name));
 }
 
 void CheckpointWriter::check_object(std::string_view what, const JsonObject& object) const {
-  detail::JsonReader reader(object.text, fmt::format("{}: {}", where_, what));
-  reader.expect(detail::JsonKind::object, "the text");
+  text::JsonReader reader(object.text, fmt::format("{}: {}", where_, what));
+  reader.expect(text::JsonKind::object, "the text");
   reader.skip();
   reader.finish();
 }
@@ -98,19 +98,19 @@ void CheckpointWriter::check_object(std::string_view what, const JsonObject& obj
 void CheckpointWriter::check_fits_bare() const {
   constexpr std::string_view kRemedy = "save under a name that ends in .json";
   std::string key;
-  detail::JsonReader config(checkpoint_.config.text, where_ + ": config");
+  text::JsonReader config(checkpoint_.config.text, where_ + ": config");
   config.begin_object();
   if (config.next_member(key)) {
     config.fail(
-        fmt::format("{}: a .safetensors file has no place for it; {}", quote(key), kRemedy));
+        fmt::format("{}: a .safetensors file has no place for it; {}", text::quote(key), kRemedy));
   }
-  detail::JsonReader metadata(checkpoint_.metadata.text, where_ + ": metadata");
+  text::JsonReader metadata(checkpoint_.metadata.text, where_ + ": metadata");
   metadata.begin_object();
   while (metadata.next_member(key)) {
-    if (const detail::JsonKind kind = metadata.peek(); kind != detail::JsonKind::string) {
+    if (const text::JsonKind kind = metadata.peek(); kind != text::JsonKind::string) {
       metadata.fail(
           fmt::format("{} is {}; a .safetensors file holds strings only: make it one, or {}",
-                      quote(key), describe(kind), kRemedy));
+                      text::quote(key), describe(kind), kRemedy));
     }
     metadata.string();
   }
@@ -120,7 +120,7 @@ void CheckpointWriter::check_fits_bare() const {
   for (const Item& item : items_) {
     TENON_CHECK(item.name != detail::kMetadataKey, CheckpointError,
                 "{}: tensor {}: the name means the metadata in a .safetensors file; {}", where_,
-                quote(item.name), kRemedy);
+                text::quote(item.name), kRemedy);
   }
 }
 
@@ -131,7 +131,7 @@ void CheckpointWriter::collect() {
     throw CheckpointError(
         fmt::format("{}: tensor {}: is {} in the file it was read from, of a dtype that Tenon "
                     "lacks, and would be lost; save a StateDict of the others",
-                    where_, quote(skipped.name), skipped.spec));
+                    where_, text::quote(skipped.name), skipped.spec));
   }
   std::unordered_map<const void*, std::string> first_names;
   for (const auto& [name, tensor] : checkpoint_.tensors) {
@@ -147,13 +147,13 @@ void CheckpointWriter::collect() {
   for (const auto& [name, tensor] : checkpoint_.tensors) taken.insert(name);
   for (const auto& [name, target] : checkpoint_.aliases) {
     const char* fault = detail::fault_of_name(name);
-    TENON_CHECK(fault == nullptr, CheckpointError, "{}: alias {}: the name {}", where_, quote(name),
+    TENON_CHECK(fault == nullptr, CheckpointError, "{}: alias {}: the name {}", where_, text::quote(name),
                 fault);
     TENON_CHECK(taken.insert(name).second, CheckpointError, "{}: alias {}: the name is taken",
-                where_, quote(name));
+                where_, text::quote(name));
     const Tensor* tensor = checkpoint_.tensors.find(target);
     TENON_CHECK(tensor != nullptr, CheckpointError, "{}: alias {}: no tensor {}", where_,
-                quote(name), quote(target));
+                text::quote(name), text::quote(target));
     if (is_bare_) {
       items_.push_back({name, *tensor});
     } else {
@@ -174,7 +174,7 @@ void CheckpointWriter::collect_tests() {
     const RecordedTest& test = checkpoint_.tests[i];
     TENON_CHECK(test.mode == "eval" || test.mode == "train", CheckpointError,
                 "{}: tests[{}]: mode is {}; needed \"eval\" or \"train\"", where_, i,
-                quote(test.mode));
+                text::quote(test.mode));
     TENON_CHECK(
         std::isfinite(test.rtol) && test.rtol >= 0 && std::isfinite(test.atol) && test.atol >= 0,
         CheckpointError, "{}: tests[{}]: rtol {} and atol {}; needed finite, at least 0", where_, i,
@@ -302,7 +302,7 @@ void CheckpointWriter::write_bare() {
     throw CheckpointError(
         fmt::format("{}: is the side file of {}, which would lose its tensors; save under another "
                     "name",
-                    where_, detail::escape(manifest->string())));
+                    where_, text::escape(manifest->string())));
   }
   AtomicFile file(path_, where_);
   write_tensors(file, checkpoint_.metadata.text);
@@ -335,7 +335,7 @@ void CheckpointWriter::write_side_file(const fs::path& replaced) {
 void CheckpointWriter::append_tensor(std::string& out, const Item& item) const {
   const Extents& sizes = item.tensor.layout().sizes;
   out += fmt::format(R"({{"dtype": "{}", "shape": [{}], )", name(item.tensor.dtype()),
-                     detail::join(sizes));
+                     text::join(sizes));
   if (item.side != nullptr) {
     out += fmt::format(R"("file": "{}", "data_offsets": [{}, {}]}})", kSideKey, item.side->begin,
                        item.side->end);
@@ -344,8 +344,7 @@ void CheckpointWriter::append_tensor(std::string& out, const Item& item) const {
     detail::append_values(out, item.tensor);
     out += '}';
   } else {
-    out +=
-        "\"base64\": \"" + detail::base64_encode(detail::TensorBytes(item.tensor).span()) + "\"}";
+    out += "\"base64\": \"" + text::base64_encode(detail::TensorBytes(item.tensor).span()) + "\"}";
   }
 }
 

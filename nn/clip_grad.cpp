@@ -2,9 +2,9 @@
 
 #include <cmath>
 
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn {
 
@@ -17,7 +17,7 @@ void require_gradients(const Module::NamedTensors& parameters, std::span<const T
         gradients[i].defined() || !parameter.requires_grad(), ValueError,
         "[clip_grad_norm] parameter {} has no gradient: the loss does not use it. Freeze it "
         "with requires_grad_(false), or leave it out",
-        quote(name));
+        text::quote(name));
   }
 }
 
@@ -64,7 +64,7 @@ Tensor clip_grad_norm_(const Module::NamedTensors& parameters, double max_norm) 
     TENON_CHECK(
         gradients[i].spec() == parameter.spec(), ValueError,
         "[clip_grad_norm] parameter {} is {} and its gradient {}; needed a gradient like it",
-        detail::quote(name), parameter.spec().to_string(), gradients[i].spec().to_string());
+        text::quote(name), parameter.spec().to_string(), gradients[i].spec().to_string());
     gradients[i] = scaled(gradients[i], coefficient);
   }
   for (std::size_t i = 0; i < gradients.size(); ++i) {

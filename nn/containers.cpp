@@ -1,7 +1,7 @@
 // Element access of the containers.
 #include "nn/containers.h"
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::nn {
 

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numbers>
 
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/support/check.h"
 
 namespace tenon::nn::init {
 namespace {

@@ -4,14 +4,14 @@
 #include <functional>
 
 #include "nn/checkpoint.h"
-#include "nn/detail/json_stream.h"
 #include "nn/detail/tensor_json.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/json_stream.h"
 
 namespace tenon::nn {
 
-using detail::JsonKind;
-using detail::JsonReader;
+using text::JsonKind;
+using text::JsonReader;
 
 namespace {
 
@@ -19,8 +19,8 @@ constexpr const char* kWhere = "[JsonObject] the text";
 
 void for_each_member(const std::string& text,
                      const std::function<void(const std::string&, std::string_view)>& visit) {
-  JsonReader reader(text, kWhere);
-  reader.expect(JsonKind::object, "it");
+  text::JsonReader reader(text, kWhere);
+  reader.expect(text::JsonKind::object, "it");
   reader.begin_object();
   std::string key;
   while (reader.next_member(key)) {
@@ -43,14 +43,14 @@ std::optional<std::string> JsonObject::member(std::string_view key) const {
 std::optional<std::string> JsonObject::string(std::string_view key) const {
   const auto value = member(key);
   if (!value || value->front() != '"') return {};
-  return JsonReader(*value, kWhere).string();
+  return text::JsonReader(*value, kWhere).string();
 }
 
 std::optional<double> JsonObject::number(std::string_view key) const {
   const auto value = member(key);
   if (!value) return {};
-  JsonReader reader(*value, kWhere);
-  if (reader.peek() != JsonKind::number) return {};
+  text::JsonReader reader(*value, kWhere);
+  if (reader.peek() != text::JsonKind::number) return {};
   return detail::read_double(reader);
 }
 

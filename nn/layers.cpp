@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn {
 
@@ -63,7 +63,7 @@ Dropout::Dropout(double probability) : p(probability) {
 }
 
 std::string Dropout::extra_repr() const {
-  return fmt::format("p={}, inplace=False", detail::python_float(p));
+  return fmt::format("p={}, inplace=False", text::python_float(p));
 }
 
 namespace {
@@ -77,7 +77,7 @@ Shape norm_shape(const char* layer, const std::vector<std::int64_t>& sizes) {
 }
 
 std::string norm_shape_text(const std::vector<std::int64_t>& sizes) {
-  return fmt::format("({}{})", detail::join(sizes), sizes.size() == 1 ? "," : "");
+  return fmt::format("({}{})", text::join(sizes), sizes.size() == 1 ? "," : "");
 }
 
 }  // namespace
@@ -104,7 +104,7 @@ LayerNorm::LayerNorm(std::int64_t size, double epsilon, bool elementwise_affine,
 
 std::string LayerNorm::extra_repr() const {
   return fmt::format("{}, eps={}, elementwise_affine={}", norm_shape_text(normalized_shape),
-                     detail::python_float(eps), python_bool(weight.defined()));
+                     text::python_float(eps), python_bool(weight.defined()));
 }
 
 RMSNorm::RMSNorm(std::vector<std::int64_t> shape, std::optional<double> epsilon,
@@ -125,7 +125,7 @@ RMSNorm::RMSNorm(std::int64_t size, std::optional<double> epsilon, bool elementw
 
 std::string RMSNorm::extra_repr() const {
   return fmt::format("{}, eps={}, elementwise_affine={}", norm_shape_text(normalized_shape),
-                     eps ? detail::python_float(*eps) : "None", python_bool(weight.defined()));
+                     eps ? text::python_float(*eps) : "None", python_bool(weight.defined()));
 }
 
 BatchNorm2d::BatchNorm2d(std::int64_t features, double epsilon, double factor, bool affine,
@@ -148,7 +148,7 @@ BatchNorm2d::BatchNorm2d(std::int64_t features, double epsilon, double factor, b
 
 std::string BatchNorm2d::extra_repr() const {
   return fmt::format("{}, eps={}, momentum={}, affine={}, track_running_stats={}", num_features,
-                     detail::python_float(eps), detail::python_float(momentum),
+                     text::python_float(eps), text::python_float(momentum),
                      python_bool(weight.defined()), python_bool(running_mean.defined()));
 }
 

@@ -5,7 +5,7 @@
 #include <numbers>
 
 #include "nn/optimizer.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::nn {
 namespace {

@@ -7,13 +7,13 @@
 #include <typeindex>
 #include <unordered_set>
 
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn {
 
-using detail::quote;
+using text::quote;
 
 namespace detail {
 
@@ -26,7 +26,7 @@ struct HookTable {
 void throw_null_child(const char* mangled_type) {
   throw ModuleError(
       fmt::format("[module] used an empty Child<{}>; needed one made by add() or make()",
-                  class_name(mangled_type)));
+                  text::class_name(mangled_type)));
 }
 
 void throw_wrong_arity(const Module& module, std::size_t given) {
@@ -69,7 +69,7 @@ const std::string& Module::type_name() const {
   const std::type_info& type = typeid(*this);
   const std::lock_guard lock(mutex);
   const auto [entry, is_new] = names.try_emplace(std::type_index(type));
-  if (is_new) entry->second = detail::class_name(type.name());
+  if (is_new) entry->second = text::class_name(type.name());
   return entry->second;
 }
 
@@ -79,7 +79,7 @@ void Module::check_name(std::string_view kind, std::string_view name) const {
   TENON_CHECK(!name.empty(), ModuleError, "[register_{}] the name is empty; needed a name", kind);
   TENON_CHECK(name.find('.') == std::string_view::npos, ModuleError,
               "[register_{}] the name {} holds a dot; dots separate the names of a path", kind,
-              quote(name));
+              text::quote(name));
   const auto is_taken = [&](const auto& list) {
     return std::any_of(list.begin(), list.end(), [&](const Named& n) { return n.name == name; });
   };
@@ -90,16 +90,16 @@ void Module::check_name(std::string_view kind, std::string_view name) const {
                        : is_module           ? "module"
                                              : nullptr;
   TENON_CHECK(holder == nullptr, ModuleError, "[register_{}] the name {} is taken by a {}", kind,
-              quote(name), holder);
+              text::quote(name), holder);
 }
 
 void Module::check_tensor(std::string_view kind, std::string_view name,
                           const Tensor& tensor) const {
   check_name(kind, name);
   TENON_CHECK(tensor.defined(), ModuleError, "[register_{}] {} is undefined; needed a tensor", kind,
-              quote(name));
+              text::quote(name));
   TENON_CHECK(tensor.is_eager(), ModuleError,
-              "[register_{}] {} is {} without data; needed a tensor with data", kind, quote(name),
+              "[register_{}] {} is {} without data; needed a tensor with data", kind, text::quote(name),
               tensor.spec().to_string());
 }
 
@@ -107,7 +107,7 @@ Tensor Module::register_parameter(std::string name, Tensor tensor) {
   check_tensor("parameter", name, tensor);
   TENON_CHECK(is_floating(tensor.dtype()), ModuleError,
               "[register_parameter] {} is {}; needed a floating dtype (others are buffers)",
-              quote(name), tensor.spec().to_string());
+              text::quote(name), tensor.spec().to_string());
   tensor.impl()->requires_grad = true;
   parameters_.push_back({std::move(name), tensor});
   return tensor;
@@ -122,11 +122,11 @@ Tensor Module::register_buffer(std::string name, Tensor tensor, bool persistent)
 void Module::add_child(std::string name, std::shared_ptr<Module> module) {
   check_name("module", name);
   TENON_CHECK(module != nullptr, ModuleError, "[register_module] {} is null; needed a module",
-              quote(name));
+              text::quote(name));
   module->visit_modules("", [&](const std::string& path, const Module& inner) {
     TENON_CHECK(&inner != this, ModuleError,
-                "[register_module] {} would contain itself, as {} of the new child", quote(name),
-                quote(path));
+                "[register_module] {} would contain itself, as {} of the new child", text::quote(name),
+                text::quote(path));
   });
   children_.emplace_back(std::move(name), std::move(module));
 }
@@ -206,8 +206,8 @@ Module& Module::submodule(std::string_view path) {
   for (const auto& [name, module] : named_modules(true)) {
     if (!name.empty()) names.push_back(name);
   }
-  throw ModuleError(fmt::format("[submodule] {} has no submodule {}{}", type_name(), quote(path),
-                                detail::nearest_names(path, names)));
+  throw ModuleError(fmt::format("[submodule] {} has no submodule {}{}", type_name(), text::quote(path),
+                                text::nearest_names(path, names)));
 }
 
 Tensor Module::find_tensor(std::vector<Named> Module::*list, std::string_view kind,
@@ -222,8 +222,8 @@ Tensor Module::find_tensor(std::vector<Named> Module::*list, std::string_view ki
   }
   std::vector<std::string> names;
   for (auto& entry : collect(list, true)) names.push_back(std::move(entry.first));
-  throw ModuleError(fmt::format("[{}] {} has no {} {}{}", kind, type_name(), kind, quote(path),
-                                detail::nearest_names(path, names)));
+  throw ModuleError(fmt::format("[{}] {} has no {} {}{}", kind, type_name(), kind, text::quote(path),
+                                text::nearest_names(path, names)));
 }
 
 Tensor Module::parameter(std::string_view path) const {

@@ -6,9 +6,9 @@
 
 #include "nn/clip_grad.h"
 #include "nn/detail/load_state.h"
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn {
 
@@ -18,7 +18,7 @@ std::vector<std::int64_t> matching_positions(const std::vector<std::string>& nam
                                              const std::vector<std::string>& globs) {
   std::vector<std::int64_t> positions;
   for (std::size_t i = 0; i < names.size(); ++i) {
-    if (matches_any(globs, names[i])) positions.push_back(static_cast<std::int64_t>(i));
+    if (text::matches_any(globs, names[i])) positions.push_back(static_cast<std::int64_t>(i));
   }
   return positions;
 }
@@ -30,7 +30,7 @@ void check_rate(const char* optimizer, const char* option, double value) {
 
 }  // namespace detail
 
-using detail::quote;
+using text::quote;
 
 Optimizer::Optimizer(std::string type, std::vector<Group> groups, const OptimizerOptions& options)
     : type_(std::move(type)), options_(options) {
@@ -50,9 +50,9 @@ Optimizer::Optimizer(std::string type, std::vector<Group> groups, const Optimize
   for (const Slot& slot : slots) {
     const bool is_new = tensors.insert(slot.param.impl().get()).second;
     TENON_CHECK(is_new && names.insert(slot.name).second, ValueError,
-                "[{}] parameter {} is given twice", type_, quote(slot.name));
+                "[{}] parameter {} is given twice", type_, text::quote(slot.name));
     TENON_CHECK(slot.param.device() == slots[0].param.device(), DeviceError,
-                "[{}] parameter {} is on {}; the first one is on {}", type_, quote(slot.name),
+                "[{}] parameter {} is on {}; the first one is on {}", type_, text::quote(slot.name),
                 slot.param.device().to_string(), slots[0].param.device().to_string());
   }
   state_.steps =
@@ -62,7 +62,7 @@ Optimizer::Optimizer(std::string type, std::vector<Group> groups, const Optimize
 void Optimizer::add_slot(const std::string& name, const Tensor& param, std::size_t group,
                          const std::vector<std::string>& state_names) {
   TENON_CHECK(param.is_eager() && is_floating(param.dtype()), ValueError,
-              "[{}] parameter {} is {}; needed a floating tensor with data", type_, quote(name),
+              "[{}] parameter {} is {}; needed a floating tensor with data", type_, text::quote(name),
               param.defined() ? param.spec().to_string() : "undefined");
   Slot slot{name, param, Tensor(), group, state_names, {}};
   const NoGradGuard no_grad;
@@ -104,7 +104,7 @@ void Optimizer::follow(Slot& slot) const {
   const Device device = state_.slots[0].param.device();
   TENON_CHECK(param.device() == device, ValueError,
               "[{}] parameter {} is on {} now, and the first one on {}; needed all on one device",
-              type_, quote(slot.name), param.device().to_string(), device.to_string());
+              type_, text::quote(slot.name), param.device().to_string(), device.to_string());
   if (!has_master(param)) slot.master = Tensor();
   if (has_master(param)) {
     slot.master = slot.master ? slot.master.to(device) : cast(param, DType::float32);
@@ -115,7 +115,7 @@ void Optimizer::follow(Slot& slot) const {
     TENON_CHECK(tensor.layout().sizes == param.layout().sizes, ValueError,
                 "[{}] parameter {} is {} now, and its state {}; needed the shape that it had, or "
                 "another optimizer",
-                type_, quote(slot.name), param.spec().to_string(), tensor.spec().to_string());
+                type_, text::quote(slot.name), param.spec().to_string(), tensor.spec().to_string());
   }
   for (Tensor& tensor : slot.state) tensor = tensor.to(slot.updated().dtype()).to(device);
 }

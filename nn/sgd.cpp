@@ -1,6 +1,6 @@
 #include "nn/sgd.h"
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::nn {
 namespace {

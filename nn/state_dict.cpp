@@ -1,23 +1,23 @@
 // StateDict and the text of a LoadReport.
 #include "nn/state_dict.h"
 
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn {
 
-using detail::quote;
+using text::quote;
 
 void StateDict::check_new(const std::string& name) const {
   TENON_CHECK(!name.empty(), ModuleError, "[state_dict] a tensor needs a name that is not empty");
   TENON_CHECK(!contains(name) && find_skipped(name) == nullptr, ModuleError,
-              "[state_dict] {} is there already", quote(name));
+              "[state_dict] {} is there already", text::quote(name));
 }
 
 void StateDict::add(std::string name, Tensor tensor) {
   check_new(name);
   TENON_CHECK(tensor.defined(), ModuleError, "[state_dict] {} is undefined; needed a tensor",
-              quote(name));
+              text::quote(name));
   index_.emplace(name, entries_.size());
   entries_.emplace_back(std::move(name), std::move(tensor));
 }
@@ -44,12 +44,12 @@ Tensor StateDict::at(std::string_view name) const {
     throw ModuleError(
         fmt::format("[state_dict] tensor {} was skipped: {} is of a dtype that Tenon "
                     "lacks; convert it in the file",
-                    quote(name), skipped->spec));
+                    text::quote(name), skipped->spec));
   }
   std::vector<std::string> names;
   for (const Entry& entry : entries_) names.push_back(entry.first);
-  throw ModuleError(fmt::format("[state_dict] no tensor {} among {}{}", quote(name), size(),
-                                detail::nearest_names(name, names)));
+  throw ModuleError(fmt::format("[state_dict] no tensor {} among {}{}", text::quote(name), size(),
+                                text::nearest_names(name, names)));
 }
 
 namespace {
@@ -59,7 +59,7 @@ void append_issues(std::string& text, std::string_view kind, const std::vector<L
   text += fmt::format("\n  {} ({}):", kind, issues.size());
   const char* separator = " ";
   for (const LoadIssue& issue : issues) {
-    text += separator + quote(issue.name);
+    text += separator + text::quote(issue.name);
     if (!issue.given.empty() && !issue.needed.empty()) {
       text += fmt::format(": given {}, needed {}", issue.given, issue.needed);
     } else {

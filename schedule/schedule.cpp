@@ -8,9 +8,6 @@
 
 #include "graph/dot.h"
 #include "graph/verify.h"
-#include "nn/detail/text.h"
-#include "schedule/detail/state.h"
-#include "schedule/detail/trial_sizes.h"
 #include "schedule/primitives/annotate.h"
 #include "schedule/primitives/bind.h"
 #include "schedule/primitives/checkpoint.h"
@@ -22,10 +19,13 @@
 #include "schedule/primitives/replace.h"
 #include "schedule/primitives/trace.h"
 #include "schedule/primitives/undo.h"
+#include "schedule/rewriting/state.h"
 #include "schedule/schedule_json.h"
 #include "schedule/tree.h"
+#include "schedule/trials/trial_sizes.h"
 #include "schedule/verification.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon {
 namespace {
@@ -213,7 +213,7 @@ std::size_t Schedule::apply_replace_all(
     const char* mangled_type, const std::function<bool(nn::Module&)>& matches,
     const std::function<Replacement(const std::string&, nn::Module&)>& make,
     const ReplaceOptions& options) {
-  const std::string type = nn::detail::class_name(mangled_type);
+  const std::string type = text::class_name(mangled_type);
   std::vector<std::pair<std::string, nn::Module*>> found;
   for (const auto& [path, module] : state_->model->named_modules()) {
     if (!is_below(path, path_) || !matches(*module)) continue;

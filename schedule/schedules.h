@@ -1,4 +1,4 @@
-// Ready-made schedules, each a few lines over the public primitives (schedule/schedules.cpp): for models
+// Ready-made schedules, each a few lines over the public primitives (schedule/ready_made/schedules.cpp): for models
 // whose parts they recognize by dataflow, whatever their modules are called.
 //
 //   auto sch = create_schedule(model, {{"x", x}});

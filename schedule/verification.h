@@ -17,7 +17,7 @@
 // inputs: a rewrite that holds for the values that can be there is accepted. Integers are drawn such
 // that every index computed from them is in the table that it selects from.
 //
-// Elements are compared one by one (schedule/detail/comparison.h). What is not finite in the model is
+// Elements are compared one by one (schedule/trials/comparison.h). What is not finite in the model is
 // not compared; where the model gives NaN, the schedule may give anything, and that is noted:
 // attention with a mask gives zeros to a query that sees no key.
 #pragma once

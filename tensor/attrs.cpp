@@ -3,7 +3,7 @@
 #include <bit>
 #include <cmath>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -4,10 +4,10 @@
 #include <cstring>
 
 #include "tensor/detail/block_cache.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/launch_count.h"
 #include "tensor/device_backend.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
+#include "tensor/support/launch_count.h"
 
 namespace tenon {
 namespace {

@@ -3,8 +3,9 @@
 #include <array>
 #include <charconv>
 
-#include "tensor/detail/check.h"
 #include "tensor/device_backend.h"
+#include "tensor/support/check.h"
+#include "tensor/support/seams.h"
 
 namespace tenon {
 namespace {
@@ -17,11 +18,6 @@ std::array<std::unique_ptr<DeviceBackend>, kNumDeviceTypes>& backends() {
 
 }  // namespace
 
-#if defined(TENON_WITH_CUDA)
-namespace cuda {
-void register_backend();  // cuda/backend.cpp
-}
-#endif
 std::unique_ptr<DeviceBackend> make_cpu_backend();  // tensor/cpu_backend.cpp
 
 namespace {

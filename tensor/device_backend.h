@@ -29,8 +29,6 @@ class CapturedWork {
   virtual ~CapturedWork() = default;
   /// Queues the work; its kernels read `forward` from the cell that `capture` gave them.
   virtual void launch(std::uint32_t forward) = 0;
-  /// Kernels that one launch runs, copies not counted.
-  virtual std::int64_t num_kernels() const = 0;
 };
 
 /// When a piece of work ran, in µs of device time.

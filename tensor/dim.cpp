@@ -5,8 +5,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace detail {

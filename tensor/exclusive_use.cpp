@@ -1,6 +1,6 @@
 #include "tensor/exclusive_use.h"
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,11 +1,11 @@
 // Functions that make tensors of given values; those of random ones are ops (ops/randn.cpp).
 #include <algorithm>
 
-#include "tensor/cpu/convert.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/move_data.h"
+#include "tensor/calls/move_data.h"
 #include "tensor/device_backend.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
+#include "tensor/support/convert.h"
 #include "tensor/tensor.h"
 
 namespace tenon {

@@ -4,25 +4,16 @@
 #include <exception>
 #include <optional>
 
-#include "tensor/detail/check.h"
-#include "tensor/detail/launch_count.h"
-#include "tensor/detail/taken_numbers.h"
+#include "tensor/calls/taken_numbers.h"
+#include "tensor/detail/follow_generator.h"
 #include "tensor/device_backend.h"
 #include "tensor/philox.h"
 #include "tensor/random.h"
+#include "tensor/support/check.h"
+#include "tensor/support/launch_count.h"
+#include "tensor/support/seams.h"
 
 namespace tenon {
-namespace detail {
-/// The seam to random.cpp; see there.
-void follow_generator(const Generator& generator);
-}  // namespace detail
-
-namespace autograd {
-/// The seam to autograd/: runs a call under `inner` and records it; defined in autograd/tape.cpp.
-std::vector<Tensor> record(const Op& op, std::span<const Tensor> inputs, const Attrs& attrs,
-                           Interpreter& inner);
-}  // namespace autograd
-
 namespace {
 
 class EagerInterpreter final : public Interpreter {

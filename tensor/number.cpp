@@ -4,7 +4,7 @@
 
 #include <limits>
 
-#include "tensor/cpu/convert.h"
+#include "tensor/support/convert.h"
 
 namespace tenon {
 

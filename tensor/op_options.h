@@ -20,6 +20,11 @@ inline bool acts(DropoutMode mode, bool training) {
   return mode == DropoutMode::train || (mode == DropoutMode::follow && training);
 }
 
+/// Whether dropout of probability `p` drops anything then.
+inline bool drops(DropoutMode mode, double p, bool training) {
+  return p != 0 && acts(mode, training);
+}
+
 /// What a loss returns of its elements.
 enum class Reduction : std::uint8_t { none, mean, sum };
 std::string_view enum_name(Reduction reduction);

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

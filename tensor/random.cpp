@@ -1,15 +1,11 @@
 #include "tensor/random.h"
 
-#include "tensor/detail/check.h"
+#include "tensor/detail/follow_generator.h"
 #include "tensor/interpreter.h"
 #include "tensor/philox.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
-
-namespace detail {
-/// The seam to interpreter.cpp: this thread gave a generator another state.
-void follow_generator(const Generator& generator);
-}  // namespace detail
 
 namespace {
 

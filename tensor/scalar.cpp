@@ -1,8 +1,8 @@
 // Scalar: numbers of attributes that may depend on sizes, c · Π dim^e.
 #include <algorithm>
 
-#include "tensor/detail/check.h"
 #include "tensor/dim.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

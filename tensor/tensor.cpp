@@ -1,9 +1,9 @@
 #include "tensor/tensor.h"
 
-#include "tensor/detail/check.h"
-#include "tensor/detail/move_data.h"
+#include "tensor/calls/move_data.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

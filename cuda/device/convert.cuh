@@ -71,7 +71,7 @@ __device__ __forceinline__ T round_to_16_bits(C value) {
   return result;
 }
 
-/// As a double, the bits that do not fit joined into the last one (see tensor/cpu/convert.h), so that
+/// As a double, the bits that do not fit joined into the last one (see tensor/support/convert.h), so that
 /// rounding it to 16 bits rounds once.
 __device__ __forceinline__ double sticky_double(std::int64_t value) {
   constexpr std::int64_t kExact = std::int64_t{1} << 53;

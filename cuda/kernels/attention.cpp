@@ -10,8 +10,8 @@
 #include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/register.h"
 #include "tensor/cpu/dropout.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/detail/check.h"
+#include "tensor/rules/attention_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {
@@ -166,8 +166,8 @@ bool supports_wgmma(const KernelArgs& args) {
   const bool is_grouped = ops::heads_of_a_key(query, args.inputs[1]) != 1;
   const int batch_axes = query.rank() - 2 + (is_grouped ? 1 : 0);
   const auto scale = static_cast<float>(attributes.scale.value());
-  const bool drops = acts(attributes.mode, args.training) && attributes.dropout_p != 0;
-  return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !drops &&
+  const bool has_dropout = drops(attributes.mode, attributes.dropout_p, args.training);
+  return flash_mma_takes(query.dtype, head, head_v) && std::max(head, head_v) <= 128 && !has_dropout &&
          batch_axes <= 3 && query.numel() > 0 && keys > 0 && query.numel() / head < kMost &&
          keys < kMost && scale > 0 && std::isfinite(scale) &&
          takes_wgmma_mask(args.inputs[3], query.dtype) &&

@@ -6,13 +6,13 @@
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/attention_cudnn.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/detail/check.h"
+#include "tensor/rules/attention_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {
 
-enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask, kLse, kKeepBits };
+using namespace ops::attention_backward;
 
 void set_layout(AttentionBackwardParams& params, const KernelArgs& args) {
   const TensorView* mask = args.inputs[kMask].present ? &args.inputs[kMask] : nullptr;

@@ -21,7 +21,7 @@
 #include "cuda/cudnn_graph.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {
@@ -296,11 +296,6 @@ Planned* find_plan(const Call& call) {
       .first->second.get();
 }
 
-bool drops(const AttentionAttrs& attributes, bool training) {
-  const bool active = acts(attributes.mode, training);
-  return active && attributes.dropout_p != 0;
-}
-
 /// What can be told without asking cuDNN.
 std::string refusal_of_arguments(const Arguments& x, bool training) {
   if (!cudnn_attention_takes(x.tensors[kQuery]->dtype, x.size(kQuery, -1), x.size(kValue, -1))) {
@@ -309,7 +304,7 @@ std::string refusal_of_arguments(const Arguments& x, bool training) {
   if (x.tensors[kQuery]->rank() > 4) return "needed at most two batch axes";
   if (x.tensors[kOutput]->numel() == 0 || x.size(kKey, -2) == 0) return "an operand is empty";
   if (x.mask->present) return "a mask is given";
-  if (drops(*x.attributes, training)) return "dropout is active";
+  if (drops(x.attributes->mode, x.attributes->dropout_p, training)) return "dropout is active";
   const auto scale = static_cast<float>(x.attributes->scale.value());
   if (!(scale > 0) || !std::isfinite(scale)) return "needed a positive scale";
   if (x.computes == Computes::gradients) {

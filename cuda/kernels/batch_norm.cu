@@ -5,7 +5,7 @@
 #include "cuda/device/channels.cuh"
 #include "cuda/kernels/batch_norm.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/batch_norm_call.h"
+#include "tensor/calls/batch_norm_call.h"
 
 namespace tenon::cuda {
 namespace {

@@ -7,8 +7,8 @@
 #include "cuda/device/channels.cuh"
 #include "cuda/kernels/batch_norm.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/batch_norm_call.h"
-#include "tensor/detail/wanted_gradients.h"
+#include "tensor/calls/batch_norm_call.h"
+#include "tensor/calls/wanted_gradients.h"
 
 namespace tenon::cuda {
 namespace {

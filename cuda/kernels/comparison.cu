@@ -4,7 +4,7 @@
 
 #include "cuda/device/pointwise.cuh"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/integer_comparison.h"
+#include "tensor/calls/integer_comparison.h"
 #include "tensor/ops/attributes.h"
 
 namespace tenon::cuda {

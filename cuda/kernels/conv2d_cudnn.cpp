@@ -23,7 +23,7 @@
 #include "cuda/kernels/conv2d.h"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/detail/window.h"
+#include "tensor/calls/window.h"
 
 namespace tenon::cuda {
 namespace {

@@ -9,7 +9,7 @@
 #include "cuda/kernels/copy.h"
 #include "cuda/kernels/element_size.h"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/move_data.h"
+#include "tensor/calls/move_data.h"
 #include "tensor/op.h"
 
 namespace tenon::cuda {

@@ -17,7 +17,7 @@ struct DropoutParams {
 /// Inactive in evaluation and for p == 0: then every value is kept as it is.
 inline DropoutParams dropout_params(double p, DropoutMode mode, std::int64_t site,
                                     const KernelArgs& args) {
-  if (!acts(mode, args.training) || p == 0) return {};
+  if (!drops(mode, p, args.training)) return {};
   const DropoutKey key{args.random.seed, args.random.forward, static_cast<std::uint32_t>(site),
                        args.random.forward_cell};
   return {key, dropout_threshold(p), p < 1 ? 1 / (1 - p) : 0, true};

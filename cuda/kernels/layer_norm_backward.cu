@@ -12,7 +12,7 @@
 #include "cuda/device/norm.cuh"
 #include "cuda/device/norm_tail.cuh"
 #include "cuda/kernels/register.h"
-#include "tensor/detail/wanted_gradients.h"
+#include "tensor/calls/wanted_gradients.h"
 #include "tensor/ops/norm_attributes.h"
 
 namespace tenon::cuda {

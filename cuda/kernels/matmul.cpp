@@ -18,8 +18,8 @@
 #include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/register.h"
 #include "cuda/strides.h"
-#include "tensor/detail/check.h"
 #include "tensor/ops/attributes.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cuda {
 namespace {

@@ -13,7 +13,7 @@
 #include "cuda/device/reduce.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/detail/optimizer_operands.h"
+#include "tensor/calls/optimizer_operands.h"
 
 namespace tenon::cuda {
 namespace {

@@ -7,7 +7,7 @@
 #include "cuda/device/memory.cuh"
 #include "cuda/kernels/register.h"
 #include "cuda/launch.h"
-#include "tensor/detail/window.h"
+#include "tensor/calls/window.h"
 
 namespace tenon::cuda {
 namespace {

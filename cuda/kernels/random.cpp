@@ -2,7 +2,7 @@
 #include "cuda/kernels/random.h"
 
 #include "cuda/kernels/register.h"
-#include "tensor/detail/random_call.h"
+#include "tensor/calls/random_call.h"
 
 namespace tenon::cuda {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "tensor/detail/random_values.h"
+#include "tensor/calls/random_values.h"
 #include "tensor/kernel.h"
 
 namespace tenon::cuda {

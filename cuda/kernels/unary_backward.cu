@@ -1,4 +1,4 @@
-// Gradients of unary ops: the cotangent times the op's slope at its input or, as tensor/ops/gradients.h
+// Gradients of unary ops: the cotangent times the op's slope at its input or, as tensor/rules/gradients.h
 // says, from its output. float32 (float64 for float64), any strides; see device/pointwise.cuh.
 #include "cuda/device/gelu.cuh"
 #include "cuda/device/math.cuh"

@@ -42,24 +42,15 @@ class Accumulator {
     const bool fits = maker.gradient && !maker.op->accumulates_as.empty() && maker.kernel.empty() &&
                       maker.outputs[0] == term && graph_.value(term).uses.size() == 1 &&
                       has_spec_of(term, total) && has_spec_of(addend, total) &&
-                      !leaves_the_graph(term);
+                      !graph_.is_output(term);
     if (!fits) return false;
     std::size_t place = graph_.position(producer);
     if (defined_at(addend) > place) {
       place = graph_.position(sum.id);
       if (!only_used_from(maker, place)) return false;
     }
-    replace(sum, maker, addend, place);
+    replace(sum.id, maker, addend, place);
     return true;
-  }
-
-  /// Returned or written by a run.
-  bool leaves_the_graph(ValueId id) const {
-    const auto& writes = graph_.writes();
-    return std::find(graph_.outputs().begin(), graph_.outputs().end(), id) !=
-               graph_.outputs().end() ||
-           std::any_of(writes.begin(), writes.end(),
-                       [&](const StateWrite& write) { return write.value == id; });
   }
 
   bool has_spec_of(ValueId id, const Value& other) const {
@@ -75,23 +66,14 @@ class Accumulator {
     });
   }
 
-  void replace(const Node& sum, const Node& maker, ValueId addend, std::size_t place) {
+  void replace(NodeId sum, const Node& maker, ValueId addend, std::size_t place) {
     const Op& op = get_op(maker.op->accumulates_as);
     std::vector<ValueId> inputs = maker.inputs;
     inputs.resize(op.operands.size() - 1, kNone);
     inputs.push_back(addend);
-    const ValueId total = sum.outputs[0];
-    const NodeId old_sum = sum.id;
-    const NodeId made = graph_.add_node(op, std::move(inputs), maker.attrs, maker.call, place);
-    graph_.mark_gradient(made);
-    if (maker.recomputed) graph_.mark_recomputed(made);
-    graph_.replace_all_uses(total, graph_.node(made).outputs[0]);
-    graph_.erase_node(old_sum);
-    for (std::size_t i = 1; i < maker.outputs.size(); ++i) {
-      graph_.replace_all_uses(maker.outputs[i], graph_.node(made).outputs[i]);
-    }
-    graph_.erase_node(maker.id);
-    graph_.rename(made, maker.name);
+    graph_.replace_all_uses(graph_.node(sum).outputs[0], maker.outputs[0]);
+    graph_.erase_node(sum);
+    graph_.replace_node(maker.id, op, std::move(inputs), maker.attrs, place);
   }
 
   Graph& graph_;

@@ -92,26 +92,22 @@ class SliceJoiner {
   void replace(NodeId id, const Tiling& tiling) {
     std::vector<ValueId> gradients;
     for (const Piece& piece : tiling.pieces) gradients.push_back(piece.gradient);
-    const Node sum = graph_.node(id);
-    const NodeId joined = graph_.add_node(cat_, std::move(gradients), AxisAttrs{tiling.dim},
-                                          sum.call, graph_.position(id));
+    const std::vector<ValueId> terms = graph_.node(id).inputs;
+    const NodeId joined =
+        graph_.replace_node(id, cat_, std::move(gradients), AxisAttrs{tiling.dim});
     graph_.rename(joined, "cat_grad");
-    if (sum.gradient) graph_.mark_gradient(joined);
-    graph_.replace_all_uses(sum.outputs[0], graph_.node(joined).outputs[0]);
-    erase_unused(id);
+    for (ValueId term : terms) erase_unused(term);
   }
 
-  /// Takes out a sum and the terms that nothing else uses.
-  void erase_unused(NodeId id) {
-    const Node node = graph_.node(id);
-    graph_.erase_node(id);
-    for (ValueId operand : node.inputs) {
-      if (operand == kNone) continue;
-      const Value& term = graph_.value(operand);
-      if (term.producer == kNone || !term.uses.empty()) continue;
-      const Op* op = graph_.node(term.producer).op;
-      if (op == &add_ || op == &pad_) erase_unused(term.producer);
-    }
+  /// Takes out what makes a term that nothing uses any more, and the terms of that.
+  void erase_unused(ValueId value) {
+    if (value == kNone) return;
+    const Value& term = graph_.value(value);
+    if (term.producer == kNone || !term.uses.empty() || graph_.is_output(value)) return;
+    const Node node = graph_.node(term.producer);
+    if (node.op != &add_ && node.op != &pad_) return;
+    graph_.erase_node(node.id);
+    for (ValueId operand : node.inputs) erase_unused(operand);
   }
 
   Graph& graph_;

@@ -49,17 +49,13 @@ class RegionWriter {
       return true;
     }
     const auto& uses = graph_.value(value).uses;
-    const auto& outputs = graph_.outputs();
-    const auto& writes = graph_.writes();
     const bool keeps_results = !graph_.discards_results(region_);
     return std::any_of(uses.begin(), uses.end(),
                        [&](const Use& use) {
                          return keeps_results && !is_backward(graph_.node(use.node)) &&
                                 !in_region(use.node);
                        }) ||
-           std::find(outputs.begin(), outputs.end(), value) != outputs.end() ||
-           std::any_of(writes.begin(), writes.end(),
-                       [&](const StateWrite& write) { return write.value == value; });
+           graph_.is_output(value);
   }
 
   void need(NodeId id, std::set<NodeId>& needed) const {

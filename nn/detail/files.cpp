@@ -12,7 +12,7 @@
 #include <system_error>
 #include <utility>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::nn::detail {
 

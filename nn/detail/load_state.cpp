@@ -7,9 +7,9 @@
 #include <unordered_set>
 
 #include "nn/detail/tensor_bytes.h"
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
+#include "tensor/support/check.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn::detail {
 
@@ -67,15 +67,15 @@ void report_target(const Target& target, const LoadOptions& options, LoadReport&
     const auto& [first_name, first] = target.sources.front();
     for (const auto& [name, tensor] : target.sources) {
       if (!same_bits(first, tensor)) {
-        report.conflicting.push_back(
-            {name, "other values than " + quote(first_name), "the same, as both name one tensor"});
+        report.conflicting.push_back({name, "other values than " + text::quote(first_name),
+                                      "the same, as both name one tensor"});
       }
     }
     report.loaded.insert(report.loaded.end(), target.names.begin(), target.names.end());
     return;
   }
   for (const std::string& name : target.names) {
-    if (matches_any(options.allow_missing, name)) {
+    if (text::matches_any(options.allow_missing, name)) {
       report.allowed_missing.push_back(name);
     } else {
       report.missing.push_back({name, target.skipped, target.tensor.spec().to_string()});
@@ -91,7 +91,7 @@ LoadReport match(Targets& targets, const StateDict& state, const LoadOptions& op
       Target& target = targets.list[found->second];
       target.is_named = true;
       if (fits(name, tensor, target.tensor, report)) target.sources.emplace_back(name, tensor);
-    } else if (matches_any(options.allow_unexpected, name)) {
+    } else if (text::matches_any(options.allow_unexpected, name)) {
       report.allowed_unexpected.push_back(name);
     } else {
       report.unexpected.push_back({name, tensor.spec().to_string(), ""});

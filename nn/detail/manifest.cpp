@@ -6,10 +6,10 @@
 #include <optional>
 #include <unordered_map>
 
-#include "nn/detail/json_stream.h"
 #include "nn/detail/tensor_json.h"
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/json_stream.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn::detail {
 
@@ -45,13 +45,13 @@ class ManifestParser {
   double read_tolerance(std::string_view what);
   void check_references();
 
-  JsonReader reader_;
+  text::JsonReader reader_;
   Manifest manifest_;
 };
 
 Manifest ManifestParser::parse() {
   bool has_format = false, has_version = false, has_tensors = false;
-  reader_.expect(JsonKind::object, "the document");
+  reader_.expect(text::JsonKind::object, "the document");
   reader_.begin_object();
   std::string key;
   while (reader_.next_member(key)) {
@@ -87,33 +87,33 @@ Manifest ManifestParser::parse() {
 }
 
 void ManifestParser::read_format() {
-  reader_.expect(JsonKind::string, "\"format\"");
+  reader_.expect(text::JsonKind::string, "\"format\"");
   const std::string format = reader_.string();
   if (format != kFormatName) {
-    reader_.fail(fmt::format("the format is {}; needed \"{}\"", quote(format), kFormatName));
+    reader_.fail(fmt::format("the format is {}; needed \"{}\"", text::quote(format), kFormatName));
   }
 }
 
 void ManifestParser::read_version() {
-  reader_.expect(JsonKind::number, "\"version\"");
+  reader_.expect(text::JsonKind::number, "\"version\"");
   const std::string_view version = reader_.number();
   if (version != std::to_string(kFormatVersion)) {
     reader_.fail(fmt::format("version {} is unknown; this program reads version {}",
-                             escape(version), kFormatVersion));
+                             text::escape(version), kFormatVersion));
   }
 }
 
 std::string ManifestParser::read_object_text(std::string_view what) {
-  reader_.expect(JsonKind::object, fmt::format("\"{}\"", what));
+  reader_.expect(text::JsonKind::object, fmt::format("\"{}\"", what));
   return std::string(reader_.skip());
 }
 
 void ManifestParser::read_files() {
-  reader_.expect(JsonKind::object, "\"files\"");
+  reader_.expect(text::JsonKind::object, "\"files\"");
   reader_.begin_object();
   std::string key;
   while (reader_.next_member(key)) {
-    reader_.set_context("file " + quote(key));
+    reader_.set_context("file " + text::quote(key));
     manifest_.files.push_back(read_file(key));
     reader_.set_context("");
   }
@@ -122,14 +122,14 @@ void ManifestParser::read_files() {
 ManifestFile ManifestParser::read_file(const std::string& key) {
   ManifestFile file{key, "", 0, ""};
   std::optional<std::int64_t> size;
-  reader_.expect(JsonKind::object, "the entry");
+  reader_.expect(text::JsonKind::object, "the entry");
   reader_.begin_object();
   std::string field;
   while (reader_.next_member(field)) {
     if (field == "path") {
       file.path = reader_.string();
       if (const char* fault = fault_of_path(file.path)) {
-        reader_.fail(fmt::format("the path {} {}", quote(file.path), fault));
+        reader_.fail(fmt::format("the path {} {}", text::quote(file.path), fault));
       }
     } else if (field == "size") {
       size = read_size(reader_, "size");
@@ -138,10 +138,10 @@ ManifestFile ManifestParser::read_file(const std::string& key) {
       if (file.sha256.size() != 64 ||
           file.sha256.find_first_not_of("0123456789abcdef") != std::string::npos) {
         reader_.fail(fmt::format("sha256 is {}; needed 64 lower-case hexadecimal digits",
-                                 quote(file.sha256)));
+                                 text::quote(file.sha256)));
       }
     } else {
-      reader_.fail(fmt::format("unknown key {}; needed path, size and sha256", quote(field)));
+      reader_.fail(fmt::format("unknown key {}; needed path, size and sha256", text::quote(field)));
     }
   }
   if (file.path.empty() || !size || file.sha256.empty()) {
@@ -154,11 +154,11 @@ ManifestFile ManifestParser::read_file(const std::string& key) {
 }
 
 void ManifestParser::read_tensors() {
-  reader_.expect(JsonKind::object, "\"tensors\"");
+  reader_.expect(text::JsonKind::object, "\"tensors\"");
   reader_.begin_object();
   std::string name;
   while (reader_.next_member(name)) {
-    const std::string label = "tensor " + quote(name);
+    const std::string label = "tensor " + text::quote(name);
     reader_.set_context(label);
     if (const char* fault = fault_of_name(name)) reader_.fail(fmt::format("the name {}", fault));
     manifest_.tensors.emplace_back(name, read_tensor(label));
@@ -172,7 +172,7 @@ ManifestTensor ManifestParser::read_tensor(const std::string& label) {
   tensor.label = label;
   bool has_dtype = false, has_shape = false, has_offsets = false, has_file = false;
   std::size_t data = kNone, base64 = kNone;  // where such a value starts
-  reader_.expect(JsonKind::object, "the tensor's entry");
+  reader_.expect(text::JsonKind::object, "the tensor's entry");
   reader_.begin_object();
   std::string key;
   while (reader_.next_member(key)) {
@@ -183,7 +183,7 @@ ManifestTensor ManifestParser::read_tensor(const std::string& label) {
       tensor.sizes = read_shape(reader_);
       has_shape = true;
     } else if (key == "data" || key == "base64") {
-      reader_.expect(key == "data" ? JsonKind::array : JsonKind::string, key);
+      reader_.expect(key == "data" ? text::JsonKind::array : text::JsonKind::string, key);
       (key == "data" ? data : base64) = reader_.position();
       if (!has_dtype || !has_shape) {  // read when the rest is known
         key == "data" ? reader_.skip() : reader_.raw_string();
@@ -192,7 +192,7 @@ ManifestTensor ManifestParser::read_tensor(const std::string& label) {
                                      : read_base64(reader_, tensor.dtype, tensor.sizes);
       }
     } else if (key == "file") {
-      reader_.expect(JsonKind::string, key);
+      reader_.expect(text::JsonKind::string, key);
       tensor.file = reader_.string();
       has_file = true;
     } else if (key == "data_offsets") {
@@ -202,7 +202,7 @@ ManifestTensor ManifestParser::read_tensor(const std::string& label) {
       reader_.fail(
           fmt::format("unknown key {}; a tensor has dtype, shape and one of data, base64, "
                       "or file with data_offsets",
-                      quote(key)));
+                      text::quote(key)));
     }
   }
   if (!has_dtype) reader_.fail("dtype is missing");
@@ -236,7 +236,7 @@ void ManifestParser::read_payload(ManifestTensor& tensor, std::size_t data, std:
 }
 
 void ManifestParser::read_dtype(ManifestTensor& tensor) {
-  reader_.expect(JsonKind::string, "dtype");
+  reader_.expect(text::JsonKind::string, "dtype");
   const std::string text = reader_.string();
   for (int i = 0; i < kNumDTypes; ++i) {
     tensor.dtype = static_cast<DType>(i);
@@ -245,11 +245,11 @@ void ManifestParser::read_dtype(ManifestTensor& tensor) {
   reader_.fail(
       fmt::format("unknown dtype {}; needed float32, float64, float16, bfloat16, int64, "
                   "int32, int16, int8, uint8 or bool",
-                  quote(text)));
+                  text::quote(text)));
 }
 
 void ManifestParser::read_offsets(ManifestTensor& tensor) {
-  reader_.expect(JsonKind::array, "data_offsets");
+  reader_.expect(text::JsonKind::array, "data_offsets");
   std::vector<std::int64_t> offsets;
   reader_.begin_array();
   while (reader_.next_element()) {
@@ -264,20 +264,20 @@ void ManifestParser::read_offsets(ManifestTensor& tensor) {
 }
 
 void ManifestParser::read_aliases() {
-  reader_.expect(JsonKind::object, "\"aliases\"");
+  reader_.expect(text::JsonKind::object, "\"aliases\"");
   reader_.begin_object();
   std::string name;
   while (reader_.next_member(name)) {
-    reader_.set_context("alias " + quote(name));
+    reader_.set_context("alias " + text::quote(name));
     if (const char* fault = fault_of_name(name)) reader_.fail(fmt::format("the name {}", fault));
-    reader_.expect(JsonKind::string, "its target");
+    reader_.expect(text::JsonKind::string, "its target");
     manifest_.aliases.emplace_back(name, reader_.string());
     reader_.set_context("");
   }
 }
 
 void ManifestParser::read_tests() {
-  reader_.expect(JsonKind::array, "\"tests\"");
+  reader_.expect(text::JsonKind::array, "\"tests\"");
   reader_.begin_array();
   while (reader_.next_element()) {
     manifest_.tests.push_back(read_test(fmt::format("tests[{}]", manifest_.tests.size())));
@@ -289,14 +289,15 @@ ManifestTest ManifestParser::read_test(const std::string& label) {
   ManifestTest test;
   bool has_inputs = false, has_outputs = false;
   reader_.set_context(label);
-  reader_.expect(JsonKind::object, "the entry");
+  reader_.expect(text::JsonKind::object, "the entry");
   reader_.begin_object();
   std::string key;
   while (reader_.next_member(key)) {
     if (key == "mode") {
       test.mode = reader_.string();
       if (test.mode != "eval" && test.mode != "train") {
-        reader_.fail(fmt::format("mode is {}; needed \"eval\" or \"train\"", quote(test.mode)));
+        reader_.fail(
+            fmt::format("mode is {}; needed \"eval\" or \"train\"", text::quote(test.mode)));
       }
     } else if (key == "inputs") {
       test.inputs = read_test_tensors(label + ".inputs");
@@ -310,7 +311,7 @@ ManifestTest ManifestParser::read_test(const std::string& label) {
       test.atol = read_tolerance(key);
     } else {
       reader_.fail(fmt::format("unknown key {}; a test has mode, inputs, outputs, rtol and atol",
-                               quote(key)));
+                               text::quote(key)));
     }
     reader_.set_context(label);
   }
@@ -321,7 +322,7 @@ ManifestTest ManifestParser::read_test(const std::string& label) {
 
 std::vector<ManifestTensor> ManifestParser::read_test_tensors(const std::string& label) {
   std::vector<ManifestTensor> tensors;
-  reader_.expect(JsonKind::array, label);
+  reader_.expect(text::JsonKind::array, label);
   reader_.begin_array();
   while (reader_.next_element()) {
     const std::string element = fmt::format("{}[{}]", label, tensors.size());
@@ -332,7 +333,7 @@ std::vector<ManifestTensor> ManifestParser::read_test_tensors(const std::string&
 }
 
 double ManifestParser::read_tolerance(std::string_view what) {
-  reader_.expect(JsonKind::number, what);
+  reader_.expect(text::JsonKind::number, what);
   const double value = read_double(reader_);
   if (!(value >= 0)) reader_.fail(fmt::format("{} is {}; needed at least 0", what, value));
   return value;
@@ -345,7 +346,7 @@ void ManifestParser::check_references() {
   const auto check_file = [&](const ManifestTensor& tensor) {
     if (tensor.value.defined() || names.contains(tensor.file)) return;
     reader_.set_context(tensor.label);
-    reader_.fail(fmt::format("no entry {} in \"files\"", quote(tensor.file)));
+    reader_.fail(fmt::format("no entry {} in \"files\"", text::quote(tensor.file)));
   };
   for (const auto& [name, tensor] : manifest_.tensors) check_file(tensor);
   for (const ManifestTest& test : manifest_.tests) {
@@ -355,9 +356,9 @@ void ManifestParser::check_references() {
   names.clear();
   for (const auto& [name, tensor] : manifest_.tensors) names.emplace(name, true);
   for (const auto& [name, target] : manifest_.aliases) {
-    reader_.set_context("alias " + quote(name));
+    reader_.set_context("alias " + text::quote(name));
     if (names.contains(name)) reader_.fail("a tensor has this name too");
-    if (!names.contains(target)) reader_.fail(fmt::format("no tensor {}", quote(target)));
+    if (!names.contains(target)) reader_.fail(fmt::format("no tensor {}", text::quote(target)));
   }
 }
 
@@ -372,7 +373,7 @@ const char* fault_of_name(std::string_view name) {
   if (name.size() > kMaxName) return "is longer than 1024 bytes";
   if (has_control_character(name)) return "holds control characters";
   for (std::size_t i = 0; i < name.size();) {
-    const std::size_t length = utf8_sequence_length(name.substr(i));
+    const std::size_t length = text::utf8_sequence_length(name.substr(i));
     if (length == 0) return "is not valid UTF-8";
     i += length;
   }

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "nn/detail/json_stream.h"
 #include "nn/detail/tensor_json.h"
-#include "nn/detail/text.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/json_stream.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn::detail {
 
@@ -47,19 +47,19 @@ std::string_view safetensors_name(DType dtype) {
 }
 
 /// Returns the bytes of an element, 0 where they are not known.
-std::size_t read_dtype(JsonReader& reader, SafetensorsEntry& entry) {
-  reader.expect(JsonKind::string, "dtype");
+std::size_t read_dtype(text::JsonReader& reader, SafetensorsEntry& entry) {
+  reader.expect(text::JsonKind::string, "dtype");
   const std::string text = reader.string();
   if (text.empty()) reader.fail("dtype is empty");
   const auto* known = std::ranges::find(kElements, text, &Element::name);
   const bool is_known = known != std::end(kElements);
   if (is_known) entry.dtype = known->dtype;
-  if (!entry.dtype) entry.foreign_dtype = escape(text);
+  if (!entry.dtype) entry.foreign_dtype = text::escape(text);
   return is_known ? known->bytes : 0;
 }
 
-void read_offsets(JsonReader& reader, SafetensorsEntry& entry) {
-  reader.expect(JsonKind::array, "data_offsets");
+void read_offsets(text::JsonReader& reader, SafetensorsEntry& entry) {
+  reader.expect(text::JsonKind::array, "data_offsets");
   std::uint64_t offsets[2] = {0, 0};
   std::size_t count = 0;
   reader.begin_array();
@@ -72,12 +72,12 @@ void read_offsets(JsonReader& reader, SafetensorsEntry& entry) {
   entry.end = offsets[1];
 }
 
-SafetensorsEntry read_entry(JsonReader& reader, const std::string& name) {
+SafetensorsEntry read_entry(text::JsonReader& reader, const std::string& name) {
   SafetensorsEntry entry;
   entry.name = name;
   bool has_dtype = false, has_shape = false, has_offsets = false;
   std::size_t element = 0;
-  reader.expect(JsonKind::object, "the tensor's entry");
+  reader.expect(text::JsonKind::object, "the tensor's entry");
   reader.begin_object();
   std::string key;
   while (reader.next_member(key)) {
@@ -91,7 +91,8 @@ SafetensorsEntry read_entry(JsonReader& reader, const std::string& name) {
       read_offsets(reader, entry);
       has_offsets = true;
     } else {
-      reader.fail(fmt::format("unknown key {}; needed dtype, shape and data_offsets", quote(key)));
+      reader.fail(
+          fmt::format("unknown key {}; needed dtype, shape and data_offsets", text::quote(key)));
     }
   }
   if (!has_dtype || !has_shape || !has_offsets) {
@@ -108,13 +109,13 @@ SafetensorsEntry read_entry(JsonReader& reader, const std::string& name) {
   return entry;
 }
 
-std::string read_metadata(JsonReader& reader) {
-  reader.expect(JsonKind::object, "__metadata__");
+std::string read_metadata(text::JsonReader& reader) {
+  reader.expect(text::JsonKind::object, "__metadata__");
   const std::size_t start = reader.position();
   reader.begin_object();
   std::string key;
   while (reader.next_member(key)) {
-    reader.expect(JsonKind::string, fmt::format("{} of __metadata__", quote(key)));
+    reader.expect(text::JsonKind::string, fmt::format("{} of __metadata__", text::quote(key)));
     reader.string();
   }
   const std::size_t end = reader.position();
@@ -136,10 +137,10 @@ void check_cover(const SafetensorsHeader& header, const std::string& where) {
     TENON_CHECK(entry->end <= header.data_size, CheckpointError,
                 "{}: tensor {}: data_offsets [{}, {}] reach outside the {} bytes of data; is the "
                 "file truncated?",
-                where, quote(entry->name), entry->begin, entry->end, header.data_size);
+                where, text::quote(entry->name), entry->begin, entry->end, header.data_size);
     TENON_CHECK(entry->begin == position, CheckpointError,
                 "{}: tensor {}: starts at byte {}, where byte {} is next: {}", where,
-                quote(entry->name), entry->begin, position,
+                text::quote(entry->name), entry->begin, position,
                 entry->begin < position ? "tensors overlap" : "there is a hole");
     position = entry->end;
   }
@@ -191,7 +192,7 @@ SafetensorsHeader read_safetensors_header(InputFile& file, const std::string& wh
 
   SafetensorsHeader header;
   header.data_size = file.size() - kPrefix - length;
-  JsonReader reader(text, where);
+  text::JsonReader reader(text, where);
   reader.begin_object();
   std::string name;
   while (reader.next_member(name)) {
@@ -199,7 +200,7 @@ SafetensorsHeader read_safetensors_header(InputFile& file, const std::string& wh
       header.metadata = read_metadata(reader);
       continue;
     }
-    reader.set_context("tensor " + quote(name));
+    reader.set_context("tensor " + text::quote(name));
     header.entries.push_back(read_entry(reader, name));
     reader.set_context("");
   }
@@ -215,9 +216,9 @@ std::string safetensors_header(std::span<const SafetensorsEntry> entries,
   for (const SafetensorsEntry& entry : entries) {
     if (text.size() > 1) text += ',';
     append_string(text, entry.name);
-    text +=
-        fmt::format(R"(:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                    safetensors_name(*entry.dtype), join(entry.sizes, ","), entry.begin, entry.end);
+    text += fmt::format(R"(:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                        safetensors_name(*entry.dtype), text::join(entry.sizes, ","), entry.begin,
+                        entry.end);
   }
   text += '}';
   text.resize((kPrefix + text.size() + kAlignment - 1) / kAlignment * kAlignment - kPrefix, ' ');

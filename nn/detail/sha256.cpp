@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 
 namespace tenon::nn::detail {
 

@@ -9,18 +9,18 @@
 #include <limits>
 #include <type_traits>
 
-#include "nn/detail/base64.h"
 #include "nn/detail/tensor_bytes.h"
-#include "nn/detail/text.h"
-#include "tensor/cpu/convert.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/base64.h"
+#include "tensor/support/check.h"
+#include "tensor/support/convert.h"
+#include "tensor/support/text.h"
 
 namespace tenon::nn::detail {
 
 static_assert(std::endian::native == std::endian::little, "checkpoint bytes are little-endian");
 
 std::string shape_text(const Extents& sizes) {
-  return fmt::format("({}{})", join(sizes), sizes.size() == 1 ? "," : "");
+  return fmt::format("({}{})", text::join(sizes), sizes.size() == 1 ? "," : "");
 }
 
 namespace {
@@ -48,58 +48,60 @@ bool is_tiny(std::string_view token) {
 }
 
 template <std::floating_point F>
-F to_float(const JsonReader& reader, std::string_view token, DType dtype) {
+F to_float(const text::JsonReader& reader, std::string_view token, DType dtype) {
   F value = 0;
   const auto result = std::from_chars(token.data(), token.data() + token.size(), value);
   if (result.ec == std::errc()) return value;
   if (is_tiny(token)) return token.front() == '-' ? -F(0) : F(0);
-  reader.fail(fmt::format("{} is out of range for {}", escape(token), name(dtype)));
+  reader.fail(fmt::format("{} is out of range for {}", text::escape(token), name(dtype)));
 }
 
 template <class T>
-T to_floating(const JsonReader& reader, std::string_view token) {
+T to_floating(const text::JsonReader& reader, std::string_view token) {
   // 16-bit floats are read as doubles: through a float they would be rounded twice.
   using F = std::conditional_t<cpu::is_16_bit_float<T>, double, T>;
   const T converted = cpu::convert<T>(to_float<F>(reader, token, dtype_of<T>));
   if (std::isinf(static_cast<compute_type<T>>(converted))) {
-    reader.fail(fmt::format("{} is out of range for {}", escape(token), name(dtype_of<T>)));
+    reader.fail(fmt::format("{} is out of range for {}", text::escape(token), name(dtype_of<T>)));
   }
   return converted;
 }
 
 template <class T>
-T non_finite(JsonReader& reader) {
+T non_finite(text::JsonReader& reader) {
   using F = compute_type<T>;
   const std::string text = reader.string();
   if (text == "nan") return T(std::numeric_limits<F>::quiet_NaN());
   if (text == "inf") return T(std::numeric_limits<F>::infinity());
   if (text == "-inf") return T(-std::numeric_limits<F>::infinity());
-  reader.fail(fmt::format(R"({} in data; needed a number, "nan", "inf" or "-inf")", quote(text)));
+  reader.fail(
+      fmt::format(R"({} in data; needed a number, "nan", "inf" or "-inf")", text::quote(text)));
 }
 
 template <class T>
-T read_value(JsonReader& reader) {
+T read_value(text::JsonReader& reader) {
   constexpr DType kDType = dtype_of<T>;
-  const JsonKind kind = reader.peek();
+  const text::JsonKind kind = reader.peek();
   if constexpr (std::is_same_v<T, bool>) {
-    reader.expect(JsonKind::boolean, "a value of a bool tensor");
+    reader.expect(text::JsonKind::boolean, "a value of a bool tensor");
     return reader.boolean();
   } else if constexpr (std::integral<T>) {
-    reader.expect(JsonKind::number, fmt::format("a value of a {} tensor", name(kDType)));
+    reader.expect(text::JsonKind::number, fmt::format("a value of a {} tensor", name(kDType)));
     const std::string_view token = reader.number();
     std::int64_t value = 0;
     if (!is_integer_text(token)) {
-      reader.fail(fmt::format("{} in data; needed an integer for {}", escape(token), name(kDType)));
+      reader.fail(
+          fmt::format("{} in data; needed an integer for {}", text::escape(token), name(kDType)));
     }
     const auto result = std::from_chars(token.data(), token.data() + token.size(), value);
     if (result.ec != std::errc() || !std::in_range<T>(value)) {
-      reader.fail(fmt::format("{} is out of range for {}", escape(token), name(kDType)));
+      reader.fail(fmt::format("{} is out of range for {}", text::escape(token), name(kDType)));
     }
     return static_cast<T>(value);
   } else {
-    if (kind == JsonKind::number) return to_floating<T>(reader, reader.number());
-    if (kind == JsonKind::string) return non_finite<T>(reader);
-    if (kind == JsonKind::null) {
+    if (kind == text::JsonKind::number) return to_floating<T>(reader, reader.number());
+    if (kind == text::JsonKind::string) return non_finite<T>(reader);
+    if (kind == text::JsonKind::null) {
       reader.fail(R"(null in data; non-finite values are the strings "nan", "inf" and "-inf")");
     }
     reader.fail(fmt::format("{} in data; needed numbers, not nested", describe(kind)));
@@ -108,19 +110,19 @@ T read_value(JsonReader& reader) {
 
 }  // namespace
 
-std::int64_t read_size(JsonReader& reader, std::string_view what) {
-  reader.expect(JsonKind::number, what);
+std::int64_t read_size(text::JsonReader& reader, std::string_view what) {
+  reader.expect(text::JsonKind::number, what);
   const std::string_view token = reader.number();
   std::int64_t value = 0;
   const auto result = std::from_chars(token.data(), token.data() + token.size(), value);
   if (token.front() == '-' || !is_integer_text(token) || result.ec != std::errc()) {
-    reader.fail(fmt::format("{} is {}; needed an integer in [0, 2^63)", what, escape(token)));
+    reader.fail(fmt::format("{} is {}; needed an integer in [0, 2^63)", what, text::escape(token)));
   }
   return value;
 }
 
-Extents read_shape(JsonReader& reader) {
-  reader.expect(JsonKind::array, "shape");
+Extents read_shape(text::JsonReader& reader) {
+  reader.expect(text::JsonKind::array, "shape");
   Extents sizes;
   std::int64_t product = 1;
   reader.begin_array();
@@ -136,11 +138,11 @@ Extents read_shape(JsonReader& reader) {
   return sizes;
 }
 
-std::uint64_t byte_size(const JsonReader& reader, DType dtype, const Extents& sizes) {
+std::uint64_t byte_size(const text::JsonReader& reader, DType dtype, const Extents& sizes) {
   return byte_size(reader, name(dtype), size_of(dtype), sizes);
 }
 
-std::uint64_t byte_size(const JsonReader& reader, std::string_view dtype, std::size_t element,
+std::uint64_t byte_size(const text::JsonReader& reader, std::string_view dtype, std::size_t element,
                         const Extents& sizes) {
   std::int64_t bytes = 0;
   if (__builtin_mul_overflow(sizes.product(), static_cast<std::int64_t>(element), &bytes)) {
@@ -149,8 +151,8 @@ std::uint64_t byte_size(const JsonReader& reader, std::string_view dtype, std::s
   return static_cast<std::uint64_t>(bytes);
 }
 
-Tensor read_values(JsonReader& reader, DType dtype, const Extents& sizes) {
-  reader.expect(JsonKind::array, "data");
+Tensor read_values(text::JsonReader& reader, DType dtype, const Extents& sizes) {
+  reader.expect(text::JsonKind::array, "data");
   byte_size(reader, dtype, sizes);
   const std::int64_t count = sizes.product();
   // Each value takes a character and a separator: nothing is allocated on a mere claim.
@@ -178,9 +180,9 @@ Tensor read_values(JsonReader& reader, DType dtype, const Extents& sizes) {
   return tensor;
 }
 
-Tensor read_base64(JsonReader& reader, DType dtype, const Extents& sizes) {
+Tensor read_base64(text::JsonReader& reader, DType dtype, const Extents& sizes) {
   const std::uint64_t bytes = byte_size(reader, dtype, sizes);
-  reader.expect(JsonKind::string, "base64");
+  reader.expect(text::JsonKind::string, "base64");
   std::string_view text = reader.raw_string();
   std::string unescaped;
   if (text.find('\\') != std::string_view::npos) {  // some writers escape the alphabet's '/'
@@ -190,13 +192,13 @@ Tensor read_base64(JsonReader& reader, DType dtype, const Extents& sizes) {
     text = unescaped;
   }
   // Compared without arithmetic on the claim: bytes near 2^64 must not wrap.
-  if (bytes / 3 > text.size() || text.size() != base64_size(bytes)) {
+  if (bytes / 3 > text.size() || text.size() != text::base64_size(bytes)) {
     reader.fail(fmt::format("base64 has {} characters; {}{} is {} bytes", text.size(), name(dtype),
                             shape_text(sizes), bytes));
   }
   Tensor tensor = empty(sizes, TensorOptions{dtype, kCpu});
   auto* out = static_cast<std::byte*>(tensor.view_of_data().data);
-  if (!base64_decode(text, {out, static_cast<std::size_t>(bytes)})) {
+  if (!text::base64_decode(text, {out, static_cast<std::size_t>(bytes)})) {
     reader.fail("base64 is malformed; needed the standard alphabet, padded, nothing else");
   }
   if (!bytes_are_valid(tensor)) reader.fail("a byte of a bool tensor is neither 0 nor 1");
@@ -209,8 +211,8 @@ bool bytes_are_valid(const Tensor& tensor) {
   return std::ranges::all_of(bytes.span(), [](std::byte b) { return b <= std::byte{1}; });
 }
 
-double read_double(JsonReader& reader) {
-  reader.expect(JsonKind::number, "the value");
+double read_double(text::JsonReader& reader) {
+  reader.expect(text::JsonKind::number, "the value");
   return to_float<double>(reader, reader.number(), DType::float64);
 }
 

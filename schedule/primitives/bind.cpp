@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/state.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -1,8 +1,8 @@
 #include "schedule/primitives/decompose.h"
 
 #include "graph/tracer.h"
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/state.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include "graph/tracer.h"
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/state.h"
 #include "tensor/functional.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/norm_attributes.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {
@@ -27,28 +27,17 @@ struct Pair {
 };
 
 bool is_read(const Graph& graph, ValueId id) {
-  const auto& outputs = graph.outputs();
-  return std::find(outputs.begin(), outputs.end(), id) != outputs.end() ||
-         std::any_of(graph.writes().begin(), graph.writes().end(),
-                     [&](const StateWrite& write) { return write.value == id; }) ||
-         std::any_of(graph.order().begin(), graph.order().end(), [&](NodeId node) {
-           const auto& inputs = graph.node(node).inputs;
-           return std::find(inputs.begin(), inputs.end(), id) != inputs.end();
-         });
+  return graph.is_output(id) || !graph.value(id).uses.empty();
 }
 
 void check_read_by_norm_alone(const Graph& graph, const Pair& pair) {
   const ValueId result = pair.product.outputs[0];
   const std::string name = graph.full_name(pair.product.id);
-  for (const NodeId id : graph.order()) {
-    if (id == pair.norm.id) continue;
-    const auto& inputs = graph.node(id).inputs;
-    TENON_CHECK(std::find(inputs.begin(), inputs.end(), result) == inputs.end(), ScheduleError,
-                "{} is read by {} too, which needs it as it is", name, graph.full_name(id));
+  for (const Use& use : graph.value(result).uses) {
+    TENON_CHECK(use.node == pair.norm.id, ScheduleError,
+                "{} is read by {} too, which needs it as it is", name, graph.full_name(use.node));
   }
-  const auto& outputs = graph.outputs();
-  const bool returned = std::find(outputs.begin(), outputs.end(), result) != outputs.end();
-  TENON_CHECK(!returned, ScheduleError, "{} is an output of the model", name);
+  TENON_CHECK(!graph.is_output(result), ScheduleError, "{} is an output of the model", name);
 }
 
 /// Whether a value is made of parameters, buffers and constants alone.

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <set>
 
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/state.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

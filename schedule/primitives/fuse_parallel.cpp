@@ -4,10 +4,10 @@
 #include <unordered_set>
 
 #include "graph/tracer.h"
-#include "schedule/detail/mapped_weights.h"
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/mapped_weights.h"
+#include "schedule/rewriting/state.h"
 #include "tensor/functional.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

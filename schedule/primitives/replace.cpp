@@ -4,9 +4,9 @@
 
 #include "graph/tracer.h"
 #include "nn/module.h"
-#include "schedule/detail/rewrite.h"
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/rewrite.h"
+#include "schedule/rewriting/state.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -1,7 +1,7 @@
 #include "schedule/primitives/undo.h"
 
-#include "schedule/detail/state.h"
-#include "tensor/detail/check.h"
+#include "schedule/rewriting/state.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "tensor/detail/attention_rules.h"
+#include "tensor/rules/attention_rules.h"
 
 namespace tenon::cpu {
 

@@ -6,9 +6,9 @@
 #include <optional>
 #include <type_traits>
 
+#include "tensor/calls/batch_norm_call.h"
+#include "tensor/calls/wanted_gradients.h"
 #include "tensor/cpu/rows.h"
-#include "tensor/detail/batch_norm_call.h"
-#include "tensor/detail/wanted_gradients.h"
 #include "tensor/parallel.h"
 
 namespace tenon::cpu {

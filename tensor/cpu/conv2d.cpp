@@ -9,9 +9,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "tensor/calls/window.h"
 #include "tensor/cpu/gemm.h"
 #include "tensor/cpu/rows.h"
-#include "tensor/detail/window.h"
 #include "tensor/parallel.h"
 
 namespace tenon::cpu {

@@ -7,8 +7,8 @@
 #include <cstring>
 
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/check.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cpu {
 namespace {

@@ -9,7 +9,7 @@ namespace tenon::cpu {
 /// Copies the elements; same sizes and dtype, any strides. The two may be the same memory, but must
 /// not overlap otherwise.
 void copy_strided(const TensorView& source, const TensorView& target);
-/// Copies and converts the elements (rules: tensor/cpu/convert.h); same sizes, any strides and
+/// Copies and converts the elements (rules: tensor/support/convert.h); same sizes, any strides and
 /// dtypes.
 void cast_strided(const TensorView& source, const TensorView& target);
 

@@ -9,9 +9,9 @@
 #include "tensor/cpu/gemm.h"
 #include "tensor/cpu/rows.h"
 #include "tensor/cpu/vector.h"
-#include "tensor/detail/check.h"
 #include "tensor/ops/norm_attributes.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cpu {
 namespace {

@@ -5,8 +5,8 @@
 
 #include "tensor/cpu/rows.h"
 #include "tensor/cpu/vector.h"
-#include "tensor/detail/check.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cpu {
 namespace {
@@ -50,7 +50,7 @@ void apply_bits(C* x, std::uint32_t bits, C scale) {
 DropoutPlan plan_dropout(std::string_view op, const DropoutAttrs& attrs, const KernelArgs& args,
                          std::int64_t rows, std::int64_t cols) {
   DropoutPlan plan;
-  if (!acts(attrs.mode, args.training) || attrs.p == 0) return plan;
+  if (!drops(attrs.mode, attrs.p, args.training)) return plan;
   TENON_CHECK(rows <= kMaxDropoutRows && cols <= kMaxDropoutCols, ShapeError,
               "[{}] dropout of {} rows of {} elements; needed at most {} rows of {}", op, rows,
               cols, kMaxDropoutRows, kMaxDropoutCols);

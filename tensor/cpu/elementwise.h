@@ -17,10 +17,10 @@
 #include <tuple>
 #include <utility>
 
-#include "tensor/cpu/convert.h"
 #include "tensor/op.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/convert.h"
 
 namespace tenon::cpu {
 

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "tensor/detail/check.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cpu {
 namespace {

@@ -9,9 +9,9 @@
 
 #include "tensor/cpu/elementwise.h"
 #include "tensor/cpu/reduce.h"
-#include "tensor/detail/check.h"
 #include "tensor/ops/indexing_attributes.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cpu {
 namespace {

@@ -1,9 +1,9 @@
 // Gradients of layer_norm, rms_norm and bias_dropout_residual_layer_norm. A row's statistics are computed again from the input; sums over
 // rows for weight and bias are cut into blocks by size alone and added in order.
+#include "tensor/calls/wanted_gradients.h"
 #include "tensor/cpu/dropout.h"
 #include "tensor/cpu/layer_norm.h"
 #include "tensor/cpu/norm_rows.h"
-#include "tensor/detail/wanted_gradients.h"
 #include "tensor/ops/norm_attributes.h"
 
 namespace tenon::cpu {

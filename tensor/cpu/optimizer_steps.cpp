@@ -8,9 +8,9 @@
 #include <numeric>
 #include <vector>
 
+#include "tensor/calls/optimizer_operands.h"
 #include "tensor/cpu/copy.h"
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/optimizer_operands.h"
 #include "tensor/parallel.h"
 
 namespace tenon::cpu {

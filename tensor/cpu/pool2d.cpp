@@ -5,10 +5,10 @@
 #include <cmath>
 #include <limits>
 
+#include "tensor/calls/window.h"
 #include "tensor/cpu/rows.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/window.h"
 #include "tensor/parallel.h"
+#include "tensor/support/check.h"
 
 namespace tenon::cpu {
 namespace {

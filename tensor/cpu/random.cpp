@@ -6,9 +6,9 @@
 #include <cmath>
 #include <vector>
 
-#include "tensor/cpu/convert.h"
-#include "tensor/detail/random_call.h"
+#include "tensor/calls/random_call.h"
 #include "tensor/parallel.h"
+#include "tensor/support/convert.h"
 
 namespace tenon::cpu {
 namespace {

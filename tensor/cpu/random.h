@@ -1,5 +1,5 @@
 // The kernels of randn, uniform, randint and randperm; the numbers are
-// tensor/detail/random_values.h's.
+// tensor/calls/random_values.h's.
 #pragma once
 
 #include "tensor/op.h"

@@ -6,9 +6,9 @@
 #include <limits>
 #include <type_traits>
 
-#include "tensor/cpu/convert.h"
 #include "tensor/cpu/vector.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
+#include "tensor/support/convert.h"
 
 namespace tenon::cpu {
 namespace {

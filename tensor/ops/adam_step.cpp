@@ -1,7 +1,7 @@
 // adam_step: one Adam or AdamW update of any number of parameters.
 #include "tensor/cpu/optimizer_steps.h"
-#include "tensor/detail/update_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/update_rules.h"
 
 namespace tenon {
 

@@ -3,9 +3,9 @@
 #include <vector>
 
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/reduction.h"
 #include "tensor/parallel.h"
+#include "tensor/rules/reduction.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

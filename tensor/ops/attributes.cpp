@@ -7,11 +7,11 @@
 #include <cstdlib>
 #include <type_traits>
 
-#include "tensor/detail/check.h"
 #include "tensor/ops/indexing_attributes.h"
 #include "tensor/ops/norm_attributes.h"
 #include "tensor/ops/optimizer_attributes.h"
 #include "tensor/ops/vision_attributes.h"
+#include "tensor/support/check.h"
 
 namespace tenon::detail {
 namespace {

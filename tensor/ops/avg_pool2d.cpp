@@ -1,9 +1,9 @@
 // avg_pool2d, and its gradient.
 #include "tensor/cpu/pool2d.h"
-#include "tensor/detail/pool_rules.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pool_rules.h"
 
 namespace tenon {
 

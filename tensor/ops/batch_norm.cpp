@@ -2,14 +2,14 @@
 // front end copies into place.
 #include "tensor/cpu/batch_norm.h"
 
-#include "tensor/detail/batch_norm_call.h"
-#include "tensor/detail/batch_norm_rules.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/norm_rules.h"
+#include "tensor/calls/batch_norm_call.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/batch_norm_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/norm_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -2,12 +2,12 @@
 // convolution, and their gradients. Results beside the first are batch_norm's.
 #include <algorithm>
 
-#include "tensor/detail/batch_norm_rules.h"
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/batch_norm_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

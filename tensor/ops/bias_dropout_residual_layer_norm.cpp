@@ -2,15 +2,15 @@
 #include <algorithm>
 #include <array>
 
+#include "tensor/calls/dropout_call.h"
+#include "tensor/calls/taken_numbers.h"
 #include "tensor/cpu/layer_norm.h"
-#include "tensor/detail/bias_rules.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/dropout_call.h"
-#include "tensor/detail/taken_numbers.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/bias_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,9 +1,9 @@
 // bias_gelu: gelu(input + bias), the activation behind a Linear whose bias was split off.
 #include "tensor/cpu/elementwise.h"
 #include "tensor/cpu/gelu.h"
-#include "tensor/detail/bias_rules.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/bias_rules.h"
+#include "tensor/rules/gradients.h"
 
 namespace tenon {
 

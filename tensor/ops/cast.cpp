@@ -1,7 +1,7 @@
 // cast: another dtype.
 #include "tensor/cpu/copy.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
 
 namespace tenon {
 

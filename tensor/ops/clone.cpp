@@ -1,7 +1,7 @@
 // clone: the same values in memory of their own.
 #include "tensor/cpu/copy.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
 
 namespace tenon {
 

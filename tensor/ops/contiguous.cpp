@@ -1,6 +1,6 @@
 // contiguous: the elements in row-major order without gaps.
 #include "tensor/cpu/copy.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
 
 namespace tenon {
 

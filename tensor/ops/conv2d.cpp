@@ -1,12 +1,12 @@
 // conv2d, and its gradients, which are each other's gradients too: all three are linear in each operand.
 #include "tensor/cpu/conv2d.h"
 
-#include "tensor/detail/check.h"
-#include "tensor/detail/window.h"
+#include "tensor/calls/window.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,10 +1,10 @@
 // conv2d_relu: relu(conv2d(input, weight, bias) + residual), what is left of a residual block's end when
 // batch norm is part of the filters.
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,6 +1,6 @@
 // cos: cosine.
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

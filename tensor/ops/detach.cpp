@@ -1,6 +1,6 @@
 // detach: the input, cut off from the tape.
 #include "tensor/cpu/copy.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
 
 namespace tenon {
 

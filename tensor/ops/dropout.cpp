@@ -1,13 +1,13 @@
 // dropout: random zeros in training, the identity in evaluation.
 #include "tensor/cpu/dropout.h"
 
-#include "tensor/detail/check.h"
-#include "tensor/detail/dropout_call.h"
-#include "tensor/detail/taken_numbers.h"
+#include "tensor/calls/dropout_call.h"
+#include "tensor/calls/taken_numbers.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 
@@ -50,7 +50,7 @@ namespace {
 
 bool does_nothing(const Attrs& attrs, bool training) {
   const auto& a = attrs.as<DropoutAttrs>();
-  return a.p == 0 || !acts(a.mode, training);
+  return !drops(a.mode, a.p, training);
 }
 
 /// The same call on the gradient: at the same site it draws the same mask.

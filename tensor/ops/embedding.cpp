@@ -1,10 +1,10 @@
 // embedding: rows of a table by index.
 #include "tensor/cpu/embedding.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/index_rules.h"
-#include "tensor/detail/view_rules.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/index_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/view_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

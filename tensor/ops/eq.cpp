@@ -1,5 +1,5 @@
 // eq: where a tensor is equal to another, or a number.
-#include "tensor/detail/comparison.h"
+#include "tensor/cpu/comparison.h"
 
 namespace tenon {
 

@@ -1,7 +1,7 @@
 // exp: e to the power of each element.
 #include "tensor/cpu/elementwise.h"
 #include "tensor/cpu/vector_math.h"
-#include "tensor/detail/pointwise.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

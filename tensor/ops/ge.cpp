@@ -1,5 +1,5 @@
 // ge: where a tensor is at least another, or a number.
-#include "tensor/detail/comparison.h"
+#include "tensor/cpu/comparison.h"
 
 namespace tenon {
 

@@ -1,9 +1,9 @@
 // gelu: the Gaussian error linear unit (Hendrycks and Gimpel, 2016), exact or with tanh.
 #include "tensor/cpu/gelu.h"
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/pointwise.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pointwise.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

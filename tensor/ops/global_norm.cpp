@@ -1,10 +1,10 @@
 // global_norm: the Euclidean norm of many tensors as if they were one, and what clips them by it.
 #include "tensor/cpu/optimizer_steps.h"
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 #include "tensor/ops/optimizer_steps.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon::ops {
 

@@ -1,5 +1,5 @@
 // gt: where a tensor is greater than another, or a number.
-#include "tensor/detail/comparison.h"
+#include "tensor/cpu/comparison.h"
 
 namespace tenon {
 

@@ -1,11 +1,11 @@
 // index_select: slices along one axis by index; and its gradient, which embedding shares.
 #include "tensor/cpu/indexing.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/index_rules.h"
-#include "tensor/detail/view_rules.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/ops/indexing_attributes.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/index_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/view_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,11 +1,11 @@
 // layer_norm over the last axes, and its gradients.
 #include "tensor/cpu/layer_norm.h"
 
-#include "tensor/detail/norm_rules.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/norm_rules.h"
 
 namespace tenon {
 

@@ -1,5 +1,5 @@
 // le: where a tensor is at most another, or a number.
-#include "tensor/detail/comparison.h"
+#include "tensor/cpu/comparison.h"
 
 namespace tenon {
 

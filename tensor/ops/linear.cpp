@@ -1,10 +1,10 @@
 // linear: a layer's product with its weight, and the bias.
 #include "tensor/cpu/linear.h"
 
-#include "tensor/detail/linear_rules.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/linear_rules.h"
 
 namespace tenon {
 

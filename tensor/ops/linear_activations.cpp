@@ -1,11 +1,11 @@
 // linear_gelu, linear_relu and linear_silu: an activation of linear(input, weight, bias), the first half of
 // a Transformer's feed-forward part. GELU's and SiLU's gradient reads the activation's input, which the
 // op ending in _aux, recorded in their place, returns as well; ReLU's reads the result.
-#include "tensor/detail/activation.h"
-#include "tensor/detail/linear_rules.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/activation.h"
+#include "tensor/rules/linear_rules.h"
 #include "tensor/value_range.h"
 
 namespace tenon {

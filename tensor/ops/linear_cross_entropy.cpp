@@ -2,12 +2,12 @@
 // gradients are recorded another op computes the loss and, from the same logits, the gradients that a
 // loss gradient of 1 gives; backward has only to scale them.
 #include "tensor/cpu/cross_entropy.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/cross_entropy_rules.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/cross_entropy_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

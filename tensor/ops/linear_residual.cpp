@@ -1,7 +1,7 @@
 // linear_residual: linear(input, weight, bias) + residual, the end of a residual branch.
-#include "tensor/detail/linear_rules.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/linear_rules.h"
 #include "tensor/tensor.h"
 
 namespace tenon {

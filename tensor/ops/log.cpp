@@ -1,6 +1,6 @@
 // log: natural logarithm.
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

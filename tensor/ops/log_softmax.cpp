@@ -2,9 +2,9 @@
 #include "tensor/cpu/softmax.h"
 
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
 
 namespace tenon {
 

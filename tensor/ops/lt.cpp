@@ -1,5 +1,5 @@
 // lt: where a tensor is less than another, or a number.
-#include "tensor/detail/comparison.h"
+#include "tensor/cpu/comparison.h"
 
 namespace tenon {
 

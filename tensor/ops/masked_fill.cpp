@@ -1,9 +1,9 @@
 // masked_fill: a number in place of the elements where a mask is true.
 #include "tensor/cpu/elementwise.h"
 #include "tensor/cpu/vector_math.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/pointwise.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pointwise.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

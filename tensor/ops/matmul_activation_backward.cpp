@@ -1,8 +1,8 @@
 // matmul_gelu_backward and its like: what a layer hands back through the activation before it.
-#include "tensor/detail/activation.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/activation.h"
 
 namespace tenon::ops {
 namespace {

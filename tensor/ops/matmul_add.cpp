@@ -1,7 +1,7 @@
 // matmul_add: a matrix product added to what is there, as gradients are accumulated.
-#include "tensor/detail/linear_rules.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/linear_rules.h"
 
 namespace tenon::ops {
 namespace {

@@ -1,10 +1,10 @@
 // max_pool2d, and its gradient, which the indices of the largest elements lead back.
 #include "tensor/cpu/pool2d.h"
-#include "tensor/detail/pool_rules.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/pool_rules.h"
 
 namespace tenon {
 

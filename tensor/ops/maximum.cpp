@@ -1,7 +1,7 @@
 // maximum: the larger of two tensors, elementwise.
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

@@ -1,7 +1,7 @@
 // mse_loss: a composition, so that its gradient is that of its parts.
-#include "tensor/detail/check.h"
 #include "tensor/functional.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

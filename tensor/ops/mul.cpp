@@ -1,7 +1,7 @@
 // mul: product of two tensors, or of a tensor and a number, elementwise.
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

@@ -1,5 +1,5 @@
 // ne: where a tensor is different from another, or a number.
-#include "tensor/detail/comparison.h"
+#include "tensor/cpu/comparison.h"
 
 namespace tenon {
 

@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

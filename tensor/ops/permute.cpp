@@ -1,9 +1,9 @@
 // permute: axes in another order.
 #include "tensor/cpu/copy.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/view_rules.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/view_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

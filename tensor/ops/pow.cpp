@@ -1,7 +1,7 @@
 // pow: each element to the power of a number, or of another tensor's element.
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

@@ -3,8 +3,8 @@
 #include "tensor/cpu/print.h"
 
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
 
 namespace tenon {
 

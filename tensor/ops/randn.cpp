@@ -1,9 +1,9 @@
 // randn: standard normal numbers.
+#include "tensor/calls/random_call.h"
 #include "tensor/cpu/random.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/random_call.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

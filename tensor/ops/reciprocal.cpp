@@ -1,6 +1,6 @@
 // reciprocal: one over each element.
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

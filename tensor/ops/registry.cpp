@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <unordered_map>
 
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

@@ -1,8 +1,8 @@
 // reshape: the same elements with another shape.
 #include "tensor/cpu/copy.h"
-#include "tensor/detail/view_rules.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/view_rules.h"
 
 namespace tenon {
 

@@ -2,10 +2,10 @@
 #include <limits>
 
 #include "tensor/cpu/layer_norm.h"
-#include "tensor/detail/norm_rules.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/norm_rules.h"
 
 namespace tenon {
 

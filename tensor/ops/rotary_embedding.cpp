@@ -3,12 +3,12 @@
 //
 //   [a b]·cos + [-b a]·sin, a and b the halves of a row
 #include "tensor/cpu/rows.h"
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
 #include "tensor/parallel.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

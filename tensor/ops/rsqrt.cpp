@@ -1,6 +1,6 @@
 // rsqrt: reciprocal square root.
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

@@ -2,16 +2,16 @@
 #include <algorithm>
 #include <limits>
 
+#include "tensor/calls/dropout_call.h"
+#include "tensor/calls/move_data.h"
+#include "tensor/calls/taken_numbers.h"
 #include "tensor/cpu/attention.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/move_data.h"
-#include "tensor/detail/dropout_call.h"
-#include "tensor/detail/taken_numbers.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/attention_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,12 +1,12 @@
 // scaled_dot_product_attention_backward: the gradients of attention, without storing its scores.
+#include "tensor/calls/dropout_call.h"
 #include "tensor/cpu/attention_backward.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/dropout_call.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/attention_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon::ops {
 
@@ -24,7 +24,7 @@ std::vector<Tensor> scaled_dot_product_attention_backward(const Tensor& grad, co
 
 namespace {
 
-enum Operand : std::uint8_t { kGrad, kQuery, kKey, kValue, kOutput, kMask, kLse, kKeepBits };
+using namespace attention_backward;
 
 /// lse and keep_bits are of scaled_dot_product_attention_lse, or absent.
 void check_statistics(const InferContext& context) {

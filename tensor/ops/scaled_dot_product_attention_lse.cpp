@@ -1,11 +1,11 @@
 // scaled_dot_product_attention_lse: attention, with what its gradient reads of the softmax and of the
 // dropout mask, so that backward neither sums the exponentials nor draws random numbers again.
 #include "tensor/cpu/attention.h"
-#include "tensor/detail/attention_rules.h"
-#include "tensor/detail/check.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/attention_rules.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon::ops {
 namespace {

@@ -1,6 +1,6 @@
 // select: one slice of an axis, which goes; a narrow and a squeeze.
-#include "tensor/detail/check.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,8 +1,8 @@
 // sgd_step: one update of any number of parameters by stochastic gradient descent, with or without
 // momentum.
 #include "tensor/cpu/optimizer_steps.h"
-#include "tensor/detail/update_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/update_rules.h"
 
 namespace tenon {
 

@@ -2,8 +2,8 @@
 #include "tensor/cpu/elementwise.h"
 #include "tensor/cpu/vector_math.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
 
 namespace tenon {
 

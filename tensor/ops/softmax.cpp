@@ -1,11 +1,11 @@
 // softmax along one axis, and its gradient.
 #include "tensor/cpu/softmax.h"
 
-#include "tensor/detail/check.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

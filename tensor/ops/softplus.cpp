@@ -1,9 +1,9 @@
 // softplus: a smooth relu, log(1 + e^(beta·x))/beta.
 #include "tensor/cpu/elementwise.h"
 #include "tensor/cpu/vector_math.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/pointwise.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pointwise.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,6 +1,6 @@
 // split and chunk: pieces of one axis, each a narrow of the input.
-#include "tensor/detail/check.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 namespace {

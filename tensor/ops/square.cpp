@@ -1,7 +1,7 @@
 // square: each element times itself.
 #include "tensor/cpu/copy.h"
 #include "tensor/cpu/elementwise.h"
-#include "tensor/detail/pointwise.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

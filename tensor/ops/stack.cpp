@@ -1,6 +1,6 @@
 // stack: tensors along a new axis; each gets that axis, then they are concatenated.
-#include "tensor/detail/check.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

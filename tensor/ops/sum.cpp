@@ -1,6 +1,6 @@
 // sum: over some axes or all.
 #include "tensor/cpu/reduce.h"
-#include "tensor/detail/reduction.h"
+#include "tensor/rules/reduction.h"
 
 namespace tenon {
 

@@ -1,8 +1,8 @@
 // tanh: hyperbolic tangent.
 #include "tensor/cpu/elementwise.h"
 #include "tensor/cpu/vector_math.h"
-#include "tensor/detail/pointwise.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
+#include "tensor/rules/pointwise.h"
 
 namespace tenon {
 

@@ -1,11 +1,11 @@
 // to_device: the same values on another device.
-#include "tensor/detail/check.h"
-#include "tensor/detail/move_data.h"
+#include "tensor/calls/move_data.h"
 #include "tensor/device_backend.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

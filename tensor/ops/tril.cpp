@@ -3,11 +3,11 @@
 #include <cstring>
 
 #include "tensor/cpu/copy.h"
-#include "tensor/detail/check.h"
-#include "tensor/detail/view_rules.h"
 #include "tensor/ops/indexing_attributes.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/parallel.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/view_rules.h"
+#include "tensor/support/check.h"
 
 namespace tenon {
 

@@ -1,8 +1,8 @@
 // uniform: numbers from an interval.
+#include "tensor/calls/random_call.h"
 #include "tensor/cpu/random.h"
-#include "tensor/detail/random_call.h"
-#include "tensor/ops/infer_rules.h"
 #include "tensor/ops/op_list.h"
+#include "tensor/rules/infer_rules.h"
 
 namespace tenon {
 

@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include "tensor/cpu/reduce.h"
-#include "tensor/detail/reduction.h"
 #include "tensor/ops/indexing_attributes.h"
-#include "tensor/ops/infer_rules.h"
+#include "tensor/rules/infer_rules.h"
+#include "tensor/rules/reduction.h"
 
 namespace tenon {
 

@@ -1,6 +1,6 @@
 // Samples of products, normalizations and dropout.
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
 #include "tests/autograd/gradcheck_samples.h"
 
 namespace tenon::test {

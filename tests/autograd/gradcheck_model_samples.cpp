@@ -1,7 +1,7 @@
 // Samples of attention and losses.
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/ops/optimizer_steps.h"
+#include "tensor/rules/gradients.h"
 #include "tests/autograd/gradcheck_samples.h"
 
 namespace tenon::test {

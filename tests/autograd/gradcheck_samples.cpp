@@ -1,6 +1,6 @@
 #include "tests/autograd/gradcheck_samples.h"
 
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
 
 namespace tenon::test {
 

@@ -1,5 +1,5 @@
 // Samples of convolution, pooling and batch_norm.
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
 #include "tests/autograd/gradcheck_samples.h"
 
 namespace tenon::test {

@@ -9,7 +9,7 @@
 #include "autograd/autograd.h"
 #include "tensor/op.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
 #include "tests/cuda/cuda_support.h"
 
 namespace tenon::test {

@@ -10,7 +10,7 @@
 #include "schedule/schedule.h"
 #include "schedule/schedules.h"
 #include "schedule/training.h"
-#include "tensor/detail/check.h"
+#include "tensor/support/check.h"
 #include "tests/cuda/cuda_outputs.h"
 
 namespace tenon::test {

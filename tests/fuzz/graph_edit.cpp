@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "schedule/detail/state.h"
+#include "schedule/rewriting/state.h"
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
 

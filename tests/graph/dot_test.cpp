@@ -142,20 +142,18 @@ TEST(Svg, IsDrawn) {
                write_svg(folder / "none/after.svg", to_dot(scheduled_small())));
 }
 
-TEST(Svg, LargeGraphsPassThroughBothPipes) {
+TEST(Svg, OfLargeGraphs) {
   if (!has_dot()) GTEST_SKIP() << "there is no program 'dot'; install graphviz";
   const auto model = nn::make<test::Stack<test::ResidualMlp>>(24, 8);
   const Schedule sch = create_schedule(model, {randn({2, 8})});
-  // Larger than any pipe's buffer on the way in, and on the way out.
   EXPECT_GT(to_svg(to_dot(sch.graph()) + std::string(1 << 22, '\n')).size(), 1U << 16);
 }
 
 TEST(Svg, DotsOwnErrorIsPassedOn) {
   if (!has_dot()) GTEST_SKIP() << "there is no program 'dot'; install graphviz";
   const std::string text = test::error_text<ValueError>([] { to_svg("digraph { -> }"); });
-  EXPECT_NE(text.find("dot failed: Error: <stdin>: syntax error in line 1"), std::string::npos)
+  EXPECT_NE(text.find("syntax error in line 1"), std::string::npos)
       << text;
-  // It stops reading long before the end of this.
   const std::string large = "digraph { -> }" + std::string(1 << 22, ' ');
   EXPECT_NE(test::error_text<ValueError>([&] { to_svg(large); }).find("dot failed"),
             std::string::npos);

@@ -261,6 +261,44 @@ TEST(Graph, ErasesOnlyWhatIsUnused) {
                p.graph.erase_node(p.relu));
 }
 
+TEST(Graph, AReplacedNodeKeepsItsPlaceAndMarks) {
+  Planted p;
+  const NodeId again = p.add_recomputed("relu");
+  const NodeId gradient = p.add_gradient("exp", {p.out(again)}, {});
+  p.graph.set_outputs({p.out(p.sum), p.out(gradient)});
+  for (const NodeId old : {p.relu, again, gradient}) {
+    const Node before = p.graph.node(old);
+    const std::size_t place = p.graph.position(old);
+    const NodeId made = p.graph.replace_node(old, get_op("tanh"), before.inputs, {});
+    const Node& after = p.graph.node(made);
+    EXPECT_FALSE(p.graph.has_node(old));
+    EXPECT_EQ(p.graph.position(made), place);
+    EXPECT_EQ(after.name, before.name);
+    EXPECT_EQ(after.call, before.call);
+    EXPECT_EQ(after.region, before.region);
+    EXPECT_EQ(after.gradient, before.gradient);
+    EXPECT_EQ(after.recomputed, before.recomputed);
+  }
+  const NodeId last = p.graph.order().back();
+  EXPECT_EQ(p.graph.outputs()[1], p.out(last));
+  EXPECT_NO_THROW(verify(p.graph));
+}
+
+TEST(Graph, ANodeIsReplacedWholeOrNotAtAll) {
+  Planted p;
+  const ValueId y = p.out(p.exp);
+  const NodeId two = p.add("silu_mul_backward", {y, y, y}, {});
+  p.graph.set_outputs({p.out(p.sum), p.graph.node(two).outputs[1]});
+  const std::string before = to_text(p.graph);
+  EXPECT_ERROR(GraphError, "silu_mul_backward cannot be replaced by relu: its result 1 is used",
+               p.graph.replace_node(two, get_op("relu"), {y}, {}));
+  EXPECT_THROW(p.graph.replace_node(two, get_op("matmul"), {y, y}, {}), ShapeError);
+  EXPECT_EQ(to_text(p.graph), before);
+  p.graph.set_outputs({p.out(p.sum), p.out(two)});
+  p.graph.replace_node(two, get_op("relu"), {y}, {});
+  EXPECT_NO_THROW(verify(p.graph));
+}
+
 TEST(Graph, CopiesAreIndependent) {
   Planted p;
   const std::string before = to_text(p.graph);

@@ -3,7 +3,8 @@
 
 usage: check_layering.py [ROOT]
 
-Rules: which folder may include which (ALLOWED); no third-party headers in public headers; Eigen in
+Rules: which folder may include which (ALLOWED), and which room of a folder which (SCHEDULE_ROOMS,
+TENSOR_ROOMS); no folder includes what another keeps in its detail/; no third-party headers in public headers; Eigen in
 tensor/cpu/ only; CLI11 in one source; files of at most 700 lines; .cu files only for device code;
 every source and every public header listed in a CMakeLists.txt.
 """
@@ -29,6 +30,40 @@ ALLOWED = {
     "benchmarks": ALL,
 }
 
+# The rooms of schedule/, the lowest first, each with the public headers that are its doors: a room may
+# include itself and those before it.
+SCHEDULE_ROOMS = {
+    "facts": (),
+    "matching": ("pattern.h", "matcher.h"),
+    "rewriting": ("replacement.h", "weight_map.h", "schedule.h"),
+    "primitives": (),
+    "saving": ("schedule_json.h",),
+    "regions": (),
+    "gradients": ("joint_graph.h",),
+    "trials": (),
+    "verification": ("verification.h",),
+    "training": ("training.h",),
+    "showing": ("tree.h", "report.h"),
+    "ready_made": ("schedules.h",),
+    "schedule.cpp": (),
+}
+
+# What the rooms of tensor/ may include beside themselves and the headers of tensor/ itself. Definitions of
+# ops stand above their rules and kernels, their attributes, in headers, below.
+TENSOR_ROOMS = {
+    "support": (),
+    "detail": ("support",),
+    "calls": ("support", "ops/*.h"),
+    "rules": ("support", "calls", "ops/*.h"),
+    "cpu": ("support", "calls", "rules", "ops/*.h"),
+    "ops": ("support", "calls", "rules", "cpu"),
+}
+
+# Folders whose headers are not installed, beside every detail/; and headers there that are.
+INTERNAL = {("tensor", room) for room in ("support", "calls", "rules", "cpu")} | {
+    ("schedule", room) for room in SCHEDULE_ROOMS if room != "primitives"}
+INSTALLED = ("tensor/rules/gradients.h", "tensor/rules/infer_rules.h")
+
 MAX_LINES = 700
 SOURCES = {".cpp", ".cu"}
 HEADERS = {".h", ".hpp", ".cuh"}
@@ -44,13 +79,33 @@ NOT_IN_PUBLIC = re.compile(r"^(unsupported/)?Eigen/|^cuda|^cublas|^cudnn|^nvrtc|
 DEVICE_CODE = re.compile(r"__global__|__device__|^#include \".*\.cuh\"")
 
 
-def is_public_header(path):
-    return (path.suffix in HEADERS and path.parts[0] in LAYERS and "detail" not in path.parts
-            and path.parts[:2] != ("tensor", "cpu"))
-
-
 def is_internal_header(path):
-    return "detail" in path.parts or path.parts[:2] == ("tensor", "cpu")
+    return "detail" in path.parts or (path.parts[:2] in INTERNAL and path.as_posix() not in INSTALLED)
+
+
+def is_public_header(path):
+    return path.suffix in HEADERS and path.parts[0] in LAYERS and not is_internal_header(path)
+
+
+def room_of(path):
+    """The room of a file of schedule/ or tensor/; "" for a file of tensor/ itself, None where there is none."""
+    folder, *rest = path.parts
+    if folder == "tensor":
+        return rest[0] if len(rest) > 1 and rest[0] in TENSOR_ROOMS else ""
+    if rest[0] in SCHEDULE_ROOMS:
+        return rest[0]
+    return next((room for room, doors in SCHEDULE_ROOMS.items() if rest[0] in doors), None)
+
+
+def is_room_arrow(path, target):
+    """Whether a file of schedule/ or tensor/ may include another of its folder."""
+    source, room = room_of(path), room_of(target)
+    if path.parts[0] == "schedule":
+        order = list(SCHEDULE_ROOMS)
+        return None not in (source, room) and order.index(room) <= order.index(source)
+    if source == "" or room in ("", source):
+        return True
+    return room in TENSOR_ROOMS[source] or (target.suffix == ".h" and f"{room}/*.h" in TENSOR_ROOMS[source])
 
 
 def include_violations(path, number, quote, target):
@@ -61,9 +116,14 @@ def include_violations(path, number, quote, target):
     ours = "/" in target and first in ALLOWED and (quote == '"' or first != "cuda")
     if ours and first != folder and first not in ALLOWED[folder]:
         yield number, "arrow", f"{folder}/ may not include {target}"
+    other = pathlib.PurePosixPath(target)
+    if ours and first == folder and folder in ("schedule", "tensor") and not is_room_arrow(path, other):
+        yield number, "room", f"{path.parent}/ may not include {target}: it is no room below"
+    if ours and first != folder and "detail" in other.parts and folder not in PROGRAMS:
+        yield number, "detail", f"{folder}/ may not include {target}: it is {first}/'s own"
     if public and NOT_IN_PUBLIC.search(target):
         yield number, "public-header", f"a public header may not include {target}"
-    if public and ours and is_internal_header(pathlib.PurePosixPath(target)):
+    if public and ours and is_internal_header(other):
         yield number, "public-header", f"a public header may not include {target}: it is not installed"
     if EIGEN.search(target) and path.parts[:2] != ("tensor", "cpu"):
         yield number, "eigen", f"only tensor/cpu/ may include {target}"
@@ -99,6 +159,8 @@ def file_violations(root, path):
             yield number, "arrow", f'write "{target}" from the project root'
     if path.suffix == ".cu" and not any(DEVICE_CODE.search(l.split("//")[0]) for l in lines):
         yield 1, "cu", "no device code here: make it a .cpp"
+    if path.parts[0] == "schedule" and room_of(path) is None:
+        yield 1, "room", "in no room of schedule/"
     if (path.suffix in SOURCES or is_public_header(path)) and not is_listed(root, path):
         yield 1, "unlisted", "no CMakeLists.txt lists this file"
 

@@ -37,11 +37,43 @@ class CheckLayeringTest(unittest.TestCase):
         for source, allowed in check_layering.ALLOWED.items():
             for target in check_layering.ALLOWED:
                 with self.subTest(source=source, target=target):
-                    path = f"{source}/a.cpp"
+                    path = f"{source}/a.cpp" if source != "schedule" else "schedule/ready_made/a.cpp"
+                    target = "schedule/facts" if source == target == "schedule" else target
                     self.plant(path, f'\n#include "{target}/b.h"\n')
-                    forbidden = target != source and target not in allowed
+                    forbidden = target.split("/")[0] != source and target not in allowed
                     self.assertEqual(self.found(), [(path, 2, "arrow")] if forbidden else [])
                     (self.root / path).unlink()
+
+    def expect_room_arrow(self, source, target, allowed):
+        with self.subTest(source=source, target=target):
+            self.plant(source, f'#include "{target}"\n')
+            self.assertEqual(self.found(), [] if allowed else [(source, 1, "room")])
+            (self.root / source).unlink()
+
+    def test_every_arrow_between_rooms_of_schedule(self):
+        rooms = [room for room in check_layering.SCHEDULE_ROOMS if "." not in room]
+        for i, source in enumerate(rooms):
+            for j, target in enumerate(rooms):
+                self.expect_room_arrow(f"schedule/{source}/a.cpp", f"schedule/{target}/b.h", j <= i)
+                for door in check_layering.SCHEDULE_ROOMS[target]:
+                    self.expect_room_arrow(f"schedule/{source}/a.cpp", f"schedule/{door}", j <= i)
+        self.expect_room_arrow("schedule/schedule.cpp", "schedule/ready_made/b.h", True)
+        self.expect_room_arrow("schedule/schedule.h", "schedule/verification.h", False)
+        self.expect("schedule/other.cpp", "\n", (1, "room"))
+
+    def test_every_arrow_between_rooms_of_tensor(self):
+        rooms = check_layering.TENSOR_ROOMS
+        for source, allowed in rooms.items():
+            self.expect_room_arrow(f"tensor/{source}/a.cpp", "tensor/b.h", True)
+            for target in rooms:
+                header = target in allowed or target == source or f"{target}/*.h" in allowed
+                self.expect_room_arrow(f"tensor/{source}/a.cpp", f"tensor/{target}/b.h", header)
+                self.expect_room_arrow(f"tensor/a.cpp", f"tensor/{target}/b.h", True)
+
+    def test_detail_of_another_folder(self):
+        self.plant("graph/a.cpp", '#include "graph/detail/b.h"\n')
+        self.plant("tests/graph/a.cpp", '#include "graph/detail/b.h"\n')
+        self.expect("nn/a.cpp", '#include "tensor/detail/b.h"\n', (1, "detail"))
 
     def test_table_is_the_design(self):
         table = check_layering.ALLOWED

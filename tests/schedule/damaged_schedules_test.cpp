@@ -10,7 +10,7 @@
 #include "examples/attention_model.h"
 #include "examples/gpt_schedule.h"
 #include "graph/verify.h"
-#include "schedule/detail/attr_json.h"
+#include "schedule/saving/attr_json.h"
 #include "schedule/schedule_json.h"
 #include "schedule/schedules.h"
 #include "schedule/training.h"

@@ -4,9 +4,9 @@
 #include "autograd/autograd.h"
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/philox.h"
 #include "tensor/random.h"
+#include "tensor/rules/gradients.h"
 #include "tests/support/expect_error.h"
 #include "tests/tensor/strided_samples.h"
 

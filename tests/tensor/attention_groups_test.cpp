@@ -6,8 +6,8 @@
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/random.h"
+#include "tensor/rules/gradients.h"
 #include "tests/support/compare.h"
 #include "tests/support/expect_error.h"
 

@@ -11,8 +11,8 @@
 #include "autograd/autograd.h"
 #include "tensor/interpreter.h"
 #include "tensor/ops/attributes.h"
-#include "tensor/ops/gradients.h"
 #include "tensor/random.h"
+#include "tensor/rules/gradients.h"
 #include "tests/tensor/strided_samples.h"
 
 namespace tenon::test {

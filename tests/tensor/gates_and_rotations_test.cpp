@@ -7,7 +7,7 @@
 #include "autograd/autograd.h"
 #include "tensor/error.h"
 #include "tensor/functional.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
 #include "tests/tensor/layouts.h"
 
 namespace tenon::test {

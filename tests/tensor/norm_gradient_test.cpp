@@ -8,7 +8,7 @@
 #include "autograd/autograd.h"
 #include "tensor/error.h"
 #include "tensor/interpreter.h"
-#include "tensor/ops/gradients.h"
+#include "tensor/rules/gradients.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/finite_differences.h"
 #include "tests/tensor/strided_samples.h"

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <limits>
 
-#include "schedule/detail/attr_json.h"
+#include "schedule/saving/attr_json.h"
 #include "schedule/schedule.h"
 #include "tensor/ops/attributes.h"
 #include "tensor/tensor.h"

@@ -9,10 +9,10 @@
 #include <numbers>
 #include <set>
 
-#include "tensor/cpu/convert.h"
 #include "tensor/functional.h"
 #include "tensor/philox.h"
 #include "tensor/random.h"
+#include "tensor/support/convert.h"
 #include "tests/support/expect_error.h"
 #include "tests/tensor/threads.h"
 
