@@ -28,6 +28,18 @@ struct RowStream {
         operands(plan.operands) {}
 };
 
+/// What `choose` returns for the chunks of a row that threads hold, as a constant: 2 to 4, of float64 1 or 2.
+template <class T, class F>
+auto for_chunks(int chunks, const F& choose) {
+  if constexpr (row_chunks<T> == 4) {
+    if (chunks == 4) return choose.template operator()<4>();
+    if (chunks == 3) return choose.template operator()<3>();
+  } else {
+    if (chunks == 1) return choose.template operator()<1>();
+  }
+  return choose.template operator()<2>();
+}
+
 /// The ring: slots of one row of one operand each, in which every thread has its own 16-byte places.
 template <class T, int kChunks>
 struct RowRing {

@@ -30,12 +30,12 @@ std::int64_t stride_from_end(const TensorView* view, int axis) {
 std::int64_t keep_bits_row(std::int64_t keys) { return ceil_div(keys, 128) * 16; }
 
 /// What a call comes down to. The output of `zero` is all zeros: no keys to sum over, or p == 1.
-struct Call {
+struct AttentionCall {
   AttentionParams params;
   bool zero = false;
 };
 
-Call make_call(const KernelArgs& args) {
+AttentionCall make_call(const KernelArgs& args) {
   const TensorView& output = args.outputs[0];
   const TensorView& mask = args.inputs[3];
   AttentionParams params{};

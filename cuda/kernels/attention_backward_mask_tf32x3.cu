@@ -124,7 +124,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kHead <= 64 ? 2 : 1) void bac
     const __grid_constant__ AttentionBackwardParams params,
     const __grid_constant__ MaskGradientPlan plan, float* parts) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  using Layout = MaskTf32Layout<Tile>;
+  using SharedLayout = MaskTf32Layout<Tile>;
   extern __shared__ __align__(16) unsigned char shared[];
   if (block_index() >= plan.chunks * plan.matrices * plan.row_owners * plan.key_owners) return;
   const MaskTilePart part = locate_mask_tile(plan, block_index());
@@ -132,34 +132,34 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kHead <= 64 ? 2 : 1) void bac
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * Tile::kWarpRows;
   const std::uint32_t address = shared_address(shared);
   const std::uint32_t rows_address = address + tile_bytes<Tile>(warp_row);
-  const auto* mask = reinterpret_cast<const float*>(shared + Layout::kMask) +
-                     warp_row * Layout::kMaskStride;
-  copy_mask<Tile>(params, part, address + Layout::kMask);
+  const auto* mask = reinterpret_cast<const float*>(shared + SharedLayout::kMask) +
+                     warp_row * SharedLayout::kMaskStride;
+  copy_mask<Tile>(params, part, address + SharedLayout::kMask);
 
   MaskSums<Tile> sums = {};
   const auto copy = [&](const MaskStep<float>& step, int) {
     const std::int64_t rows = params.length - step.row0, keys = params.keys - step.key0;
     copy_tile<Tile, Tile::kRows>(address, step.query, params.query_strides.row, rows, params.head);
-    copy_tile<Tile, Tile::kRows>(address + Layout::kGrads, step.grad, params.grad_strides.row,
+    copy_tile<Tile, Tile::kRows>(address + SharedLayout::kGrads, step.grad, params.grad_strides.row,
                                  rows, params.head_v);
-    copy_tile<Tile, Tile::kKeys>(address + Layout::kTileKeys, step.key, params.key_strides.row,
-                                 keys, params.head);
-    copy_tile<Tile, Tile::kKeys>(address + Layout::kValues, step.value, params.value_strides.row,
-                                 keys, params.head_v);
+    copy_tile<Tile, Tile::kKeys>(address + SharedLayout::kTileKeys, step.key,
+                                 params.key_strides.row, keys, params.head);
+    copy_tile<Tile, Tile::kKeys>(address + SharedLayout::kValues, step.value,
+                                 params.value_strides.row, keys, params.head_v);
   };
   const auto add = [&](const MaskStep<float>& step, int) {
 #pragma unroll
     for (int i = 0; i < Tile::kKeys / 32; ++i) {
       Scores<Tile> score, d_weight;
       multiply_rows<Tile>(score, rows_address,
-                          address + Layout::kTileKeys + tile_bytes<Tile>(32 * i), lane);
+                          address + SharedLayout::kTileKeys + tile_bytes<Tile>(32 * i), lane);
       finish_scores<Tile>(params, step, score, mask + 32 * i, warp_row, step.key0 + 32 * i, lane);
-      multiply_rows<Tile>(d_weight, rows_address + Layout::kGrads,
-                          address + Layout::kValues + tile_bytes<Tile>(32 * i), lane);
+      multiply_rows<Tile>(d_weight, rows_address + SharedLayout::kGrads,
+                          address + SharedLayout::kValues + tile_bytes<Tile>(32 * i), lane);
       add_d_scores<Tile>(params, step, score, d_weight, sums, warp_row, i, lane);
     }
   };
-  auto& steps = *reinterpret_cast<MaskStep<float>(*)[2]>(shared + Layout::kSteps);
+  auto& steps = *reinterpret_cast<MaskStep<float>(*)[2]>(shared + SharedLayout::kSteps);
   for_each_mask_step<Tile>(params, plan, part, steps, copy, add);
   write_mask_tile<Tile>(params, plan, part, sums, reinterpret_cast<float*>(shared), parts);
 #endif

@@ -109,14 +109,14 @@ template <class Tile, class Copy, class Step>
 __device__ __forceinline__ void for_each_stage(std::uint32_t shared, std::int64_t first,
                                                std::int64_t end, const Copy& copy,
                                                const Step& step) {
-  using Layout = Tf32BackwardLayout<Tile>;
-  int stage = Layout::kStages;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
+  int stage = SharedLayout::kStages;
   if (first < end) copy(shared + stage, first);
   copy_async_commit();
   for (std::int64_t row = first; row < end; row += Tile::kStageRows) {
     copy_async_wait<0>();
     __syncthreads();  // this stage has come, and no warp reads the other one any more
-    const int next = 2 * Layout::kStages + Layout::kStageBytes - stage;
+    const int next = 2 * SharedLayout::kStages + SharedLayout::kStageBytes - stage;
     if (row + Tile::kStageRows < end) {
       copy(shared + next, row + Tile::kStageRows);
       copy_async_commit();

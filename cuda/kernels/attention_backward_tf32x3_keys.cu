@@ -99,11 +99,11 @@ __device__ __forceinline__ void copy_next_pairs(const AttentionBackwardParams& p
                                                 const KeyState<Tile>& state, std::uint32_t shared,
                                                 int warp_row, std::int64_t row0,
                                                 std::int64_t query0, int lane) {
-  using Layout = Tf32BackwardLayout<Tile>;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
   if (!Tile::kPairMasks || state.mask.pairs == nullptr) return;
   __syncwarp();
   copy_pairs<Tile::kStageRows, Tile::kWarpRows>(
-      params, shared + Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes,
+      params, shared + SharedLayout::kPairs + warp_row / Tile::kWarpRows * SharedLayout::kPairBytes,
       state.mask.pairs, query0, row0, lane);
   copy_async_commit();
 }
@@ -114,7 +114,7 @@ __device__ __forceinline__ void mask_key_scores(const AttentionBackwardParams& p
                                                 const KeyState<Tile>& state, Scores<Tile>& score,
                                                 const unsigned char* shared, int warp_row,
                                                 std::int64_t row0, std::int64_t query0, int lane) {
-  using Layout = Tf32BackwardLayout<Tile>;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
   if constexpr (!Tile::kPairMasks) {
     const int g = lane >> 2;
     add_mask<Tile>(params, score, lane, [&](int row, int) {
@@ -124,7 +124,7 @@ __device__ __forceinline__ void mask_key_scores(const AttentionBackwardParams& p
   } else if (state.mask.pairs != nullptr) {
     constexpr int kStride = kPairStride<Tile::kWarpRows>;
     const auto* pairs = reinterpret_cast<const float*>(
-        shared + Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes);
+        shared + SharedLayout::kPairs + warp_row / Tile::kWarpRows * SharedLayout::kPairBytes);
     add_mask<Tile>(params, score, lane, [&](int row, int column) {
       return make_float2(mask_in_log2(pairs[column * kStride + row]),
                          mask_in_log2(pairs[(column + 1) * kStride + row]));
@@ -162,7 +162,7 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
                                             KeyState<Tile>& state, const unsigned char* shared,
                                             int stage, int warp_row, std::int64_t query0,
                                             int lane) {
-  using Layout = Tf32BackwardLayout<Tile>;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
   const std::int64_t row0 = block.row0 + warp_row;
   const std::int64_t next = query0 + Tile::kStageRows;
   if (row0 >= params.keys || (params.is_causal && next <= row0)) {
@@ -172,9 +172,9 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
   const std::uint32_t rows = shared_address(shared) + tile_bytes<Tile>(warp_row);
   const std::uint32_t queries = shared_address(shared) + stage;
   const auto* tiles = reinterpret_cast<const float*>(shared + stage);
-  const float* statistics = tiles + Layout::kStatistics / 4;
+  const float* statistics = tiles + SharedLayout::kStatistics / 4;
   const QueryStage other{statistics, statistics + Tile::kStageRows,
-                         shared + stage + Layout::kBits + warp_row / 8};
+                         shared + stage + SharedLayout::kBits + warp_row / 8};
   Scores<Tile> score, other_score;
   multiply_rows<Tile>(score, rows, queries, lane);
   if constexpr (Tile::kMasks) {
@@ -182,8 +182,8 @@ __device__ __forceinline__ void add_queries(const AttentionBackwardParams& param
     copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, row0, next, lane);
   }
   finish_probabilities<Tile>(params, score, other_score, other, row0, query0, lane);
-  add_weighted_rows<Tile>(state.d_value, other_score, tiles + Layout::kOther / 4, lane);
-  multiply_rows<Tile>(other_score, rows + Layout::kOwn, queries + Layout::kOther, lane);
+  add_weighted_rows<Tile>(state.d_value, other_score, tiles + SharedLayout::kOther / 4, lane);
+  multiply_rows<Tile>(other_score, rows + SharedLayout::kOwn, queries + SharedLayout::kOther, lane);
   finish_key_weights<Tile>(params, score, other_score, other, lane);
   add_weighted_rows<Tile>(state.d_key, score, tiles, lane);
 }
@@ -213,10 +213,10 @@ template <class Tile>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_keys_kernel(
     const __grid_constant__ AttentionBackwardParams params, std::int64_t tiles) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  using Layout = Tf32BackwardLayout<Tile>;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
   extern __shared__ __align__(16) unsigned char shared[];
   if (block_index() >= tiled_batches(params, true) * tiles) return;
-  auto& block = *reinterpret_cast<BackwardBlock<float>*>(shared + Layout::kBlock);
+  auto& block = *reinterpret_cast<BackwardBlock<float>*>(shared + SharedLayout::kBlock);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp_row = thread / 32 * Tile::kWarpRows;
@@ -228,13 +228,13 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_key
     const bool exists = query < params.length;
     if (thread < 2 * Tile::kStageRows) {
       const std::int64_t which = thread < Tile::kStageRows ? 0 : params.batches * params.length;
-      copy_async<4>(stage + Layout::kStatistics + thread * 4,
+      copy_async<4>(stage + SharedLayout::kStatistics + thread * 4,
                     static_cast<const float*>(params.statistics) + which +
                         block.batch * params.length + query,
                     exists);
     } else if (Tile::kDrops && thread < 3 * Tile::kStageRows) {
       constexpr int kBytes = Tile::kRows / 8;  // of one query
-      copy_async<kBytes>(stage + Layout::kBits + thread % Tile::kStageRows * kBytes,
+      copy_async<kBytes>(stage + SharedLayout::kBits + thread % Tile::kStageRows * kBytes,
                          keep_bits_at(params, block, query, block.row0), exists);
     }
   };

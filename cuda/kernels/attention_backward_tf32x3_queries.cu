@@ -115,11 +115,11 @@ __device__ __forceinline__ void copy_next_pairs(const AttentionBackwardParams& p
                                                 const QueryState<Tile>& state,
                                                 std::uint32_t shared, int warp_row,
                                                 std::int64_t row0, std::int64_t key0, int lane) {
-  using Layout = Tf32BackwardLayout<Tile>;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
   if (!Tile::kPairMasks || state.mask.pairs == nullptr) return;
   __syncwarp();
   copy_pairs<Tile::kWarpRows, Tile::kStageRows>(
-      params, shared + Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes,
+      params, shared + SharedLayout::kPairs + warp_row / Tile::kWarpRows * SharedLayout::kPairBytes,
       state.mask.pairs, row0, key0, lane);
   copy_async_commit();
 }
@@ -129,7 +129,7 @@ __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
                                          const BackwardBlock<float>& block, QueryState<Tile>& state,
                                          const unsigned char* shared, int stage, int warp_row,
                                          std::int64_t key0, int lane) {
-  using Layout = Tf32BackwardLayout<Tile>;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
   const std::int64_t row0 = block.row0 + warp_row;
   if (row0 >= params.length || (params.is_causal && key0 >= row0 + Tile::kWarpRows)) return;
   const std::uint32_t rows = shared_address(shared) + tile_bytes<Tile>(warp_row);
@@ -137,16 +137,16 @@ __device__ __forceinline__ void add_keys(const AttentionBackwardParams& params,
   Scores<Tile> score, d_weight;
   multiply_rows<Tile>(score, rows, keys, lane);
   if constexpr (Tile::kMasks) {
-    const int pairs = Layout::kPairs + warp_row / Tile::kWarpRows * Layout::kPairBytes;
+    const int pairs = SharedLayout::kPairs + warp_row / Tile::kWarpRows * SharedLayout::kPairBytes;
     mask_query_scores<Tile>(params, state.mask, score,
                             reinterpret_cast<const float*>(shared + pairs), row0, key0, lane);
     copy_next_pairs<Tile>(params, state, shared_address(shared), warp_row, row0,
                           key0 + Tile::kStageRows, lane);
   }
   finish_probabilities<Tile>(params, state, score, row0, key0, lane);
-  multiply_rows<Tile>(d_weight, rows + Layout::kOwn, keys + Layout::kOther, lane);
+  multiply_rows<Tile>(d_weight, rows + SharedLayout::kOwn, keys + SharedLayout::kOther, lane);
   const auto* bits =
-      reinterpret_cast<const std::uint32_t*>(shared + stage + Layout::kBits) + warp_row;
+      reinterpret_cast<const std::uint32_t*>(shared + stage + SharedLayout::kBits) + warp_row;
   finish_query_weights<Tile>(params, state, score, d_weight, bits, lane);
   add_weighted_rows<Tile>(state.d_query, score, reinterpret_cast<const float*>(shared + stage),
                           lane);
@@ -156,10 +156,10 @@ template <class Tile>
 __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_queries_kernel(
     const __grid_constant__ AttentionBackwardParams params, std::int64_t tiles) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  using Layout = Tf32BackwardLayout<Tile>;
+  using SharedLayout = Tf32BackwardLayout<Tile>;
   extern __shared__ __align__(16) unsigned char shared[];
   if (block_index() >= params.batches * tiles) return;
-  auto& block = *reinterpret_cast<BackwardBlock<float>*>(shared + Layout::kBlock);
+  auto& block = *reinterpret_cast<BackwardBlock<float>*>(shared + SharedLayout::kBlock);
   if (threadIdx.x == 0)
     block = locate_backward_block<float>(params, tiles, Tile::kRows, false, block_index());
   __syncthreads();
@@ -185,7 +185,7 @@ __global__ __launch_bounds__(Tile::kThreads, Tile::kMinBlocks) void backward_que
     copy_keys<Tile, Tile::kStageRows>(params, block, stage, key);
     const int row = static_cast<int>(threadIdx.x);
     if (!Tile::kDrops || row >= Tile::kRows) return;
-    copy_async<4>(stage + Layout::kBits + row * 4,
+    copy_async<4>(stage + SharedLayout::kBits + row * 4,
                   keep_bits_at(params, block, block.row0 + row, key),
                   block.row0 + row < params.length);
   };

@@ -87,12 +87,12 @@ __device__ __forceinline__ int swizzled_offset(int row, int chunk) {
 
 /// Where the parts of a block's shared memory are.
 template <class Tile>
-struct Layout {
+struct SharedLayout {
   unsigned char* shared;
   std::uint32_t address;
   std::uint64_t descriptor;  // of a tile at `address`
 
-  __device__ __forceinline__ explicit Layout(unsigned char* shared_)
+  __device__ __forceinline__ explicit SharedLayout(unsigned char* shared_)
       : shared(shared_), address(shared_address(shared_)), descriptor(wgmma_descriptor(address)) {}
 
   __device__ __forceinline__ std::uint64_t tile(int offset) const {  // its descriptor
@@ -319,7 +319,7 @@ __device__ __forceinline__ void copy_stage(const AttentionBackwardParams& params
 /// The copying warpgroup: everything that this block's items need.
 template <class Tile>
 __device__ __forceinline__ void copy_items(const AttentionBackwardParams& params,
-                                           std::uint32_t tiles, const Layout<Tile>& layout) {
+                                           std::uint32_t tiles, const SharedLayout<Tile>& layout) {
   RingPosition<Tile::kStages> ring;
   CopyQueue<Tile> queue;
   int turn = 0;

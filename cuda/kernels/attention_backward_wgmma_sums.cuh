@@ -138,7 +138,7 @@ __device__ __forceinline__ void add_pair_mask(Scores<Tile>& score, float scale, 
 /// P of the tile in a stage.
 template <class Tile>
 __device__ __forceinline__ void finish_probabilities(const AttentionBackwardParams& params,
-                                                     const Layout<Tile>& layout,
+                                                     const SharedLayout<Tile>& layout,
                                                      Accumulated<Tile>& a, const BatchMask& mask,
                                                      int stage, std::int64_t row0,
                                                      std::int64_t other, bool edge, int warp,
@@ -160,8 +160,9 @@ __device__ __forceinline__ void finish_probabilities(const AttentionBackwardPara
 
 /// A fragments of dS of the tile in a stage.
 template <class Tile>
-__device__ __forceinline__ void finish_weights(const Layout<Tile>& layout, Accumulated<Tile>& a,
-                                               int stage, int warp, int lane) {
+__device__ __forceinline__ void finish_weights(const SharedLayout<Tile>& layout,
+                                               Accumulated<Tile>& a, int stage, int warp,
+                                               int lane) {
   const unsigned char* start = layout.shared + stage;
   if constexpr (Tile::kKeys) {
     finish_key_weights<Tile>(a.score, a.d_weight,
@@ -176,7 +177,7 @@ __device__ __forceinline__ void finish_weights(const Layout<Tile>& layout, Accum
 
 /// Passes tiles that only the other warpgroup needs.
 template <class Tile>
-__device__ __forceinline__ void skip_tiles(const Layout<Tile>& layout, Accumulated<Tile>& a,
+__device__ __forceinline__ void skip_tiles(const SharedLayout<Tile>& layout, Accumulated<Tile>& a,
                                            int count, int lane) {
   for (; count > 0; --count) {
     // An arrival before the stage is full would count for the round before.
@@ -193,7 +194,7 @@ __device__ __forceinline__ void skip_tiles(const Layout<Tile>& layout, Accumulat
 /// dS, and adds to dV. The stage before is empty then, and `done` its barrier.
 template <class Tile, int kBetween>
 __device__ __forceinline__ void finish_tile(const AttentionBackwardParams& params,
-                                            const Layout<Tile>& layout, Accumulated<Tile>& a,
+                                            const SharedLayout<Tile>& layout, Accumulated<Tile>& a,
                                             const BatchMask& mask, int stage, std::int64_t row0,
                                             std::int64_t other, bool edge, std::uint32_t done,
                                             int warp, int lane) {
@@ -218,10 +219,11 @@ __device__ __forceinline__ void finish_tile(const AttentionBackwardParams& param
 /// P and dS are packed when the product that reads the other's fragments has ended.
 template <class Tile, int kBetween>
 __device__ __forceinline__ void finish_tight_tile(const AttentionBackwardParams& params,
-                                                  const Layout<Tile>& layout, Accumulated<Tile>& a,
-                                                  const BatchMask& mask, int stage,
-                                                  std::int64_t row0, std::int64_t other, bool edge,
-                                                  std::uint32_t done, int warp, int lane) {
+                                                  const SharedLayout<Tile>& layout,
+                                                  Accumulated<Tile>& a, const BatchMask& mask,
+                                                  int stage, std::int64_t row0, std::int64_t other,
+                                                  bool edge, std::uint32_t done, int warp,
+                                                  int lane) {
   wgmma_wait<kBetween>();
   wgmma_settle(a.score[0]);
   finish_probabilities<Tile>(params, layout, a, mask, stage, row0, other, edge, warp, lane);
@@ -249,7 +251,7 @@ __device__ __forceinline__ void finish_tight_tile(const AttentionBackwardParams&
 /// compiler would not let products run on that it cannot count.
 template <class Tile>
 __device__ __forceinline__ void add_tiles(const AttentionBackwardParams& params,
-                                          const Layout<Tile>& layout, Accumulated<Tile>& a,
+                                          const SharedLayout<Tile>& layout, Accumulated<Tile>& a,
                                           const BatchMask& mask, std::int64_t row0,
                                           std::int64_t other, int tiles, int warp, int lane) {
   if (tiles == 0) return;
@@ -314,9 +316,10 @@ __device__ __forceinline__ void load_own_rows(AllRows<Tile>& rows, std::uint32_t
 /// Finds and writes the statistics of the warp's queries, whose O is at `output_rows`.
 template <class Tile>
 __device__ __forceinline__ void find_statistics(const AttentionBackwardParams& params,
-                                                const Layout<Tile>& layout, Accumulated<Tile>& a,
-                                                std::uint32_t output_rows, std::int64_t batch,
-                                                std::int64_t row0, int warp_row, int lane) {
+                                                const SharedLayout<Tile>& layout,
+                                                Accumulated<Tile>& a, std::uint32_t output_rows,
+                                                std::int64_t batch, std::int64_t row0, int warp_row,
+                                                int lane) {
   using T = typename Tile::T;
   const auto* own_lse = reinterpret_cast<const float*>(layout.shared + Tile::kOwnLse);
   const auto keep_scale = static_cast<float>(params.keep_scale);
@@ -358,7 +361,7 @@ struct ResultPart {
 
 /// Writes a warp's sums times `factor`, part by part.
 template <class Tile>
-__device__ __forceinline__ void write_sums(const Layout<Tile>& layout, Sums<Tile>& sums,
+__device__ __forceinline__ void write_sums(const SharedLayout<Tile>& layout, Sums<Tile>& sums,
                                            float factor, typename Tile::T* data,
                                            const AttentionOperand& strides, std::int64_t row0,
                                            std::int64_t rows, std::int64_t head, int warp_row,
@@ -391,9 +394,10 @@ __device__ __forceinline__ void write_sums(const Layout<Tile>& layout, Sums<Tile
 /// The own rows of an item as operands, and the statistics of queries.
 template <class Tile>
 __device__ __forceinline__ void take_own_rows(const AttentionBackwardParams& params,
-                                              const Layout<Tile>& layout, Accumulated<Tile>& a,
-                                              std::int64_t batch, std::int64_t row0, int warp_row,
-                                              int group_row, int lane) {
+                                              const SharedLayout<Tile>& layout,
+                                              Accumulated<Tile>& a, std::int64_t batch,
+                                              std::int64_t row0, int warp_row, int group_row,
+                                              int lane) {
   const std::uint32_t own = layout.address;
   if constexpr (!Tile::kTight) {
     load_own_rows<Tile>(a.first, own, warp_row, lane);
@@ -417,7 +421,7 @@ __device__ __forceinline__ void take_own_rows(const AttentionBackwardParams& par
 
 /// Own rows are no longer read: the next item's may come.
 template <class Tile>
-__device__ __forceinline__ void release_own_rows(const Layout<Tile>& layout, int lane) {
+__device__ __forceinline__ void release_own_rows(const SharedLayout<Tile>& layout, int lane) {
   __syncwarp();
   barrier_arrive_for_warp(layout.own_empty(), lane);
 }
@@ -425,7 +429,7 @@ __device__ __forceinline__ void release_own_rows(const Layout<Tile>& layout, int
 /// Writes the warp's rows of an item that all its turns have been added to.
 template <class Tile>
 __device__ __forceinline__ void write_item(const AttentionBackwardParams& params,
-                                           const Layout<Tile>& layout, Accumulated<Tile>& a,
+                                           const SharedLayout<Tile>& layout, Accumulated<Tile>& a,
                                            const BackwardBlock<typename Tile::T>& item,
                                            std::int64_t row0, int warp_row, int lane) {
   const auto factor = static_cast<float>(params.scale);
@@ -444,7 +448,7 @@ __device__ __forceinline__ void write_item(const AttentionBackwardParams& params
 /// A consumer warp, one of eight: its 16 rows of every item.
 template <class Tile>
 __device__ __forceinline__ void add_items(const AttentionBackwardParams& params, float scale,
-                                          const Layout<Tile>& layout, int warp, int lane) {
+                                          const SharedLayout<Tile>& layout, int warp, int lane) {
   const int warp_row = warp * Tile::kWarpRows;
   const int group_row = warp / 4 * Tile::kGroupRows;
   Accumulated<Tile> a;
@@ -484,7 +488,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                           std::uint32_t tiles, float scale) {
   if constexpr (kHasWgmma) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const Layout<Tile> layout(shared);
+    const SharedLayout<Tile> layout(shared);
     const int thread = static_cast<int>(threadIdx.x);
     if (thread == 0) {
       for (int stage = 0; stage < Tile::kStages; ++stage) {

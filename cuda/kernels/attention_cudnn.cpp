@@ -41,7 +41,7 @@ constexpr std::int64_t kPreferredLength = 256;
 constexpr double kPreferredScoreBytes = 1 << 30;
 
 /// One operand: (batch, heads, rows, columns).
-struct Operand {
+struct CudnnOperand {
   CudnnAxes sizes;
   CudnnAxes strides;
 };
@@ -57,8 +57,8 @@ bool has_vector_rows(const TensorView& view) {
 }
 
 /// An axis of size 1 gets the stride of a row-major tensor, so that equal calls look equal.
-Operand operand_of(const TensorView& view) {
-  Operand result{{1, 1, 1, 1}, {}};
+CudnnOperand operand_of(const TensorView& view) {
+  CudnnOperand result{{1, 1, 1, 1}, {}};
   for (int axis = 3; axis >= 0; --axis) {
     const int from_end = axis - 4;
     const std::size_t i = static_cast<std::size_t>(axis);
@@ -72,7 +72,7 @@ Operand operand_of(const TensorView& view) {
 }
 
 /// The operand as the kernel will get it: what has no vector rows is copied to row-major order.
-Operand packed_operand_of(const TensorView& view) {
+CudnnOperand packed_operand_of(const TensorView& view) {
   if (has_vector_rows(view)) return operand_of(view);
   TensorView packed = view;
   packed.strides = contiguous_strides(view.sizes);
@@ -125,32 +125,34 @@ Arguments arguments_of(const KernelArgs& args) {
 }
 
 /// A call, whatever its addresses and scale.
-struct Call {
+struct CudnnAttentionCall {
   std::int64_t device;
   std::int64_t dtype;
   std::int64_t is_causal;
   Computes computes;
   std::array<std::uint8_t, 7> padding{};
-  std::array<Operand, kRoles> operands{};
+  std::array<CudnnOperand, kRoles> operands{};
 
-  friend bool operator==(const Call& a, const Call& b) {
-    return std::memcmp(&a, &b, sizeof(Call)) == 0;
+  friend bool operator==(const CudnnAttentionCall& a, const CudnnAttentionCall& b) {
+    return std::memcmp(&a, &b, sizeof(CudnnAttentionCall)) == 0;
   }
 };
-static_assert(sizeof(Call) == (4 + kRoles * 8) * sizeof(std::int64_t), "compared as bytes");
+static_assert(sizeof(CudnnAttentionCall) == (4 + kRoles * 8) * sizeof(std::int64_t),
+              "compared as bytes");
 
 struct CallHash {
-  std::size_t operator()(const Call& call) const {
-    return std::hash<std::string_view>{}({reinterpret_cast<const char*>(&call), sizeof(Call)});
+  std::size_t operator()(const CudnnAttentionCall& call) const {
+    return std::hash<std::string_view>{}(
+        {reinterpret_cast<const char*>(&call), sizeof(CudnnAttentionCall)});
   }
 };
 
-Call call_of(const Arguments& arguments) {
+CudnnAttentionCall call_of(const Arguments& arguments) {
   const TensorView& query = *arguments.tensors[kQuery];
-  Call call{.device = query.device.index,
-            .dtype = static_cast<std::int64_t>(query.dtype),
-            .is_causal = arguments.attributes->is_causal,
-            .computes = arguments.computes};
+  CudnnAttentionCall call{.device = query.device.index,
+                          .dtype = static_cast<std::int64_t>(query.dtype),
+                          .is_causal = arguments.attributes->is_causal,
+                          .computes = arguments.computes};
   for (std::size_t role = 0; role < kRoles; ++role) {
     if (arguments.tensors[role] == nullptr) continue;
     const TensorView& view = *arguments.tensors[role];
@@ -170,7 +172,7 @@ struct Tensors {
 /// The graph of a call, and where its tensors are in it.
 class GraphOfCall {
  public:
-  GraphOfCall(const Call& call, Tensors& tensors)
+  GraphOfCall(const CudnnAttentionCall& call, Tensors& tensors)
       : call_(call), t_(tensors), type_(cudnn_type(static_cast<DType>(call.dtype))) {
     t_.scale = graph_.number();
     if (call.is_causal != 0) t_.minus_infinity = graph_.number();
@@ -186,11 +188,11 @@ class GraphOfCall {
   using Value = CudnnGraph::Value;
 
   Value memory(Role role) {
-    const Operand& operand = call_.operands[role];
+    const CudnnOperand& operand = call_.operands[role];
     return t_.operands[role] = graph_.memory(type_, operand.sizes, operand.strides);
   }
   Value transposed(Role role) {
-    const Operand& operand = call_.operands[role];
+    const CudnnOperand& operand = call_.operands[role];
     return t_.operands[role] = graph_.transposed_memory(type_, operand.sizes, operand.strides);
   }
   /// float32, a number for each query, row-major.
@@ -267,14 +269,14 @@ class GraphOfCall {
     graph_.matmul(d_product, graph_.transpose(key, type_), memory(kDQuery));
   }
 
-  const Call& call_;
+  const CudnnAttentionCall& call_;
   Tensors& t_;
   cudnnDataType_t type_;
   CudnnGraph graph_;
 };
 
 struct Planned {
-  Planned(const Call& call, cudnnHandle_t handle)
+  Planned(const CudnnAttentionCall& call, cudnnHandle_t handle)
       : plan(GraphOfCall(call, tensors).take(), handle) {}
   Tensors tensors;
   CudnnPlan plan;
@@ -283,9 +285,10 @@ struct Planned {
 
 /// The plan of a call, made at its first use and compiled by `compile`; null when there are too many.
 /// It stays where it is until the process ends.
-Planned* find_plan(const Call& call) {
+Planned* find_plan(const CudnnAttentionCall& call) {
   static std::mutex mutex;
-  static auto* plans = new std::unordered_map<Call, std::unique_ptr<Planned>, CallHash>;
+  static auto* plans =
+      new std::unordered_map<CudnnAttentionCall, std::unique_ptr<Planned>, CallHash>;
   const std::lock_guard lock(mutex);
   if (const auto found = plans->find(call); found != plans->end()) return found->second.get();
   if (plans->size() >= kMaxPlans) return nullptr;
@@ -338,7 +341,7 @@ Planned* compiled_plan(const KernelArgs& args) {
   if (!refusal_of_arguments(arguments, args.training).empty()) return nullptr;
   // Operands in other layouts are copied before the call.
   if (!has_vector_tensors(arguments, /*of_results_only=*/true)) return nullptr;
-  const Call call = call_of(arguments);
+  const CudnnAttentionCall call = call_of(arguments);
   Planned* planned = find_plan(call);
   if (planned == nullptr) return nullptr;
   CudnnLibrary& library = cudnn_library(static_cast<int>(call.device));
@@ -465,7 +468,7 @@ std::string cudnn_attention_refusal(const KernelArgs& args) {
   const Arguments arguments = arguments_of(args);
   std::string reason = refusal_of_arguments(arguments, args.training);
   if (!reason.empty()) return reason;
-  const Call call = call_of(arguments);
+  const CudnnAttentionCall call = call_of(arguments);
   const Planned* planned = find_plan(call);
   if (planned == nullptr) return "too many plans are in use";
   const std::lock_guard lock(cudnn_library(static_cast<int>(call.device)).mutex);

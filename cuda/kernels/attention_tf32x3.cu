@@ -52,20 +52,20 @@ template <class Tile>
 __device__ __forceinline__ void copy_keys(const AttentionParams& params,
                                           const AttentionBlock<float>& block, std::uint32_t shared,
                                           int tile) {
-  using Layout = SharedLayout<Tile>;
-  const std::uint32_t stage = shared + Layout::stage(tile);
+  using SharedLayout = SharedLayout<Tile>;
+  const std::uint32_t stage = shared + SharedLayout::stage(tile);
   const std::int64_t key = std::int64_t{tile} * Tile::kKeys;
   const std::int64_t rows = params.keys - key;
   copy_tile<Tile, Tile::kKeys>(stage, block.key + key * params.key_strides.row,
                                params.key_strides.row, rows, params.head);
-  copy_tile<Tile, Tile::kKeys>(stage + Layout::kValues,
+  copy_tile<Tile, Tile::kKeys>(stage + SharedLayout::kValues,
                                block.value + key * params.value_strides.row,
                                params.value_strides.row, rows, params.head_v);
   const int row = static_cast<int>(threadIdx.x);
   if (!Tile::kMayDrop || !params.has_dropout || row >= Tile::kRows) return;
   const std::int64_t query = block.row_block * Tile::kRows + row;
   copy_async<4>(
-      stage + Layout::kBits + row * 4,
+      stage + SharedLayout::kBits + row * 4,
       params.keep_bits + (block.batch * params.length + query) * params.keep_bits_stride + key / 8,
       query < params.length && rows > 0);
 }
@@ -94,11 +94,12 @@ template <class Tile>
 __device__ __forceinline__ void copy_next_pairs(const AttentionParams& params, const Tf32Mask& mask,
                                                 std::uint32_t shared, int warp_row,
                                                 std::int64_t row0, std::int64_t key0, int lane) {
-  using Layout = SharedLayout<Tile>;
+  using SharedLayout = SharedLayout<Tile>;
   if (Tile::kPlainScores || Tile::kKeyBias || mask.pairs == nullptr) return;
   __syncwarp();
   copy_pairs<Tile::kWarpRows, Tile::kKeys>(
-      params, shared + Layout::kPairs + warp_row * Layout::kPairBytes, mask.pairs, row0, key0, lane);
+      params, shared + SharedLayout::kPairs + warp_row * SharedLayout::kPairBytes, mask.pairs, row0,
+      key0, lane);
   copy_async_commit();
 }
 
@@ -110,8 +111,8 @@ __device__ __forceinline__ void attend(const AttentionParams& params,
                                        OnlineSoftmax<Tile::kRowTiles>& softmax, Sums<Tile>& output,
                                        const unsigned char* shared, int warp_row, int tile,
                                        int lane) {
-  using Layout = SharedLayout<Tile>;
-  const int stage = Layout::stage(tile);
+  using SharedLayout = SharedLayout<Tile>;
+  const int stage = SharedLayout::stage(tile);
   const std::int64_t key0 = std::int64_t{tile} * Tile::kKeys;
   const std::int64_t row0 = block.row_block * Tile::kRows + warp_row;
   // Rows past the end, and keys after all of the warp's rows, contribute nothing.
@@ -123,7 +124,7 @@ __device__ __forceinline__ void attend(const AttentionParams& params,
     if (params.mask_kind == AttentionMask::none) {
       add_mask<Tile>(params, score, lane, [](int, int) { return make_float2(0, 0); });
     } else {
-      const int pairs = Layout::kPairs + warp_row * Layout::kPairBytes;
+      const int pairs = SharedLayout::kPairs + warp_row * SharedLayout::kPairBytes;
       mask_query_scores<Tile>(params, mask, score,
                               reinterpret_cast<const float*>(shared + pairs), row0, key0, lane);
       copy_next_pairs<Tile>(params, mask, address, warp_row, row0, key0 + Tile::kKeys, lane);
@@ -134,12 +135,13 @@ __device__ __forceinline__ void attend(const AttentionParams& params,
   raise_maxima(softmax, score, scale, output);
   exponentiate(softmax, score, scale);
   if (Tile::kMayDrop && params.has_dropout) {
-    drop<Tile>(score,
-               reinterpret_cast<const std::uint32_t*>(shared + stage + Layout::kBits) + warp_row,
-               lane);
+    drop<Tile>(
+        score,
+        reinterpret_cast<const std::uint32_t*>(shared + stage + SharedLayout::kBits) + warp_row,
+        lane);
   }
-  add_weighted_rows<Tile>(output, score,
-                          reinterpret_cast<const float*>(shared + stage + Layout::kValues), lane);
+  add_weighted_rows<Tile>(
+      output, score, reinterpret_cast<const float*>(shared + stage + SharedLayout::kValues), lane);
 }
 
 /// Normalizes and writes the warp's rows and their log-sum-exp.
@@ -161,10 +163,10 @@ template <class Tile>
 __global__ __launch_bounds__(Tile::kThreads, 2) void flash_tf32x3_kernel(
     const __grid_constant__ AttentionParams params) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  using Layout = SharedLayout<Tile>;
+  using SharedLayout = SharedLayout<Tile>;
   extern __shared__ __align__(16) unsigned char shared[];
   if (block_index() >= params.batches * params.row_blocks) return;
-  auto& block = *reinterpret_cast<AttentionBlock<float>*>(shared + Layout::kBlock);
+  auto& block = *reinterpret_cast<AttentionBlock<float>*>(shared + SharedLayout::kBlock);
   if (threadIdx.x == 0) block = locate_block<float>(params, block_index());
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -90,11 +90,11 @@ struct Params {
 
 /// Where the parts of a block's shared memory are.
 template <class Tile>
-struct Layout {
+struct SharedLayout {
   unsigned char* shared;
   std::uint32_t address;
 
-  __device__ __forceinline__ explicit Layout(unsigned char* shared_)
+  __device__ __forceinline__ explicit SharedLayout(unsigned char* shared_)
       : shared(shared_), address(shared_address(shared_)) {}
   __device__ __forceinline__ std::uint32_t barrier(int index) const {
     return address + Tile::kBarriers + index * kBarrierBytes;
@@ -153,8 +153,9 @@ __device__ __forceinline__ void copy_rows(std::uint32_t shared, const CUtensorMa
 
 /// Starts the copy of a mask's (128 queries, 128 keys).
 template <class Tile>
-__device__ __forceinline__ void copy_pairs(const Params& p, const Layout<Tile>& layout, int stage,
-                                           int row, int key0, const int (&batch)[kMapAxes]) {
+__device__ __forceinline__ void copy_pairs(const Params& p, const SharedLayout<Tile>& layout,
+                                           int stage, int row, int key0,
+                                           const int (&batch)[kMapAxes]) {
   barrier_expect(layout.mask_full(stage), Tile::kMaskBytes);
 #pragma unroll
   for (int part = 0; part < Tile::kMaskBytes / kHalfBytes; ++part) {
@@ -215,7 +216,7 @@ __device__ __forceinline__ Plan plan_of(const Params& p, int index) {
 
 /// The copying thread: everything that this block's items need.
 template <class Tile>
-__device__ __forceinline__ void copy_items(const Params& p, const Layout<Tile>& layout) {
+__device__ __forceinline__ void copy_items(const Params& p, const SharedLayout<Tile>& layout) {
   RingPosition<Tile::kStages> ring;
   RingPosition<Tile::kMaskStages> masks;
   std::uint32_t turn = 0;
@@ -430,10 +431,10 @@ struct Rings {
 
 /// A consumer warp's walk over the tiles of an item.
 template <class Tile>
-__device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& layout,
-                                          const AllRows<Tile>& query,
-                                          Rings<Tile>& rings, int tiles, int row0, int group,
-                                          int lane, OnlineSoftmax<1>& state, Sums<Tile>& sums) {
+__device__ __forceinline__ void add_tiles(const Params& p, const SharedLayout<Tile>& layout,
+                                          const AllRows<Tile>& query, Rings<Tile>& rings, int tiles,
+                                          int row0, int group, int lane, OnlineSoftmax<1>& state,
+                                          Sums<Tile>& sums) {
   RingPosition<Tile::kStages>& ring = rings.tiles;
   Scores<Tile> scores;
   Weights<Tile> weights;
@@ -505,8 +506,8 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Layout<Tile>& l
 
 /// A consumer warp, one of eight: its 16 rows of every item.
 template <class Tile>
-__device__ __forceinline__ void add_items(const Params& p, const Layout<Tile>& layout, int warp,
-                                          int lane) {
+__device__ __forceinline__ void add_items(const Params& p, const SharedLayout<Tile>& layout,
+                                          int warp, int lane) {
   using T = typename Tile::T;
   const AttentionParams& attention = p.attention;
   Rings<Tile> rings;
@@ -554,7 +555,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     attention_wgmma_kernel(const __grid_constant__ Params p) {
   if constexpr (kHasWgmma) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const Layout<Tile> layout(shared);
+    const SharedLayout<Tile> layout(shared);
     const int thread = static_cast<int>(threadIdx.x);
     if (thread == 0) {
       for (int stage = 0; stage < Tile::kStages; ++stage) {

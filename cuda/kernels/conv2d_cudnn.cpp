@@ -42,7 +42,7 @@ enum class Computes : std::uint8_t { result, activated_result, d_images, d_filte
 
 constexpr bool is_forward(Computes computes) { return computes <= Computes::activated_result; }
 
-/// What follows the sums of a forward call, in this order: as words, for a Call.
+/// What follows the sums of a forward call, in this order: as words, for a ConvolutionCall.
 struct Tail {
   std::int64_t adds_bias = 0;
   std::int64_t adds_residual = 0;
@@ -80,19 +80,20 @@ ConvGeometry geometry_of(const KernelArgs& args) {
 bool has_16_bits(DType dtype) { return size_of(dtype) == 2; }
 
 /// A call, whatever its addresses: compared as words.
-struct Call {
+struct ConvolutionCall {
   std::int64_t device, dtype, computes;
   Tail tail;
   std::array<CudnnAxes, 3> sizes, strides;  // of images, filters and result
   CudnnWindows windows;
 
-  friend bool operator==(const Call& a, const Call& b) {
-    return std::memcmp(&a, &b, sizeof(Call)) == 0;
+  friend bool operator==(const ConvolutionCall& a, const ConvolutionCall& b) {
+    return std::memcmp(&a, &b, sizeof(ConvolutionCall)) == 0;
   }
 };
-static_assert(sizeof(Call) == (6 + 2 * 3 * 4 + 6) * sizeof(std::int64_t), "compared as bytes");
+static_assert(sizeof(ConvolutionCall) == (6 + 2 * 3 * 4 + 6) * sizeof(std::int64_t),
+              "compared as bytes");
 
-bool is_small(const Call& call) {
+bool is_small(const ConvolutionCall& call) {
   const auto& [images, filters, result] = call.sizes;
   std::int64_t products = filters[1] * filters[2] * filters[3];
   for (const std::int64_t size : result) products *= size;
@@ -100,18 +101,19 @@ bool is_small(const Call& call) {
 }
 
 struct CallHash {
-  std::size_t operator()(const Call& call) const {
-    return std::hash<std::string_view>{}({reinterpret_cast<const char*>(&call), sizeof(Call)});
+  std::size_t operator()(const ConvolutionCall& call) const {
+    return std::hash<std::string_view>{}(
+        {reinterpret_cast<const char*>(&call), sizeof(ConvolutionCall)});
   }
 };
 
 CudnnAxes axes_of(const Extents& values) { return {values[0], values[1], values[2], values[3]}; }
 
 template <Computes kComputes>
-Call call_of(const KernelArgs& args, bool channels_last) {
+ConvolutionCall call_of(const KernelArgs& args, bool channels_last) {
   const auto [images, filters, result] = tensors_of<kComputes>(args);
   const ConvGeometry g = geometry_of<kComputes>(args);
-  Call call{
+  ConvolutionCall call{
       .device = images.device.index,
       .dtype = static_cast<std::int64_t>(images.dtype),
       .computes = static_cast<std::int64_t>(kComputes),
@@ -129,14 +131,14 @@ Call call_of(const KernelArgs& args, bool channels_last) {
 }
 
 struct Planned {
-  Planned(const Call& call, cudnnHandle_t handle)
+  Planned(const ConvolutionCall& call, cudnnHandle_t handle)
       : plan(graph_of(call), handle,
              {.with_fallbacks = true,
               .exact = !has_16_bits(static_cast<DType>(call.dtype)),
               .most_workspace_bytes = kMostWorkspaceBytes,
               .compiled_last = is_small(call)}) {}
 
-  CudnnGraph graph_of(const Call& call) {
+  CudnnGraph graph_of(const ConvolutionCall& call) {
     const auto dtype = static_cast<DType>(call.dtype);
     const cudnnDataType_t sums = dtype == DType::float64 ? CUDNN_DATA_DOUBLE : CUDNN_DATA_FLOAT;
     CudnnGraph graph;
@@ -157,7 +159,7 @@ struct Planned {
     return graph;
   }
 
-  void add_forward(CudnnGraph& graph, const Call& call, cudnnDataType_t sums) {
+  void add_forward(CudnnGraph& graph, const ConvolutionCall& call, cudnnDataType_t sums) {
     const CudnnAxes& sizes = call.sizes[2];
     const CudnnAxes& strides = call.strides[2];
     const cudnnDataType_t type = cudnn_type(static_cast<DType>(call.dtype));
@@ -192,9 +194,9 @@ struct Planned {
 
 /// The compiled plan of a call; null when cuDNN refuses it. It stays where it is until the process
 /// ends.
-Planned* find_plan(const Call& call) {
+Planned* find_plan(const ConvolutionCall& call) {
   static std::mutex mutex;
-  static auto* plans = new std::unordered_map<Call, std::unique_ptr<Planned>, CallHash>;
+  static auto* plans = new std::unordered_map<ConvolutionCall, std::unique_ptr<Planned>, CallHash>;
   const std::lock_guard lock(mutex);
   auto found = plans->find(call);
   if (found == plans->end() && plans->size() >= kMaxPlans) return nullptr;
@@ -238,7 +240,7 @@ Tail tail_of(const KernelArgs& args) {
 
 /// Of 16-bit channels, in the layout's vectors. The kernels that compute more than sums would pad others,
 /// at the price of a pass over memory.
-bool has_whole_vectors(const Call& call) {
+bool has_whole_vectors(const ConvolutionCall& call) {
   constexpr std::int64_t kVector = 8;
   const auto& [images, filters, result] = call.sizes;
   return has_16_bits(static_cast<DType>(call.dtype)) && images[1] == filters[1] &&
@@ -249,7 +251,7 @@ template <Computes kComputes>
 Planned* planned(const KernelArgs& args) {
   if (!has_elements(args)) return nullptr;
   const bool channels_last = is_channels_last_call<kComputes>(args);
-  Call call = call_of<kComputes>(args, channels_last);
+  ConvolutionCall call = call_of<kComputes>(args, channels_last);
   const bool fuses = channels_last && has_whole_vectors(call);
   if constexpr (kComputes == Computes::result) {
     call.tail = tail_of<kComputes>(args);
@@ -323,7 +325,8 @@ TensorDesc descriptor_of(DType dtype, const CudnnAxes& sizes, const CudnnAxes& s
 }
 
 /// Adds (channels) to every position of the result.
-void add_bias(cudnnHandle_t handle, const Call& call, const TensorView& bias, void* result) {
+void add_bias(cudnnHandle_t handle, const ConvolutionCall& call, const TensorView& bias,
+              void* result) {
   const auto dtype = static_cast<DType>(call.dtype);
   const float one32 = 1;
   const double one64 = 1;

@@ -78,11 +78,11 @@ struct Tile {
 
 /// Where the parts of a block's shared memory are; the sums take the place of the stages.
 template <class Tile>
-struct Layout {
+struct SharedLayout {
   std::uint32_t stages;
   std::uint32_t barriers;
   int ring;
-  __device__ __forceinline__ Layout(const unsigned char* shared, int ring)
+  __device__ __forceinline__ SharedLayout(const unsigned char* shared, int ring)
       : stages((shared_address(shared) + Tile::kAlignment - 1) & ~(Tile::kAlignment - 1U)),
         barriers(stages + max(ring * Tile::kStageBytes, Tile::kSumBytes)),
         ring(ring) {}
@@ -116,7 +116,7 @@ __device__ __forceinline__ Corner corner_of(const SplitParams& p, int tile) {
 
 /// One thread: copies stage `i` of k to stage `stage` of the ring.
 template <class Tile>
-__device__ __forceinline__ void copy_stage(const SplitParams& p, const Layout<Tile>& layout,
+__device__ __forceinline__ void copy_stage(const SplitParams& p, const SharedLayout<Tile>& layout,
                                            Corner corner, int i, int stage) {
   const std::uint32_t full = layout.full(stage);
   barrier_expect(full, p.bytes_of_stage);
@@ -134,7 +134,7 @@ __device__ __forceinline__ void copy_stage(const SplitParams& p, const Layout<Ti
 
 /// One thread: the barriers, and the first round of copies, which no barrier holds up.
 template <class Tile>
-__device__ __forceinline__ void start_copies(const SplitParams& p, const Layout<Tile>& layout,
+__device__ __forceinline__ void start_copies(const SplitParams& p, const SharedLayout<Tile>& layout,
                                              Corner corner, int first, int last) {
   for (int stage = 0; stage < layout.ring; ++stage) {
     barrier_init(layout.full(stage), 1);
@@ -148,7 +148,7 @@ __device__ __forceinline__ void start_copies(const SplitParams& p, const Layout<
 
 /// One thread: the copies after those.
 template <class Tile>
-__device__ __forceinline__ void copy_stages(const SplitParams& p, const Layout<Tile>& layout,
+__device__ __forceinline__ void copy_stages(const SplitParams& p, const SharedLayout<Tile>& layout,
                                             Corner corner, int first, int last) {
   int stage = 0;
   std::uint32_t parity = 0;
@@ -167,8 +167,8 @@ using Sums = float[Tile::kColumns / 8][4];
 
 /// Adds the products of `stages` stages to 64 rows of the tile.
 template <class Tile>
-__device__ __forceinline__ void multiply(Sums<Tile>& c, int stages, const Layout<Tile>& layout,
-                                         int group, int lane) {
+__device__ __forceinline__ void multiply(Sums<Tile>& c, int stages,
+                                         const SharedLayout<Tile>& layout, int group, int lane) {
   int stage = 0, previous = 0;
   std::uint32_t parity = 0;
   for (int i = 0; i < stages; ++i) {
@@ -308,10 +308,10 @@ __device__ __forceinline__ void prefetch_share(const SplitParams& p, Corner corn
 
 /// Adds, finishes and stores this block's share of the tile.
 template <class Tile>
-__device__ __forceinline__ void finish_share(const SplitParams& p, const Layout<Tile>& layout,
+__device__ __forceinline__ void finish_share(const SplitParams& p, const SharedLayout<Tile>& layout,
                                              Corner corner, Share share, int thread) {
   constexpr int kAcross = Tile::kColumns / kVector;
-  Layout<Tile> written = layout;  // the address keeps loads behind the barrier
+  SharedLayout<Tile> written = layout;  // the address keeps loads behind the barrier
   asm volatile("" : "+r"(written.stages)::"memory");
   for (int i = share.first + thread; i < share.last; i += kAtOnce * Tile::kConsumers) {
     float x[kAtOnce][kVector] = {};
@@ -336,8 +336,8 @@ __device__ __forceinline__ void finish_share(const SplitParams& p, const Layout<
 
 /// The products of one warp, and its 16 rows of sums to shared memory.
 template <class Tile>
-__device__ __forceinline__ void multiply_share(const Layout<Tile>& layout, int stages, int warp,
-                                               int lane) {
+__device__ __forceinline__ void multiply_share(const SharedLayout<Tile>& layout, int stages,
+                                               int warp, int lane) {
   Sums<Tile> c;
 #pragma unroll
   for (int j = 0; j < Tile::kColumns / 8; ++j) {
@@ -365,7 +365,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMostResident)
     gemm_split_wgmma_kernel(const __grid_constant__ SplitParams p) {
   if constexpr (kHasWgmma) {
     extern __shared__ unsigned char shared[];
-    const Layout<Tile> layout(shared, p.ring);
+    const SharedLayout<Tile> layout(shared, p.ring);
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int part = static_cast<int>(blockIdx.x) % p.parts;
     const Corner corner = corner_of<Tile>(p, static_cast<int>(blockIdx.x) / p.parts);

@@ -69,9 +69,9 @@ struct Tile {
 
 /// Where the parts of a block's shared memory are.
 template <class Tile>
-struct Layout {
+struct SharedLayout {
   std::uint32_t stages;
-  __device__ __forceinline__ explicit Layout(const unsigned char* shared)
+  __device__ __forceinline__ explicit SharedLayout(const unsigned char* shared)
       : stages((shared_address(shared) + Tile::kAlignment - 1) & ~(Tile::kAlignment - 1U)) {}
   __device__ __forceinline__ std::uint32_t a(int stage) const {
     return stages + stage * Tile::kStageBytes;
@@ -112,7 +112,7 @@ __device__ __forceinline__ Corner corner_of(const GemmParams& p, int tile) {
 
 /// One thread: copies every stage of every tile of this block.
 template <class Tile>
-__device__ __forceinline__ void copy_stages(const GemmParams& p, const Layout<Tile>& layout) {
+__device__ __forceinline__ void copy_stages(const GemmParams& p, const SharedLayout<Tile>& layout) {
   Position<Tile> position;
   const int tiles = p.tiles_m * p.tiles_n;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += gridDim.x) {
@@ -187,7 +187,7 @@ __device__ __forceinline__ void wait_for_turn(int turn) {
 /// Adds the products of one tile; each stage is given back when no product reads it any more.
 template <class Tile>
 __device__ __forceinline__ void multiply_tile(Accumulators<Tile>& c, int stages, int turn,
-                                              bool another, const Layout<Tile>& layout,
+                                              bool another, const SharedLayout<Tile>& layout,
                                               Position<Tile>& position, int lane) {
   // A parity tells two rounds apart: nobody may wait for a stage that is two rounds away.
   wait_for_turn(turn);
@@ -267,7 +267,7 @@ __device__ __forceinline__ void fill_slot(const float (&c)[Tile::kColumns / 8][4
 
 /// Starts copying a part of gelu_gradient's input; one thread.
 template <class Tile>
-__device__ __forceinline__ void copy_aux(const GemmParams& p, const Layout<Tile>& layout,
+__device__ __forceinline__ void copy_aux(const GemmParams& p, const SharedLayout<Tile>& layout,
                                          const Part<Tile>& part, int warp) {
   barrier_expect(layout.aux(warp), kSlotBytes);
   copy_tensor_async(layout.slot(warp, 3), p.aux, part.column, part.row, layout.aux(warp));
@@ -277,8 +277,8 @@ __device__ __forceinline__ void copy_aux(const GemmParams& p, const Layout<Tile>
 /// input of the next part is on its way.
 template <class Tile>
 __device__ __forceinline__ void finish_tile(const GemmParams& p, const Accumulators<Tile>& c,
-                                            const Layout<Tile>& layout, Corner corner, int warp,
-                                            int lane) {
+                                            const SharedLayout<Tile>& layout, Corner corner,
+                                            int warp, int lane) {
   constexpr bool kGradient = is_gradient(Tile::kEpilogue);
 #pragma unroll
   for (int index = 0; index < Tile::kParts; ++index) {
@@ -323,8 +323,9 @@ __device__ __forceinline__ void finish_tile(const GemmParams& p, const Accumulat
 
 /// One of the consumer warps, which are numbered from 0 to 7.
 template <class Tile>
-__device__ __forceinline__ void multiply_tiles(const GemmParams& p, const Layout<Tile>& layout,
-                                               int warp, int lane) {
+__device__ __forceinline__ void multiply_tiles(const GemmParams& p,
+                                               const SharedLayout<Tile>& layout, int warp,
+                                               int lane) {
   const int turn = warp / 4;
   const int tiles = p.tiles_m * p.tiles_n;
   const int stride = static_cast<int>(gridDim.x);
@@ -350,7 +351,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     gemm_wgmma_kernel(const __grid_constant__ GemmParams p) {
   if constexpr (kHasWgmma) {
     extern __shared__ unsigned char shared[];
-    const Layout<Tile> layout(shared);
+    const SharedLayout<Tile> layout(shared);
     const int thread = static_cast<int>(threadIdx.x);
     if (thread == 0) {
       for (int stage = 0; stage < Tile::kStages; ++stage) {

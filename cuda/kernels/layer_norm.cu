@@ -108,17 +108,6 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   }
 }
 
-template <class T, bool kTail>
-auto held_rows_kernel(int chunks) {
-  if constexpr (row_chunks<T> == 4) {
-    if (chunks == 4) return norm_held_rows_kernel<T, 4, kTail>;
-    if (chunks == 3) return norm_held_rows_kernel<T, 3, kTail>;
-    return norm_held_rows_kernel<T, 2, kTail>;
-  } else {
-    return chunks == 2 ? norm_held_rows_kernel<T, 2, kTail> : norm_held_rows_kernel<T, 1, kTail>;
-  }
-}
-
 const void* data_of(const KernelArgs& args, std::size_t i) {
   return i < args.inputs.size() && args.inputs[i].present ? args.inputs[i].data : nullptr;
 }
@@ -138,8 +127,10 @@ void run(const KernelArgs& args, NormParams p, const TailParams& tail) {
     const RowStreamPlan held =
         plan_row_stream(p.rows, p.cols, needs<T, kTail>, device_limits(stream.device));
     if (held.fits && aligned) {
-      return launch(stream, name, held_rows_kernel<T, kTail>(held.chunks), held.blocks,
-                    held.threads, held.shared_bytes, p, tail, RowStream(p.rows, held));
+      const auto kernel = for_chunks<T>(
+          held.chunks, []<int kChunks>() { return norm_held_rows_kernel<T, kChunks, kTail>; });
+      return launch(stream, name, kernel, held.blocks, held.threads, held.shared_bytes, p, tail,
+                    RowStream(p.rows, held));
     }
     const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
     p.lanes = plan.lanes;

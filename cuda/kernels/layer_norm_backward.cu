@@ -365,18 +365,6 @@ std::size_t workspace_of(const NormBackwardSizes& sizes, DType dtype) {
          (dtype == DType::float64 ? 8 : 4);
 }
 
-template <class T, bool kTail>
-auto held_rows_kernel(int chunks) {
-  if constexpr (row_chunks<T> == 4) {
-    if (chunks == 4) return norm_backward_held_rows_kernel<T, 4, kTail>;
-    if (chunks == 3) return norm_backward_held_rows_kernel<T, 3, kTail>;
-    return norm_backward_held_rows_kernel<T, 2, kTail>;
-  } else {
-    return chunks == 2 ? norm_backward_held_rows_kernel<T, 2, kTail>
-                       : norm_backward_held_rows_kernel<T, 1, kTail>;
-  }
-}
-
 bool rows_are_aligned(const NormBackwardParams& p, const TailParams& tail) {
   bool aligned = p.cols % kRowGroup == 0;
   for (const void* data :
@@ -393,8 +381,11 @@ std::int64_t run_rows(Stream stream, const char* name, const NormBackwardSizes& 
                       NormBackwardParams p, const TailParams& tail) {
   if (sizes.held.fits && rows_are_aligned(p, tail)) {
     const RowStreamPlan& held = sizes.held;
-    launch(stream, name, held_rows_kernel<T, kTail>(held.chunks), held.blocks, held.threads,
-           held.shared_bytes, p, tail, RowStream(p.rows, held));
+    const auto kernel = for_chunks<T>(held.chunks, []<int kChunks>() {
+      return norm_backward_held_rows_kernel<T, kChunks, kTail>;
+    });
+    launch(stream, name, kernel, held.blocks, held.threads, held.shared_bytes, p, tail,
+           RowStream(p.rows, held));
     return held.blocks;
   }
   p.splits = sizes.columns.splits;

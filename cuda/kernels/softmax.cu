@@ -155,18 +155,6 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
   write(Probability<C>(total.maximum, total.sum));
 }
 
-template <class T, bool kLog>
-auto held_rows_kernel(int chunks) {
-  if constexpr (row_chunks<T> == 4) {
-    if (chunks == 4) return softmax_held_rows_kernel<T, 4, kLog>;
-    if (chunks == 3) return softmax_held_rows_kernel<T, 3, kLog>;
-    return softmax_held_rows_kernel<T, 2, kLog>;
-  } else {
-    return chunks == 2 ? softmax_held_rows_kernel<T, 2, kLog>
-                       : softmax_held_rows_kernel<T, 1, kLog>;
-  }
-}
-
 template <class T>
 void run_typed(Stream stream, const char* name, SoftmaxParams p) {
   if (p.inner > 1) {
@@ -177,8 +165,10 @@ void run_typed(Stream stream, const char* name, SoftmaxParams p) {
       plan_row_stream(p.rows, p.cols, needs<T>, device_limits(stream.device));
   if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.source, kVectorBytes) &&
       is_aligned(p.target, kVectorBytes)) {
-    const auto kernel =
-        p.log ? held_rows_kernel<T, true>(held.chunks) : held_rows_kernel<T, false>(held.chunks);
+    const auto kernel = for_chunks<T>(held.chunks, [&]<int kChunks>() {
+      return p.log ? softmax_held_rows_kernel<T, kChunks, true>
+                   : softmax_held_rows_kernel<T, kChunks, false>;
+    });
     return launch(stream, name, kernel, held.blocks, held.threads, held.shared_bytes, p,
                   RowStream(p.rows, held));
   }

@@ -160,17 +160,6 @@ __global__ void __launch_bounds__(kColumnThreads* kColumnLanes)
 }
 
 template <class T>
-auto held_kernel(int chunks) {
-  if constexpr (row_chunks<T> == 4) {
-    if (chunks == 4) return held_rows_kernel<T, 4>;
-    if (chunks == 3) return held_rows_kernel<T, 3>;
-    return held_rows_kernel<T, 2>;
-  } else {
-    return chunks == 2 ? held_rows_kernel<T, 2> : held_rows_kernel<T, 1>;
-  }
-}
-
-template <class T>
 void run_typed(Stream stream, const char* name, BackwardParams p) {
   if (p.inner > 1) {
     return launch(stream, name, columns_kernel<T>, ceil_div(p.rows, kColumnThreads),
@@ -180,8 +169,10 @@ void run_typed(Stream stream, const char* name, BackwardParams p) {
       plan_row_stream(p.rows, p.cols, needs<T>, device_limits(stream.device));
   if (held.fits && p.cols % kRowGroup == 0 && is_aligned(p.grad, kVectorBytes) &&
       is_aligned(p.output, kVectorBytes) && is_aligned(p.target, kVectorBytes)) {
-    return launch(stream, name, held_kernel<T>(held.chunks), held.blocks, held.threads,
-                  held.shared_bytes, p, RowStream(p.rows, held));
+    const auto kernel =
+        for_chunks<T>(held.chunks, []<int kChunks>() { return held_rows_kernel<T, kChunks>; });
+    return launch(stream, name, kernel, held.blocks, held.threads, held.shared_bytes, p,
+                  RowStream(p.rows, held));
   }
   const RowPlan plan = plan_rows(p.rows, p.cols, row_chunks<T>);
   p.lanes = plan.lanes;

@@ -131,8 +131,8 @@ const compute_type<T>* widened(const TensorView& view, Scratch& scratch) {
 }
 
 /// One product for each group; rows of A and C are (samples, positions).
-GemmProblem grouped_problem(const ConvGeometry& g, const Chunk& chunk) {
-  GemmProblem p;
+MatrixProduct grouped_problem(const ConvGeometry& g, const Chunk& chunk) {
+  MatrixProduct p;
   p.batch = {g.groups};
   p.rows = {chunk.samples, g.positions()};
   return p;
@@ -221,7 +221,7 @@ struct Windows {
     }
   }
 
-  /// GemmProblem::write_rows: row is sample · positions + position, batch the group.
+  /// MatrixProduct::write_rows: row is sample · positions + position, batch the group.
   static void write_rows(const void* context, std::int64_t group, std::int64_t row, int count,
                          void* panel) {
     const auto& windows = *static_cast<const Windows*>(context);
@@ -259,7 +259,7 @@ void run_forward(const KernelArgs& args, const ConvGeometry& g) {
     result = result_memory.get<C>(g.samples * sample_size);
   }
   const Windows<C> windows{g, input};
-  GemmProblem p;  // [positions,depth] x [filters,depth]^T
+  MatrixProduct p;  // [positions,depth] x [filters,depth]^T
   p.batch = {g.groups};
   p.rows = {g.samples, g.positions()};
   if (has_unit_windows(g)) {
@@ -303,7 +303,7 @@ void run_backward_input(const KernelArgs& args, const ConvGeometry& g) {
   const C* weight = widened<T>(args.inputs[1], weight_memory);
   for_each_chunk(g, [&](const Chunk& chunk) {
     C* columns = columns_memory.get<C>(g.groups * g.depth() * chunk.row_length);
-    GemmProblem p = grouped_problem(g, chunk);  // [positions,filters] x [filters,depth]
+    MatrixProduct p = grouped_problem(g, chunk);  // [positions,filters] x [filters,depth]
     p.a = grad + chunk.first * g.filters * g.positions();
     p.a_batch = {g.filters_of_group() * g.positions()};
     p.a_rows = {g.filters * g.positions(), 1};
@@ -348,7 +348,7 @@ void run_backward_weight(const KernelArgs& args, const ConvGeometry& g) {
     C* part = part_memory.get<C>(size);
     unfold(g, chunk, args.inputs[1].as<const T>(), columns);
     gather_filters(g, chunk, args.inputs[0].as<const T>(), grad);
-    GemmProblem p;  // [filters,positions] x [depth,positions]^T
+    MatrixProduct p;  // [filters,positions] x [depth,positions]^T
     p.batch = {g.groups};
     p.rows = {g.filters_of_group()};
     p.a = grad;

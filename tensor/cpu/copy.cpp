@@ -35,7 +35,7 @@ void copy_row(char* const* data, const std::int64_t* strides, std::int64_t n, co
 }
 
 /// The axis along which the source is dense while the target's rows are not; -1: there is none.
-int transposed_axis(const RowPlan& plan, std::int64_t element) {
+int transposed_axis(const StridedRows& plan, std::int64_t element) {
   const int row = plan.sizes.size() - 1;
   if (plan.strides[0][row] != element || plan.strides[1][row] == element) return -1;
   for (int axis = 0; axis < row; ++axis) {
@@ -61,7 +61,7 @@ void copy_tile(char* target, const char* source, std::int64_t target_stride,
 }
 
 template <class Word>
-void copy_transposed(const RowPlan& plan, int axis) {
+void copy_transposed(const StridedRows& plan, int axis) {
   const int row = plan.sizes.size() - 1;
   const std::int64_t rows = plan.sizes[axis];
   const std::int64_t columns = plan.sizes[row];
@@ -93,7 +93,7 @@ void copy_transposed(const RowPlan& plan, int axis) {
 
 template <class Word>
 void copy_words(const TensorView& source, const TensorView& target) {
-  const RowPlan plan = plan_rows(target, std::span(&source, 1));
+  const StridedRows plan = plan_rows(target, std::span(&source, 1));
   const int axis = transposed_axis(plan, sizeof(Word));
   if (axis >= 0) {
     copy_transposed<Word>(plan, axis);

@@ -103,7 +103,7 @@ struct Matrix {
 template <class T>
 void multiply(const Matrix& a, const Matrix& b, std::int64_t rows, std::int64_t depth,
               std::int64_t columns, void* c) {
-  GemmProblem p;
+  MatrixProduct p;
   p.a = a.data;
   p.b = b.data;
   p.c = c;

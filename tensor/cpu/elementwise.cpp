@@ -25,7 +25,7 @@ Extents broadcast_strides(const TensorView& view, const Extents& sizes) {
 }
 
 /// Whether axis `outer` continues axis `inner` in every operand.
-bool can_merge(const RowPlan& plan, int outer, int inner) {
+bool can_merge(const StridedRows& plan, int outer, int inner) {
   for (int i = 0; i < plan.operands; ++i) {
     const Extents& strides = plan.strides[static_cast<std::size_t>(i)];
     if (strides[outer] != strides[inner] * plan.sizes[inner]) return false;
@@ -66,10 +66,11 @@ const ElementAccess& element_access(DType dtype) {
   return dispatch_all(dtype, []<class T>() -> const ElementAccess& { return kAccess<T>; });
 }
 
-RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs) {
-  RowPlan full;
+StridedRows plan_rows(const TensorView& output, std::span<const TensorView> inputs) {
+  StridedRows full;
   full.operands = 1 + static_cast<int>(inputs.size());
-  TENON_INTERNAL(full.operands <= RowPlan::kMaxOperands, "{} elementwise operands", full.operands);
+  TENON_INTERNAL(full.operands <= StridedRows::kMaxOperands, "{} elementwise operands",
+                 full.operands);
   full.sizes = output.sizes;
   const auto add = [&](std::size_t i, const TensorView& view) {
     full.strides[i] = broadcast_strides(view, output.sizes);
@@ -84,7 +85,7 @@ RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs) 
   std::stable_sort(order.begin(), end,
                    [&](int a, int b) { return full.strides[0][a] > full.strides[0][b]; });
 
-  RowPlan plan;
+  StridedRows plan;
   plan.operands = full.operands;
   plan.data = full.data;
   for (auto axis = order.begin(); axis != end; ++axis) {
@@ -108,11 +109,11 @@ RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs) 
   return plan;
 }
 
-void for_each_row(const RowPlan& plan, RowFunction function, const void* functor) {
+void for_each_row(const StridedRows& plan, RowFunction function, const void* functor) {
   const int row_axis = plan.sizes.size() - 1;
   const std::int64_t row = plan.sizes[row_axis];
   const auto operands = static_cast<std::size_t>(plan.operands);
-  std::array<std::int64_t, RowPlan::kMaxOperands> row_strides{};
+  std::array<std::int64_t, StridedRows::kMaxOperands> row_strides{};
   for (std::size_t i = 0; i < operands; ++i) row_strides[i] = plan.strides[i][row_axis];
 
   parallel_ranges(plan.sizes.product(), kGrain, [&](std::int64_t begin, std::int64_t end) {
@@ -125,7 +126,7 @@ void for_each_row(const RowPlan& plan, RowFunction function, const void* functor
     std::int64_t in_row = begin % row;
     for (std::int64_t at = begin; at < end;) {
       const std::int64_t n = std::min(row - in_row, end - at);
-      std::array<char*, RowPlan::kMaxOperands> data = plan.data;
+      std::array<char*, StridedRows::kMaxOperands> data = plan.data;
       for (std::size_t i = 0; i < operands; ++i) {
         data[i] += in_row * row_strides[i];
         for (int axis = 0; axis < row_axis; ++axis) {
@@ -149,7 +150,7 @@ namespace {
 struct BlockCall {
   BlockFunction function;
   const void* functor;
-  std::array<DType, RowPlan::kMaxOperands> dtypes;  // the output's first
+  std::array<DType, StridedRows::kMaxOperands> dtypes;  // the output's first
 };
 
 template <std::size_t... I>

@@ -25,7 +25,7 @@
 namespace tenon::cpu {
 
 /// Operands of one call, the output first: common sizes, and strides in bytes for each.
-struct RowPlan {
+struct StridedRows {
   static constexpr int kMaxOperands = 4;
   int operands = 0;
   Extents sizes;  // the last axis is the row
@@ -35,13 +35,13 @@ struct RowPlan {
 
 /// Broadcasts `inputs` to the output's sizes, drops axes of size 1, sorts axes by the output's
 /// strides and merges neighbours where all operands allow it.
-RowPlan plan_rows(const TensorView& output, std::span<const TensorView> inputs);
+StridedRows plan_rows(const TensorView& output, std::span<const TensorView> inputs);
 
 /// Computes `n` elements; `data` and `strides` (in bytes) are the operands', the output first.
 using RowFunction = void (*)(char* const* data, const std::int64_t* strides, std::int64_t n,
                              const void* functor);
 /// Calls `function` on all rows or pieces of them, in parallel.
-void for_each_row(const RowPlan& plan, RowFunction function, const void* functor);
+void for_each_row(const StridedRows& plan, RowFunction function, const void* functor);
 
 /// Elements of a block: a few operands of it fit the first-level cache.
 inline constexpr std::int64_t kBlock = 512;

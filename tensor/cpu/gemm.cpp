@@ -45,7 +45,7 @@ struct Block {
   std::int64_t columns;
 };
 
-Block packed_block(const GemmProblem& p, std::int64_t batches, std::int64_t rows, TileShape tile,
+Block packed_block(const MatrixProduct& p, std::int64_t batches, std::int64_t rows, TileShape tile,
                    std::int64_t element_bytes) {
   const std::int64_t limit = kPackedBytes / element_bytes;
   const std::int64_t depth = std::max<std::int64_t>(p.depth, 1);
@@ -106,7 +106,7 @@ void pack(const Lines& lines, std::int64_t batch0, std::int64_t batches, std::in
 /// write_tile where rows of C are neighbours in memory and columns are not: by columns, so that stores
 /// run along memory.
 template <class T>
-void write_tile_by_columns(const GemmProblem& p, std::int64_t row0, std::int64_t rows,
+void write_tile_by_columns(const MatrixProduct& p, std::int64_t row0, std::int64_t rows,
                            std::int64_t columns, const compute_type<T>* tile,
                            std::int64_t tile_columns, const compute_type<T>* bias, T* c) {
   using C = compute_type<T>;
@@ -130,7 +130,7 @@ void write_tile_by_columns(const GemmProblem& p, std::int64_t row0, std::int64_t
 
 /// The same of A where the problem writes its rows.
 template <class C>
-void write_panels(const GemmProblem& p, std::int64_t batch0, std::int64_t batches,
+void write_panels(const MatrixProduct& p, std::int64_t batch0, std::int64_t batches,
                   std::int64_t first, std::int64_t count, C* out) {
   const std::int64_t panels = divide_up(count, kPanelRows);
   const std::int64_t panel_size = p.depth * kPanelRows;
@@ -146,7 +146,7 @@ void write_panels(const GemmProblem& p, std::int64_t batch0, std::int64_t batche
 
 /// Adds the bias to a tile (rows, columns) held in float or double, and rounds it into C.
 template <class T>
-void write_tile(const GemmProblem& p, std::int64_t batch, std::int64_t row0, std::int64_t rows,
+void write_tile(const MatrixProduct& p, std::int64_t batch, std::int64_t row0, std::int64_t rows,
                 std::int64_t column0, std::int64_t columns, compute_type<T>* tile,
                 std::int64_t tile_columns) {
   using C = compute_type<T>;
@@ -189,7 +189,7 @@ void multiply_tile(const C* a, const C* b, std::int64_t depth, TileShape tile, C
 
 /// Computes the tiles of one packed block, whose first element is (batch0, row0, column0).
 template <class T>
-void multiply_block(const GemmProblem& p, TileShape tile, Block size, std::int64_t batch0,
+void multiply_block(const MatrixProduct& p, TileShape tile, Block size, std::int64_t batch0,
                     std::int64_t row0, std::int64_t column0, const compute_type<T>* a,
                     const compute_type<T>* b) {
   using C = compute_type<T>;
@@ -216,7 +216,7 @@ void multiply_block(const GemmProblem& p, TileShape tile, Block size, std::int64
 }
 
 template <class T>
-void multiply_packed(const GemmProblem& p, std::int64_t batches, std::int64_t rows) {
+void multiply_packed(const MatrixProduct& p, std::int64_t batches, std::int64_t rows) {
   using C = compute_type<T>;
   const Lines a{p.a, p.batch, p.a_batch, p.rows, p.a_rows, p.a_depth};
   const Lines b{p.b, p.batch, p.b_batch, {p.columns}, {p.b_column}, p.b_depth};
@@ -261,7 +261,7 @@ C dot(const C* x, const C* y, std::int64_t n) {
 
 /// One to kFewRows rows, of one batch, against columns of unit stride: each column is read once.
 template <class T>
-void multiply_few_rows(const GemmProblem& p, std::int64_t rows) {
+void multiply_few_rows(const MatrixProduct& p, std::int64_t rows) {
   using C = compute_type<T>;
   constexpr std::int64_t kColumnsPerTask = 32;
   thread_local Scratch a_scratch;
@@ -292,8 +292,8 @@ void multiply_few_rows(const GemmProblem& p, std::int64_t rows) {
 }
 
 /// Cᵀ = Bᵀ·Aᵀ of a single matrix without bias.
-GemmProblem transposed(const GemmProblem& p) {
-  GemmProblem t;
+MatrixProduct transposed(const MatrixProduct& p) {
+  MatrixProduct t;
   t.a = p.b;
   t.b = p.a;
   t.c = p.c;
@@ -390,7 +390,7 @@ void pack_panel(const T* data, const std::int64_t* offsets, int count, std::int6
 }
 
 template <class T>
-void gemm(const GemmProblem& p) {
+void gemm(const MatrixProduct& p) {
   const std::int64_t batches = p.batch.product();
   const std::int64_t rows = p.rows.product();
   if (batches == 0 || rows == 0 || p.columns == 0) return;
@@ -404,7 +404,7 @@ void gemm(const GemmProblem& p) {
 }
 
 #define TENON_INSTANTIATE_GEMM(T)                                                           \
-  template void gemm<T>(const GemmProblem&);                                                \
+  template void gemm<T>(const MatrixProduct&);                                              \
   template void pack_panel<kPanelRows, T>(const T*, const std::int64_t*, int, std::int64_t, \
                                           std::int64_t, compute_type<T>*);                  \
   template void pack_panel<kPanelColumns<compute_type<T>>, T>(                              \

@@ -14,7 +14,7 @@ namespace tenon::cpu {
 
 /// C[b, r, n] = Σ_k A[b, r, k]·B[b, k, n] + bias[n]; b and r run over several axes each. All
 /// strides count elements and may be 0; the elements of C must be distinct.
-struct GemmProblem {
+struct MatrixProduct {
   const void* a = nullptr;
   /// Instead of `a` in memory, for 32- and 64-bit floats: writes rows [row, row + count) of A, with
   /// count <= kPanelRows, to out[k · kPanelRows + i], zeros for the rows that `count` lacks.
@@ -36,7 +36,7 @@ struct GemmProblem {
 
 /// T: float, double, Half or BFloat16. 16-bit products are summed in float and rounded once.
 template <class T>
-void gemm(const GemmProblem& problem);
+void gemm(const MatrixProduct& problem);
 
 /// Copies `count` <= kWidth rows of `depth` elements to out[k · kWidth + row], zeros for the rest.
 /// Row i starts at data + offsets[i]; its elements are `depth_stride` apart.

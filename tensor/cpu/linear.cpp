@@ -1,4 +1,4 @@
-// Maps linear's operands to one GemmProblem; the bias is added as each tile is written.
+// Maps linear's operands to one MatrixProduct; the bias is added as each tile is written.
 #include "tensor/cpu/linear.h"
 
 #include "tensor/cpu/gemm.h"
@@ -12,7 +12,7 @@ void linear(const KernelArgs& args) {
   const TensorView& bias = args.inputs[2];
   const TensorView& output = args.outputs[0];
   const int row_axes = output.rank() - 1;
-  GemmProblem p;
+  MatrixProduct p;
   p.a = input.data;
   p.b = weight.data;
   p.c = output.data;

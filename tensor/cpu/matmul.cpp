@@ -1,4 +1,4 @@
-// Maps matmul's operands to one GemmProblem.
+// Maps matmul's operands to one MatrixProduct.
 #include "tensor/cpu/matmul.h"
 
 #include <utility>
@@ -33,7 +33,7 @@ void matmul(const KernelArgs& args) {
   const TensorView& b = args.inputs[1];
   const TensorView& c = args.outputs[0];
   const int batch_axes = c.rank() - 2;
-  GemmProblem p;
+  MatrixProduct p;
   p.a = a.data;
   p.b = b.data;
   p.c = c.data;
